@@ -1,0 +1,27 @@
+"""Check the data, split the labelled scenes into folds, audit the split.
+
+Reads:  the competition's files under data.root, and the folds.csv that folds.file names, if any
+Writes: 01_folds/folds.csv (id, fold, class flags), 01_folds/audit.json, 01_folds/findings.csv
+
+    python 01_prepare_folds.py --config configs/xview2_cpu.yaml --set data.root=/data/xbd
+"""
+
+import sys
+
+from lib.run import cli
+from lib.stages import folds
+
+
+@cli.exits
+def main(argv=None):
+    run = cli.start(__doc__, argv)
+    for unit in run.pending([run.graph.folds()]):
+        with run.build(unit, {"stage": "01"}) as folder:
+            for line in folds.check(run.competition, folder, run.strict):
+                cli.say(line)
+            for line in folds.split(run.competition, run.config.folds, folder):
+                cli.say(line)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

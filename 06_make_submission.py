@@ -1,0 +1,38 @@
+"""Decode the blended probabilities, write the submission, read it back and lint it.
+
+Reads:  05_ensemble/{oof,test}, 05_ensemble/decode/decode.json
+Writes: 06_submission/test (what is handed in), 06_submission/oof (the same for scenes with known truth), report/
+
+    python 06_make_submission.py --config configs/xview2_cpu.yaml
+    python 06_make_submission.py --lint submission.csv --sample sample_submission.csv
+"""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from lib import report
+from lib.run import cli
+from lib.stages import submit
+
+
+@cli.exits
+def main(argv=None):
+    flags = cli.parser(__doc__)
+    flags.add_argument("--lint", type=Path, metavar="PATH", help="check this submission only: a folder or a CSV file")
+    flags.add_argument("--sample", type=Path, metavar="CSV", help="with --lint: the competition's sample submission")
+    args = flags.parse_args(argv)
+    if args.lint:
+        return cli.lint(args)
+    run = cli.open_run(args)
+    for unit in run.pending([run.graph.submission(split) for split in run.splits if run.has_split(split)]):
+        record = {"stage": "06"}
+        with run.build(unit, record) as folder:
+            record |= submit.write(run, unit.key.rsplit("/", 1)[1], folder)
+    cli.say(report.write(run))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

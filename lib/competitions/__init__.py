@@ -1,0 +1,17 @@
+"""The competitions: one file each, found by name. ``contract.py`` says what such a file must hold."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from lib.competitions.contract import Competition
+from lib.errors import ConfigError
+
+NAMES = ("xview2",)
+
+
+def open_competition(name: str, root: str | Path, options: dict[str, Any] | None = None) -> Competition:
+    """Open the data of competition ``name`` under ``root``; ``options`` are the competition's own settings."""
+    if name not in NAMES:
+        raise ConfigError(f"competition: expected one of {', '.join(NAMES)}, got {name!r}")
+    return importlib.import_module(f"lib.competitions.{name}").Competition(Path(root), **(options or {}))

@@ -1,0 +1,170 @@
+"""Choose decode settings from additive count tables, and say honestly what the choice is worth.
+
+A count table is (P, K) int64: K counts (true positives, ...) for each of P settings on a lattice. Counts of scenes are
+added before scoring, so one table per group of scenes is all that a search has to keep; nothing here knows a metric.
+``score`` maps counts (..., K) to (...) float64, higher is better.
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from lib.errors import ConfigError
+
+Score = Callable[[np.ndarray], np.ndarray]
+
+MAX_POINTS = 1_000_000
+"""Largest lattice: at 15 counts of 8 bytes its table is 120 MB, and nested validation keeps one per group."""
+
+
+@dataclass(frozen=True)
+class Lattice(Sequence):
+    """All combinations of the values of ``axes`` in row-major order (last axis fastest); other settings stay at
+    ``defaults``. A point is made when asked for, so a hundred thousand of them cost nothing."""
+
+    axes: Mapping[str, tuple[float, ...]]
+    defaults: Mapping[str, Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of values per axis, in the order of ``axes``."""
+        return tuple(len(values) for values in self.axes.values())
+
+    def __len__(self) -> int:
+        return prod(self.shape)
+
+    def __getitem__(self, point: int) -> dict[str, Any]:
+        """Return the settings of one point."""
+        if not -len(self) <= point < len(self):
+            raise IndexError(f"lattice of {len(self)} points has no point {point}")
+        place = np.unravel_index(point % len(self), self.shape) if self.axes else ()
+        return {**self.defaults, **{name: values[i] for (name, values), i in zip(self.axes.items(), place)}}
+
+
+def lattice(axes: Mapping[str, Sequence[float]], defaults: Mapping[str, Any]) -> Lattice:
+    """Span the lattice of the named axes.
+
+    Raises ConfigError on an axis that is unknown, empty or repeats a value, and on more than MAX_POINTS points.
+    """
+    for name, values in axes.items():
+        if name not in defaults:
+            raise ConfigError(f"search.{name}: expected one of {', '.join(defaults)}; rename or remove this axis")
+        if not len(values) or len(set(values)) < len(values):
+            raise ConfigError(f"search.{name}: expected distinct values, at least one, got {list(values)}")
+    spanned = Lattice({name: tuple(values) for name, values in axes.items()}, dict(defaults))
+    if len(spanned) > MAX_POINTS:
+        raise ConfigError(
+            f"search: expected at most {MAX_POINTS:,} points, got a grid of {len(spanned):,} "
+            f"({' x '.join(map(str, spanned.shape))}); use fewer values per axis"
+        )
+    return spanned
+
+
+def choose(counts: np.ndarray, score: Score, shape: Sequence[int], plateau: float) -> int:
+    """Pick the point to use: not the highest one, but the middle of the flattest top.
+
+    counts: (P, K) with P = prod(shape), row-major. Among all points that score within ``plateau`` (absolute) of the
+    best, the one with the highest mean score over its lattice neighbourhood wins: the box of one step along every axis
+    at once, itself included, steps over the border left out. Equal means go to the higher score, then to the
+    first point. ``plateau=0`` still prefers the flatter of equally good points. Returns the index of the point.
+    """
+    scores = np.asarray(score(counts), dtype=np.float64)
+    if scores.shape != (prod(shape),) or not np.isfinite(scores).all():
+        raise ValueError(f"choose: expected {prod(shape)} finite scores, got {scores.shape} with "
+                         f"{int((~np.isfinite(scores)).sum())} that are not finite")
+    surroundings = scores.reshape(shape)
+    for axis in range(len(shape)):
+        surroundings = _mean_of_neighbours(surroundings, axis)
+    surroundings = surroundings.ravel().round(12)  # sums in another order must not decide between equal tops
+    near_best = np.flatnonzero(scores >= scores.max() - plateau)
+    return int(near_best[np.lexsort((-scores[near_best], -surroundings[near_best]))[0]])
+
+
+def _mean_of_neighbours(values: np.ndarray, axis: int) -> np.ndarray:
+    """Average each value with those one step before and after it along ``axis``, as far as they exist."""
+    values = np.moveaxis(values, axis, 0)
+    total, seen = values.copy(), np.ones((len(values),) + (1,) * (values.ndim - 1))
+    total[1:] += values[:-1]
+    total[:-1] += values[1:]
+    seen[1:] += 1
+    seen[:-1] += 1
+    return np.moveaxis(total / seen, 0, axis)
+
+
+@dataclass(frozen=True)
+class Nested:
+    """What a search found (``point``) and what it may be expected to give on unseen scenes (``expected``)."""
+
+    point: int
+    """Chosen on all groups: the one to use."""
+    in_sample: float
+    """Score of ``point`` on the scenes that chose it: optimistic."""
+    expected: float
+    """Score of the pooled held-out counts, each group decoded with the point that the other groups chose: honest."""
+    chosen: Mapping[Hashable, int]
+    """Group -> the point that the other groups chose; close together when the optimum is stable."""
+    baseline: float | None
+    """Score of the settings used without a search, where given."""
+
+    @property
+    def gain(self) -> float | None:
+        """Expected gain of searching over not searching, in score."""
+        return None if self.baseline is None else self.expected - self.baseline
+
+
+def nested(
+    counts_by_group: Mapping[Hashable, np.ndarray],
+    score: Score,
+    shape: Sequence[int],
+    plateau: float,
+    baseline: Mapping[Hashable, np.ndarray] | None = None,
+) -> Nested:
+    """Search with nested cross-validation: what is held out never takes part in the choice it is scored with.
+
+    counts_by_group: group (a fold, an event) -> (P, K); baseline: group -> (K,) of the settings used without a search.
+    Held-out counts are added over groups and scored once, because the mean of group scores is another metric (a group
+    that lacks a class would sink it). Raises ValueError on fewer than two groups.
+    """
+    if len(counts_by_group) < 2:
+        raise ValueError(f"nested: expected at least 2 groups to hold out one at a time, got {len(counts_by_group)}")
+    if baseline is not None and set(baseline) != set(counts_by_group):
+        raise ValueError(f"nested: expected a baseline for groups {sorted(map(str, counts_by_group))}, "
+                         f"got {sorted(map(str, baseline))}")
+    total = sum(counts_by_group.values())
+    chosen = {group: choose(total - counts, score, shape, plateau) for group, counts in counts_by_group.items()}
+    held_out = sum(counts_by_group[group][point] for group, point in chosen.items())
+    point = choose(total, score, shape, plateau)
+    return Nested(
+        point=point,
+        in_sample=float(score(total[point])),
+        expected=float(score(held_out)),
+        chosen=chosen,
+        baseline=None if baseline is None else float(score(sum(baseline.values()))),
+    )
+
+
+def accept(base_counts: np.ndarray, candidate_counts: np.ndarray, score: Score, class_scores: Score) -> bool:
+    """Say whether a post-processing step stays: the score improves and no class gets worse.
+
+    counts: (K,) summed over scenes; class_scores maps (K,) to (S,). The rule is nnU-Net's (Isensee et al. 2021).
+    """
+    better = score(candidate_counts) > score(base_counts)
+    return bool(better and np.all(class_scores(candidate_counts) >= class_scores(base_counts)))
+
+
+def bootstrap(
+    scene_counts: np.ndarray, score: Score, n: int = 1000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """Give the interval in which the score lies when scenes are drawn anew, with replacement (Efron 1979, percentile).
+
+    scene_counts: (S, K) of the decoded scenes; ``level``: share of the ``n`` drawn scores between the ends returned.
+    """
+    scenes = len(scene_counts)
+    if not scenes:
+        raise ValueError("bootstrap: expected the counts of at least one scene, got none")
+    times_drawn = np.random.default_rng(seed).multinomial(scenes, np.full(scenes, 1 / scenes), size=n)  # (n, S)
+    low, high = np.quantile(score(times_drawn @ scene_counts), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

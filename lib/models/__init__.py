@@ -1,0 +1,22 @@
+"""The networks, by the name of their architecture. Arrays in, arrays out: they know nothing of configs and folders."""
+
+from typing import Any
+
+from torch import nn
+
+from lib.errors import ConfigError
+from lib.models import segmentation, siamese
+
+ARCHITECTURES = {"segmentation": segmentation.build, "siamese": siamese.build}
+
+
+def build(architecture: str, *, classes: int, images: int, encoder: str, **options: Any) -> nn.Module:
+    """Build a network: forward(x (B, 3 * images, H, W) uint8 or float in 0..255) -> logits (B, classes, H, W).
+
+    It has ``stride`` (what H and W must be multiples of), ``encoder`` (a module, for freezing) and ``source`` (where
+    the encoder's pretrained weights came from, or None). The options are those of the architecture's own ``build``.
+    Raises ConfigError for what is unknown or impossible.
+    """
+    if architecture not in ARCHITECTURES:
+        raise ConfigError(f"architecture: expected one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
+    return ARCHITECTURES[architecture](classes=classes, images=images, encoder=encoder, **options)

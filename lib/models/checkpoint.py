@@ -1,0 +1,59 @@
+"""Finished checkpoints: weights as safetensors beside the description of the network that takes them.
+
+A reader needs neither the experiment file nor any pretrained weights: ``network.json`` holds the arguments of
+``lib.models.build`` and the names of the output channels.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lib.errors import ArtifactError
+from lib.models import build
+
+WEIGHTS, DESCRIPTION = "best.safetensors", "network.json"
+
+
+def describe(folder: Path, network: dict[str, Any], images: tuple[str, ...], classes: tuple[str, ...]) -> None:
+    """Write what the network is: ``network`` are the arguments of ``build`` without any encoder weights."""
+    description = {"network": {**network, "encoder_weights": "none"}, "images": list(images), "classes": list(classes)}
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def save_weights(folder: Path, state: dict[str, Tensor]) -> None:
+    """Write the weights of ``state`` atomically; a reader sees the old file or the new one."""
+    temporary = folder / (WEIGHTS + ".tmp")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)
+    temporary.replace(folder / WEIGHTS)
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Return ``network``, ``images`` and ``classes`` of a checkpoint folder."""
+    try:
+        return json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder / DESCRIPTION}: missing or damaged; train this fold again with --force") from error
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Return the weights of a checkpoint folder; ArtifactError where the file is damaged."""
+    try:
+        return load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(
+            f"{folder / WEIGHTS}: missing or damaged ({error}); train this fold again with --force"
+        ) from error
+
+
+def load_network(folder: Path) -> nn.Module:
+    """Build the network of a checkpoint folder and give it its weights; no download, no pretrained weights."""
+    network = build(**read_description(folder)["network"])
+    try:
+        network.load_state_dict(read_weights(folder), strict=True)
+    except RuntimeError as error:
+        raise ArtifactError(f"{folder}: weights and network.json do not belong together; train with --force") from error
+    return network.eval()

@@ -1,0 +1,277 @@
+"""Encoder-decoder networks: any decoder of segmentation-models-pytorch (smp), or that of 2020, on any smp or timm
+(``tu-``) encoder. A scene's images are stacked as channels; ``siamese.py`` encodes them one by one instead.
+"""
+
+import difflib
+import inspect
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import segmentation_models_pytorch as smp
+import timm
+from torch import Tensor, nn
+
+from lib.errors import ConfigError
+from lib.models import weights
+from lib.models.layers import Normalize, head, train_depthwise_in_float32, use_group_norm
+from lib.models.unet2020 import UNet2020Decoder
+
+DECODERS = (*smp.MODEL_ARCHITECTURES_MAPPING, "unet2020")
+NORMS = ("batch", "group", "group_everywhere")
+OURS = {"self", "encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params", "kwargs"}
+"""Parameters of smp's architectures that this module fills itself; the others are decoder options."""
+
+
+@dataclass
+class Parts:
+    """A network before it is put together; ``source`` says where the encoder's weights came from."""
+
+    encoder: nn.Module
+    decoder: nn.Module
+    head: nn.Module
+    source: dict[str, str | int] | None = None
+
+
+class SegmentationNet(nn.Module):
+    """Normalise, encode, decode, and give logits at the input's size.
+
+    forward: (B, 3 * images, H, W) uint8 or float in 0..255, H and W multiples of ``stride`` -> (B, classes, H, W).
+    """
+
+    def __init__(self, parts: Parts, normalize: Normalize, dropout: float = 0.0):
+        super().__init__()
+        self.normalize = normalize
+        self.encoder = parts.encoder
+        self.decoder = parts.decoder
+        self.dropout = nn.Dropout2d(dropout)
+        self.head = parts.head
+        self.stride = math.lcm(32, parts.encoder.output_stride)
+        self.source = parts.source
+
+    def encode(self, x: Tensor) -> list[Tensor] | tuple[list[Tensor], list[Tensor]]:
+        """Return the features at 1/1, 1/2, ... of the input's size (DPT: features and prefix tokens)."""
+        return self.encoder(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-2] % self.stride or x.shape[-1] % self.stride:
+            raise ValueError(f"network input: expected sides in multiples of {self.stride}, got {tuple(x.shape)}")
+        features = self.encode(self.normalize(x))
+        decoded = self.decoder(*features) if isinstance(features, tuple) else self.decoder(features)
+        return self.head(self.dropout(decoded))
+
+
+def build(*, classes: int, images: int, encoder: str, dropout: float = 0.0, **options: Any) -> SegmentationNet:
+    """Build a network that sees all ``images`` at once, as 3 * images input channels; options as in ``build_parts``."""
+    parts = build_parts(classes=classes, in_channels=3 * images, encoder=encoder, **options)
+    return SegmentationNet(parts, Normalize(encoder, images), dropout)
+
+
+def build_parts(
+    *,
+    classes: int,
+    in_channels: int,
+    encoder: str,
+    encoder_weights: str | Path | None = "none",
+    encoder_options: Mapping[str, Any] | None = None,
+    decoder: str = "unet",
+    norm: str = "batch",
+    upsample_logits: int = 1,
+    grad_checkpointing: bool = False,
+    fuse: Callable[[list[int]], list[int]] | None = None,
+    **decoder_options: Any,
+) -> Parts:
+    """Build encoder, decoder and head.
+
+    encoder_weights: see ``weights.find``. encoder_options: keywords of timm's model (``tu-`` only), as drop_path_rate.
+    norm: ``group`` turns the decoder's batch norms into group norms, ``group_everywhere`` the encoder's too.
+    upsample_logits: 2 or 4 leaves out the last one or two steps of a unet or manet decoder and upsamples the logits,
+    which is where most of a small U-Net's time goes. grad_checkpointing: recompute the encoder's activations in the
+    backward pass (``tu-`` only; a batch norm then sees each batch twice). fuse: what becomes of the encoder's channel
+    counts on their way to the decoder (None: nothing). decoder_options: keywords of smp's class, as decoder_channels;
+    for unet2020, decoder_channels from the deepest step to the finest.
+    Raises ConfigError for names and pairs that do not exist.
+    """
+    _check_names(encoder, decoder, norm, encoder_options, decoder_options)
+    source = weights.find(encoder, encoder_weights)
+    options = {name: tuple(v) if isinstance(v, list) else v for name, v in decoder_options.items()}
+
+    def create(depth: int = 5, output_stride: int = 32) -> nn.Module:
+        native = {"in_channels": 3 if source else in_channels, "weights": None}  # widened after loading
+        arguments = _timm_arguments(encoder, source, encoder_options) if encoder.startswith("tu-") else native
+        arguments = {"in_channels": in_channels} | arguments
+        return smp.encoders.get_encoder(encoder, depth=depth, output_stride=output_stride, **arguments)
+
+    try:
+        with _quiet_timm():
+            if decoder == "unet2020":
+                parts = _unet2020(create(), classes, fuse, **options)
+            elif decoder == "dpt":
+                arguments = _timm_arguments(encoder, source, encoder_options)
+                arguments = {"encoder_weights": arguments.pop("weights"), **arguments}
+                net = smp.DPT(encoder, in_channels=in_channels, classes=classes, **arguments, **options)
+                parts = Parts(net.encoder, net.decoder, net.segmentation_head)
+            else:
+                options = _shorten(decoder, upsample_logits, options)
+                parts = _around(create, decoder, encoder, classes, fuse, options)
+    except (ValueError, TypeError, KeyError, RuntimeError, AssertionError) as error:
+        raise ConfigError(f"model: decoder {decoder} cannot be built on encoder {encoder}: {error}") from error
+    if source:
+        parts.source = weights.install(parts.encoder, source, in_channels)
+    if decoder in SHORTENABLE and upsample_logits > 1:
+        parts.decoder.blocks = parts.decoder.blocks[: -int(math.log2(upsample_logits))]
+        parts.head = head(options["decoder_channels"][-1], classes, kernel=3, upsampling=upsample_logits)
+    train_depthwise_in_float32(parts.encoder)
+    train_depthwise_in_float32(parts.decoder)
+    if norm != "batch":
+        use_group_norm(parts.decoder)
+    if norm == "group_everywhere":
+        use_group_norm(parts.encoder)
+    if grad_checkpointing:
+        _checkpoint_gradients(parts.encoder, encoder)
+    return parts
+
+
+SHORTENABLE = ("unet", "manet")
+"""Decoders whose steps stand in one list, ``blocks``, from the deepest to the finest."""
+
+
+class _Fused(nn.Module):
+    """What smp asks of a custom encoder in order to build a decoder for it; never run."""
+
+    def __init__(self, encoder: nn.Module, channels: list[int]):
+        super().__init__()
+        self.encoder, self.out_channels, self.output_stride = encoder, channels, encoder.output_stride
+
+    def set_in_channels(self, *args: Any, **kwargs: Any) -> None:
+        """Leave the encoder alone: it was created with its channels."""
+
+    def make_dilated(self, *args: Any, **kwargs: Any) -> None:
+        """Leave the encoder alone: it was created with its output stride."""
+
+
+def _around(
+    create: Callable[..., nn.Module],
+    decoder: str,
+    encoder: str,
+    classes: int,
+    fuse: Callable[[list[int]], list[int]] | None,
+    options: Mapping[str, Any],
+) -> Parts:
+    """Build smp's decoder around our own encoder, by smp's registry of custom encoders.
+
+    The architecture itself decides on depth and output stride and passes them on to ``create``. The entry's name
+    keeps a native encoder's beginning, by which smp tells what a vgg needs and a mit cannot do.
+    """
+
+    def register(depth: int, output_stride: int) -> nn.Module:
+        module = create(depth, output_stride)
+        return _Fused(module, fuse(list(module.out_channels)) if fuse else list(module.out_channels))
+
+    name = f"timm {encoder}" if encoder.startswith("tu-") else f"{encoder} of ours"
+    smp.encoders.encoders[name] = {"encoder": register, "params": {}, "pretrained_settings": {}}
+    try:
+        net = smp.create_model(decoder, name, encoder_weights=None, classes=classes, **options)
+    finally:
+        del smp.encoders.encoders[name]
+    return Parts(net.encoder.encoder, net.decoder, net.segmentation_head)
+
+
+def _unet2020(
+    encoder: nn.Module,
+    classes: int,
+    fuse: Callable[[list[int]], list[int]] | None,
+    decoder_channels: tuple[int, ...] = (256, 256, 128, 64),
+) -> Parts:
+    channels = fuse(list(encoder.out_channels)) if fuse else list(encoder.out_channels)
+    decoder = UNet2020Decoder(channels, decoder_channels)
+    return Parts(encoder, decoder, head(decoder_channels[-1], classes, kernel=1, upsampling=2))
+
+
+def _shorten(decoder: str, upsample_logits: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill ``decoder_channels`` up to the number of steps smp insists on; the surplus steps are cut off again."""
+    if upsample_logits == 1:
+        return dict(options)
+    if decoder not in SHORTENABLE or upsample_logits not in (2, 4):
+        raise ConfigError(
+            f"upsample_logits: expected 1, or 2 or 4 with decoder {' or '.join(SHORTENABLE)}, "
+            f"got {upsample_logits} with {decoder}"
+        )
+    surplus = int(math.log2(upsample_logits))
+    channels = options.get("decoder_channels")
+    if channels is None:
+        channels = inspect.signature(smp.MODEL_ARCHITECTURES_MAPPING[decoder]).parameters["decoder_channels"].default
+        channels = channels[:-surplus]
+    return {**options, "decoder_channels": (*channels, *channels[-1:] * surplus)}
+
+
+def _timm_arguments(
+    encoder: str, source: weights.Source | None, encoder_options: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return the keywords with which smp creates a ``tu-`` encoder.
+
+    A Swin is built so that one checkpoint gives one output whatever size the network was built for: timm otherwise
+    shrinks windows and drops shifts where the construction size is small. A ViT accepts crops of any size.
+    """
+    name, arguments = encoder.removeprefix("tu-"), {}
+    if name.startswith("swin"):
+        arguments = {"strict_img_size": False, "always_partition": True}
+    elif name.startswith(("vit_", "deit", "test_vit")):
+        arguments = {"dynamic_img_size": True}
+    loading = {"weights": None}
+    if source:  # smp: any weights but None mean pretrained; timm prefers the state dict given here to any other place
+        loading = {"weights": True, "pretrained_cfg_overlay": {"state_dict": dict(source.state)}}
+    return arguments | dict(encoder_options or {}) | loading
+
+
+def _checkpoint_gradients(module: nn.Module, encoder: str) -> None:
+    switch = getattr(getattr(module, "model", None), "set_grad_checkpointing", None)
+    if switch is None:
+        raise ConfigError(f"grad_checkpointing: encoder {encoder} cannot; expected a tu- encoder that timm lets do it")
+    switch(True)
+
+
+def _check_names(
+    encoder: str,
+    decoder: str,
+    norm: str,
+    encoder_options: Mapping[str, Any] | None,
+    decoder_options: Mapping[str, Any],
+) -> None:
+    if decoder not in DECODERS:
+        raise ConfigError(f"decoder: expected one of {', '.join(DECODERS)}, got {decoder!r}")
+    if norm not in NORMS:
+        raise ConfigError(f"norm: expected one of {', '.join(NORMS)}, got {norm!r}")
+    names = [f"tu-{name}" for name in timm.list_models()] if encoder.startswith("tu-") else list(smp.encoders.encoders)
+    if encoder.partition(".")[0] not in names:
+        near = difflib.get_close_matches(encoder, names, n=3)
+        raise ConfigError(
+            f"encoder: expected an smp encoder or tu-<timm model>, got {encoder!r}"
+            + (f"; near it: {', '.join(near)}" if near else "")
+        )
+    if not encoder.startswith("tu-") and (encoder_options or decoder == "dpt"):
+        raise ConfigError(f"encoder: encoder_options and decoder dpt need a tu- encoder, got {encoder}")
+    allowed = {"decoder_channels"}
+    if decoder != "unet2020":
+        allowed = inspect.signature(smp.MODEL_ARCHITECTURES_MAPPING[decoder]).parameters.keys() - OURS
+    if unknown := decoder_options.keys() - allowed:
+        raise ConfigError(
+            f"model: unknown option {', '.join(sorted(unknown))} for decoder {decoder}; "
+            f"it has {', '.join(sorted(allowed))}"
+        )
+
+
+@contextmanager
+def _quiet_timm() -> Iterator[None]:
+    """Keep timm from reporting the classifier's tensors, which an encoder leaves out, as unexpected."""
+    logger = logging.getLogger("timm")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,93 @@
+"""What a person reads at the end: the score table and pictures of out-of-fold scenes."""
+
+import html
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from lib.competitions.contract import Competition, Scene
+from lib.run.artifacts import read_json
+from lib.run.cli import Run
+from lib.stages.ensemble import DECODE, blended
+
+PICTURES = 4
+"""Out-of-fold scenes shown, the ones with most in them first."""
+
+
+def decode_table(run: Run) -> str:
+    """Return decode.json as a table: settings, scores, what to expect on unseen scenes."""
+    found = read_json(run.store.require(run.graph.decode()) / DECODE)
+    lines = ["", f"out-of-fold scores ({found['coverage']})"]
+    lines += [f"  {name:32s} {value:.4f}" for name, value in found["scores"].items()]
+    low, high = found["interval95"]
+    lines.append(f"  {'95 % interval over scenes':32s} {low:.4f} .. {high:.4f}")
+    if "score_without_search" in found:
+        lines.append(f"  {'score without the search':32s} {found['score_without_search']:.4f}")
+        expected = found["expected_score"]
+        shown = "unknown (one fold only)" if expected is None else f"{expected:.4f}"
+        lines.append(f"  {'expected on unseen scenes':32s} {shown}  (nested cross-validation)")
+    lines.append("  settings: " + ", ".join(f"{name} {value}" for name, value in found["params"].items()))
+    return "\n".join(lines + _by_table(found["per_domain"], "domain") + [""])
+
+
+def _by_table(rows: Mapping[str, Mapping[str, Any]], title: str) -> list[str]:
+    """Return one line per domain or fold, with its scene count and every score."""
+    names = [name for name in next(iter(rows.values())) if name != "scenes"]
+    width = max(len(title), *map(len, rows))
+    lines = [f"  {title:{width}s} scenes  " + "  ".join(names)]
+    for key, row in rows.items():
+        cells = "  ".join(f"{row[name]:{len(name)}.4f}" for name in names)
+        lines.append(f"  {key:{width}s} {row['scenes']:6d}  {cells}")
+    return lines
+
+
+def write(run: Run) -> str:
+    """Write report/ (an HTML page and pictures of out-of-fold scenes); returns the closing lines for the terminal."""
+    folder = run.store.root / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [decode_table(run)]
+    pictures = draw(run, folder)
+    page = ["<!doctype html><meta charset='utf-8'>", f"<title>{html.escape(run.config.name)}</title>",
+            f"<h1>{html.escape(run.config.name)}</h1><pre>{html.escape(lines[0])}</pre>"]  # fmt: skip
+    page += [f"<h2>{html.escape(p.stem)}</h2><img src='{html.escape(p.name)}' style='width:100%'>" for p in pictures]
+    (folder / "report.html").write_text("\n".join(page) + "\n", encoding="utf-8")
+    submission = run.graph.submission("test")
+    if run.store.status(submission) == "done":
+        lines.append(f"submission: {run.store.folder(submission)} (linted)")
+    lines.append(f"report:     {folder / 'report.html'}")
+    if pictures:
+        lines.append(f"picture:    {pictures[0]}")
+    return "\n".join(lines)
+
+
+def draw(run: Run, folder: Path) -> list[Path]:
+    """Draw the out-of-fold scenes with most in them, side by side: images, truth, prediction."""
+    chosen = read_json(run.store.require(run.graph.decode()) / DECODE)["params"]
+    fullness = {s.id: sum(run.competition.strata(s).values()) for s in run.scenes("train")}
+    wanted = sorted(fullness, key=lambda i: (-fullness[i], i))[:PICTURES]
+    drawn = {}
+    for scene, levels in blended(run, "oof"):
+        if scene.id in wanted:
+            drawn[scene.id] = picture(run.competition, scene, run.competition.decode(levels, chosen), folder)
+    return [drawn[i] for i in wanted if i in drawn]
+
+
+def picture(competition: Competition, scene: Scene, answer: Any, folder: Path) -> Path:
+    """Write one scene's panels side by side as a PNG; returns its path."""
+    panels = competition.panels(scene, answer)
+    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 5.4), squeeze=False)
+    for axis, (title, image) in zip(axes[0], panels, strict=True):
+        axis.imshow(image)
+        axis.set_title(title)
+        axis.axis("off")
+    figure.suptitle(scene.id)
+    figure.tight_layout()
+    path = folder / f"{scene.id}.png"
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+    return path

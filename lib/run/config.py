@@ -1,0 +1,362 @@
+"""The experiment file: one YAML that reads in the order of the flow, checked before any work begins.
+
+Every field has a type and one line of meaning; unknown keys are refused. A function takes the section it needs, and what
+it cannot see cannot make its artifact stale (``graph.py`` hashes exactly these sections).
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lib.errors import ConfigError
+
+Precision = Literal["float32", "float16", "bfloat16"]
+
+
+class Section(BaseModel):
+    """A part of the experiment: frozen, extra keys forbidden, the line under a field is its meaning."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Synthetic(Section):
+    """The embedded demo set, written to ``data.root`` before anything reads it."""
+
+    scenes: int = Field(12, ge=4)
+    """Labelled scenes, over all tiers."""
+    test_scenes: int = Field(4, ge=0)
+    """Scenes without labels."""
+    size: int = Field(1024, ge=64)
+    """Side of a scene in pixels (the official xView2 scorer takes 1024 only)."""
+    seed: int = 7
+    """Same seed, same bytes."""
+
+
+class Data(Section):
+    """Where the competition's files are."""
+
+    root: Path
+    """Folder of the competition as it was unpacked."""
+    options: dict[str, Any] = {}
+    """The competition's own settings (xview2: ``unclassified: ignore | no-damage``)."""
+    synthetic: Synthetic | None = None
+    """Write the embedded demo set at ``root`` when it is not there yet."""
+
+
+class Folds(Section):
+    """How scenes are split into folds."""
+
+    scheme: Literal["scene", "event", "block"] = "scene"
+    """What stays together: each scene alone (as in 2020), whole events, or neighbouring tiles."""
+    n: int = Field(4, ge=2)
+    """Number of folds."""
+    seed: int = 0
+    """Seed of the split."""
+    block_km: float = Field(2.0, gt=0)
+    """Scheme ``block``: side of a spatial block in kilometres."""
+    file: Path | None = None
+    """Take this folds.csv instead (columns id, fold, and the class flags)."""
+
+
+class Network(Section):
+    """What the network is; passed as it stands to ``lib.models.build`` and stored in the checkpoint."""
+
+    architecture: str
+    """``segmentation`` (images stacked as channels) or ``siamese`` (one shared encoder per image)."""
+    images: tuple[str, ...]
+    """Names of the scene's images it sees, e.g. [pre, post]."""
+    encoder: str
+    """Any segmentation-models-pytorch encoder, or ``tu-<timm name>``."""
+    encoder_weights: str = "none"
+    """none | hub | bundled | a file or folder with the weights."""
+    options: dict[str, Any] = {}
+    """Further arguments of the architecture: decoder, decoder_channels, fusion, bottleneck, dropout, norm ..."""
+
+
+class Loss(Section):
+    """The weighted sum of loss terms."""
+
+    terms: dict[str, float]
+    """Term name -> weight; binary: dice, focal, bce; multiclass: focal, damage_dice, building_dice, ce, dice."""
+    class_weights: tuple[float, ...] | None = None
+    """Weight of each class in the pixel terms (2020: 1, 1, 5, 3, 3)."""
+    focal_gamma: float = Field(2.0, ge=0)
+    """Exponent of the focal terms."""
+
+
+class Optimizer(Section):
+    """Who moves the weights. Norms and biases never decay."""
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    """sgd is Nesterov with momentum 0.9."""
+    lr: float = Field(gt=0)
+    """Peak learning rate (piecewise schedules state their own)."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled decay of weights, not of norms and biases."""
+    encoder_lr_scale: float = Field(1.0, gt=0)
+    """The encoder's learning rate as a share of the rest's."""
+
+
+class Schedule(Section):
+    """Learning rate as a function of the step."""
+
+    kind: Literal["constant", "cosine", "piecewise", "poly"] = "cosine"
+    """Form of the decay; cosine and poly end at zero."""
+    table: dict[int, float] | None = None
+    """Piecewise: first epoch -> learning rate (the 2020 tables)."""
+    warmup_epochs: float = Field(0.0, ge=0)
+    """Linear ramp from 0, per step."""
+    power: float = 0.9
+    """Exponent of ``poly``."""
+
+    @model_validator(mode="after")
+    def _table_belongs_to_piecewise(self):
+        if (self.kind == "piecewise") != (self.table is not None):
+            raise ValueError("kind: piecewise needs a table, and only piecewise takes one")
+        if self.table is not None and 0 not in self.table:
+            raise ValueError("table: expected an entry for epoch 0")
+        return self
+
+
+class Sampling(Section):
+    """Which scenes and which places a network sees."""
+
+    repeat: tuple[str, ...] = ()
+    """Scenes with these flags enter the list once more each (2020: minor, major, destroyed)."""
+    multiplier: int = Field(1, ge=1)
+    """The whole list this many times per epoch (2020: data_multiplier)."""
+    samples: int | None = Field(None, ge=1)
+    """Crops per epoch instead of one per list entry."""
+    focus: dict[int, float] = {}
+    """Class index -> weight: crops centre on a random component of a class drawn by these weights."""
+    focus_probability: float = Field(0.0, ge=0, le=1)
+    """Share of crops that are centred; the others lie anywhere."""
+    scale: tuple[float, float] | None = None
+    """The window's side as a multiple of ``crop`` before it is resized to ``crop``; none: as the preset says."""
+
+
+class Train(Section):
+    """How one network is trained on one fold."""
+
+    epochs: int = Field(ge=1)
+    """Passes over the list of crops."""
+    batch_size: int = Field(ge=1)
+    """Crops per step over all processes together."""
+    accumulate: int = Field(1, ge=1)
+    """Each step is computed in this many equal parts."""
+    crop: int = Field(ge=32)
+    """Side of a training crop in pixels."""
+    augment: str = "light"
+    """Preset of ``lib/scenes/augment.py``."""
+    colour: Literal["shared", "per_image"] | None = None
+    """Same colour jitter for all images of a scene, or one each; none: as the preset says."""
+    sampling: Sampling = Sampling()
+    """Repetition and placement of crops."""
+    loss: Loss
+    """The weighted loss terms."""
+    optimizer: Optimizer
+    """Who moves the weights."""
+    schedule: Schedule = Schedule()
+    """How the learning rate goes."""
+    freeze_encoder_epochs: int = Field(0, ge=0)
+    """The encoder, norm statistics included, stands still for the first epochs."""
+    clip: float | None = Field(None, gt=0)
+    """Largest norm of the gradient."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay of the exponential moving average; validation and the checkpoint use the average."""
+    precision: Precision = "float32"
+    """Arithmetic of the forward pass; float16 scales the loss."""
+    cpu_precision: Precision = "bfloat16"
+    """What ``precision: float16`` becomes on a CPU, where true float16 is very slow."""
+    tf32: bool = False
+    """Allow TF32 matrix products on CUDA under float32."""
+    channels_last: bool = True
+    """Memory format of images and weights."""
+    validate_every: int = Field(1, ge=1)
+    """Epochs between validations; the last epoch is always validated."""
+    select: Literal["score", "dice2020", "last"] = "score"
+    """Which epoch is kept: best by the stage's own score, by the 2020 selection rule, or the last."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after this many validations without a new best."""
+    init_from: str | None = None
+    """Start from this model's checkpoint of the same fold (1st place: damage nets start from localization)."""
+    localization: str | None = None
+    """Damage nets: the localization model whose out-of-fold masks enter the selection score; none: oracle masks."""
+    workers: int = Field(0, ge=0)
+    """Loader processes."""
+    cache: Literal["memory", "none"] = "memory"
+    """Keep decoded training scenes in memory, or read them again for every crop."""
+    save_minutes: float = Field(10.0, gt=0)
+    """Longest time between two saves of the resumable state."""
+
+
+class Model(Section):
+    """A named network: what it is, how it is trained, what it counts for in the ensemble."""
+
+    task: str
+    """Role in the competition: loc (stage 02) or cls (stage 03)."""
+    network: Network
+    """What the network is."""
+    train: Train
+    """How it is trained."""
+    folds: tuple[int, ...] | None = None
+    """Folds it is trained on; none: all."""
+    weight: float = Field(1.0, gt=0)
+    """Weight in the average over models of its task."""
+
+
+class Predict(Section):
+    """How checkpoints look at scenes in stage 04."""
+
+    precision: Precision = "bfloat16"
+    """float16 becomes bfloat16 on a CPU."""
+    tta: Literal["none", "hflip", "flips", "d4"] = "flips"
+    """Views that are predicted, undone and averaged as probabilities."""
+    tile: int = Field(1024, ge=32)
+    """Largest window a network sees at once."""
+    overlap: float = Field(0.25, ge=0, lt=1)
+    """Share of a window that its neighbour sees too."""
+    truncate: bool = False
+    """Cut probabilities to uint8 as the 2020 code did, instead of rounding."""
+
+
+class Blend(Section):
+    """How models and folds are averaged in stage 05."""
+
+    truncate: bool = False
+    """Cut the average to uint8 as the 2020 code did, instead of rounding."""
+
+
+class Search(Section):
+    """The joint search of decode settings on out-of-fold probabilities."""
+
+    axes: dict[str, tuple[float, ...]]
+    """Decode setting -> values to try; all combinations are scored."""
+    plateau: float = Field(0.002, ge=0)
+    """Scores this close to the best count as equal; the point with the flattest surroundings wins."""
+    postprocess: tuple[tuple[dict[str, Any], ...], ...] = ()
+    """Chains of post-processing steps to try; each is kept only where the score rises and no class gets worse."""
+
+
+class Experiment(Section):
+    """One experiment: everything that decides its results."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Folder of the experiment in the workdir."""
+    seed: int = 0
+    """Seed of every random choice but the split."""
+    competition: str
+    """File of ``lib/competitions/``."""
+    data: Data
+    """Where the files are."""
+    folds: Folds = Folds()
+    """How scenes are split."""
+    models: dict[str, Model]
+    """The networks, by name."""
+    predict: Predict = Predict()
+    """How checkpoints look at scenes."""
+    blend: Blend = Blend()
+    """How probabilities are averaged."""
+    decode: dict[str, Any] = {}
+    """Decode settings that are fixed, instead of the competition's defaults."""
+    search: Search | None = None
+    """Search the decode settings on out-of-fold scenes; none: use the fixed ones."""
+
+    @model_validator(mode="after")
+    def _references_exist(self):
+        for name, model in self.models.items():
+            where = f"models.{name}"
+            if not name.replace("_", "").replace("-", "").replace(".", "").isalnum():
+                raise ValueError(f"{where}: a model's name becomes a folder; use letters, digits, '-', '_', '.'")
+            for field, task in (("init_from", None), ("localization", "loc")):
+                other = getattr(model.train, field)
+                if other is None:
+                    continue
+                if other not in self.models or other == name:
+                    raise ValueError(f"{where}.train.{field}: no other model is called {other!r}")
+                if task and self.models[other].task != task:
+                    raise ValueError(f"{where}.train.{field}: {other!r} is not a {task} model")
+                if not set(self.folds_of(model)) <= set(self.folds_of(self.models[other])):
+                    raise ValueError(f"{where}.train.{field}: {other!r} is not trained on every fold of {name!r}")
+            if model.task == "loc" and model.train.precision != "float32":
+                raise ValueError(
+                    f"{where}.train.precision: localization is trained in float32, got {model.train.precision}"
+                )
+            bad = [k for k in self.folds_of(model) if not 0 <= k < self.folds.n]
+            if bad:
+                raise ValueError(f"{where}.folds: {bad} outside 0..{self.folds.n - 1}")
+            if model.train.batch_size % model.train.accumulate:
+                raise ValueError(f"{where}.train: batch_size is no multiple of accumulate")
+        return self
+
+    def folds_of(self, model: Model) -> tuple[int, ...]:
+        """Return the folds ``model`` is trained on."""
+        return tuple(range(self.folds.n)) if model.folds is None else model.folds
+
+
+def load(path: str | Path, overrides: list[str] = ()) -> Experiment:
+    """Read an experiment file; ``overrides`` are ``section.key=value`` with YAML values. Raises ConfigError."""
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such experiment file; see configs/") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a YAML file: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections, got {type(tree).__name__}")
+    for override in overrides:
+        _set(tree, override)
+    try:
+        return Experiment.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{path}: {line}" for line in _sentences(error))) from error
+
+
+def _set(tree: dict, override: str) -> None:
+    key, sign, value = override.partition("=")
+    if not sign or not key:
+        raise ConfigError(f"--set {override}: expected section.key=value")
+    *parents, last = key.split(".")
+    node = tree
+    for parent in parents:
+        node = node.setdefault(_key(node, parent), {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override}: {parent} is a value, not a section")
+    try:
+        node[_key(node, last)] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: not a YAML value: {error}") from error
+
+
+def _key(node: dict, text: str) -> Any:
+    """Class indices and epochs are integer keys in YAML."""
+    return int(text) if text.isdigit() and int(text) in node else text
+
+
+def _sentences(error: ValidationError) -> list[str]:
+    lines = []
+    for fault in error.errors():
+        where = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(fault["loc"][-1]), _field_names(), n=1)
+            lines.append(f"{where}: unknown key" + (f"; did you mean {near[0]}?" if near else ""))
+        elif fault["type"] == "missing":
+            lines.append(f"{where}: required, but missing")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            got = "" if isinstance(fault["input"], (dict, BaseModel)) else f", got {fault['input']!r}"
+            lines.append(f"{where}: {message}{got}" if where else message)
+    return lines
+
+
+def _field_names() -> list[str]:
+    return sorted({name for section in Section.__subclasses__() for name in section.model_fields})
+
+
+def plain(section: BaseModel) -> dict[str, Any]:
+    """Return a section as JSON-ready values, for manifests, checkpoints and fingerprints."""
+    return section.model_dump(mode="json")

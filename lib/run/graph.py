@@ -1,0 +1,113 @@
+"""What is rerun when: the units of an experiment and the facts each depends on, stated here alone.
+
+Facts are config sections, fold numbers and scene ids. Code is recorded in manifests and never makes a unit stale:
+after an edit, ``--force``.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lib.errors import ArtifactError
+from lib.run.artifacts import Unit
+from lib.run.config import Experiment, Model, plain
+
+STAGE_OF_TASK = {"loc": ("02_loc", "02_train_loc.py"), "cls": ("03_cls", "03_train_cls.py")}
+"""Role of a task -> folder of its checkpoints and the script that trains them."""
+
+SPLITS = ("oof", "test")
+
+
+class Graph:
+    """The units of one experiment. ``flags`` is the common part of every command, e.g. ``--config configs/x.yaml``."""
+
+    def __init__(self, config: Experiment, train_ids: Sequence[str], test_ids: Sequence[str], flags: str = ""):
+        self.config, self.train_ids, self.test_ids, self.flags = config, tuple(train_ids), tuple(test_ids), flags
+
+    def _command(self, script: str, extra: str = "") -> str:
+        return " ".join(part for part in ("python", script, self.flags, extra) if part)
+
+    def models(self, task: str | None = None, only: str | None = None) -> dict[str, Model]:
+        """Return the experiment's models, of one task and one name where asked."""
+        return {
+            name: model
+            for name, model in self.config.models.items()
+            if task in (None, model.task) and only in (None, name)
+        }
+
+    def folds(self) -> Unit:
+        """Stage 01: folds.csv and its audit."""
+        config = self.config
+        facts = {
+            "competition": config.competition,
+            "options": config.data.options,
+            "folds": plain(config.folds),
+            "train": self.train_ids,
+        }
+        return Unit("01_folds", _json(facts), self._command("01_prepare_folds.py"))
+
+    def checkpoint(self, name: str, fold: int) -> Unit:
+        """Stages 02 and 03: one model trained on one fold."""
+        model = self.config.models[name]
+        folder, script = STAGE_OF_TASK[model.task]
+        upstream = [self.folds()]
+        for other in dict.fromkeys((model.train.init_from, model.train.localization)):
+            if other is not None:
+                upstream.append(self.checkpoint(other, fold))
+        facts = {
+            "task": model.task,
+            "fold": fold,
+            "seed": self.config.seed,
+            "network": plain(model.network),
+            "train": {k: v for k, v in plain(model.train).items() if k not in ("workers", "cache", "save_minutes")},
+        }
+        command = self._command(script, f"--only {name} --fold {fold}")
+        return Unit(f"{folder}/{name}/fold{fold}", _json(facts), command, tuple(upstream))
+
+    def probs(self, name: str, fold: int, split: str) -> Unit:
+        """Stage 04: probabilities of one checkpoint, on its own validation scenes (oof) or on the test scenes."""
+        facts: dict[str, Any] = {"predict": plain(self.config.predict), "split": split}
+        if split == "test":
+            facts["scenes"] = self.test_ids
+        task = self.config.models[name].task
+        command = self._command("04_predict_tta.py", f"--only {name} --fold {fold} --split {split}")
+        upstream = (self.checkpoint(name, fold),)
+        return Unit(
+            f"04_probs/{task}/{name}/fold{fold}/{split}", _json(facts), command, upstream, portable=split == "oof"
+        )
+
+    def blend(self, split: str) -> Unit:
+        """Stage 05: the average over models, folds and views."""
+        config = self.config
+        weights = {name: model.weight for name, model in config.models.items()}
+        upstream = tuple(
+            self.probs(name, fold, split) for name, model in config.models.items() for fold in config.folds_of(model)
+        )
+        facts = {"blend": plain(config.blend), "weights": weights}
+        command = self._command("05_ensemble.py", f"--split {split}")
+        return Unit(f"05_ensemble/{split}", _json(facts), command, upstream, portable=split == "oof")
+
+    def decode(self) -> Unit:
+        """Stage 05: decode.json, the settings chosen on out-of-fold scenes and what to expect of them."""
+        config = self.config
+        facts = {"decode": config.decode, "search": plain(config.search) if config.search else None}
+        upstream = (self.blend("oof"), self.folds())
+        return Unit("05_ensemble/decode", _json(facts), self._command("05_ensemble.py", "--split oof"), upstream)
+
+    def submission(self, split: str) -> Unit:
+        """Stage 06: the files to hand in, or the same files for the out-of-fold scenes."""
+        upstream = (self.blend(split), self.decode())
+        command = self._command("06_make_submission.py", f"--split {split}")
+        return Unit(f"06_submission/{split}", {"split": split}, command, upstream, portable=False)
+
+
+def _json(facts: dict[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in facts.items()}
+
+
+def check_only(graph: Graph, task: str | None, only: str | None, fold: int | None) -> None:
+    """Refuse ``--only`` and ``--fold`` that name nothing."""
+    known = graph.models(task)
+    if only is not None and only not in known:
+        raise ArtifactError(f"--only {only}: expected one of {', '.join(known) or '(no model of this task)'}")
+    if fold is not None and not any(fold in graph.config.folds_of(m) for m in graph.models(task, only).values()):
+        raise ArtifactError(f"--fold {fold}: no such fold among the chosen models")

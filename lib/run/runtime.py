@@ -1,0 +1,169 @@
+"""The machine a stage runs on: device, precision, processes, versions, memory."""
+
+import hashlib
+import os
+import platform
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from datetime import timedelta
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from lib.errors import ConfigError
+
+PACKAGES = ("torch", "torchvision", "timm", "segmentation-models-pytorch", "albumentations", "numpy", "pandas",
+            "opencv-python-headless", "scikit-learn", "scikit-image", "rasterio", "shapely")  # fmt: skip
+
+
+def device() -> torch.device:
+    """Return this process's CUDA device, or the CPU. Raises ConfigError for a GPU this torch has no code for."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    index = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+    major, minor = torch.cuda.get_device_capability(index)
+    built = [a for a in torch.cuda.get_arch_list() if a.startswith("sm_")]
+    if built and not any(int(a[3:].rstrip("af")) // 10 == major and int(a[3:].rstrip("af")) % 10 <= minor for a in built):
+        name = torch.cuda.get_device_name(index)
+        raise ConfigError(
+            f"{name} (sm_{major}{minor}): this torch {torch.__version__} is built for {', '.join(built)} and dies at the "
+            "first operation there; choose another GPU, or hide it with CUDA_VISIBLE_DEVICES="
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def precision_on(device: torch.device, wanted: str, cpu_precision: str = "bfloat16") -> str:
+    """Return the arithmetic really used: float16 becomes ``cpu_precision`` on a CPU, all else is as wanted."""
+    return cpu_precision if wanted == "float16" and device.type == "cpu" else wanted
+
+
+def rank() -> int:
+    """Return this process's number, 0 without torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Return the number of processes, 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def process_group():
+    """Join the group that torchrun started (nccl on CUDA, gloo on a CPU); does nothing for a single process."""
+    if world_size() == 1:
+        yield
+        return
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(hours=2))  # the first process validates alone meanwhile
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for the other processes, if there are any."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def agree(decision: bool) -> bool:
+    """Return the first process's decision in every process."""
+    if not dist.is_initialized():
+        return decision
+    box = [decision]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+@contextmanager
+def interruptible():
+    """Yield a function that tells whether Ctrl-C was pressed; the loop ends at its next safe point, a second one at once."""
+    pressed = []
+
+    def remember(signum, frame):
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    previous = signal.signal(signal.SIGINT, remember)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def ignore_interrupts() -> None:
+    """Leave Ctrl-C to the main process (for loader workers)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def use_tf32(allowed: bool) -> None:
+    """Switch TF32 matrix products and convolutions on CUDA on or off."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def deterministic() -> None:
+    """Ask for the same result from the same inputs; cuDNN may not pick algorithms by timing."""
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Return the most memory this process has held: on the GPU if it uses one, else resident on the host."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(kib / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def code_version() -> str:
+    """Return a hash of the pipeline's own sources, so that a manifest tells which code made a unit."""
+    root = Path(__file__).resolve().parents[2]
+    seen = hashlib.sha256()
+    for path in sorted(root.glob("0*.py")) + sorted((root / "lib").rglob("*.py")):
+        seen.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return seen.hexdigest()[:12]
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Return what a manifest records of the machine: versions, git commit, command, device."""
+    git = {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))}
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "git": git,
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "device": f"{device.type}: {gpu}",
+        "threads": torch.get_num_threads(),
+        "processes": world_size(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _git(*arguments: str) -> str:
+    root = Path(__file__).resolve().parents[2]
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,176 @@
+"""Serve training crops: which scene comes when, where its crop lies, and the batch of every rank.
+
+A dataset is an endless stream of samples, ``dataset[0], dataset[1], ...``. Sample i is a function of (seed, i) alone,
+so the stream is the same for any number of workers and ranks, and after a resume. Each round through ``order`` is a
+new permutation. An epoch is a stretch of the stream, and ``BatchSampler`` deals it out.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from lib.errors import ConfigError, DataError
+from lib.scenes.augment import Augment, Focus
+from lib.tasks import Task
+
+CACHES = ("none", "memory")
+ORDER, SAMPLE = 0, 1
+"""Names of the random streams: one draws the permutations, one the crops."""
+
+
+def repeat_scenes(strata: Sequence[Mapping[str, bool]], repeat: Sequence[str] = (), multiplier: int = 1) -> list[int]:
+    """List scene indices, each once and once more per flag of ``repeat`` that it has, all ``multiplier`` times.
+
+    With repeat = minor, major, destroyed this is the training list of the xView2 2nd place. Raises ConfigError for a
+    flag that the scenes do not know.
+    """
+    order = list(range(len(strata)))
+    for flag in repeat:
+        if strata and flag not in strata[0]:
+            raise ConfigError(f"repeat: expected flags among {', '.join(strata[0])}, got {flag!r}")
+        order += [index for index, flags in enumerate(strata) if flags[flag]]
+    return order * multiplier
+
+
+def focus_values(task: Task, focus: Mapping[str, float]) -> dict[int, float]:
+    """Turn class name -> weight into target value -> weight. Raises ConfigError for a class the task does not have."""
+    first = 1 if task.kind == "binary" else 0
+    unknown = [name for name in focus if name not in task.classes]
+    if unknown:
+        raise ConfigError(f"focus: expected classes among {', '.join(task.classes)}, got {', '.join(unknown)}")
+    return {first + task.classes.index(name): float(weight) for name, weight in focus.items()}
+
+
+def components(mask: np.ndarray, value: int) -> list[Focus]:
+    """Find the connected components (8 neighbours) of ``mask == value``: box and a pixel that is truly in it."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats((mask == value).view(np.uint8), connectivity=8,
+                                                               ltype=cv2.CV_32S)
+    found = []
+    for label in range(1, count):
+        left, top, width, height, _ = stats[label].tolist()
+        row = top + height // 2  # a connected component crosses every row of its box
+        columns = np.flatnonzero(labels[row, left:left + width] == label)
+        found.append(Focus((top, left, top + height, left + width), (row, left + int(columns[len(columns) // 2]))))
+    return found
+
+
+class CropDataset(Dataset):
+    """Serve augmented crops: {"image": (3n, h, w) uint8, "target": (h, w) uint8, "id": str}.
+
+    read: (scene, image name) -> (H, W, 3) uint8. target: scene -> (H, W) uint8, 255 = ignored. scenes have an ``id``.
+    images: names of the n images of a sample, stacked in this order. augment: gives crops of those images.
+    seed: int >= 0. order: scene indices of one round, with repetitions (``repeat_scenes``); default: each once.
+    samples_per_epoch: length of an epoch where it is not one round.
+    focus: target value -> weight: with ``focus_probability`` a crop shows a component of a class, drawn by weight
+    among those the scene holds, every component of it equally likely; a scene that holds none gives a random crop.
+    cache: "memory" decodes all scenes at once, before workers are forked, which then share them; "none" decodes each
+    time.
+    Raises DataError, naming the scene, where image and target do not fit together.
+    """
+
+    def __init__(self, read: Callable[[Any, str], np.ndarray], target: Callable[[Any], np.ndarray],
+                 scenes: Sequence[Any], images: Sequence[str], augment: Augment, *, seed: int,
+                 order: Sequence[int] | None = None, samples_per_epoch: int | None = None,
+                 focus: Mapping[int, float] | None = None, focus_probability: float = 1.0, cache: str = "none"):
+        if not scenes:
+            raise DataError("training scenes: expected at least one, got none; check the folds")
+        if cache not in CACHES:
+            raise ConfigError(f"cache: expected one of {', '.join(CACHES)}, got {cache!r}")
+        self.read, self.target, self.scenes, self.images, self.augment = read, target, scenes, tuple(images), augment
+        self.seed = seed
+        self.order = np.arange(len(scenes)) if order is None else np.asarray(order)
+        self.samples_per_epoch = samples_per_epoch or len(self.order)
+        self.focus, self.focus_probability = dict(focus or {}), focus_probability
+        self.round, self.permutation = -1, self.order
+        self.spots: dict[int, dict[int, list[Focus]]] = {}
+        self.decoded = [self.decode(scene) for scene in scenes] if cache == "memory" else None
+        for index, (_, mask) in enumerate(self.decoded or ()):
+            self.find_spots(index, mask)
+
+    def __len__(self) -> int:
+        return self.samples_per_epoch
+
+    def __getitem__(self, sample: int) -> dict[str, Any]:
+        """Return sample 0, 1, 2, ... of the stream; it does not end at ``len``."""
+        index = self.scene_of(sample)
+        images, mask = self.decoded[index] if self.decoded else self.decode(self.scenes[index])
+        rng = np.random.default_rng((self.seed, SAMPLE, sample))
+        focus = self.choose_focus(rng, index, mask)
+        images, mask = self.augment(images, mask, int(rng.integers(2**63)), focus)
+        planes = [plane for name in self.images for plane in cv2.split(images[name])]
+        image = torch.from_numpy(np.stack(planes))  # (3n, crop, crop)
+        return {"image": image, "target": torch.from_numpy(mask), "id": self.scenes[index].id}
+
+    def scene_of(self, sample: int) -> int:
+        """Return the index of the scene that a sample of the stream is cut from."""
+        round_, position = divmod(sample, len(self.order))
+        if round_ != self.round:
+            shuffled = np.random.default_rng((self.seed, ORDER, round_)).permutation(self.order)
+            self.round, self.permutation = round_, shuffled
+        return int(self.permutation[position])
+
+    def decode(self, scene: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Read images and target of a scene."""
+        images, mask = {name: self.read(scene, name) for name in self.images}, self.target(scene)
+        if mask.ndim != 2 or mask.dtype != np.uint8:
+            raise DataError(f"scene {scene.id}, target: expected uint8 (H, W), got {mask.dtype} {mask.shape}")
+        for name, image in images.items():
+            if image.shape != (*mask.shape, 3) or image.dtype != np.uint8:
+                raise DataError(f"scene {scene.id}, image {name}: expected uint8 {(*mask.shape, 3)} like its target, "
+                                f"got {image.dtype} {image.shape}")
+        return images, mask
+
+    def find_spots(self, index: int, mask: np.ndarray) -> dict[int, list[Focus]]:
+        """List the components of each focus class that the scene holds; found once per scene and process."""
+        if index not in self.spots:
+            found = {value: components(mask, value) for value, weight in self.focus.items() if weight > 0}
+            self.spots[index] = {value: spots for value, spots in found.items() if spots}
+        return self.spots[index]
+
+    def choose_focus(self, rng: np.random.Generator, index: int, mask: np.ndarray) -> Focus | None:
+        """Draw what the crop must show, None for anything."""
+        if not self.focus or rng.random() >= self.focus_probability:
+            return None
+        spots = self.find_spots(index, mask)
+        if not spots:
+            return None
+        weights = np.array([self.focus[value] for value in spots])
+        value = rng.choice(list(spots), p=weights / weights.sum())
+        return spots[value][rng.integers(len(spots[value]))]
+
+
+class BatchSampler:
+    """Deal the stream of a dataset into batches of sample numbers; call ``set_epoch`` before each epoch.
+
+    An epoch is max(length // batch_size, 1) steps. Nothing is dropped or dealt twice: the next epoch goes on where this
+    one ended. batch_size counts all ranks: rank r takes the r-th part of each batch, so the ranks together see what one
+    process would. Raises ConfigError when the ranks cannot share a batch evenly.
+    """
+
+    def __init__(self, length: int, batch_size: int, rank: int = 0, world: int = 1):
+        if batch_size < 1 or batch_size % world:
+            raise ConfigError(f"batch size: expected a positive multiple of {world} processes, got {batch_size}")
+        self.steps = max(length // batch_size, 1)
+        self.batch_size, self.rank, self.share = batch_size, rank, batch_size // world
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration deals out."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.epoch * self.steps, (self.epoch + 1) * self.steps):
+            first = step * self.batch_size + self.rank * self.share
+            yield list(range(first, first + self.share))
+
+
+def start_worker(worker: int) -> None:
+    """Keep OpenCV to one thread in a DataLoader worker (``worker_init_fn``), as torch does by itself."""
+    cv2.setNumThreads(1)

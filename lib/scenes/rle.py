@@ -1,0 +1,192 @@
+"""Turn masks into run-length text and back, as Kaggle's competitions write it: "start length start length ...".
+
+``order``: "column" numbers pixels top to bottom, then left to right (Kaggle's rule); "row" left to right first.
+``origin``: the number of the first pixel, 1 (Kaggle's rule) or 0. An empty mask is the empty text, never NaN.
+Runs are of the whole image: they go on from the end of one column into the next, and touch both corners safely.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from lib.errors import DataError
+
+Order = Literal["column", "row"]
+
+_STRIP = 2**18  # pixels that stay in a core's cache together with their intermediate masks
+_LARGEST = 2**53
+
+
+# ---- encode -------------------------------------------------------------------------------------------
+def encode(mask: np.ndarray, order: Order = "column", origin: int = 1) -> str:
+    """Write one mask as runs: (H, W) bool or integers, all but 0 is foreground. Raises DataError on other arrays."""
+    _check(mask)
+    foreground = mask if mask.dtype in (bool, np.uint8) else mask != 0
+    edges = _edges(_lines(foreground.view(np.uint8), order)).reshape(-1, 2)  # (runs, 2) first pixel, first pixel after
+    edges[:, 1] -= edges[:, 0]
+    edges[:, 0] += origin
+    return _text(edges)
+
+
+def encode_labels(
+    label_map: np.ndarray, order: Order = "column", origin: int = 1, count: int | None = None
+) -> list[str]:
+    """Write each label of a map as runs, in one pass over the pixels; item i is label i + 1, "" where it is absent.
+
+    label_map: (H, W) integers >= 0, 0 is background. ``count``: the number of labels, else the largest one found.
+    Raises DataError on other arrays, on negative labels and on labels above ``count``.
+    """
+    _check(label_map)
+    lowest, highest = (int(label_map.min()), int(label_map.max())) if label_map.size else (0, 0)
+    count = highest if count is None else count
+    if lowest < 0 or highest > min(count, 2**31 - 1):
+        raise DataError(f"label map: expected labels 0..{count}, got {lowest}..{highest}; number them from 1")
+    flat = np.ascontiguousarray(_transposed(label_map.astype(np.int32, copy=False), order)).ravel()  # (pixels,)
+    texts = [""] * count
+    if not highest:
+        return texts
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    runs = np.stack([starts + origin, np.diff(starts, append=flat.size)], axis=1)  # (runs, 2)
+    labels = flat[starts]
+    runs, labels = runs[labels > 0], labels[labels > 0]
+    by_label = np.argsort(labels, kind="stable")
+    runs, labels = runs[by_label], labels[by_label]
+    last = np.append(labels[1:] != labels[:-1], True)
+    for label, text in zip(labels[last].tolist(), _text(runs, last).split("\n"), strict=True):
+        texts[label - 1] = text
+    return texts
+
+
+def _check(mask: np.ndarray) -> None:
+    if mask.ndim != 2 or mask.dtype.kind not in "bui":
+        raise DataError(f"mask: expected (H, W) bool or integers, got {mask.shape} {mask.dtype}; threshold it first")
+
+
+def _transposed(mask: np.ndarray, order: Order) -> np.ndarray:
+    """Return the mask with the pixels of one line (a column or a row) next to each other."""
+    if order == "row":
+        return mask
+    if order != "column":
+        raise ValueError(f'order: expected "column" or "row", got {order!r}')
+    return cv2.transpose(mask) if mask.size else mask.T  # ten times the speed of a copied mask.T
+
+
+def _lines(mask: np.ndarray, order: Order) -> Iterator[np.ndarray]:
+    """Yield strips of lines of the mask, flat, as bool: the temporaries stay small enough for the cache."""
+    lines, length = mask.shape[::-1] if order == "column" else mask.shape
+    step = max(32, _STRIP // max(1, length))  # narrower strips of columns would use only part of each cache line
+    for first in range(0, lines if mask.size else 0, step):
+        strip = mask[:, first : first + step] if order == "column" else mask[first : first + step]
+        yield _transposed(strip, order).ravel() != 0  # (pixels,)
+
+
+def _edges(strips: Iterable[np.ndarray]) -> np.ndarray:
+    """Return where the foreground begins and ends, alternating: (2 * runs,) int64 pixel numbers from 0."""
+    edges, seen, inside = [np.zeros(0, np.int64)], 0, False
+    for pixels in strips:
+        if pixels[0] != inside:
+            edges.append(np.array([seen]))
+        edges.append(np.flatnonzero(pixels[1:] != pixels[:-1]) + (seen + 1))
+        seen, inside = seen + pixels.size, bool(pixels[-1])
+    if inside:
+        edges.append(np.array([seen]))
+    return np.concatenate(edges)
+
+
+def _digits() -> np.ndarray:
+    """Build the text of every number below 10000 in 4 bytes, (20001,) uint32: each without and then with leading zeros.
+
+    A left-out zero is a NUL byte. Entry 0 is no digit at all, the last entry is the single digit 0.
+    """
+    number = np.arange(10000)
+    padded = np.stack([number // 10**k % 10 for k in (3, 2, 1, 0)], axis=1).astype(np.uint8) + ord("0")  # (10000, 4)
+    plain = np.where(number[:, None] >= (1000, 100, 10, 1), padded, 0).astype(np.uint8)
+    zero = np.array([[0, 0, 0, ord("0")]], np.uint8)
+    return np.concatenate([plain, padded, zero]).view(np.uint32).ravel()
+
+
+_DIGITS = _digits()
+_SPACE, _NEWLINE = np.frombuffer(b" \0\0\0\n\0\0\0", np.uint32)
+
+
+def _text(runs: np.ndarray, last: np.ndarray | None = None) -> str:
+    """Write (runs, 2) int64 >= 0 as text, numbers parted by a space, and by a newline after each ``last`` run.
+
+    Four digits at a time from a table, then all NUL bytes deleted at once: 4 times the speed of joining strings.
+    """
+    if not len(runs):
+        return ""
+    starts, lengths = _words(runs[:, 0]), _words(runs[:, 1])
+    ends = _SPACE if last is None else np.where(last, _NEWLINE, _SPACE)
+    words = np.empty((len(runs), len(starts) + len(lengths) + 2), np.uint32)
+    for column, values in enumerate((*starts, _SPACE, *lengths, ends)):
+        words[:, column] = values
+    return words.tobytes().translate(None, b"\0")[:-1].decode("ascii")
+
+
+def _words(numbers: np.ndarray) -> list[np.ndarray]:
+    """Write numbers (N,) >= 0 as columns of four digits each, most significant first: a list of (N,) uint32."""
+    largest = int(numbers.max())
+    rest = numbers.astype(np.uint32 if largest < 2**32 else np.uint64)  # 32 bits divide faster
+    zero = rest == 0
+    words = []
+    while largest >= 10000:
+        more = rest // 10000
+        words.append(_DIGITS[rest - more * 10000 + 10000 * (more > 0)])
+        rest, largest = more, largest // 10000
+    words.append(_DIGITS[rest])
+    words[0][zero] = _DIGITS[-1]
+    return words[::-1]
+
+
+# ---- decode -------------------------------------------------------------------------------------------
+def parse(text: str, size: int | None = None, origin: int = 1) -> tuple[np.ndarray, str]:
+    """Read runs: ((runs, 2) int64 of first pixel from 0 and length, "") or (no runs, what is wrong with the text).
+
+    ``size``: number of pixels of the image, if known. Valid runs are sorted, apart, inside and at least 1 long.
+    """
+    nothing = np.zeros((0, 2), np.int64)
+    if not isinstance(text, str):
+        return nothing, "not a text (read the CSV with keep_default_na=False)"
+    characters = np.frombuffer(text.encode(), np.uint8)
+    if not ((characters - np.uint8(ord("0")) < 10) | (characters == ord(" "))).all():
+        return nothing, "not whole numbers parted by spaces"
+    numbers = np.fromstring(text, np.int64, sep=" ") if text.strip() else np.zeros(0, np.int64)
+    if numbers.size % 2:
+        return nothing, "an odd count of numbers"
+    runs = numbers.reshape(-1, 2)
+    starts, lengths = runs[:, 0] - origin, runs[:, 1]
+    if (lengths < 1).any():
+        return nothing, "a run of length 0"
+    limit = _LARGEST if size is None else size
+    if (starts < 0).any() or (starts >= limit).any() or (lengths > limit - starts).any():
+        return nothing, "a run outside of the image"
+    if (starts[1:] < starts[:-1]).any():
+        return nothing, "runs out of order"
+    if (starts[1:] < starts[:-1] + lengths[:-1]).any():
+        return nothing, "overlapping runs"
+    return np.stack([starts, lengths], axis=1), ""
+
+
+def decode(text: str, shape: tuple[int, int], order: Order = "column", origin: int = 1) -> np.ndarray:
+    """Draw runs into a new mask: (H, W) uint8 of 0 and 1. Raises DataError where ``parse`` finds a fault."""
+    height, width = shape
+    runs, fault = parse(text, height * width, origin)
+    if fault:
+        raise DataError(
+            f"RLE: expected sorted, separate 'start length' pairs within {origin}..{height * width - 1 + origin}, "
+            f"got {fault}: {str(text)[:40]!r}; check order, origin and image size"
+        )
+    ends = runs[:, 0] + runs[:, 1]
+    lengths = np.empty(2 * len(runs) + 1, np.int64)  # background, foreground, ..., background
+    lengths[0:-1:2] = runs[:, 0] - np.concatenate([[0], ends[:-1]]) if len(runs) else 0
+    lengths[1::2] = runs[:, 1]
+    lengths[-1] = height * width - (ends[-1] if len(runs) else 0)
+    values = np.zeros(len(lengths), np.uint8)
+    values[1::2] = 1
+    flat = np.repeat(values, lengths)  # (pixels,)
+    if order == "row":
+        return flat.reshape(height, width)
+    return _transposed(flat.reshape(width, height), order)  # (H, W)

@@ -1,0 +1,68 @@
+"""Stage 04: the probabilities of one checkpoint, on its own validation scenes and on the test scenes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from lib.competitions.contract import Scene
+from lib.inference.predict import Predictor
+from lib.models import checkpoint
+from lib.run import runtime
+from lib.run.artifacts import Unit
+from lib.run.cli import Run, say
+from lib.scenes.folds import read_folds
+from lib.scenes.probs import file_name, write_levels
+from lib.training.judge import read_stack
+
+
+def fold_splits(run: Run) -> Iterator[list[Unit]]:
+    """Yield, checkpoint by checkpoint, the splits to predict with it."""
+    for name, model in run.graph.models(only=run.only).items():
+        for fold in run.config.folds_of(model):
+            if run.fold in (None, fold):
+                yield [run.graph.probs(name, fold, split) for split in run.splits if run.has_split(split)]
+
+
+def predict(run: Run, units: list[Unit]) -> None:
+    """Predict the given splits with one checkpoint, which is loaded once; scene by scene, each file whole."""
+    if not units:
+        return
+    _, task, name, fold, _ = units[0].key.split("/")
+    folder = run.store.require(run.graph.checkpoint(name, int(fold.removeprefix("fold"))))
+    description = checkpoint.read_description(folder)
+    predictor, used = open_predictor(run, folder, task)
+    for unit in units:
+        split = unit.key.rsplit("/", 1)[1]
+        record: dict[str, Any] = {"stage": "04", "precision": {"asked": run.config.predict.precision, "used": used}}
+        with run.build(unit, record) as out:
+            scenes = scenes_of(run, split, int(fold.removeprefix("fold")))
+            record["scenes"] = len(scenes)
+            for scene in tqdm(scenes, unit.key, leave=False, disable=None):
+                path = out / file_name(scene.id)
+                if not path.exists():  # files of an interrupted run are whole
+                    probs = predictor(read_stack(run.competition, scene, description["images"]))  # (C, H, W)
+                    levels = (probs * 255).astype(np.uint8) if run.config.predict.truncate else probs
+                    write_levels(path, levels, description["classes"])
+
+
+def open_predictor(run: Run, folder: Path, task: str) -> tuple[Predictor, str]:
+    """Build the predictor of a checkpoint; returns it and the precision it really uses."""
+    asked = run.config.predict
+    used = runtime.precision_on(run.device, asked.precision)
+    if used != asked.precision:
+        say(f"  {asked.precision} asked, {used} used on this CPU")
+    predictor = Predictor(checkpoint.load_network(folder), run.competition.tasks[task].activate, run.device, used,
+                          views=asked.tta, tile=asked.tile, overlap=int(asked.tile * asked.overlap))  # fmt: skip
+    return predictor, used
+
+
+def scenes_of(run: Run, split: str, fold: int) -> list[Scene]:
+    """Return the scenes of a split that the checkpoint of ``fold`` predicts."""
+    if split == "test":
+        return run.scenes("test")
+    table = read_folds(run.store.require(run.graph.folds()) / "folds.csv")
+    own = set(table["id"][table["fold"] == fold])
+    return [scene for scene in run.scenes("train") if scene.id in own]

@@ -1,0 +1,123 @@
+"""Stages 02 and 03: one network of a task on one fold. The two stages differ only in their task."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lib.competitions.contract import Scene
+from lib.inference.predict import Predictor
+from lib.models import build, checkpoint, weights
+from lib.run import runtime
+from lib.run.artifacts import Unit
+from lib.run.cli import Run, say
+from lib.run.config import Model
+from lib.scenes.augment import build as build_augment
+from lib.scenes.dataset import CropDataset, repeat_scenes
+from lib.scenes.folds import read_folds
+from lib.scenes.probs import quantise
+from lib.tasks import Task
+from lib.training.fit import Fit
+from lib.training.judge import Judge, read_stack
+
+
+def checkpoints(run: Run, task: str) -> Iterator[Unit]:
+    """Yield the checkpoints that the flags ask for: every model of the task on every fold it is trained on."""
+    for name, model in run.graph.models(task, run.only).items():
+        for fold in run.config.folds_of(model):
+            if run.fold in (None, fold):
+                yield run.graph.checkpoint(name, fold)
+
+
+def train(run: Run, unit: Unit) -> None:
+    """Train the network of one checkpoint; under torchrun all processes work on it together."""
+    _, name, fold = unit.key.split("/")
+    model, fold = run.config.models[name], int(fold.removeprefix("fold"))
+    task = run.competition.tasks[model.task]
+    record: dict[str, Any] = {"stage": unit.key[:2]}
+    with run.build(unit, record) as folder:
+        training, validation = split(run, fold)
+        network, arrived = start_network(run, model, fold, task, folder)
+        dataset = crops(run, model, training)
+        judge = Judge(run.competition, model.task, validation, model.network.images,
+                      partial(validation_predictor, run), model.train.select, run.config.decode,
+                      localization(run, model, fold))  # fmt: skip
+        fit = Fit(network, task, dataset, judge, model.train, run.config.seed, folder, run.device, say)
+        say(f"  {len(training)} scenes to train on, {len(validation)} to validate; {len(dataset)} crops an epoch, "
+            f"{fit.steps} steps; {_precision_line(model, fit.arithmetic.name)}; encoder weights: {arrived['source']}")  # fmt: skip
+        record["precision"] = {"asked": model.train.precision, "used": fit.arithmetic.name, "tf32": model.train.tf32}
+        record["encoder_weights"] = arrived
+        record["scores"] = fit.run()
+
+
+def split(run: Run, fold: int) -> tuple[list[Scene], list[Scene]]:
+    """Return the training and the validation scenes of a fold, in folds.csv order."""
+    table = read_folds(run.store.require(run.graph.folds()) / "folds.csv")
+    scenes = {scene.id: scene for scene in run.scenes("train")}
+    pairs = [(scenes[i], k) for i, k in zip(table["id"], table["fold"], strict=True)]
+    return [s for s, k in pairs if k != fold], [s for s, k in pairs if k == fold]
+
+
+def start_network(run: Run, model: Model, fold: int, task: Task, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Build the network with its starting weights, write its description, and say where the weights came from."""
+    torch.manual_seed(run.config.seed * 1_000_003 + fold)
+    spec = model.network
+    arguments = {"architecture": spec.architecture, "classes": task.channels, "images": len(spec.images),
+                 "encoder": spec.encoder, **spec.options}  # fmt: skip
+    source = None if model.train.init_from else spec.encoder_weights
+    network = build(encoder_weights=source or "none", **arguments)
+    arrived: dict[str, Any] = {"source": "none"}
+    if model.train.init_from:
+        parent = run.store.require(run.graph.checkpoint(model.train.init_from, fold))
+        copied, _ = weights.load_matching(network, checkpoint.read_weights(parent))
+        arrived = {"source": f"checkpoint {model.train.init_from} of fold {fold}", "tensors": len(copied)}
+    elif network.source:
+        arrived = {"source": spec.encoder_weights, **network.source}
+    if runtime.rank() == 0:
+        checkpoint.describe(folder, arguments, spec.images, task.classes)
+    return network, arrived
+
+
+def crops(run: Run, model: Model, scenes: list[Scene]) -> CropDataset:
+    """Return the training crops of a model."""
+    train, sampling = model.train, model.train.sampling
+    competition = run.competition
+    order = repeat_scenes([competition.strata(scene) for scene in scenes], sampling.repeat, sampling.multiplier)
+    augment = build_augment(train.augment, train.crop, model.network.images, sampling.scale, train.colour)
+    return CropDataset(competition.read, partial(competition.target, task=model.task), scenes, model.network.images,
+                       augment, seed=run.config.seed, order=order, samples_per_epoch=sampling.samples,
+                       focus=sampling.focus, focus_probability=sampling.focus_probability, cache=train.cache)  # fmt: skip
+
+
+def validation_predictor(run: Run, network: nn.Module, task: Task) -> Predictor:
+    """Return the predictor of a validation: one view, the arithmetic of stage 04."""
+    predict = run.config.predict
+    return Predictor(network, task.activate, run.device, runtime.precision_on(run.device, predict.precision),
+                     tile=predict.tile, overlap=int(predict.tile * predict.overlap))  # fmt: skip
+
+
+def localization(run: Run, model: Model, fold: int) -> dict[str, Any]:
+    """Return the out-of-fold localization levels that the selection score needs, each scene predicted once."""
+    name = model.train.localization
+    if name is None:
+        return {}
+    folder = run.store.require(run.graph.checkpoint(name, fold))
+    network, images = checkpoint.load_network(folder), checkpoint.read_description(folder)["images"]
+    predict = validation_predictor(run, network.to(run.device), run.competition.tasks["loc"])
+    known: dict[str, np.ndarray] = {}
+
+    def levels(scene: Scene) -> np.ndarray:
+        if scene.id not in known:
+            known[scene.id] = quantise(predict(read_stack(run.competition, scene, images)))
+        return known[scene.id]
+
+    return {"loc": levels}
+
+
+def _precision_line(model: Model, used: str) -> str:
+    asked = model.train.precision
+    return used if asked == used else f"{asked} asked, {used} used on this CPU (train.cpu_precision)"

@@ -1,0 +1,251 @@
+"""The training loop: one network, one fold, one folder.
+
+Every random choice is a function of (seed, epoch, position in the epoch), and the whole state is saved between steps, so
+a run that is killed and started again ends with the same bytes as an unbroken one (on a CPU).
+"""
+
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from lib.errors import NonFiniteError
+from lib.models.checkpoint import save_weights
+from lib.run import runtime
+from lib.run.config import Train
+from lib.scenes.dataset import BatchSampler, CropDataset, start_worker
+from lib.tasks import Task
+from lib.training import state
+from lib.training.ema import Ema
+from lib.training.losses import Loss
+from lib.training.optim import Schedule, build_optimizer, freeze, set_lr, unfreeze
+from lib.training.precision import Arithmetic, first_nonfinite, first_nonfinite_gradient
+
+Judge = Callable[[nn.Module], Mapping[str, float]]
+"""Scores a network on full validation scenes; the key ``select`` decides which epoch is kept."""
+
+
+class Fit:
+    """One run. ``train.select`` decides what is kept in ``folder/best.safetensors``; ``log.jsonl`` gets a line an epoch."""
+
+    def __init__(self, network: nn.Module, task: Task, dataset: CropDataset, judge: Judge, train: Train,
+                 seed: int, folder: Path, device: torch.device, say: Callable[[str], None]):  # fmt: skip
+        self.train, self.folder, self.device, self.say, self.seed = train, folder, device, say, seed
+        self.dataset, self.judge = dataset, judge
+        self.arithmetic = Arithmetic(runtime.precision_on(device, train.precision, train.cpu_precision), device)
+        runtime.use_tf32(train.tf32)
+        runtime.deterministic()
+        layout = torch.channels_last if train.channels_last else torch.contiguous_format
+        self.network = network.to(device, memory_format=layout)
+        if runtime.world_size() > 1 and device.type == "cuda":
+            self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
+        self.layout = layout
+        self.loss = Loss(task.kind, train.loss.terms, class_weights=train.loss.class_weights,
+                         focal_gamma=train.loss.focal_gamma, reduce=all_sum if runtime.world_size() > 1 else None)  # fmt: skip
+        self.sampler = BatchSampler(len(dataset), train.batch_size, runtime.rank(), runtime.world_size())
+        self.steps = len(self.sampler)
+        self.schedule = Schedule(train.schedule.kind, self.steps * train.epochs, lr=train.optimizer.lr,
+                                 steps_per_epoch=self.steps, table=train.schedule.table or {},
+                                 warmup_steps=round(train.schedule.warmup_epochs * self.steps),
+                                 power=train.schedule.power)  # fmt: skip
+        self.optimizer = build_optimizer(train.optimizer.name, self.network, train.optimizer.lr,
+                                         weight_decay=train.optimizer.weight_decay,
+                                         encoder_lr_scale=train.optimizer.encoder_lr_scale)  # fmt: skip
+        self.ema = Ema(self.network, train.ema) if train.ema else None
+        self.epoch, self.step, self.best, self.since_best, self.stop = 0, 0, None, 0, False
+        self.meter: dict[str, float] = {}
+
+    # ---- the run --------------------------------------------------------------------------------------
+    def run(self) -> dict[str, Any]:
+        """Train to the end (or from where the last state stands); return the scores of the kept epoch."""
+        self._resume()
+        forward = self.network
+        if runtime.world_size() > 1:
+            forward = DistributedDataParallel(self.network, find_unused_parameters=self.train.freeze_encoder_epochs > 0)
+        with runtime.interruptible() as interrupted:
+            while self.epoch < self.train.epochs and not self.stop:
+                self._epoch(forward, interrupted)
+        if runtime.rank() == 0:
+            (self.folder / state.STATE).unlink(missing_ok=True)
+        return self.best or {}
+
+    def _epoch(self, forward: nn.Module, interrupted: Callable[[], bool]) -> None:
+        train, epoch = self.train, self.epoch
+        (freeze if epoch < train.freeze_encoder_epochs else unfreeze)(self.network.encoder)
+        self.network.train()
+        if train.precision == "float32":
+            self.arithmetic.assert_float32(self.network, train.tf32)
+        if self.step == 0:
+            torch.manual_seed(self.seed * 1_000_003 + epoch)
+            self.meter = defaultdict(float)
+        self.sampler.set_epoch(epoch)
+        batches = list(self.sampler)[self.step :]
+        loader = DataLoader(self.dataset, batch_sampler=batches, num_workers=train.workers,
+                            pin_memory=self.device.type == "cuda",
+                            worker_init_fn=_start_worker)  # fmt: skip
+        started = saved = time.monotonic()
+        bar = tqdm(loader, f"epoch {epoch + 1}/{train.epochs}", leave=False, initial=self.step, total=self.steps,
+                   disable=None if runtime.rank() == 0 else True)  # fmt: skip
+        seen = 0
+        for batch in bar:
+            loss = self._step(forward, batch)
+            self.step += 1
+            seen += len(batch["id"]) * runtime.world_size()
+            bar.set_postfix(loss=f"{loss:.3f}")
+            if interrupted():
+                self._save()
+                raise KeyboardInterrupt
+            if time.monotonic() - saved > train.save_minutes * 60:
+                self._save()
+                saved = time.monotonic()
+        seconds = time.monotonic() - started
+        self._finish_epoch({"images_per_second": round(seen / max(seconds, 1e-9), 2), "train_seconds": round(seconds, 1)})
+
+    def _step(self, forward: nn.Module, batch: dict[str, Any]) -> float:
+        """Move the weights once; returns the loss. The batch is computed in ``accumulate`` equal parts."""
+        train = self.train
+        lr = self.schedule.lr_at(self.epoch * self.steps + self.step)
+        set_lr(self.optimizer, lr)
+        image = batch["image"].to(self.device, memory_format=self.layout, non_blocking=True)  # (B, 3n, h, w) uint8
+        target = batch["target"].to(self.device, non_blocking=True)  # (B, h, w) uint8
+        self.optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        parts = list(zip(image.chunk(train.accumulate), target.chunk(train.accumulate), strict=True))
+        for part, (x, y) in enumerate(parts):
+            if isinstance(forward, DistributedDataParallel):
+                forward.require_backward_grad_sync = part == len(parts) - 1
+            with self.arithmetic.autocast():
+                logits = forward(x)
+            loss, terms = self.loss(logits, y)
+            if not torch.isfinite(loss):
+                self._refuse(batch, x, terms)
+            self.arithmetic.scaler.scale(loss / len(parts)).backward()
+            total += float(loss.detach()) / len(parts)
+            for name, value in terms.items():
+                self.meter[f"raw_{name}"] += float(value) / len(parts)
+        self.arithmetic.scaler.unscale_(self.optimizer)
+        norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), train.clip or float("inf")))
+        if self.arithmetic.scaler.is_enabled() and not _finite(norm) and self.arithmetic.first_bad_layer is None:
+            self.arithmetic.first_bad_layer = first_nonfinite_gradient(self.network)
+        elif not self.arithmetic.scaler.is_enabled() and not _finite(norm):
+            raise NonFiniteError(f"epoch {self.epoch + 1}: the gradient is not finite; scenes {_names(batch)}")
+        if self.arithmetic.step(self.optimizer) and self.ema:
+            self.ema.update(self.network)
+        self.meter["loss"] += total
+        self.meter["lr"] = lr
+        self.meter["gradient_norm"] += norm if _finite(norm) else 0.0
+        return total
+
+    def _refuse(self, batch: dict[str, Any], image: Tensor, terms: Mapping[str, Tensor]) -> None:
+        layer = first_nonfinite(self.network, image, self.arithmetic)
+        parts = ", ".join(f"{name} {float(value):g}" for name, value in terms.items())
+        raise NonFiniteError(
+            f"epoch {self.epoch + 1}, step {self.step + 1}: the loss is not finite ({parts}); first non-finite layer "
+            f"{layer or 'none (the loss itself)'}; scenes {_names(batch)}; look at them, or lower the learning rate"
+        )
+
+    # ---- between epochs -------------------------------------------------------------------------------
+    def _finish_epoch(self, pace: dict[str, float]) -> None:
+        train = self.train
+        self.epoch, self.step = self.epoch + 1, 0
+        last = self.epoch == train.epochs
+        line: dict[str, Any] = {"epoch": self.epoch, "lr": self.meter.pop("lr", None)}
+        line |= {name: round(value / self.steps, 6) for name, value in sorted(self.meter.items())}
+        line |= {f"weighted_{n}": round(w * line[f"raw_{n}"], 6) for n, w in train.loss.terms.items()}
+        line["amp"] = {"precision": self.arithmetic.name, **self.arithmetic.health()}
+        if runtime.rank() == 0 and (last or self.epoch % train.validate_every == 0):
+            started = time.monotonic()
+            scores = self._validate()
+            line |= {"scores": scores, "validate_seconds": round(time.monotonic() - started, 1)}
+            better = self.best is None or scores["select"] > self.best["select"]
+            line["new_best"] = keep = train.select == "last" or better
+            self.since_best = 0 if better else self.since_best + 1
+            if keep:
+                self.best = {**scores, "epoch": self.epoch}
+                save_weights(self.folder, self._averaged_state())
+            self.stop = train.patience is not None and self.since_best >= train.patience
+            shown = " ".join(f"{name} {value:.4f}" for name, value in scores.items() if name != "select")
+            self.say(f"  epoch {self.epoch}/{train.epochs} loss {line['loss']:.4f} {shown}{' *' if keep else ''}")
+        self.stop = runtime.agree(self.stop)
+        line |= {**pace, "peak_memory_mib": runtime.peak_memory_mib(self.device)}
+        if runtime.rank() == 0:
+            _append(self.folder / "log.jsonl", line, self.epoch)
+            self._save()
+
+    def _validate(self) -> dict[str, float]:
+        network = self.network
+        if self.ema:
+            with self.ema.swapped_in(network):
+                return dict(self.judge(network))
+        return dict(self.judge(network))
+
+    def _averaged_state(self) -> dict[str, Tensor]:
+        return self.ema.tensors if self.ema else self.network.state_dict()
+
+    # ---- state ----------------------------------------------------------------------------------------
+    def _save(self) -> None:
+        if runtime.rank() != 0:
+            return
+        state.save(self.folder, {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.arithmetic.scaler.state_dict(),
+            "amp": [self.arithmetic.skipped, self.arithmetic.first_bad_layer],
+            "ema": self.ema.state_dict() if self.ema else None,
+            "epoch": self.epoch, "step": self.step, "meter": dict(self.meter),
+            "best": self.best, "since_best": self.since_best, "stop": self.stop,
+        })  # fmt: skip
+
+    def _resume(self) -> None:
+        saved = state.load(self.folder)
+        if saved is None:
+            if runtime.rank() == 0:
+                (self.folder / "log.jsonl").unlink(missing_ok=True)
+            return
+        self.network.load_state_dict(saved["network"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.arithmetic.scaler.load_state_dict(saved["scaler"])
+        self.arithmetic.skipped, self.arithmetic.first_bad_layer = saved["amp"]
+        if self.ema:
+            self.ema.load_state_dict(saved["ema"])
+        self.epoch, self.step, self.meter = saved["epoch"], saved["step"], defaultdict(float, saved["meter"])
+        self.best, self.since_best, self.stop = saved["best"], saved["since_best"], saved["stop"]
+        state.restore_rng(saved)
+        self.say(f"  resumed after epoch {self.epoch}" + (f", step {self.step}" if self.step else ""))
+
+
+def all_sum(value: Tensor) -> Tensor:
+    """Sum over processes, differentiably; DDP then averages the gradients of the common loss to the right one."""
+    from torch.distributed.nn.functional import all_reduce
+
+    return all_reduce(value)
+
+
+def _start_worker(worker: int) -> None:
+    start_worker(worker)
+    runtime.ignore_interrupts()
+
+
+def _finite(value: float) -> bool:
+    return value == value and abs(value) != float("inf")
+
+
+def _names(batch: Mapping[str, Any]) -> str:
+    return ", ".join(sorted(set(batch["id"])))
+
+
+def _append(path: Path, line: dict[str, Any], epoch: int) -> None:
+    """Write the log with ``line`` as its entry for ``epoch``; a line left by a killed process is replaced."""
+    kept = path.read_text(encoding="utf-8").splitlines()[: epoch - 1] if path.exists() else []
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("\n".join([*kept, json.dumps(line)]) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,93 @@
+"""Scores of a network on the full validation scenes of its fold; the key ``select`` decides which epoch is kept.
+
+Every number is named for what it is: a damage net scored with the true building mask (``oracle_...``, as the 2020 code
+did) is not the competition's score, and per-image Dice (``dice2020``) is not the pooled pixel F1.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from lib.competitions.contract import Competition, Levels, Scene
+from lib.inference.predict import Predictor
+from lib.scenes.probs import quantise
+from lib.scoring import masks
+from lib.tasks import Task
+
+MakePredictor = Callable[[nn.Module, Task], Predictor]
+
+
+def true_levels(target: np.ndarray, task: Task) -> np.ndarray:
+    """Return the levels (C, H, W) uint8 of a network that knows the target (H, W); ignored pixels count as true."""
+    if task.channels == 1:
+        return np.where(target[None] > 0, 255, 0).astype(np.uint8)
+    return np.where(np.arange(task.channels)[:, None, None] == target, 255, 0).astype(np.uint8)
+
+
+class Judge:
+    """Scores networks of one task on the validation scenes of one fold."""
+
+    def __init__(self, competition: Competition, task: str, scenes: Sequence[Scene], images: Sequence[str],
+                 predictor: MakePredictor, rule: str, decode: Mapping[str, Any],
+                 others: Mapping[str, Callable[[Scene], np.ndarray]]):  # fmt: skip
+        """``others`` gives the levels of the competition's other tasks from out-of-fold networks, where they ran."""
+        self.competition, self.task, self.scenes, self.images = competition, task, scenes, images
+        self.predictor, self.rule, self.others = predictor, rule, others
+        self.params = {**competition.defaults(), **decode}
+
+    def __call__(self, network: nn.Module) -> dict[str, float]:
+        """Return the scores of ``network``; the network's training mode is left as it was."""
+        training = network.training
+        predict = self.predictor(network, self.competition.tasks[self.task])
+        judged: dict[str, list[np.ndarray]] = {"official": [], "oracle": []}
+        counts = []
+        for scene in self.scenes:
+            image = read_stack(self.competition, scene, self.images)
+            levels = quantise(predict(image))  # (C, H, W) uint8
+            target = self.competition.target(scene, self.task)
+            if self.competition.tasks[self.task].channels == 1:
+                counts.append(masks.binary_counts(levels[0] >= 128, target))
+            self._tally(judged, scene, levels)
+        network.train(training)
+        return self._scores(judged, counts)
+
+    def _tally(self, judged: dict[str, list[np.ndarray]], scene: Scene, levels: np.ndarray) -> None:
+        competition = self.competition
+        rest = [name for name in competition.tasks if name != self.task]
+        truth = competition.truth(scene)
+        if all(name in self.others for name in rest):
+            full: Levels = {self.task: levels, **{name: self.others[name](scene) for name in rest}}
+            judged["official"].append(competition.tally(competition.decode(full, self.params), truth))
+        if rest and self.task != "loc":
+            oracle = {name: true_levels(competition.target(scene, name), competition.tasks[name]) for name in rest}
+            answer = competition.decode({self.task: levels, **oracle}, self.params)
+            judged["oracle"].append(competition.tally(answer, truth))
+
+    def _scores(self, judged: Mapping[str, list[np.ndarray]], counts: list[np.ndarray]) -> dict[str, float]:
+        scores: dict[str, float] = {}
+        if counts:
+            scores["pixel_f1"] = float(masks.dice(np.sum(counts, 0), empty=0.0))  # pooled over all scenes
+            scores["dice2020"] = float(masks.dice(np.stack(counts)).mean())  # mean over scenes, empty with empty = 1
+        for name, tallies in judged.items():
+            if tallies:
+                prefix = "" if name == "official" else f"{name}_"
+                scores |= {f"{prefix}{k}": float(v) for k, v in self.competition.scores(np.sum(tallies, 0)).items()}
+        scores["select"] = self._select(scores)
+        return scores
+
+    def _select(self, scores: Mapping[str, float]) -> float:
+        """The stage's own score; where the fold lacks a class, the one that leaves absent classes out."""
+        if self.rule == "dice2020":
+            wanted = ("dice2020", "oracle_score")
+        else:
+            wanted = ("score_present_classes", "score", "pixel_f1", "oracle_score_present_classes", "oracle_score")
+        return next(scores[name] for name in wanted if name in scores)
+
+
+def read_stack(competition: Competition, scene: Scene, images: Sequence[str]) -> np.ndarray:
+    """Read the named images of a scene as one array (3n, H, W) uint8."""
+    return np.concatenate([competition.read(scene, name).transpose(2, 0, 1) for name in images])
+
+

@@ -1,0 +1,43 @@
+"""The resumable state of a training run: everything the next step depends on, in one atomically replaced file."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lib.errors import ArtifactError
+
+STATE = "last.pt"
+
+
+def save(folder: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` (tensors and plain values) and the random generators' states; old file or new, never half."""
+    state = {**state, "rng": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda_rng"] = torch.cuda.get_rng_state()
+    temporary = folder / (STATE + ".tmp")
+    with open(temporary, "wb") as stream:
+        torch.save(state, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, folder / STATE)
+
+
+def load(folder: Path) -> dict[str, Any] | None:
+    """Return the saved state, or nothing where none was saved; ArtifactError where the file is damaged."""
+    path = folder / STATE
+    if not path.exists():
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        raise ArtifactError(f"{path}: damaged ({type(error).__name__}); rerun with --force to train anew") from error
+
+
+def restore_rng(state: dict[str, Any]) -> None:
+    """Set the random generators to where ``save`` found them."""
+    torch.set_rng_state(state["rng"])
+    if "cuda_rng" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda_rng"])

@@ -1,0 +1,93 @@
+"""The experiment file: what is refused, in which words, and what --set changes."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lib.errors import ConfigError
+from lib.run.config import Experiment, load
+
+CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").rglob("*.yaml"))
+DEMO = next(p for p in CONFIGS if p.name == "demo.yaml")
+
+
+def written(tmp_path, change):
+    tree = yaml.safe_load(DEMO.read_text())
+    change(tree)
+    path = tmp_path / "experiment.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_experiment_file_loads_and_says_what_it_is(path):
+    experiment = load(path)
+    assert experiment.name
+    first = path.read_text().splitlines()[0]
+    assert first.startswith("# "), "the first line says what the experiment is"
+
+
+def test_an_unknown_key_names_its_place_and_the_nearest_known_one(tmp_path):
+    path = written(tmp_path, lambda t: t["models"]["loc_lite0"]["train"].update(batchsize=3))
+    with pytest.raises(ConfigError, match=r"models\.loc_lite0\.train\.batchsize: unknown key; did you mean batch_size"):
+        load(path)
+
+
+def test_a_wrong_type_shows_what_came(tmp_path):
+    path = written(tmp_path, lambda t: t["folds"].update(n="many"))
+    with pytest.raises(ConfigError, match=r"folds\.n: .*integer.*'many'"):
+        load(path)
+
+
+def test_localization_in_half_precision_is_refused(tmp_path):
+    path = written(tmp_path, lambda t: t["models"]["loc_lite0"]["train"].update(precision="float16"))
+    with pytest.raises(ConfigError, match="localization is trained in float32"):
+        load(path)
+
+
+@pytest.mark.parametrize("field", ["init_from", "localization"])
+def test_a_reference_to_a_model_that_is_not_there_is_refused(tmp_path, field):
+    path = written(tmp_path, lambda t: t["models"]["cls_lite0"]["train"].update({field: "nobody"}))
+    with pytest.raises(ConfigError, match="no other model is called 'nobody'"):
+        load(path)
+
+
+def test_a_schedule_table_and_its_kind_belong_together(tmp_path):
+    path = written(tmp_path, lambda t: t["models"]["loc_lite0"]["train"]["schedule"].update(kind="piecewise"))
+    with pytest.raises(ConfigError, match="piecewise needs a table"):
+        load(path)
+
+
+def test_set_changes_one_value_and_nothing_else():
+    plain, changed = load(DEMO), load(DEMO, ["models.cls_lite0.train.loss.class_weights=[1, 1, 2, 2, 2]"])
+    assert changed.models["cls_lite0"].train.loss.class_weights == (1, 1, 2, 2, 2)
+    loss = plain.models["cls_lite0"].train.loss
+    back = changed.model_copy(update={"models": {**changed.models, "cls_lite0": plain.models["cls_lite0"]}})
+    assert loss.class_weights == (1, 1, 5, 3, 3) and back == plain
+
+
+@pytest.mark.parametrize("override", ["folds", "folds.n", "name.deeper=1", "folds.nn=3", "folds.n=[1"])
+def test_a_set_that_cannot_be_is_refused(override):
+    with pytest.raises(ConfigError):
+        load(DEMO, [override])
+
+
+def test_a_missing_or_broken_file_is_one_sentence(tmp_path):
+    with pytest.raises(ConfigError, match="no such experiment file"):
+        load(tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1, 2")
+    with pytest.raises(ConfigError, match="not a YAML file"):
+        load(broken)
+
+
+def test_every_field_says_what_it_means():
+    def walk(model, seen):
+        for name, field in model.model_fields.items():
+            assert field.description, f"{model.__name__}.{name} has no line of meaning"
+        for sub in model.__subclasses__():
+            if sub not in seen:
+                walk(sub, seen | {sub})
+
+    walk(Experiment.__mro__[1], set())

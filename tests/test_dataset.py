@@ -1,0 +1,264 @@
+"""Sampling: pure in (seed, sample), the 2020 repetition, focus on rare classes, and batches shared by ranks."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from lib.errors import ConfigError, DataError
+from lib.scenes.augment import build
+from lib.scenes.dataset import BatchSampler, CropDataset, components, focus_values, repeat_scenes, start_worker
+from lib.tasks import BinaryMask, MulticlassMask
+
+PAIR = ("pre", "post")
+CLASSES = ("background", "no-damage", "minor-damage", "major-damage", "destroyed")
+
+
+@dataclass(frozen=True)
+class Scene:
+    id: str
+
+
+SCENES = [Scene(f"{number:08d}") for number in range(7)]
+
+
+def read(scene: Scene, image: str) -> np.ndarray:
+    rng = np.random.default_rng([int(scene.id), PAIR.index(image)])
+    return rng.integers(0, 256, (60, 70, 3), dtype=np.uint8)
+
+
+def target(scene: Scene) -> np.ndarray:
+    """Scene k holds the classes 1..k-2, each a block; scenes 0..2 hold none."""
+    mask = np.zeros((60, 70), np.uint8)
+    for value in range(1, int(scene.id) - 1):
+        mask[10 * value:10 * value + 6, 40:48] = value
+    return mask
+
+
+def dataset(preset: str = "light", scenes=SCENES, **options) -> CropDataset:
+    return CropDataset(read, target, scenes, PAIR, build(preset, 32, PAIR), **({"seed": 5} | options))
+
+
+def samples_equal(a, b) -> bool:
+    return torch.equal(a["image"], b["image"]) and torch.equal(a["target"], b["target"]) and a["id"] == b["id"]
+
+
+def test_an_item_is_the_stacked_images_and_their_target():
+    data = dataset("none")
+    item = data[0]
+    assert item["image"].shape == (6, 32, 32) and item["image"].dtype == torch.uint8
+    assert item["target"].shape == (32, 32) and item["target"].dtype == torch.uint8
+    scene = next(scene for scene in SCENES if scene.id == item["id"])
+    windows = [np.dstack([read(scene, "pre"), read(scene, "post"), target(scene)])[top:top + 32, left:left + 32]
+               for top in range(29) for left in range(39)]
+    crop = torch.cat([item["image"], item["target"][None]]).permute(1, 2, 0).numpy()
+    assert sum(np.array_equal(crop, window) for window in windows) == 1
+
+
+def test_a_sample_depends_on_seed_and_number_alone():
+    a, b, other = dataset(), dataset(), dataset(seed=6)
+    forward, backward = [a[i] for i in range(20)], [b[i] for i in reversed(range(20))][::-1]
+    assert all(samples_equal(x, y) for x, y in zip(forward, backward))
+    assert not any(samples_equal(x, other[i]) for i, x in enumerate(forward))
+    assert len({x["image"].numpy().tobytes() for x in forward}) == 20
+
+
+def test_workers_and_epochs_do_not_change_the_stream():
+    def two_epochs(workers):
+        data = dataset(focus={1: 1.0, 2: 1.0})
+        sampler = BatchSampler(len(data), batch_size=3)
+        loader = DataLoader(data, batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0,
+                            worker_init_fn=start_worker)
+        batches = []
+        for epoch in range(2):
+            sampler.set_epoch(epoch)
+            batches += list(loader)
+        return batches
+
+    alone = two_epochs(0)
+    assert len(alone) == 4
+    assert len({row.numpy().tobytes() for batch in alone for row in batch["image"]}) == 12
+    for workers in (1, 2):
+        for a, b in zip(alone, two_epochs(workers), strict=True):
+            assert torch.equal(a["image"], b["image"]) and torch.equal(a["target"], b["target"]) and a["id"] == b["id"]
+
+
+def test_a_resumed_run_sees_what_an_unbroken_one_sees():
+    unbroken, resumed = BatchSampler(7, 2), BatchSampler(7, 2)
+    epochs = []
+    for epoch in range(3):
+        unbroken.set_epoch(epoch)
+        epochs.append(list(unbroken))
+    resumed.set_epoch(2)
+    assert list(resumed) == epochs[2]
+
+
+def test_repetition_is_the_2020_list():
+    strata = [
+        {"minor": False, "major": False, "destroyed": False, "empty": True},
+        {"minor": True, "major": False, "destroyed": False, "empty": False},
+        {"minor": True, "major": True, "destroyed": True, "empty": False},
+        {"minor": False, "major": False, "destroyed": True, "empty": False},
+    ]
+    order = repeat_scenes(strata, ("minor", "major", "destroyed"))
+    assert Counter(order) == {0: 1, 1: 2, 2: 4, 3: 2}
+    assert Counter(repeat_scenes(strata, ("minor",), multiplier=3)) == {0: 3, 1: 6, 2: 6, 3: 3}
+    assert repeat_scenes(strata) == [0, 1, 2, 3]
+    with pytest.raises(ConfigError, match="medium"):
+        repeat_scenes(strata, ("medium",))
+
+
+def test_every_round_is_a_new_permutation_of_the_order():
+    order = [0, 1, 1, 2, 2, 2]
+    data = dataset(scenes=SCENES[:3], order=order)
+    assert len(data) == 6
+    rounds = [[data.scene_of(6 * r + i) for i in range(6)] for r in range(20)]
+    assert all(sorted(r) == order for r in rounds)
+    assert len({tuple(r) for r in rounds}) > 10
+
+
+def test_a_short_epoch_starves_no_scene():
+    data = dataset(samples_per_epoch=3)
+    assert len(data) == 3
+    sampler = BatchSampler(len(data), 1)
+    seen = Counter()
+    for epoch in range(7):
+        sampler.set_epoch(epoch)
+        seen.update(data.scene_of(i) for batch in sampler for i in batch)
+    assert seen == {index: 3 for index in range(7)}
+
+
+@pytest.mark.parametrize("length, batch", [(12, 4), (13, 4), (3, 8)])
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_ranks_together_see_the_batches_of_one_process(length, batch, world):
+    one = BatchSampler(length, batch)
+    ranks = [BatchSampler(length, batch, rank, world) for rank in range(world)]
+    stream = []
+    for epoch in range(3):
+        for sampler in (one, *ranks):
+            sampler.set_epoch(epoch)
+        assert len(one) == len(ranks[0]) == max(length // batch, 1)
+        for whole, parts in zip(one, zip(*ranks, strict=True), strict=True):
+            assert [i for part in parts for i in part] == whole
+            assert len({len(part) for part in parts}) == 1
+            stream += whole
+    assert stream == list(range(len(stream)))
+
+
+def test_a_batch_the_ranks_cannot_share_is_refused():
+    with pytest.raises(ConfigError, match="batch size"):
+        BatchSampler(10, 3, 0, 2)
+    with pytest.raises(ConfigError, match="batch size"):
+        BatchSampler(10, 0)
+
+
+def test_components_equal_a_flood_fill():
+    rng = np.random.default_rng(0)
+    mask = (rng.random((40, 50)) < 0.3).astype(np.uint8) * 3
+    mask[::2, ::2] = 0
+    left = {tuple(pixel) for pixel in np.argwhere(mask == 3)}
+    expected = []
+    while left:
+        stack, component = [left.pop()], set()
+        while stack:
+            y, x = stack.pop()
+            component.add((y, x))
+            around = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
+            left -= around
+            stack += around
+        expected.append(component)
+    found = components(mask, 3)
+    assert len(found) == len(expected)
+    boxes = {(min(y for y, _ in c), min(x for _, x in c), max(y for y, _ in c) + 1, max(x for _, x in c) + 1): c
+             for c in expected}
+    assert {focus.box for focus in found} == set(boxes)
+    if len(boxes) == len(expected):
+        assert all(focus.point in boxes[focus.box] for focus in found)
+    assert all(mask[focus.point] == 3 for focus in found)
+
+
+def test_more_components_than_a_byte_can_count():
+    mask = np.zeros((80, 80), np.uint8)
+    mask[::4, ::4] = 2
+    assert len({focus.point for focus in components(mask, 2)}) == 400
+    assert components(mask, 1) == []
+
+
+def test_focus_follows_the_weights_among_the_classes_present():
+    data = dataset(scenes=SCENES[5:6], focus={1: 3.0, 2: 0.0, 3: 1.0, 4: 9.0})  # scene 5 holds 1, 2, 3
+    mask = target(SCENES[5])
+    rng = np.random.default_rng(0)
+    drawn = Counter(int(mask[data.choose_focus(rng, 0, mask).point]) for _ in range(800))
+    assert set(drawn) == {1, 3}
+    assert abs(drawn[1] / 800 - 0.75) < 0.06
+
+
+def test_small_and_large_components_are_equally_likely():
+    mask = np.zeros((60, 70), np.uint8)
+    mask[:30] = 1
+    mask[50, 60] = 1
+    data = CropDataset(read, lambda scene: mask, SCENES[:1], PAIR, build("none", 32, PAIR), seed=0, focus={1: 1.0})
+    rng = np.random.default_rng(0)
+    small = np.mean([data.choose_focus(rng, 0, mask).point == (50, 60) for _ in range(600)])
+    assert abs(small - 0.5) < 0.08
+
+
+def test_every_focused_crop_shows_its_class_and_empty_scenes_still_serve():
+    data = dataset("none", scenes=SCENES, focus={4: 1.0})  # only scene 6 holds class 4
+    shown = {}
+    for sample in range(70):
+        item = data[sample]
+        shown.setdefault(item["id"], []).append(bool((item["target"] == 4).any()))
+    assert len(shown) == 7
+    assert all(shown["00000006"])
+    half = dataset("none", scenes=SCENES[6:], focus={4: 1.0}, focus_probability=0.5)
+    without = dataset("none", scenes=SCENES[6:])
+    rate = np.mean([(half[i]["target"] == 4).any() for i in range(200)])
+    base = np.mean([(without[i]["target"] == 4).any() for i in range(200)])
+    assert abs(rate - (0.5 + 0.5 * base)) < 0.1 and base < 0.8
+
+
+def test_focus_is_named_by_class():
+    cls, loc = MulticlassMask(CLASSES), BinaryMask(("building",))
+    assert focus_values(cls, {"minor-damage": 1, "destroyed": 0.5}) == {2: 1.0, 4: 0.5}
+    assert focus_values(loc, {"building": 1}) == {1: 1.0}
+    with pytest.raises(ConfigError, match="minor"):
+        focus_values(loc, {"minor-damage": 1})
+
+
+def test_the_cache_changes_no_sample_and_reads_each_scene_once():
+    reads = []
+
+    def counting(scene, image):
+        reads.append((scene.id, image))
+        return read(scene, image)
+
+    plain = dataset("selim2020_loc", focus={1: 1.0})
+    cached = CropDataset(counting, target, SCENES, PAIR, build("selim2020_loc", 32, PAIR), seed=5, focus={1: 1.0},
+                         cache="memory")
+    assert sorted(reads) == sorted((scene.id, image) for scene in SCENES for image in PAIR)
+    for _ in range(2):  # the second time shows that serving did not write into the cache
+        assert all(samples_equal(plain[i], cached[i]) for i in range(14))
+    assert len(reads) == 14
+
+
+def test_one_image_of_a_scene_may_be_enough():
+    data = CropDataset(read, target, SCENES, ("post",), build("selim2020_cls", 32, ("post",)), seed=0)
+    assert data[0]["image"].shape == (3, 32, 32)
+
+
+def test_bad_input_names_the_scene():
+    def odd_read(scene, image):
+        return read(scene, image)[:-1] if image == "post" else read(scene, image)
+
+    with pytest.raises(DataError, match="0000000. *, image post"):
+        CropDataset(odd_read, target, SCENES, PAIR, build("none", 32, PAIR), seed=0)[0]
+    with pytest.raises(DataError, match="target"):
+        CropDataset(read, lambda scene: target(scene).astype(int), SCENES, PAIR, build("none", 32, PAIR), seed=0)[0]
+    with pytest.raises(DataError, match="at least one"):
+        dataset(scenes=[])
+    with pytest.raises(ConfigError, match="cache"):
+        dataset(cache="disk")

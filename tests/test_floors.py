@@ -1,0 +1,79 @@
+"""Imports only go down: a room may use the rooms below it, never those above."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+FLOORS = [
+    {"errors", "tasks"},
+    {"scoring", "models"},
+    {"ensemble"},
+    {"scenes", "submission"},
+    {"competitions"},
+    {"run"},
+    {"inference"},
+    {"training"},
+    {"stages"},
+    {"report", "kaggle"},
+]
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def rooms(path: Path) -> set[str]:
+    """Return the rooms of lib/ that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            parts = node.module.split(".")
+            if parts[0] == "lib":
+                found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("lib.")}
+    return found
+
+
+def sources() -> list[Path]:
+    return [p for p in sorted((ROOT / "lib").rglob("*.py")) if p != ROOT / "lib" / "__init__.py"]
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_room_imports_only_rooms_below_it(path):
+    room = path.relative_to(ROOT / "lib").parts[0].removesuffix(".py")
+    assert room in FLOOR_OF, f"{room} has no floor: give it one here and in ARCHITECTURE.md"
+    above = {other for other in rooms(path) if other != room and FLOOR_OF[other] >= FLOOR_OF[room]}
+    assert not above
+
+
+@pytest.mark.parametrize("room", ["models", "scoring", "ensemble"])
+def test_array_rooms_know_no_configs_folders_or_competitions(room):
+    for path in (ROOT / "lib" / room).glob("*.py"):
+        assert not rooms(path) & {"run", "competitions", "stages", "training"}, path
+
+
+def test_no_competition_is_named_outside_its_room():
+    names = [p.stem for p in (ROOT / "lib" / "competitions").glob("*.py") if p.stem not in ("__init__", "contract")]
+    allowed = {"competitions", "scoring"}
+    for path in [*sources(), *sorted(ROOT.glob("0*.py"))]:
+        if path.is_relative_to(ROOT / "lib") and path.relative_to(ROOT / "lib").parts[0] in allowed:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        compared = {
+            leaf.value
+            for node in ast.walk(tree)
+            if isinstance(node, (ast.Compare, ast.Dict, ast.match_case))
+            for leaf in ast.walk(node)
+            if isinstance(leaf, ast.Constant) and isinstance(leaf.value, str)
+        }
+        assert not compared & set(names), f"{path} branches on a competition's name"
+
+
+def test_a_stage_script_is_a_page_without_classes():
+    for path in sorted(ROOT.glob("0[1-6]_*.py")):
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 60, path
+        assert not [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.ClassDef)], path
+        for word in ("Reads:", "Writes:", "python 0"):
+            assert word in text, f"{path} does not say {word}"

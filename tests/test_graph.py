@@ -1,0 +1,71 @@
+"""What is rerun when: one changed value makes exactly the units stale that depend on it."""
+
+from pathlib import Path
+
+import pytest
+
+from lib.run.artifacts import Store
+from lib.run.config import load
+from lib.run.graph import Graph
+
+DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
+
+
+def units(overrides=(), train=("a", "b", "c"), test=("t",)):
+    config = load(DEMO, list(overrides))
+    graph = Graph(config, train, test)
+    found = [graph.folds()]
+    for name, model in config.models.items():
+        for fold in config.folds_of(model):
+            found.append(graph.checkpoint(name, fold))
+            found += [graph.probs(name, fold, split) for split in ("oof", "test")]
+    found += [graph.blend("oof"), graph.blend("test"), graph.decode(), graph.submission("oof"), graph.submission("test")]
+    return {unit.key: unit for unit in found}
+
+
+@pytest.fixture
+def finished(tmp_path):
+    store = Store(tmp_path)
+    for item in units().values():
+        with store.build(item, {}) as folder:
+            (folder / "x").write_text("x")
+    return store
+
+
+def stale(store, **change):
+    return {key for key, item in units(**change).items() if store.status(item) == "stale"}
+
+
+ALL = set(units())
+AFTER_04 = {"05_ensemble/oof", "05_ensemble/test", "05_ensemble/decode", "06_submission/oof", "06_submission/test"}
+OF_LOC = {k for k in ALL if k.startswith(("02_loc", "04_probs/loc"))}
+OF_CLS = {k for k in ALL if k.startswith(("03_cls", "04_probs/cls"))}
+
+
+@pytest.mark.parametrize(("override", "expected"), [
+    ("folds.seed=9", ALL),
+    ("seed=9", ALL - {"01_folds"}),
+    ("models.loc_lite0.train.epochs=5", OF_LOC | OF_CLS | AFTER_04),  # damage nets start from localization
+    ("models.cls_lite0.train.crop=128", OF_CLS | AFTER_04),
+    ("models.cls_lite0.weight=2", AFTER_04),
+    ("predict.tta=none", {k for k in ALL if k.startswith("04_")} | AFTER_04),
+    ("blend.truncate=true", AFTER_04),
+    ("search.plateau=0.01", AFTER_04 - {"05_ensemble/oof", "05_ensemble/test"}),
+    ("models.cls_lite0.train.workers=2", set()),
+    ("models.cls_lite0.train.save_minutes=2", set()),
+    ("data.root=/elsewhere", set()),
+])  # fmt: skip
+def test_one_value_changed_makes_exactly_its_dependants_stale(finished, override, expected):
+    assert stale(finished, overrides=[override]) == expected
+
+
+def test_a_new_training_scene_changes_all_and_a_new_test_scene_the_test_side_only(finished):
+    assert stale(finished, train=("a", "b", "c", "d")) == ALL
+    expected = {k for k in ALL if k.startswith("04_") and k.endswith("test")} | {"05_ensemble/test", "06_submission/test"}
+    assert stale(finished, test=("t", "u")) == expected
+
+
+def test_commands_repeat_the_flags_they_were_called_with():
+    graph = Graph(load(DEMO), (), (), "--config configs/x.yaml --set folds.n=2")
+    expected = "python 02_train_loc.py --config configs/x.yaml --set folds.n=2 --only loc_lite0 --fold 1"
+    assert graph.checkpoint("loc_lite0", 1).command == expected

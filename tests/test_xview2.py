@@ -1,0 +1,413 @@
+"""The xView2 adapter: which scenes there are, what their labels become, and what the data doctor finds."""
+
+import json
+import os
+import pickle
+import shutil
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.transform import from_origin
+
+from lib.competitions import open_competition
+from lib.competitions.contract import Finding, summarize
+from lib.competitions.xview2 import Competition
+from lib.ensemble import decode as decoding
+from lib.errors import ConfigError, DataError
+from lib.scenes.raster import read_mask, write_png
+
+SHARED = Path(os.environ.get("SHARED_DATA", Path(__file__).parents[1] / "../shared/data"))
+real = pytest.mark.skipif(not (SHARED / "xbd").is_dir(), reason="needs the real tiles")
+
+SIZE = 48
+
+
+def box(x, y, side=8):
+    return f"POLYGON (({x} {y}, {x + side} {y}, {x + side} {y + side}, {x} {y + side}, {x} {y}))"
+
+
+HOUSES = [
+    (box(2, 2), "no-damage"), (box(14, 2), "minor-damage"), (box(26, 2), "destroyed"), (box(2, 20), "un-classified"),
+]  # fmt: skip
+
+
+def label(houses, side, place=(10.0, 50.0)):
+    """Return a label's JSON text; one pixel is 0.001 degrees, north up, corner at ``place``."""
+    xy, lng_lat = [], []
+    for number, (wkt, subtype) in enumerate(houses):
+        properties = {"feature_type": "building", "uid": str(number)} | ({"subtype": subtype} if side == "post" else {})
+        xy.append({"properties": properties, "wkt": wkt})
+        points = np.array([p.split() for p in wkt[10:-2].split(", ")], float) * (0.001, -0.001) + place
+        lng_lat.append({"properties": properties, "wkt": f"POLYGON (({', '.join(f'{x} {y}' for x, y in points)}))"})
+    return json.dumps({"features": {"xy": xy, "lng_lat": lng_lat}, "metadata": {"width": SIZE, "height": SIZE}})
+
+
+def image(seed, size=SIZE):
+    return np.random.default_rng(seed).integers(1, 256, (size, size, 3), dtype=np.uint8)
+
+
+def add(tier, name, houses=HOUSES, labelled=True, place=(10.0, 50.0)):
+    """Write one whole scene into a tier."""
+    for folder in ("images", "labels") if labelled else ("images",):
+        (tier / folder).mkdir(parents=True, exist_ok=True)
+    for seed, side in enumerate(("pre", "post")):
+        write_png(tier / "images" / f"{name}_{side}_disaster.png", image(seed))
+        if labelled:
+            (tier / "labels" / f"{name}_{side}_disaster.json").write_text(label(houses, side, place))
+
+
+@pytest.fixture
+def root(tmp_path):
+    add(tmp_path / "train", "big-storm_00000001")
+    add(tmp_path / "train", "big-storm_00000000", houses=[])
+    add(tmp_path / "tier3", "old_fire_00000000", houses=HOUSES[:1], place=(20.0, 40.0))
+    add(tmp_path / "test", "big-storm_00000007", labelled=False)
+    return tmp_path
+
+
+def ids(scenes):
+    return [scene.id for scene in scenes]
+
+
+# ---- scenes -------------------------------------------------------------------------------------------
+def test_tiers_are_merged_and_test_stays_apart(root):
+    competition = open_competition("xview2", root)
+    train = competition.scenes("train")
+    assert ids(train) == ["big-storm_00000000", "big-storm_00000001", "old_fire_00000000"]
+    assert [scene.domain for scene in train] == ["big-storm", "big-storm", "old_fire"]
+    assert ids(competition.scenes("test")) == ["big-storm_00000007"]
+    assert set(train[0].files) == {"pre", "post", "pre_label", "post_label"}
+    assert competition.scenes("train") is train
+    with pytest.raises(ValueError, match="oof"):
+        competition.scenes("oof")
+
+
+def test_hold_is_train_with_labels_and_test_without(root):
+    add(root / "hold", "storm_00000003")
+    add(root / "hold", "storm_00000004", labelled=False)
+    assert "storm_00000003" in ids(Competition(root).scenes("train"))
+    shutil.rmtree(root / "hold" / "labels")
+    assert ids(Competition(root).scenes("test")) == ["big-storm_00000007", "storm_00000003", "storm_00000004"]
+
+
+def test_labels_in_the_test_folder_do_not_make_it_train(root):
+    add(root / "test", "storm_00000009")
+    competition = Competition(root)
+    assert "storm_00000009" in ids(competition.scenes("test"))
+    assert "storm_00000009" not in ids(competition.scenes("train"))
+
+
+def test_names_of_the_challenge_and_hidden_files(root):
+    for number in ("00000", "00123"):
+        for side in ("pre", "post"):
+            write_png(root / "test/images" / f"test_{side}_{number}.png", image(0))
+    (root / "test/images/._test_pre_00000.png").write_bytes(b"")
+    (root / "test/images/Thumbs.db").write_bytes(b"")
+    scenes = Competition(root).scenes("test")
+    assert ids(scenes) == ["big-storm_00000007", "test_00000", "test_00123"]
+    assert all(isinstance(scene.id, str) for scene in scenes)
+    assert [scene.domain for scene in scenes] == ["big-storm", "", ""]
+
+
+def test_test_scenes_read_no_labels_and_train_scenes_no_pixels(root):
+    for path in root.glob("*/images/*"):
+        path.write_bytes(path.read_bytes()[:100])  # header only
+    (root / "test/labels").mkdir()
+    (root / "test/labels/big-storm_00000007_pre_disaster.json").write_text("not json")
+    competition = Competition(root)
+    assert len(competition.scenes("train")) == 3 and len(competition.scenes("test")) == 1
+
+
+def test_root_may_be_one_tier(root):
+    assert ids(Competition(root / "tier3").scenes("train")) == ["old_fire_00000000"]
+    assert ids(Competition(root / "test").scenes("test")) == ["big-storm_00000007"]
+    assert Competition(root / "tier3").scenes("test") == []
+
+
+def test_wrong_roots_are_explained(root, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    competition = Competition(other / "none")  # opening needs no data: a submission can be linted without any
+    for ask in (lambda: competition.scenes("train"), lambda: competition.scenes("test"), competition.inspect):
+        with pytest.raises(DataError, match="train/images.*no such path"):
+            ask()
+    with pytest.raises(DataError, match="no folder"):
+        Competition(other).scenes("train")
+    shutil.copytree(root, other / "xbd")
+    with pytest.raises(DataError, match=f"set data.root to {other / 'xbd'}"):
+        Competition(other).scenes("train")
+    with pytest.raises(DataError, match="none is whole"):
+        shutil.rmtree(root / "train/labels")
+        shutil.rmtree(root / "tier3")
+        Competition(root).scenes("train")
+
+
+def test_unknown_option_is_refused(root):
+    with pytest.raises(ConfigError, match="unclassified.*'drop'"):
+        Competition(root, unclassified="drop")
+
+
+def test_position_is_the_centre_of_the_tile(root):
+    empty, full, fire = Competition(root).scenes("train")
+    assert empty.position is None
+    assert full.position == pytest.approx((10.0 + 0.001 * SIZE / 2, 50.0 - 0.001 * SIZE / 2), abs=1e-9)
+    assert fire.position == pytest.approx((20.0 + 0.001 * SIZE / 2, 40.0 - 0.001 * SIZE / 2), abs=1e-9)
+
+
+def test_geotiff_scenes(tmp_path):
+    add(tmp_path / "tier1", "storm_00000000")
+    add(tmp_path / "tier1", "storm_00000001", houses=[])
+    for path in sorted((tmp_path / "tier1/images").glob("*.png")):
+        pixels = image(3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with rasterio.open(
+                path.with_suffix(".tif"), "w", driver="GTiff", count=3, height=SIZE, width=SIZE, dtype="uint8",
+                crs="EPSG:4326", transform=from_origin(10.0, 50.0, 0.001, 0.001),
+            ) as file:  # fmt: skip
+                file.write(pixels.transpose(2, 0, 1))
+        path.unlink()
+    competition = Competition(tmp_path)
+    scenes = competition.scenes("train")
+    assert ids(scenes) == ["storm_00000000", "storm_00000001"]
+    np.testing.assert_array_equal(competition.read(scenes[0], "post"), image(3))
+    for scene in scenes:  # the empty one has it from the image
+        assert scene.position == pytest.approx((10.024, 49.976))
+    assert {f.kind for f in competition.inspect()} == {"size is not 1024x1024"}
+
+
+# ---- targets ------------------------------------------------------------------------------------------
+def test_targets_by_hand(root):
+    _, scene, _ = Competition(root).scenes("train")
+    loc, cls = np.zeros((SIZE, SIZE), int), np.zeros((SIZE, SIZE), int)
+    for (x, y), value in (((2, 2), 1), ((14, 2), 2), ((26, 2), 4), ((2, 20), 255)):
+        loc[y : y + 9, x : x + 9] = 1
+        cls[y : y + 9, x : x + 9] = value
+    as_no_damage = np.where(cls == 255, 1, cls)
+    ignoring, counting = Competition(root), Competition(root, unclassified="no-damage")
+    for competition, expected in ((ignoring, cls), (counting, as_no_damage)):
+        np.testing.assert_array_equal(competition.target(scene, "loc"), loc)
+        np.testing.assert_array_equal(competition.target(scene, "cls"), expected)
+        np.testing.assert_array_equal(competition.truth(scene)["localization"], loc)
+        np.testing.assert_array_equal(competition.truth(scene)["damage"], as_no_damage)
+        assert {mask.dtype for mask in competition.truth(scene).values()} == {np.dtype(np.uint8)}
+
+
+def test_strata(root):
+    competition = Competition(root)
+    empty, full, fire = (competition.strata(scene) for scene in competition.scenes("train"))
+    assert tuple(full) == competition.flags
+    assert full == {"nondamage": True, "minor": True, "major": False, "destroyed": True, "empty": False}
+    assert [name for name, value in empty.items() if value] == ["empty"]
+    assert [name for name, value in fire.items() if value] == ["nondamage"]
+
+
+def test_test_scenes_have_no_truth(root):
+    competition = Competition(root)
+    with pytest.raises(DataError, match="big-storm_00000007.*pre label"):
+        competition.truth(competition.scenes("test")[0])
+
+
+def test_reading_a_truncated_image_names_scene_and_file(root):
+    competition = Competition(root)
+    scene = competition.scenes("train")[0]
+    scene.files["post"].write_bytes(scene.files["post"].read_bytes()[:1500])
+    with pytest.raises(DataError, match=f"scene {scene.id}: .*{scene.files['post'].name}.*truncated"):
+        competition.read(scene, "post")
+
+
+def test_a_copy_in_another_process_gives_the_same(root):
+    competition = Competition(root, unclassified="no-damage")
+    scenes = competition.scenes("train")
+    other, others = pickle.loads(pickle.dumps((competition, scenes)))
+    np.testing.assert_array_equal(other.target(others[1], "cls"), competition.target(scenes[1], "cls"))
+
+
+@real
+def test_real_truth_equals_the_official_targets():
+    competition = Competition(SHARED / "xbd")
+    scenes = {scene.id: scene for scene in competition.scenes("train")}
+    assert (len(scenes), len(competition.scenes("test"))) == (16, 6)
+    for number, name in json.loads((SHARED / "xview2_metric/image_ids.json").read_text()).items():
+        for kind, mask in competition.truth(scenes[name]).items():
+            target = read_mask(SHARED / f"xview2_metric/targets/test_{kind}_{number}_target.png")
+            np.testing.assert_array_equal(mask, target)
+    assert ids(filter(lambda s: competition.strata(s)["empty"], scenes.values())) == ["santa-rosa-wildfire_00000087"]
+    assert [s.id for s in scenes.values() if s.position is None] == ["santa-rosa-wildfire_00000087"]
+
+
+# ---- data doctor --------------------------------------------------------------------------------------
+def test_the_doctor_finds_every_planted_defect(root):
+    def edit(path, change):
+        features = json.loads(path.read_text())
+        change(features["features"]["xy"])
+        path.write_text(json.dumps(features))
+
+    train = root / "train"
+    planted = {}
+    for number, kind in enumerate((
+        "pair without twin", "label without image", "image without label", "label does not parse", "truncated label",
+        "no features", "pre and post differ in size", "unknown subtype", "missing subtype", "polygon outside the tile",
+        "invalid polygon", "not a polygon", "image all black", "unreadable image", "empty image", "duplicate id",
+    ), start=100):  # fmt: skip
+        name = planted[kind] = f"broken_{number:08d}"
+        add(train, name)
+        pre, post = (train / "images" / f"{name}_{side}_disaster.png" for side in ("pre", "post"))
+        pre_label, post_label = (train / "labels" / f"{name}_{side}_disaster.json" for side in ("pre", "post"))
+        match kind:
+            case "pair without twin":
+                post.unlink()
+                post_label.unlink()
+            case "label without image":
+                pre.unlink()
+                post.unlink()
+            case "image without label":
+                post_label.unlink()
+            case "label does not parse":
+                pre_label.write_bytes(b"\xff\xfe nonsense")
+            case "truncated label":
+                post_label.write_text(post_label.read_text()[:-40])
+            case "no features":
+                post_label.write_text('{"features": {"xy": [{"wkt": "POLYGON EMPTY"}]}}')
+            case "pre and post differ in size":
+                write_png(post, image(0, size=SIZE * 2))
+            case "unknown subtype":
+                edit(post_label, lambda xy: xy[0]["properties"].update(subtype="ruined"))
+            case "missing subtype":
+                edit(post_label, lambda xy: xy[1]["properties"].pop("subtype"))
+            case "polygon outside the tile":
+                edit(pre_label, lambda xy: xy[3].update(wkt=box(SIZE - 3, 5)))
+            case "invalid polygon":
+                edit(pre_label, lambda xy: xy[2].update(wkt="POLYGON ((1 1, 2 2"))
+            case "not a polygon":
+                edit(post_label, lambda xy: xy[2].update(wkt=["POINT (1 1)"]))
+            case "image all black":
+                write_png(pre, np.zeros((SIZE, SIZE, 3), np.uint8))
+            case "unreadable image":
+                pre.write_bytes(pre.read_bytes()[:2000])
+            case "empty image":
+                post.write_bytes(b"")
+            case "duplicate id":
+                add(root / "tier3", name)
+    (train / "images" / "readme_pre_disaster.png").write_bytes(b"")
+    pre = train / "images/big-storm_00000001_pre_disaster.png"
+    shutil.copy(pre, pre.with_suffix(".tif"))
+
+    findings = Competition(root).inspect()
+    found = {(f.kind, f.scene) for f in findings if f.kind != "size is not 1024x1024"}
+    alias = {
+        "truncated label": "label does not parse", "no features": "label does not parse",
+        "missing subtype": "unknown subtype", "not a polygon": "invalid polygon", "empty image": "unreadable image",
+    }  # fmt: skip
+    expected = {(alias.get(kind, kind), name) for kind, name in planted.items()}
+    expected |= {("unknown file name", "readme_pre_disaster.png"), ("image in two formats", "big-storm_00000001")}
+    assert found == expected
+    assert all(f.detail for f in findings)
+    small = Counter(f.kind for f in findings)["size is not 1024x1024"]
+    assert small == 4 + len(planted) + 1 - 2  # every scene but those without an image or with two sizes; one twice
+
+    usable = ids(Competition(root).scenes("train"))
+    kept = {"polygon outside the tile", "image all black", "unreadable image", "duplicate id"}
+    assert {kind for kind, name in planted.items() if name in usable} == kept
+    assert len(set(usable)) == len(usable)
+
+
+def test_a_sound_set_has_no_findings_but_its_size(root):
+    assert {f.kind for f in Competition(root).inspect()} == {"size is not 1024x1024"}
+
+
+@real
+def test_the_doctor_has_nothing_to_say_about_real_tiles():
+    assert Competition(SHARED / "xbd").inspect() == []
+
+
+def test_duplicate_between_train_and_test_is_found(root):
+    add(root / "test", "big-storm_00000001", labelled=False)
+    duplicates = [f for f in Competition(root).inspect() if f.kind == "duplicate id"]
+    assert [f.scene for f in duplicates] == ["big-storm_00000001"]
+    assert "train" in duplicates[0].detail and "test" in duplicates[0].detail
+
+
+def test_summary_counts_and_names_the_first():
+    findings = [Finding("black", name) for name in "dcba"] + [Finding("cut", "x", "detail"), Finding("cut", "x")]
+    assert summarize(findings) == ["black: 4 (d, c, b and 1 more)", "cut: 2 (x)"]
+    assert summarize([]) == []
+
+
+# ---- answers ------------------------------------------------------------------------------------------
+@pytest.fixture
+def case(root):
+    """Return a competition, its full scene, and levels in which that scene can be recognised but not perfectly."""
+    competition = Competition(root)
+    scene = competition.scenes("train")[1]
+    truth, rng = competition.truth(scene), np.random.default_rng(0)
+    loc = np.clip(truth["localization"] * 120 + rng.integers(0, 120, (1, SIZE, SIZE)), 0, 255).astype(np.uint8)
+    votes = rng.random((5, SIZE, SIZE)) + 0.5 * (np.arange(5)[:, None, None] == truth["damage"])
+    cls = np.rint(votes / votes.sum(0) * 255).astype(np.uint8)
+    return competition, scene, {"loc": loc, "cls": cls}
+
+
+def test_counts_of_the_grid_equal_tallies_of_decoded_points(case):
+    competition, scene, levels = case
+    truth = competition.truth(scene)
+    axes = {"loc_threshold": (0.3, 0.5), "w_minor": (0.5, 1.0, 2.0), "fuse": (0.0, 0.5)}
+    grid = competition.grid(axes, competition.defaults() | {"loc_threshold_damaged": 0.2})
+    counts = competition.count(levels, truth, grid)
+    assert grid.shape == (2, 3, 2) and counts.shape == (12, 15)
+    assert grid.points[11]["w_minor"] == 2.0 and grid.points[11]["loc_threshold_damaged"] == 0.2
+    for point, row in zip(grid.points, counts):
+        np.testing.assert_array_equal(row, competition.tally(competition.decode(levels, point), truth))
+    assert len(np.unique(counts, axis=0)) > 6
+    assert competition.score(counts).shape == (12,) and competition.class_scores(counts).shape == (12, 5)
+
+
+def test_scores_have_the_official_keys_and_stay_finite(case):
+    competition, scene, _ = case
+    truth = competition.truth(scene)
+    scores = competition.scores(competition.tally(truth, truth))
+    assert {"score", "damage_f1", "localization_f1", "damage_f1_no_damage", "damage_f1_destroyed"} <= set(scores)
+    assert scores["score"] == pytest.approx(0.3000028)  # one class is absent: the official score is capped
+    assert scores["score_present_classes"] == pytest.approx(1.0, abs=1e-5)
+    assert all(np.isfinite(value) for value in competition.scores(np.zeros(15, np.int64)).values())
+    parts = competition.class_scores(competition.tally(truth, truth))
+    np.testing.assert_array_equal(parts, [1, 1, 1, 0, 1])
+
+
+def test_decode_fills_in_defaults_and_refuses_the_unknown(case):
+    competition, _, levels = case
+    for key, mask in competition.decode(levels, competition.defaults()).items():
+        np.testing.assert_array_equal(mask, competition.decode(levels, {})[key])
+    for params in ({"w_minr": 2.0}, {"preset": "first2020"}, {"preset": "selim2020", "w_minor": 2.0}):
+        with pytest.raises(ConfigError):
+            competition.decode(levels, params)
+    with pytest.raises(ConfigError, match="preset"):
+        competition.grid({"w_minor": (1.0, 2.0)}, {"preset": "selim2020"})
+
+
+def test_preset_is_that_of_the_ensemble(case):
+    competition, _, levels = case
+    localization, damage = decoding.selim2020(levels["loc"], levels["cls"])
+    answer = competition.decode(levels, competition.defaults() | {"preset": "selim2020", "postprocess": []})
+    np.testing.assert_array_equal(answer["localization"], localization)
+    np.testing.assert_array_equal(answer["damage"], damage)
+
+
+def test_post_processing_steps_run_in_order(case):
+    competition, _, levels = case
+    plain = competition.decode(levels, {})
+    voted = competition.decode(levels, {"postprocess": [{"name": "object_vote"}]})
+    assert not np.array_equal(plain["damage"], voted["damage"])
+    np.testing.assert_array_equal(plain["localization"], voted["localization"])
+
+
+def test_panels_show_the_damage_colours_where_there_is_a_building(case):
+    competition, scene, levels = case
+    truth = competition.truth(scene)
+    panels = dict(competition.panels(scene, {"localization": truth["localization"] * 0, "damage": truth["damage"]}))
+    assert list(panels) == ["before", "after", "truth", "prediction"]
+    np.testing.assert_array_equal(panels["prediction"], panels["after"] // 2)  # damage without building is no answer
+    assert len(np.unique(panels["truth"][truth["localization"] > 0], axis=0)) == 3  # un-classified shows as no-damage
+    assert list(dict(competition.panels(competition.scenes("test")[0], truth))) == ["before", "after", "prediction"]
