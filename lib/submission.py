@@ -4,9 +4,9 @@ CSV: a row per (scene, class), ``<scene id>_<class id>,<runs>`` under the header
 count the pixels of the whole image down the columns from 1, and an empty mask is an empty text. For xView2, class 0 is
 the building mask and 1..4 are the damage classes, exclusive and erased outside of the buildings.
 
-PNGs: two masks per scene, ``test_localization_00000_prediction.png`` and ``test_damage_00000_prediction.png``. A *pair* is
-a scene's name in these files, here "test_00000". Scenes with such an id keep it; others, named by their disaster, are
-numbered by their place in the order of ids, and ``scene_ids.csv`` beside the PNGs says which is which.
+PNGs: two masks per scene, ``test_localization_00000_prediction.png`` and ``test_damage_00000_prediction.png``. A *pair*
+is a scene's name in these files, here "test_00000". Scenes with such an id keep it; others, named by their disaster,
+are numbered by their place in the order of ids, and ``scene_ids.csv`` beside the PNGs says which is which.
 
 Writers are context managers that give a function to call once per row or scene, so nothing is held in memory and
 one pass over the answers can feed both formats. Every file appears under its name only when it is whole.

@@ -216,7 +216,7 @@ def test_lighting_adds_a_colour_axis_of_imagenet():
     drawn = np.array([lighting.get_params()["shift"] for _ in range(2000)])
     expected = np.sqrt(((255 * 0.3 * EIGENVECTORS * EIGENVALUES) ** 2).sum(1))
     np.testing.assert_allclose(drawn.std(0), expected, rtol=0.1)
-    white = compose([Lighting(sigma=100.0, p=1)], PAIR)(image=np.full((2, 2, 3), 250, np.uint8), post=image)["image"]
+    white = compose([Lighting(sigma=100.0, p=1)], PAIR)(image=image, post=image)["image"]
     assert set(np.unique(white)) <= {0, 255}  # it saturates and does not wrap
 
 

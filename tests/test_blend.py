@@ -16,7 +16,9 @@ def exact_mean(levels, weights):
     return [sum(w * v for w, v in zip(weights, column)) / sum(weights) for column in columns]
 
 
-@pytest.mark.parametrize("weights", [[1, 1], [1, 1, 1, 1], [0.7, 0.3], [2, 0, 1], [0.25, 0.5, 0.125], [1e-4, 3, 0.1]])
+@pytest.mark.parametrize(
+    "weights", [[1, 1], [1, 1, 1, 1], [0.7, 0.3], [2, 0, 1], [199, 200], [0.25, 0.5, 0.125], [1e-4, 3, 0.1]]
+)
 def test_blend_is_the_exact_mean_rounded_half_up_or_cut(weights):
     rng = np.random.default_rng(0)
     levels = [rng.integers(0, 256, (2, 9, 11), dtype=np.uint8) for _ in weights]

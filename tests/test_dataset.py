@@ -1,8 +1,10 @@
 """Sampling: pure in (seed, sample), the 2020 repetition, focus on rare classes, and batches shared by ranks."""
 
+import time
 from collections import Counter
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from lib.errors import ConfigError, DataError
 from lib.scenes.augment import build
-from lib.scenes.dataset import BatchSampler, CropDataset, components, focus_values, repeat_scenes, start_worker
+from lib.scenes.dataset import BatchSampler, CropDataset, components, focus_values, repeat_scenes
 from lib.tasks import BinaryMask, MulticlassMask
 
 PAIR = ("pre", "post")
@@ -71,7 +73,7 @@ def test_workers_and_epochs_do_not_change_the_stream():
         data = dataset(focus={1: 1.0, 2: 1.0})
         sampler = BatchSampler(len(data), batch_size=3)
         loader = DataLoader(data, batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0,
-                            worker_init_fn=start_worker)
+                            timeout=30 if workers else 0)
         batches = []
         for epoch in range(2):
             sampler.set_epoch(epoch)
@@ -84,6 +86,15 @@ def test_workers_and_epochs_do_not_change_the_stream():
     for workers in (1, 2):
         for a, b in zip(alone, two_epochs(workers), strict=True):
             assert torch.equal(a["image"], b["image"]) and torch.equal(a["target"], b["target"]) and a["id"] == b["id"]
+
+
+def test_workers_do_not_wait_for_opencvs_threads():
+    cv2.setNumThreads(2)
+    cv2.warpAffine(np.zeros((1000, 1000, 3), np.uint8), np.eye(2, 3) + 0.1, (1000, 1000))  # starts the threads
+    time.sleep(0.05)  # and lets them fall asleep
+    loader = DataLoader(dataset("selim2020_loc"), batch_size=2, num_workers=2, timeout=30,
+                        worker_init_fn=lambda worker: cv2.setNumThreads(1))
+    assert len(list(loader)) == 4
 
 
 def test_a_resumed_run_sees_what_an_unbroken_one_sees():

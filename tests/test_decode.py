@@ -72,6 +72,11 @@ def test_threshold_is_the_first_level_that_reaches_it(probability, level):
     assert threshold_level(probability) == level
 
 
+def test_every_level_is_its_own_threshold():
+    assert [threshold_level(level / 255) for level in range(256)] == list(range(256))
+    assert [threshold_level(np.nextafter(level / 255, 1)) for level in range(255)] == list(range(1, 256))
+
+
 def test_equal_products_go_to_the_lower_class():
     cls = np.array([0, 110, 100, 100, 110], np.uint8).reshape(5, 1, 1)
     loc = np.full((1, 1, 1), 255, np.uint8)
@@ -169,12 +174,17 @@ def slow_selim(loc, cls):
 def test_selim2020_equals_the_original_arithmetic():
     rng = np.random.default_rng(6)
     field = ndimage.gaussian_filter(rng.standard_normal((48, 48)), 3)
-    loc = np.clip(127 + 127 * 2.5 * field / np.abs(field).max(), 0, 255).astype(np.uint8)[None]
+    field = 300 * field / np.abs(field).max() + rng.normal(0, 25, field.shape)  # seeds that touch at corners, too
+    loc = np.clip(127 + field, 0, 255).astype(np.uint8)[None]
     cls = rng.integers(0, 65, (5, 48, 48), dtype=np.uint8)
     blocks = rng.integers(0, 4, (4, 4)).repeat(12, axis=0).repeat(12, axis=1)  # a leading class per block
     cls[1:][np.arange(4)[:, None, None] == blocks] += 120
-    loc[:, :, 40:] = 0  # only the argmax can make a building here: a tie, 0.8 x (255 - 155) against 2 x 40
-    cls[:, :, 40:] = np.array([100, 55, 40, 30, 30], np.uint8)[:, None, None]
+    loc[:, :, 36:] = 0  # only the argmax can make a building here: ties, 0.8 x (255 - sum) against 2 x major
+    for pixel in np.ndindex(48, 12):
+        major = 2 * rng.integers(10, 37)
+        minor, destroyed = rng.integers(0, np.minimum(major, (255 - 7 * major // 2) // 2) + 1, 2)
+        none = 255 - 5 * major // 2 - major - minor - destroyed
+        cls[(slice(1, 5), pixel[0], 36 + pixel[1])] = min(none, 2 * major), minor, major, destroyed
     localization, damage = selim2020(loc, cls)
     expected = slow_selim(loc, cls)
     assert np.array_equal(localization, expected[0]) and np.array_equal(damage, expected[1])
@@ -197,6 +207,10 @@ def test_what_cannot_be_decoded_is_refused():
         decode(loc, cls[:4], DEFAULTS)
     with pytest.raises(ValueError, match="float32"):
         decode(loc.astype(np.float32), cls, DEFAULTS)
+    hundred = np.arange(100) / 100
+    with pytest.raises(ConfigError, match="100 loc_threshold x 1 loc_threshold_damaged x 100 damage_threshold"):
+        axes = {"loc_threshold": hundred, "damage_threshold": hundred}
+        count_grid(loc, cls, loc_truth, damage_truth, lattice(axes, DEFAULTS))
     grid = lattice({}, DEFAULTS)
     with pytest.raises(ValueError, match="0..4, got 255"):
         count_grid(loc, cls, loc_truth, np.full_like(damage_truth, 255), grid)

@@ -131,6 +131,14 @@ def test_fill_holes_fills_exactly_the_enclosed_gaps_up_to_the_area(max_area):
         assert classes[row, column] in near[near > 0]
 
 
+def test_gaps_at_the_border_are_no_holes():
+    solid = np.ones((6, 7), np.uint8)
+    for gap in ((0, 3), (5, 3), (3, 0), (3, 6), (0, 0), (2, 2)):
+        notched = solid.copy()
+        notched[gap] = 0
+        assert fill_holes(notched, notched, *NOTHING, max_area=5)[0][gap] == (gap == (2, 2))
+
+
 def test_fill_holes_takes_the_nearest_class():
     damage = np.full((5, 9), 1, np.uint8)
     damage[:, 5:] = 3

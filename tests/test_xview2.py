@@ -196,6 +196,17 @@ def test_targets_by_hand(root):
         assert {mask.dtype for mask in competition.truth(scene).values()} == {np.dtype(np.uint8)}
 
 
+@pytest.mark.parametrize(
+    "text", ["", "[]", "null", '{"features": []}', '{"features": {"xy": null}}', '{"features": {"xy": "abc"}}',
+             '{"features": {"xy": [1]}}', '{"features": {"xy": [], "lng_lat": 3}}', "[" * 100_000],
+)  # fmt: skip
+def test_labels_of_any_shape_leave_the_scene_out(root, text):
+    (root / "train/labels/big-storm_00000001_pre_disaster.json").write_text(text)
+    competition = Competition(root)
+    assert ids(competition.scenes("train")) == ["big-storm_00000000", "old_fire_00000000"]
+    assert ("label does not parse", "big-storm_00000001") in {(f.kind, f.scene) for f in competition.inspect()}
+
+
 def test_strata(root):
     competition = Competition(root)
     empty, full, fire = (competition.strata(scene) for scene in competition.scenes("train"))
@@ -411,3 +422,79 @@ def test_panels_show_the_damage_colours_where_there_is_a_building(case):
     np.testing.assert_array_equal(panels["prediction"], panels["after"] // 2)  # damage without building is no answer
     assert len(np.unique(panels["truth"][truth["localization"] > 0], axis=0)) == 3  # un-classified shows as no-damage
     assert list(dict(competition.panels(competition.scenes("test")[0], truth))) == ["before", "after", "prediction"]
+
+
+# ---- submission ---------------------------------------------------------------------------------------
+@pytest.fixture
+def answers(root):
+    """Return a competition of two full-size test scenes with random blobs for answers."""
+    shutil.rmtree(root / "test")
+    folder = root / "test/images"
+    folder.mkdir(parents=True)
+    rng, answers = np.random.default_rng(1), []
+    for name in ("storm_00000001", "storm_00000005"):
+        for side in ("pre", "post"):
+            write_png(folder / f"{name}_{side}_disaster.png", np.full((1024, 1024, 3), 9, np.uint8))
+    competition = Competition(root)
+    for scene in competition.scenes("test"):
+        damage = np.kron(rng.integers(0, 5, (16, 16), dtype=np.uint8), np.ones((64, 64), np.uint8))
+        answers.append((scene, {"localization": (damage > 0).astype(np.uint8), "damage": damage}))
+    return competition, answers
+
+
+def test_submission_reads_back_and_passes_its_linter(answers, tmp_path):
+    competition, given = answers
+    folder = tmp_path / "out"
+    folder.mkdir()
+    files = competition.write_submission(iter(given), folder)
+    assert all(file.is_file() for file in files)
+    assert {"submission.csv", "xview2.zip", "test_damage_00001_prediction.png"} <= {file.name for file in files}
+    for scene, answer in given:
+        back = competition.read_submission(folder, scene)
+        assert back.keys() == answer.keys()
+        for kind in back:
+            np.testing.assert_array_equal(back[kind], answer[kind])
+    scenes = [scene for scene, _ in given]
+    assert competition.lint(folder, scenes) == []
+    without_data = Competition(tmp_path / "none")
+    for part in ("", "xview2", "xview2.zip", "submission.csv"):
+        assert without_data.lint(folder / part) == []
+    assert without_data.lint(folder, sample=folder / "submission.csv") == []
+
+
+@pytest.mark.parametrize("defect", ["png", "row", "value", "scene", "disagree", "zip", "sample", "nothing", "ids"])
+def test_linter_finds(answers, tmp_path, defect):
+    competition, given = answers
+    folder = tmp_path / "out"
+    folder.mkdir()
+    competition.write_submission(given, folder)
+    scenes, sample = [scene for scene, _ in given], None
+    table, png = folder / "submission.csv", folder / "xview2/test_damage_00001_prediction.png"
+    lines = table.read_text().splitlines(keepends=True)
+    if defect == "png":
+        png.write_bytes(png.read_bytes()[:200])
+    elif defect == "row":
+        table.write_text("".join(lines[:-1]))
+    elif defect == "value":
+        write_png(png, np.full((1024, 1024), 255, np.uint8))
+    elif defect == "scene":
+        scenes = scenes[:1]
+    elif defect == "disagree":
+        table.write_text("".join([*lines[:-1], lines[-1].split(",")[0] + ",1 1\n"]))
+    elif defect == "zip":
+        (folder / "xview2.zip").write_bytes((folder / "xview2.zip").read_bytes()[:500])
+    elif defect == "sample":
+        sample = tmp_path / "sample.csv"
+        sample.write_text("".join([lines[0], *reversed(lines[1:])]))
+    elif defect == "nothing":
+        shutil.rmtree(folder)
+    elif defect == "ids":
+        (folder / "xview2/scene_ids.csv").unlink()
+    assert competition.lint(folder, scenes, sample)
+    assert competition.lint(folder, None, sample) or defect == "scene"
+
+
+def test_small_tiles_are_no_xview2_submission(case, tmp_path):
+    competition, scene, levels = case
+    with pytest.raises(DataError, match="1024"):
+        competition.write_submission([(scene, competition.decode(levels, {}))], tmp_path)

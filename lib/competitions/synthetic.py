@@ -446,9 +446,11 @@ def _harm(rng: np.random.Generator, houses: list[House], danger: np.ndarray, clo
 
 
 def _trees(rng: np.random.Generator, event: Event, streets: Streets, houses: list[House], size: int) -> np.ndarray:
-    """Scatter trees in clumps beside streets and houses: (N, 3) of x, y, radius in pixels."""
+    """Scatter trees in clumps beside streets and houses: (N, 5, 3) of x, y, radius in pixels, five crowns a tree."""
     count = int(event.trees * (size / 1024) ** 2 * 2.2)
-    xy, radius = rng.uniform(0, size, (count, 2)), rng.uniform(4.5, 10.5, count)
+    xy, radius = rng.uniform(0, size, (count, 2)), rng.uniform(4.5, 10.5, (count, 1, 1))
+    crowns = np.concatenate([xy[:, None] + rng.normal(0, 0.45, (count, 5, 2)) * radius, radius.repeat(5, 1)], axis=2)
+    crowns[:, 0, :2] = xy
     taken = np.zeros((size, size), np.uint8)
     for house in houses:
         _fill(taken, house.outline, 255)
@@ -457,7 +459,7 @@ def _trees(rng: np.random.Generator, event: Event, streets: Streets, houses: lis
     u, v = streets.from_image(*xy.T)
     is_free = (taken[row, column] == 0) & (_to_street(v, BLOCK) > 15) & (_to_street(u, CELL) > 15)
     grows = _noise(rng, size, 190, 60)[row, column] + rng.normal(0, 0.6, count) > 0.0
-    return np.column_stack([xy, radius])[is_free & grows]
+    return crowns[is_free & grows]
 
 
 def _unit(angle: float) -> np.ndarray:
@@ -539,18 +541,16 @@ def _stand(plan: Plan, ground: np.ndarray, fine: np.ndarray, after: bool) -> np.
     state = [house.subtype if after else SUBTYPES[0] for house in plan.houses]
     trees = plan.trees
     if after:
-        struck = plan.harm[trees[:, 1].astype(int), trees[:, 0].astype(int)]
+        struck = plan.harm[trees[:, 0, 1].astype(int), trees[:, 0, 0].astype(int)]
         trees = trees[rng.random(len(trees)) > struck * {"wind": 0.9, "fire": 0.45, "flooding": 0.2}[event.kind]]
 
-    shade = np.zeros((size, size), np.uint8)
     canopy = np.zeros((size, size), np.uint8)
-    for tx, ty, r in trees:
-        for dx, dy in np.vstack([(0, 0), rng.normal(0, 0.45 * r, (4, 2))]):
-            for shrink, level in ((0.75, 120), (0.45, 190)):
-                disc = (int(16 * (tx + dx)), int(16 * (ty + dy))), int(16 * r * shrink)
-                cv2.circle(canopy, *disc, level, cv2.FILLED, cv2.LINE_AA, 4)
-        fallen = int(16 * (tx - r * sun[0])), int(16 * (ty - r * sun[1]))
-        cv2.circle(shade, fallen, int(15 * r), 255, cv2.FILLED, cv2.LINE_AA, 4)
+    for crown_x, crown_y, radius in trees.reshape(-1, 3):
+        at = int(16 * crown_x), int(16 * crown_y)
+        for shrink, level in ((0.75, 120), (0.45, 190)):
+            cv2.circle(canopy, at, int(16 * radius * shrink), level, cv2.FILLED, cv2.LINE_AA, 4)
+    fall = np.float32([[1, 0, -7 * sun[0]], [0, 1, -7 * sun[1]]])
+    shade = cv2.threshold(cv2.warpAffine(canopy, fall, (size, size)), 60, 255, cv2.THRESH_BINARY)[1]
     roofs = np.zeros((size, size), np.uint8)
     for house, subtype in zip(plan.houses, state, strict=True):
         if subtype != "destroyed":
@@ -563,7 +563,7 @@ def _stand(plan: Plan, ground: np.ndarray, fine: np.ndarray, after: bool) -> np.
     ruin = np.zeros((size, size), np.uint8)
     for house, subtype in zip(plan.houses, state, strict=True):
         if subtype != "destroyed":
-            _roof(rng, picture, house, sun)
+            _roof(picture, house, sun)
         if subtype == "minor-damage":
             _patch(rng, picture, house, event)
         elif subtype == "major-damage":
@@ -590,7 +590,7 @@ def _stand(plan: Plan, ground: np.ndarray, fine: np.ndarray, after: bool) -> np.
     return _blend(picture, leaves, np.clip(bumps * 2.6 - 0.25, 0, 1))
 
 
-def _roof(rng: np.random.Generator, picture: np.ndarray, house: House, sun: np.ndarray) -> None:
+def _roof(picture: np.ndarray, house: House, sun: np.ndarray) -> None:
     """Draw a roof, each face as bright as it faces the sun."""
     for face, normal in house.faces:
         _fill(picture, face, house.colour * (1 + 0.24 * normal @ sun))

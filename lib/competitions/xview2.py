@@ -19,12 +19,14 @@ Metric: score = 0.3 * F1 of building pixels + 0.7 * harmonic mean of the four da
 where the post-event truth has a building; pixels are counted over all scenes before any F1 is taken.
 Answer: {"localization": (H, W) uint8 in {0, 1}, "damage": (H, W) uint8 in 0..4}, two PNGs per scene.
 
-This module is longer than 300 lines because finding files, reading labels, the data doctor and the competition itself
-all speak of this one file layout.
+This module is longer than 300 lines because the competition, its files and labels, the data doctor and the linter all
+speak of this one layout; every section is plain functions on it.
 """
 
 import json
 import re
+import tempfile
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -33,6 +35,7 @@ from typing import Any
 
 import numpy as np
 import shapely
+from tqdm import tqdm
 
 from lib import submission
 from lib.competitions import contract
@@ -54,6 +57,9 @@ TRAIN_TIERS = ("train", "tier1", "tier3")
 TIERS = (*TRAIN_TIERS, "hold", "test")
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
 TILE = (1024, 1024)
+CSV, PAIRS, ARCHIVE = "submission.csv", "xview2", "xview2.zip"
+CSV_ROWS = 5
+"""Rows per scene: the building mask, then the damage classes."""
 COLOURS = np.array([[255, 255, 255], [70, 190, 90], [250, 220, 60], [245, 140, 30], [220, 40, 40]], np.uint8)
 """RGB of a building without a grade, then of grades 1 to 4."""
 
@@ -101,7 +107,8 @@ class Competition(contract.Competition):
             whole = {s.id: s for s in reversed(listed) if all(role in s.files for role in roles)}  # first tier wins
             scenes = [whole[key] for key in sorted(whole)]
             if split == "train":
-                scenes = [replace(s, position=self._read(s).position) for s in scenes if not self._read(s).error]
+                facts = [self._facts_of(scene) for scene in scenes]
+                scenes = [replace(s, position=f.position) for s, f in zip(scenes, facts) if not f.error]
                 if not scenes:
                     raise DataError(
                         f"{self.root}: expected training scenes with both images and both labels, found {len(listed)} "
@@ -121,12 +128,13 @@ class Competition(contract.Competition):
                 findings += strange
                 for scene in listed:
                     if folder_of.setdefault(scene.id, folder) != folder:
-                        detail = f"in {folder_of[scene.id].name} and in {folder.name}; the first is used"
+                        detail = f"in {folder_of[scene.id].name} and in {folder.name}"
                         findings.append(Finding("duplicate id", scene.id, detail))
                     findings += _inspect_files(scene, labelled=split == "train")
                 scenes += listed
         with ThreadPoolExecutor(max_workers=2) as pool:
-            for found in pool.map(_inspect_contents, scenes):
+            inspected = pool.map(_inspect_contents, scenes)
+            for found in tqdm(inspected, "data check", total=len(scenes), leave=False, disable=None):
                 findings += found
         return findings
 
@@ -144,12 +152,12 @@ class Competition(contract.Competition):
 
     def strata(self, scene: Scene) -> dict[str, bool]:
         """Return which damage classes the post-event label holds, and whether neither label has a building."""
-        facts = self._read(scene)
+        facts = self._facts_of(scene)
         if facts.error:
             raise DataError(facts.error)
         return dict(facts.flags)
 
-    def _read(self, scene: Scene) -> Facts:
+    def _facts_of(self, scene: Scene) -> Facts:
         """Read what both labels of a scene say, the first time it is asked for."""
         if scene.id not in self._facts:
             self._facts[scene.id] = _read_facts(scene)
@@ -222,6 +230,46 @@ class Competition(contract.Competition):
             shown.append(("truth", _paint(post, self.truth(scene))))
         return [*shown, ("prediction", _paint(post, answer))]
 
+    # ---- submission -----------------------------------------------------------------------------------
+    def write_submission(self, answers: Iterable[tuple[Scene, Answer]], folder: Path) -> list[Path]:
+        """Write the folder and the archive of official PNG pairs and Kaggle's CSV; answers come sorted by scene id.
+
+        Raises DataError for masks of other than 1024x1024 pixels, which the official scorer would refuse.
+        """
+        table, pairs, archive = folder / CSV, folder / PAIRS, folder / ARCHIVE
+        with submission.write_rle_csv(table) as add_row, submission.write_png_pairs(pairs) as add_pair:
+            for scene, answer in answers:
+                add_pair(scene.id, answer["localization"], answer["damage"])
+                for row_id, runs in submission.pair_rows(scene.id, answer["localization"], answer["damage"]):
+                    add_row(row_id, runs)
+        submission.zip_pngs(pairs, archive)
+        return [table, archive, *sorted(pairs.iterdir())]
+
+    def read_submission(self, folder: Path, scene: Scene) -> Answer:
+        """Read a scene's answer back from the PNGs; that the CSV says the same is for ``lint`` to see."""
+        localization, damage = submission.read_png_pair(folder / PAIRS, scene.id)
+        return {"localization": localization, "damage": damage}
+
+    def lint(self, path: Path, scenes: Sequence[Scene] | None = None, sample: Path | None = None) -> list[str]:
+        """Return what is wrong with what ``write_submission`` wrote, a folder or zip of PNG pairs, or a CSV.
+
+        ``scenes``: the ones that must be answered, no others. ``sample``: a sample submission that the CSV must match.
+        Where both formats are there, they must also give the same answers. Needs no data unless ``scenes`` are given.
+        """
+        path = Path(path)
+        if not path.exists():
+            return [f"{path}: expected a submission (folder, .zip or .csv), found nothing there"]
+        if zipfile.is_zipfile(path):
+            return _lint_archive(path)
+        if path.is_file():
+            return _lint_table(path, scenes, sample)
+        table, pairs = path / CSV, path / PAIRS
+        if not table.exists() and not pairs.exists():
+            faults = submission.lint_png_pairs(path)
+            return faults if sample is None else [*faults, f"{sample}: a sample submission needs a CSV to compare with"]
+        faults = _lint_table(table, scenes, sample) + _lint_pairs(pairs, scenes)
+        return faults or [*_lint_archive(path / ARCHIVE), *_lint_agreement(table, pairs)]
+
 
 def _paint(image: np.ndarray, answer: Answer) -> np.ndarray:
     """Paint the answer's buildings in COLOURS, by damage, over a dimmed (H, W, 3) uint8 image."""
@@ -229,6 +277,56 @@ def _paint(image: np.ndarray, answer: Answer) -> np.ndarray:
     painted = image // 2
     painted[building] = COLOURS[answer["damage"][building]]
     return painted
+
+
+# ---- linting ------------------------------------------------------------------------------------------
+def _lint_table(table: Path, scenes: Sequence[Scene] | None, sample: Path | None) -> list[str]:
+    """Lint the CSV; each scene must have all of its rows, unless a sample says which rows there are."""
+    shapes: dict[str, tuple[int, int]] = {}
+    try:
+        ids = submission.read_rle_csv(table) if scenes is None else ()
+    except DataError:
+        ids = ()  # lint_rle_csv says what is wrong
+    for row_id in ids:
+        rows = [row_id] if sample else [f"{row_id.rpartition('_')[0]}_{part}" for part in range(CSV_ROWS)]
+        shapes |= dict.fromkeys(rows, TILE)
+    for scene in scenes or ():
+        size = raster.image_size(scene.files["pre"])
+        shapes |= dict.fromkeys((f"{scene.id}_{part}" for part in range(CSV_ROWS)), size)
+    return submission.lint_rle_csv(table, shapes or None, sample)
+
+
+def _lint_pairs(pairs: Path, scenes: Sequence[Scene] | None) -> list[str]:
+    """Lint our folder of PNGs together with its list of scenes."""
+    try:
+        pair_of = submission.read_pairs(pairs)
+    except DataError as error:
+        return [str(error)]
+    faults = submission.lint_png_pairs(pairs, pair_of.values())
+    if scenes is not None and (odd := sorted(pair_of.keys() ^ {scene.id for scene in scenes})):
+        faults.append(f"{pairs}: expected the {len(scenes)} scenes asked for, got {len(pair_of)} (differing: {odd[0]})")
+    return faults
+
+
+def _lint_archive(archive: Path) -> list[str]:
+    """Lint the PNGs of an archive."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with zipfile.ZipFile(archive) as packed:
+                packed.extractall(folder)
+        except (OSError, zipfile.BadZipFile) as error:
+            return [f"{archive}: expected a zip of PNG pairs, got {error}"]
+        return [fault.replace(folder, str(archive)) for fault in submission.lint_png_pairs(Path(folder))]
+
+
+def _lint_agreement(table: Path, pairs: Path) -> list[str]:
+    """Return the scenes whose answers in the CSV and in the PNGs differ."""
+    runs, differing = submission.read_rle_csv(table), []
+    for scene_id in submission.read_pairs(pairs):
+        rows = submission.pair_rows(scene_id, *submission.read_png_pair(pairs, scene_id))
+        if any(runs.get(row_id) != text for row_id, text in rows):
+            differing.append(scene_id)
+    return [f"{table}: {len(differing)} scenes differ from the PNGs (first: {differing[0]})"] if differing else []
 
 
 # ---- files --------------------------------------------------------------------------------------------
@@ -284,12 +382,13 @@ def _list(tier: Path) -> tuple[list[Scene], list[Finding]]:
 
 # ---- labels -------------------------------------------------------------------------------------------
 def _load(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Read ``features`` of a label: "xy" and, where there, "lng_lat". Raises DataError unless both are well formed."""
+    """Read the features of a label, "xy" and "lng_lat" (empty if absent). Raises DataError unless well formed."""
     try:
         features = json.loads(path.read_bytes())["features"]
-        for feature in (*features["xy"], *features.setdefault("lng_lat", [])):
+        features = {"xy": list(features["xy"]), "lng_lat": list(features.get("lng_lat", []))}
+        for feature in (*features["xy"], *features["lng_lat"]):
             feature["wkt"], feature["properties"].get("subtype")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: expected a JSON label, got {error}; fetch this file again") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: expected features.xy with wkt and properties per building, got {error!r}") from error
@@ -316,9 +415,7 @@ def _subtypes(path: Path, features: Mapping[str, Any]) -> list[str]:
     return subtypes
 
 
-def _position(
-    outlines: np.ndarray, features: Mapping[str, Any], size: tuple[int, int]
-) -> tuple[float, float] | None:
+def _position(outlines: np.ndarray, features: Mapping[str, Any], size: tuple[int, int]) -> tuple[float, float] | None:
     """Return (longitude, latitude) of the centre of a (height, width) tile; None without buildings.
 
     It comes from the affine map of pixels to degrees of some ten buildings, exact to 1e-7 degrees (1 cm) on real tiles.
@@ -328,7 +425,7 @@ def _position(
     texts = [str(feature["wkt"]) for feature in features["lng_lat"][some]]
     lng_lat = shapely.get_coordinates(shapely.from_wkt(texts, on_invalid="ignore"))  # (N, 2)
     pixels = shapely.get_coordinates(outlines[some])
-    if not len(lng_lat):
+    if not len(lng_lat) or not np.isfinite(lng_lat).all():
         return None
     if len(pixels) == len(lng_lat):
         affine, _, rank, _ = np.linalg.lstsq(np.column_stack([pixels, np.ones(len(pixels))]), lng_lat, rcond=None)
@@ -349,7 +446,8 @@ def _read_facts(scene: Scene) -> Facts:
         position = _position(before, pre, sizes[0]) or raster.centre(scene.files["pre"])
     except DataError as error:
         return Facts({}, error=f"scene {scene.id}: {error}")
-    return Facts({flag: name in subtypes for flag, name in FLAGS.items()} | {"empty": not len(before) and not len(after)}, position)
+    flags = {flag: name in subtypes for flag, name in FLAGS.items()}
+    return Facts(flags | {"empty": not len(before) and not len(after)}, position)
 
 
 def _buildings(scene: Scene) -> np.ndarray:

@@ -31,13 +31,9 @@ DEFAULTS: dict[str, float] = {
 COUNTS = 15
 """Per scene: true positives, false positives, false negatives of the building, then of damage classes 1 to 4."""
 
-_PAIR_TO_COUNTS = np.zeros((4, 4, 4, 3))  # (truth, prediction) -> (class, (tp, fp, fn found again))
-for _label in range(4):
-    _PAIR_TO_COUNTS[:, _label, _label, 1] = 1
-    _PAIR_TO_COUNTS[_label, _label, _label] = 1, 0, -1
-_PAIR_TO_COUNTS = _PAIR_TO_COUNTS.reshape(16, 12)
 _PROBABILITIES = np.arange(256) / 255.0
 _HEAVIEST = 1000  # the largest factor on a class: 255 * 1000 * _HEAVIEST fits int32
+_MAX_CALLED = 50_000_000  # threshold triples times cells: 200 MB of float32
 
 
 def threshold_level(probability: float) -> int:
@@ -75,7 +71,7 @@ def decode(loc: np.ndarray, cls: np.ndarray, params: Mapping[str, Any]) -> tuple
     gains = [class_gain(1), *(class_gain(params[name]) for name in ("w_minor", "w_major", "w_destroyed"))]
     inside = np.flatnonzero(building)
     damage = np.zeros(building.shape, np.uint8)
-    damage.flat[inside] = 1 + _heaviest_class(cls[1:].reshape(4, -1).take(inside, axis=1), gains)[0]
+    damage.put(inside, 1 + _heaviest_class(cls[1:].reshape(4, -1).take(inside, axis=1), gains)[0])
     return building.view(np.uint8), damage
 
 
@@ -135,6 +131,7 @@ def count_grid(
     counts = np.empty((len(axes["fuse"]), len(cells.called), classes.vectors * COUNTS), np.int64)
     called = cells.called.astype(exact)
     table = np.zeros((1 + cells.number, classes.vectors, COUNTS), exact)  # row 0: what holds at every point
+    pair_to_counts = _pair_to_counts().astype(exact)
     table[0, :, 2] = np.count_nonzero(loc_truth)
     table[0, :, 5::3] = [np.count_nonzero(damage_truth == label) for label in (1, 2, 3, 4)]
     for counted, fuse in zip(counts, axes["fuse"]):
@@ -142,7 +139,7 @@ def count_grid(
         building = np.bincount(key, minlength=2 * cells.number).reshape(-1, 1, 2)
         table[1:, :, 0], table[1:, :, 1], table[1:, :, 2] = building[..., 1], building[..., 0], -building[..., 1]
         pairs = classes.count(key.take(damaged).astype(np.intp) // 2)  # (weight vector, cell, truth x prediction)
-        table[1:, :, 3:] = (pairs @ _PAIR_TO_COUNTS.astype(exact)).swapaxes(0, 1)
+        table[1:, :, 3:] = (pairs @ pair_to_counts).swapaxes(0, 1)
         counted[...] = called @ table.reshape(1 + cells.number, -1)
 
     counts = counts.reshape(*(len(values) for values in axes.values()), COUNTS)
@@ -162,6 +159,11 @@ class _Cells:
         self.loc_edges, damage_edges = np.unique([*low, *high]), np.unique(damage)
         n_loc, n_damage = len(self.loc_edges) + 1, len(damage_edges) + 1
         self.number = n_loc * n_damage
+        if self.number * len(high) * len(low) * len(damage) > _MAX_CALLED:
+            raise ConfigError(
+                f"search: expected fewer thresholds, got {len(high)} loc_threshold x {len(low)} loc_threshold_damaged "
+                f"x {len(damage)} damage_threshold values; halve the longest of them"
+            )
         loc_from = np.concatenate([[-1], self.loc_edges])[:, None]  # lowest L of a cell; (n_loc, 1)
         damage_from = np.concatenate([[-1], damage_edges])[None, :]  # lowest D of a cell; (1, n_damage)
         called = (loc_from >= high[:, None, None, None, None]) | (
@@ -169,7 +171,6 @@ class _Cells:
         )  # (loc_threshold, loc_threshold_damaged, damage_threshold, n_loc, n_damage)
         called = called.reshape(-1, self.number)
         self.called = np.column_stack([np.ones(len(called)), called])  # (threshold triple, 1 + cell) float64
-        levels = np.arange(256)
         narrow, levels = np.min_scalar_type(2 * self.number), np.arange(256)
         # twice the cell of a pixel is loc_step[L] + damage_step[D]
         self.loc_step = (2 * n_damage * np.searchsorted(self.loc_edges, levels, side="right")).astype(narrow)
@@ -255,6 +256,15 @@ def _challenge(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Let one more class compete with the best so far: only a larger product wins."""
     return np.where(product > strength, np.uint8(index), best), np.maximum(strength, product)
+
+
+def _pair_to_counts() -> np.ndarray:
+    """Say what a pixel of (truth, prediction) adds to each class's tp, fp and fn: (16, 12); a hit takes back a miss."""
+    adds = np.zeros((4, 4, 4, 3))  # (truth, prediction, class, count)
+    for label in range(4):
+        adds[:, label, label, 1] = 1
+        adds[label, label, label] = 1, 0, -1
+    return adds.reshape(16, 12)
 
 
 def _settled_class(levels: np.ndarray, gains: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:

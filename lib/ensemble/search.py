@@ -16,8 +16,8 @@ from lib.errors import ConfigError
 
 Score = Callable[[np.ndarray], np.ndarray]
 
-MAX_POINTS = 1_000_000
-"""Largest lattice: at 15 counts of 8 bytes its table is 120 MB, and nested validation keeps one per group."""
+MAX_POINTS = 500_000
+"""Largest lattice: at 15 counts of 8 bytes its table is 60 MB, and nested validation keeps one per group."""
 
 
 @dataclass(frozen=True)

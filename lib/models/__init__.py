@@ -19,4 +19,6 @@ def build(architecture: str, *, classes: int, images: int, encoder: str, **optio
     """
     if architecture not in ARCHITECTURES:
         raise ConfigError(f"architecture: expected one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
+    if inner := options.keys() & {"in_channels", "fuse"}:
+        raise ConfigError(f"architecture {architecture}: {', '.join(inner)} follows from it and cannot be set")
     return ARCHITECTURES[architecture](classes=classes, images=images, encoder=encoder, **options)

@@ -22,6 +22,8 @@ from lib.models.layers import Normalize, head, train_depthwise_in_float32, use_g
 from lib.models.unet2020 import UNet2020Decoder
 
 DECODERS = (*smp.MODEL_ARCHITECTURES_MAPPING, "unet2020")
+SHORTENABLE = ("unet", "manet")
+"""Decoders whose steps stand in one list, ``blocks``, from the deepest to the finest."""
 NORMS = ("batch", "group", "group_everywhere")
 OURS = {"self", "encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params", "kwargs"}
 """Parameters of smp's architectures that this module fills itself; the others are decoder options."""
@@ -134,10 +136,6 @@ def build_parts(
     if grad_checkpointing:
         _checkpoint_gradients(parts.encoder, encoder)
     return parts
-
-
-SHORTENABLE = ("unet", "manet")
-"""Decoders whose steps stand in one list, ``blocks``, from the deepest to the finest."""
 
 
 class _Fused(nn.Module):

@@ -80,7 +80,7 @@ class Loss(Section):
     """The weighted sum of loss terms."""
 
     terms: dict[str, float]
-    """Term name -> weight; binary: dice, focal, bce; multiclass: focal, damage_dice, building_dice, ce, dice."""
+    """Term name -> weight; binary: dice, focal, bce; multiclass: see ``lib/training/losses.py``."""
     class_weights: tuple[float, ...] | None = None
     """Weight of each class in the pixel terms (2020: 1, 1, 5, 3, 3)."""
     focal_gamma: float = Field(2.0, ge=0)

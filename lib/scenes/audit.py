@@ -154,8 +154,8 @@ def lines(report: Mapping) -> list[str]:
             said.append(f'no scene at all has "{flag}": it can be neither learned nor scored')
         else:
             said += [
-                f'fold {k} holds no scene with "{flag}": that part of a score, measured on this fold alone, is 0 '
-                "or undefined"
+                f'fold {k} holds no scene with "{flag}": it tells nothing about those, and a mean over classes '
+                "takes a missing class as 0"
                 for k in gaps
             ]
     groups, events = report["groups"], report["events"]

@@ -69,6 +69,7 @@ class CropDataset(Dataset):
     among those the scene holds, every component of it equally likely; a scene that holds none gives a random crop.
     cache: "memory" decodes all scenes at once, before workers are forked, which then share them; "none" decodes each
     time.
+    OpenCV is set to one thread: samples are made in parallel, not their pixels.
     Raises DataError, naming the scene, where image and target do not fit together.
     """
 
@@ -80,6 +81,7 @@ class CropDataset(Dataset):
             raise DataError("training scenes: expected at least one, got none; check the folds")
         if cache not in CACHES:
             raise ConfigError(f"cache: expected one of {', '.join(CACHES)}, got {cache!r}")
+        cv2.setNumThreads(1)  # here and not in a forked worker, which would wait forever for threads it did not inherit
         self.read, self.target, self.scenes, self.images, self.augment = read, target, scenes, tuple(images), augment
         self.seed = seed
         self.order = np.arange(len(scenes)) if order is None else np.asarray(order)
@@ -169,8 +171,3 @@ class BatchSampler:
         for step in range(self.epoch * self.steps, (self.epoch + 1) * self.steps):
             first = step * self.batch_size + self.rank * self.share
             yield list(range(first, first + self.share))
-
-
-def start_worker(worker: int) -> None:
-    """Keep OpenCV to one thread in a DataLoader worker (``worker_init_fn``), as torch does by itself."""
-    cv2.setNumThreads(1)

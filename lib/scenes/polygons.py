@@ -68,4 +68,3 @@ def _draw_with_holes(mask: np.ndarray, outlines: list[np.ndarray], value: int) -
     for hole in outlines[1:]:
         cv2.fillPoly(stencil, [hole], 0)
     mask[stencil > 0] = value
-

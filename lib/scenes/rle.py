@@ -114,7 +114,7 @@ _SPACE, _NEWLINE = np.frombuffer(b" \0\0\0\n\0\0\0", np.uint32)
 def _text(runs: np.ndarray, last: np.ndarray | None = None) -> str:
     """Write (runs, 2) int64 >= 0 as text, numbers parted by a space, and by a newline after each ``last`` run.
 
-    Four digits at a time from a table, then all NUL bytes deleted at once: 4 times the speed of joining strings.
+    Four digits at a time from a table, then all NUL bytes deleted at once: several times the speed of joining strings.
     """
     if not len(runs):
         return ""

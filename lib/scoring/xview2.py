@@ -86,7 +86,7 @@ def _sums(mask: np.ndarray) -> tuple[int, int, int, int]:
     return (
         cv2.countNonZero(mask),
         int(cv2.sumElems(mask)[0]),
-        round(cv2.norm(mask, cv2.NORM_L2SQR)),  # rounded because OpenCV squares a square root
+        round(cv2.norm(mask, cv2.NORM_L2SQR)),  # whole but for OpenCV's last bits
         int(cv2.norm(mask, cv2.NORM_HAMMING)),
     )
 
@@ -94,8 +94,8 @@ def _sums(mask: np.ndarray) -> tuple[int, int, int, int]:
 def _histogram(sums: np.ndarray) -> np.ndarray:
     """Solve for how often 1, 2, 3 and 4 occur: (..., 4) from ``_sums`` -> (..., 4) int64.
 
-    Four whole-mask sums cost a third of comparing the mask with each class. Of 1..4 only 3 has two one-bits, so it
-    falls out first; two differences of the other sums then leave 6 times the fours.
+    Four sums, which write no masks, take 0.6 of the time of comparing the mask with each class. Of 1..4 only 3 has two
+    one-bits, so it falls out first; two differences of the other sums then leave 6 times the fours.
     """
     pixels, values, squares, bits = np.moveaxis(sums, -1, 0)
     three = bits - pixels

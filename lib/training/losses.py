@@ -82,13 +82,34 @@ def building_dice(pixels: Pixels) -> Tensor:
     return _dice(pixels, foreground, (pixels.target > 0)[:, None])[0].squeeze()
 
 
+def damage_ce(pixels: Pixels) -> Tensor:
+    """Cross-entropy over the foreground classes alone, at foreground pixels: which class, given that there is one.
+
+    The metric looks at damage only where the truth has a building; with ``building_bce`` this is the cross-entropy of
+    all classes in two parts, each with its own mean, so that the many background pixels do not drown the rare classes.
+    """
+    foreground = pixels.target > 0
+    given = pixels.log_probs[:, 1:] - torch.logsumexp(pixels.log_probs[:, 1:], dim=1, keepdim=True)
+    log_p = given.gather(1, (pixels.target - 1).clamp(min=0)[:, None]).squeeze(1)  # (B, H, W)
+    return _weighted_mean(pixels, -log_p, pixels.weights[pixels.target] * foreground)
+
+
+def building_bce(pixels: Pixels) -> Tensor:
+    """Binary cross-entropy of "any class but the background", unweighted mean over pixels."""
+    foreground = torch.logsumexp(pixels.log_probs[:, 1:], dim=1)
+    log_p = torch.where(pixels.target > 0, foreground, pixels.log_probs[:, 0])
+    return _weighted_mean(pixels, -log_p, torch.ones_like(log_p))
+
+
 TERMS = {
     "binary": {"dice": foreground_dice, "focal": focal, "bce": cross_entropy},
     "multiclass": {
         "dice": mean_dice,
         "focal": focal,
         "ce": cross_entropy,
+        "damage_ce": damage_ce,
         "damage_dice": damage_dice,
+        "building_bce": building_bce,
         "building_dice": building_dice,
     },
 }
@@ -167,8 +188,8 @@ def _at_target(pixels: Pixels) -> Tensor:
     return pixels.log_probs.gather(1, pixels.target[:, None]).squeeze(1)
 
 
-def _weighted_mean(pixels: Pixels, losses: Tensor) -> Tensor:
-    weights = pixels.weights[pixels.target] * pixels.valid  # (B, H, W)
+def _weighted_mean(pixels: Pixels, losses: Tensor, weights: Tensor | None = None) -> Tensor:
+    weights = (pixels.weights[pixels.target] if weights is None else weights) * pixels.valid  # (B, H, W)
     total, weight = pixels.reduce(torch.stack([(losses * weights).sum(), weights.sum()]))
     return total / weight.clamp(min=1e-12)  # 0 where every pixel is ignored
 

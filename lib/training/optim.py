@@ -121,7 +121,7 @@ def freeze(module: nn.Module) -> None:
     """Stop ``module`` from learning: no gradients, and evaluation mode (norm statistics, dropout) in every forward.
 
     The mode is set again at each forward, so a later ``model.train()`` does not undo it. Under DDP, wrap the model
-    anew after freezing and unfreezing: the wrapper remembers which parameters had gradients.
+    before it is first frozen, with find_unused_parameters: the wrapper knows only parameters that had gradients then.
     """
     if not is_frozen(module):
         module.requires_grad_(False)

@@ -1,0 +1,162 @@
+"""Run-length text: round trips, and a slow pixel-by-pixel reading of Kaggle's rule."""
+
+from itertools import groupby
+
+import numpy as np
+import pytest
+
+from lib.errors import DataError
+from lib.scenes import rle
+
+RULES = [("column", 1), ("column", 0), ("row", 1), ("row", 0)]
+
+
+def slow_encode(mask, order="column", origin=1):
+    pixels = (mask != 0).flatten(order="F" if order == "column" else "C").tolist()
+    runs, at = [], origin
+    for value, group in groupby(pixels):
+        length = len(list(group))
+        runs += [at, length] if value else []
+        at += length
+    return " ".join(str(number) for number in runs)
+
+
+def slow_decode(text, shape, order="column", origin=1):
+    pixels = np.zeros(shape[0] * shape[1], np.uint8)
+    numbers = [int(word) for word in text.split()]
+    for start, length in zip(numbers[0::2], numbers[1::2], strict=True):
+        for i in range(start - origin, start - origin + length):
+            pixels[i] = 1
+    return pixels.reshape(shape, order="F" if order == "column" else "C")
+
+
+def hand_made():
+    corners = np.zeros((5, 4), np.uint8)
+    corners[[0, 0, -1, -1], [0, -1, 0, -1]] = 1
+    first, last = np.zeros((3, 7), np.uint8), np.zeros((3, 7), np.uint8)
+    first[0, 0], last[-1, -1] = 1, 1
+    wide = np.zeros((40, 10007), np.uint8)  # numbers of one to six digits, in several strips
+    wide[:, [0, 1, 9999, 10006]] = 1
+    wide[7, ::3] = 1
+    tall = np.ones((20011, 33), np.uint8)
+    tall[[0, 9998, 20010], :] = 0
+    return {
+        "all_ones": np.ones((3, 4), np.uint8),
+        "empty": np.zeros((3, 4), np.uint8),
+        "one_pixel": np.ones((1, 1), np.uint8),
+        "one_background_pixel": np.zeros((1, 1), np.uint8),
+        "no_pixels": np.zeros((0, 5), np.uint8),
+        "corners": corners,
+        "first": first,
+        "last": last,
+        "wide": wide,
+        "tall": tall,
+        "wide_full": np.ones((300, 1100), np.uint8),
+    }
+
+
+MASKS = hand_made()
+
+
+@pytest.mark.parametrize(("order", "origin"), RULES)
+@pytest.mark.parametrize("name", MASKS)
+def test_hand_made_masks(name, order, origin):
+    mask = MASKS[name]
+    text = rle.encode(mask, order, origin)
+    assert text == slow_encode(mask, order, origin)
+    decoded = rle.decode(text, mask.shape, order, origin)
+    assert decoded.dtype == np.uint8 and decoded.shape == mask.shape and decoded.flags["C_CONTIGUOUS"]
+    np.testing.assert_array_equal(decoded, mask)
+
+
+def test_kaggles_rule_by_hand():
+    mask = np.array([[0, 1, 0], [1, 1, 0]], np.uint8)
+    assert rle.encode(mask) == "2 3"
+    assert rle.encode(mask, "row") == "2 1 4 2"
+    assert rle.encode(mask, "row", origin=0) == "1 1 3 2"
+    assert rle.encode(np.ones((3, 4), bool)) == "1 12"
+    assert rle.encode(np.zeros((3, 4), bool)) == ""
+    np.testing.assert_array_equal(rle.decode("", (2, 3)), np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_masks(seed):
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(1, 90, 2))
+    order, origin = RULES[seed % 4]
+    mask = rng.random(shape) < rng.choice([0.02, 0.3, 0.5, 0.97])
+    expected = slow_encode(mask, order, origin)
+    byte = mask * rng.integers(1, 256, dtype=np.uint8)
+    for form in (mask, byte, mask.astype(np.int64) << 40, np.asfortranarray(byte)):
+        assert rle.encode(form, order, origin) == expected
+    assert rle.encode(mask[::-1, ::2], order, origin) == slow_encode(mask[::-1, ::2], order, origin)
+    np.testing.assert_array_equal(slow_decode(expected, shape, order, origin), mask)
+    np.testing.assert_array_equal(rle.decode(expected, shape, order, origin), mask)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_label_maps_equal_one_encoding_per_label(seed):
+    rng = np.random.default_rng(seed)
+    labels = np.kron(rng.integers(0, 12, (9, 7)), np.ones((3, 4), int))  # (27, 28)
+    labels = labels.astype([np.uint8, np.int32, np.uint16][seed % 3])
+    labels[labels == 5] = 0
+    order, origin = RULES[seed % 4]
+    expected = [slow_encode(labels == i, order, origin) for i in range(1, 16)]
+    assert rle.encode_labels(labels, order, origin, count=15) == expected
+    assert rle.encode_labels(labels, order, origin) == expected[: labels.max()]
+    assert expected[4] == ""
+
+
+def test_label_maps_without_labels_and_wrong_ones():
+    empty = np.zeros((4, 6), np.uint8)
+    assert rle.encode_labels(empty) == []
+    assert rle.encode_labels(empty, count=3) == ["", "", ""]
+    with pytest.raises(DataError, match=r"labels 0\.\.3, got 0\.\.4"):
+        rle.encode_labels(empty + np.eye(4, 6, dtype=np.uint8) * 4, count=3)
+    with pytest.raises(DataError, match="got -1"):
+        rle.encode_labels(empty.astype(int) - 1)
+
+
+def test_other_arrays_are_refused():
+    for wrong in (np.zeros((2, 2)), np.zeros((2, 2, 3), np.uint8)):
+        with pytest.raises(DataError, match="expected .H, W. bool or integers"):
+            rle.encode(wrong)
+    with pytest.raises(ValueError, match="diagonal"):
+        rle.encode(np.zeros((2, 2), np.uint8), order="diagonal")
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("1 2 3", "odd count"),
+        ("5", "odd count"),
+        ("1 0", "length 0"),
+        ("0 3", "outside"),
+        ("13 1", "outside"),
+        ("12 2", "outside"),
+        ("1 99999999999999999999999", "outside"),
+        ("99999999999999999999999 9223372036854775807", "outside"),
+        ("4 1 1 1", "out of order"),
+        ("1 3 3 1", "overlapping"),
+        ("2 1 2 1", "overlapping"),
+        ("1 -2", "whole numbers"),
+        ("1.0 2.0", "whole numbers"),
+        ("nan", "whole numbers"),
+        ("1,2", "whole numbers"),
+        ("١ ٢", "whole numbers"),
+        (float("nan"), "not a text"),
+        (None, "not a text"),
+    ],
+)
+def test_faulty_texts(text, fault):
+    with pytest.raises(DataError, match=fault):
+        rle.decode(text, (3, 4))
+    assert fault in rle.parse(text, 12)[1]
+
+
+def test_touching_runs_and_blanks_are_valid():
+    np.testing.assert_array_equal(rle.decode(" 1 2  3 1 ", (3, 1))[:, 0], [1, 1, 1])
+    np.testing.assert_array_equal(rle.decode("   ", (2, 1))[:, 0], [0, 0])
+    runs, fault = rle.parse("1 2 3 1")
+    assert fault == "" and runs.tolist() == [[0, 2], [2, 1]]
+    assert rle.parse("0 2", 2, origin=0)[1] == "" and "outside" in rle.parse("1 2", 2, origin=0)[1]
