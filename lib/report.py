@@ -36,12 +36,16 @@ def decode_table(run: Run) -> str:
 
 
 def _by_table(rows: Mapping[str, Mapping[str, Any]], title: str) -> list[str]:
-    """Return one line per domain or fold, with its scene count and every score."""
-    names = [name for name in next(iter(rows.values())) if name != "scenes"]
+    """Return one line per domain or fold, with its scene count and scores; parts of a score are named by their end."""
+    short = {}
+    for name in next(iter(rows.values())):
+        parent = max((p for p in short if name.startswith(f"{p}_")), key=len, default="")
+        short[name] = name.removeprefix(f"{parent}_")
+    names = [name for name in short if name != "scenes" and list(short.values()).count(short[name]) == 1]
     width = max(len(title), *map(len, rows))
-    lines = [f"  {title:{width}s} scenes  " + "  ".join(names)]
+    lines = [f"  {title:{width}s} scenes  " + "  ".join(f"{short[name]:>7s}" for name in names)]
     for key, row in rows.items():
-        cells = "  ".join(f"{row[name]:{len(name)}.4f}" for name in names)
+        cells = "  ".join(f"{row[name]:{max(7, len(short[name]))}.4f}" for name in names)
         lines.append(f"  {key:{width}s} {row['scenes']:6d}  {cells}")
     return lines
 

@@ -31,7 +31,7 @@ def geometry(preset: str, crop: int = 64, **changes) -> Augment:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_images_and_mask_share_their_geometry(preset):
     images, row, column = coordinates()
-    augment = geometry(preset)
+    augment = geometry(preset, shift=0.0)
     for seed in range(40):
         out, rows = augment(images, row, seed)
         columns = augment(images, column, seed)[1]
@@ -42,6 +42,19 @@ def test_images_and_mask_share_their_geometry(preset):
         for mask, channel in ((rows, 0), (columns, 1)):
             off = np.abs(mask.astype(int) - out["pre"][..., channel])[inside]
             assert off.max() <= 1  # nearest against bilinear: half a pixel of the scene, rounded
+
+
+def test_a_shift_moves_all_images_but_the_first_and_never_the_mask():
+    images, row, _ = coordinates()
+    still, shaken = geometry("none", shift=0.0), geometry("none", shift=3.0)
+    moves = []
+    for seed in range(30):
+        (a, mask), (b, shaken_mask) = still(images, row, seed), shaken(images, row, seed)
+        np.testing.assert_array_equal(a["pre"], b["pre"])
+        np.testing.assert_array_equal(mask, shaken_mask)
+        inner = (slice(12, -12), slice(12, -12), 0)
+        moves.append(float((b["post"][inner].astype(int) - a["post"][inner]).mean()))  # red tells the row
+    assert abs(np.mean(moves)) < 1.5 and 2 < np.std(moves) < 4
 
 
 def test_shapes_and_types():

@@ -273,3 +273,31 @@ def test_bad_input_names_the_scene():
         dataset(scenes=[])
     with pytest.raises(ConfigError, match="cache"):
         dataset(cache="disk")
+
+
+def test_class_first_focus_shows_rare_classes_as_often_as_asked():
+    """Class 4 lives in one scene of seven; drawn by scene it is rare, drawn by class it comes by its weight."""
+    options = {"focus": {1: 1, 4: 3}, "focus_probability": 1.0}
+    by_class = dataset("none", focus_first="class", **options)
+    scenes = Counter(by_class[i]["id"] for i in range(400))
+    holders_of_1 = [s.id for s in SCENES if 1 in target(s)]
+    assert set(scenes) <= set(holders_of_1)
+    only_4 = SCENES[6].id
+    expected = 3 / 4 + 1 / 4 / len(holders_of_1)
+    assert abs(scenes[only_4] / 400 - expected) < 0.08
+    assert all((by_class[i]["target"] == 4).any() or (by_class[i]["target"] == 1).any() for i in range(50))
+    by_scene = dataset("none", **options)
+    assert Counter(by_scene[i]["id"] for i in range(400))[only_4] / 400 < 0.2
+
+
+def test_class_first_focus_draws_scenes_by_the_root_of_their_components():
+    def targets(scene):
+        mask = np.zeros((60, 70), np.uint8)
+        for k in range(9 if scene.id == SCENES[0].id else 1):
+            mask[6 * k:6 * k + 3, 5:9] = 1
+        return mask
+
+    data = CropDataset(read, targets, SCENES[:2], PAIR, build("none", 32, PAIR), seed=1,
+                       focus={1: 1.0}, focus_first="class")
+    drawn = Counter(data[i]["id"] for i in range(600))
+    assert abs(drawn[SCENES[0].id] / 600 - 3 / 4) < 0.06  # sqrt(9) : sqrt(1)

@@ -604,24 +604,24 @@ def _roof(picture: np.ndarray, house: House, sun: np.ndarray) -> None:
 
 
 def _patch(rng: np.random.Generator, picture: np.ndarray, house: House, event: Event) -> None:
-    """Cover 15 to 35 % of a roof with what stands for minor damage, and tear a few holes."""
+    """Cover 25 to 40 % of a roof with what stands for minor damage, and tear a few holes."""
     (a, b) = house.half
-    share = rng.uniform(0.15, 0.35)
-    wide = rng.uniform(0.45, 0.8)
+    share = rng.uniform(0.25, 0.4)
+    wide = rng.uniform(0.5, 0.8)
     half = np.array([a * wide, b * min(share / wide, 0.9)])
     centre = rng.choice([-1, 1], 2) * (np.array([a, b]) - half) * rng.uniform(0.5, 1, 2)
     corners = np.array(_box(centre, half)) + rng.normal(0, 1.2, (4, 2))
     _fill(picture, house.place(np.clip(corners, (-a, -b), (a, b))), event.patch[rng.integers(len(event.patch))])
-    for _ in range(3):
+    for _ in range(4):
         hole = rng.uniform(-0.8, 0.8, 2) * (a, b)
         _fill(picture, house.place(_box(hole, rng.uniform(1.2, 2.6, 2))), (48, 44, 40))
 
 
 def _torn_side(rng: np.random.Generator, house: House) -> list[tuple[float, float]]:
-    """Return the part of a house, (along, back), whose roof is gone: 40 to 60 % from one end, torn in a zigzag."""
+    """Return the part of a house, (along, back), whose roof is gone: 45 to 62 % from one end, torn in a zigzag."""
     (a, b), end = house.half, rng.choice([-1, 1])
     deep = max((house.outline - house.frame[0]) @ house.frame[2])
-    cut = rng.uniform(-0.2, 0.2) * a
+    cut = rng.uniform(-0.25, 0.1) * a
     zigzag = [(end * (cut + rng.normal(0, 3)), back) for back in np.linspace(-b - 2, deep + 2, 6)]
     return [*zigzag, (end * (a + 2), deep + 2), (end * (a + 2), -b - 2)]
 

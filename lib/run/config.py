@@ -132,6 +132,8 @@ class Sampling(Section):
     """Crops per epoch instead of one per list entry."""
     focus: dict[int, float] = {}
     """Class index -> weight: crops centre on a random component of a class drawn by these weights."""
+    focus_first: Literal["scene", "class"] = "scene"
+    """Take the next scene and then a class it holds, or draw the class first and then a scene that holds it."""
     focus_probability: float = Field(0.0, ge=0, le=1)
     """Share of crops that are centred; the others lie anywhere."""
     scale: tuple[float, float] | None = None

@@ -104,7 +104,7 @@ def interruptible():
         signal.signal(signal.SIGINT, previous)
 
 
-def ignore_interrupts() -> None:
+def ignore_interrupts(_worker: int) -> None:
     """Leave Ctrl-C to the main process (for loader workers)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

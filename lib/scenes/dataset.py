@@ -18,6 +18,7 @@ from lib.scenes.augment import Augment, Focus
 from lib.tasks import Task
 
 CACHES = ("none", "memory")
+FOCUS_FIRST = ("scene", "class")
 ORDER, SAMPLE = 0, 1
 """Names of the random streams: one draws the permutations, one the crops."""
 
@@ -65,8 +66,10 @@ class CropDataset(Dataset):
     images: names of the n images of a sample, stacked in this order. augment: gives crops of those images.
     seed: int >= 0. order: scene indices of one round, with repetitions (``repeat_scenes``); default: each once.
     samples_per_epoch: length of an epoch where it is not one round.
-    focus: target value -> weight: with ``focus_probability`` a crop shows a component of a class, drawn by weight
-    among those the scene holds, every component of it equally likely; a scene that holds none gives a random crop.
+    focus: target value -> weight: with ``focus_probability`` a crop shows a component of a class, drawn by weight,
+    every component of it in the scene equally likely. focus_first: "scene" takes the scene that is next in ``order``
+    and draws among the classes it holds (a scene that holds none gives a random crop); "class" draws among all classes
+    and then a scene that holds it, by the square root of its components, so that rare classes come as often as asked.
     cache: "memory" decodes all scenes at once, before workers are forked, which then share them; "none" decodes each
     time.
     OpenCV is set to one thread: samples are made in parallel, not their pixels.
@@ -76,11 +79,14 @@ class CropDataset(Dataset):
     def __init__(self, read: Callable[[Any, str], np.ndarray], target: Callable[[Any], np.ndarray],
                  scenes: Sequence[Any], images: Sequence[str], augment: Augment, *, seed: int,
                  order: Sequence[int] | None = None, samples_per_epoch: int | None = None,
-                 focus: Mapping[int, float] | None = None, focus_probability: float = 1.0, cache: str = "none"):
+                 focus: Mapping[int, float] | None = None, focus_probability: float = 1.0,
+                 focus_first: str = "scene", cache: str = "none"):
         if not scenes:
             raise DataError("training scenes: expected at least one, got none; check the folds")
         if cache not in CACHES:
             raise ConfigError(f"cache: expected one of {', '.join(CACHES)}, got {cache!r}")
+        if focus_first not in FOCUS_FIRST:
+            raise ConfigError(f"focus_first: expected one of {', '.join(FOCUS_FIRST)}, got {focus_first!r}")
         cv2.setNumThreads(1)  # here and not in a forked worker, which would wait forever for threads it did not inherit
         self.read, self.target, self.scenes, self.images, self.augment = read, target, scenes, tuple(images), augment
         self.seed = seed
@@ -92,20 +98,49 @@ class CropDataset(Dataset):
         self.decoded = [self.decode(scene) for scene in scenes] if cache == "memory" else None
         for index, (_, mask) in enumerate(self.decoded or ()):
             self.find_spots(index, mask)
+        self.holders = self.find_holders() if focus_first == "class" else {}
 
     def __len__(self) -> int:
         return self.samples_per_epoch
 
     def __getitem__(self, sample: int) -> dict[str, Any]:
         """Return sample 0, 1, 2, ... of the stream; it does not end at ``len``."""
-        index = self.scene_of(sample)
-        images, mask = self.decoded[index] if self.decoded else self.decode(self.scenes[index])
         rng = np.random.default_rng((self.seed, SAMPLE, sample))
-        focus = self.choose_focus(rng, index, mask)
+        if self.holders and rng.random() < self.focus_probability:
+            index, focus = self.draw_class(rng)
+            images, mask = self.images_of(index)
+        else:
+            index = self.scene_of(sample)
+            images, mask = self.images_of(index)
+            focus = None if self.holders else self.choose_focus(rng, index, mask)
         images, mask = self.augment(images, mask, int(rng.integers(2**63)), focus)
         planes = [plane for name in self.images for plane in cv2.split(images[name])]
         image = torch.from_numpy(np.stack(planes))  # (3n, crop, crop)
         return {"image": image, "target": torch.from_numpy(mask), "id": self.scenes[index].id}
+
+    def images_of(self, index: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Return images and target of the scene at ``index``, from memory or from disk."""
+        return self.decoded[index] if self.decoded else self.decode(self.scenes[index])
+
+    def find_holders(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """List, for each focus class that occurs at all, the scenes that hold it and how likely each is drawn."""
+        spots = [self.find_spots(i, self.images_of(i)[1] if self.decoded else self.target(scene))
+                 for i, scene in enumerate(self.scenes)]
+        holders = {}
+        for value, weight in self.focus.items():
+            counts = np.array([len(found.get(value, ())) for found in spots])
+            if weight > 0 and counts.any():
+                holders[value] = np.flatnonzero(counts), np.sqrt(counts[counts > 0]) / np.sqrt(counts).sum()
+        return holders
+
+    def draw_class(self, rng: np.random.Generator) -> tuple[int, Focus]:
+        """Draw a class, a scene that holds it and one of its components there."""
+        weights = np.array([self.focus[value] for value in self.holders])
+        value = rng.choice(list(self.holders), p=weights / weights.sum())
+        scenes, chances = self.holders[value]
+        index = int(rng.choice(scenes, p=chances))
+        spots = self.spots[index][value]
+        return index, spots[rng.integers(len(spots))]
 
     def scene_of(self, sample: int) -> int:
         """Return the index of the scene that a sample of the stream is cut from."""

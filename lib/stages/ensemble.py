@@ -96,12 +96,11 @@ def fit_decode(run: Run, folder: Path) -> dict[str, Any]:
     defaults = {**competition.defaults(), **run.config.decode}
     groups = sorted({fold_of[scene.id] for scene, _ in blended(run, "oof")})
     result: dict[str, Any] = {"params": defaults}
-    choices = {k: defaults for k in groups}
+    choices = {}
     if search:
         grid = competition.grid(search.axes, defaults)
         result |= _search(run, grid, fold_of, defaults)
-        choices = {k: dict(grid.points[result["chosen_without_fold"][str(k)]["point"]]) for k in groups} \
-            if len(groups) > 1 else {}
+        choices = {int(k): row["params"] for k, row in result.get("chosen_without_fold", {}).items()}
         if search.postprocess:
             result |= _postprocess(run, fold_of, result["params"], choices)
     result |= _outcome(run, fold_of, result["params"])
@@ -128,6 +127,10 @@ def _search(run: Run, grid, fold_of: Mapping[str, int], defaults: Mapping[str, A
         return {"params": dict(grid.points[point]), "points": len(grid.points),
                 "score_without_search": float(competition.score(sum(baseline.values()))), "expected_score": None}  # fmt: skip
     nested = searching.nested(counts, competition.score, grid.shape, search.plateau, baseline)
+    if nested.in_sample <= nested.baseline:
+        say("  the search found nothing better than the fixed settings, which are kept; do its axes hold them?")
+        return {"params": defaults, "points": len(grid.points), "score_without_search": nested.baseline,
+                "expected_score": nested.baseline}  # fmt: skip
     return {
         "params": dict(grid.points[nested.point]),
         "points": len(grid.points),

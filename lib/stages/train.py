@@ -90,7 +90,8 @@ def crops(run: Run, model: Model, scenes: list[Scene]) -> CropDataset:
     augment = build_augment(train.augment, train.crop, model.network.images, sampling.scale, train.colour)
     return CropDataset(competition.read, partial(competition.target, task=model.task), scenes, model.network.images,
                        augment, seed=run.config.seed, order=order, samples_per_epoch=sampling.samples,
-                       focus=sampling.focus, focus_probability=sampling.focus_probability, cache=train.cache)  # fmt: skip
+                       focus=sampling.focus, focus_probability=sampling.focus_probability,
+                       focus_first=sampling.focus_first, cache=train.cache)  # fmt: skip
 
 
 def validation_predictor(run: Run, network: nn.Module, task: Task) -> Predictor:

@@ -22,7 +22,7 @@ from lib.errors import NonFiniteError
 from lib.models.checkpoint import save_weights
 from lib.run import runtime
 from lib.run.config import Train
-from lib.scenes.dataset import BatchSampler, CropDataset, start_worker
+from lib.scenes.dataset import BatchSampler, CropDataset
 from lib.tasks import Task
 from lib.training import state
 from lib.training.ema import Ema
@@ -91,7 +91,7 @@ class Fit:
         batches = list(self.sampler)[self.step :]
         loader = DataLoader(self.dataset, batch_sampler=batches, num_workers=train.workers,
                             pin_memory=self.device.type == "cuda",
-                            worker_init_fn=_start_worker)  # fmt: skip
+                            worker_init_fn=runtime.ignore_interrupts)  # fmt: skip
         started = saved = time.monotonic()
         bar = tqdm(loader, f"epoch {epoch + 1}/{train.epochs}", leave=False, initial=self.step, total=self.steps,
                    disable=None if runtime.rank() == 0 else True)  # fmt: skip
@@ -228,11 +228,6 @@ def all_sum(value: Tensor) -> Tensor:
     from torch.distributed.nn.functional import all_reduce
 
     return all_reduce(value)
-
-
-def _start_worker(worker: int) -> None:
-    start_worker(worker)
-    runtime.ignore_interrupts()
 
 
 def _finite(value: float) -> bool:

@@ -1,0 +1,108 @@
+"""A tiny experiment on the embedded scenes: the real stages, the real formats, networks of a few layers."""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = ("01_prepare_folds", "02_train_loc", "03_train_cls", "04_predict_tta", "05_ensemble", "06_make_submission")
+
+NETWORK = {
+    "architecture": "siamese",
+    "images": ["pre", "post"],
+    "encoder": "tu-test_efficientnet",
+    "options": {"decoder": "unet", "decoder_channels": [16, 16, 8, 8], "upsample_logits": 2},
+}
+TRAIN = {
+    "epochs": 3,
+    "batch_size": 2,
+    "crop": 64,
+    "sampling": {"samples": 6, "focus": {1: 1}, "focus_probability": 0.5},
+    "optimizer": {"lr": 1.0e-3, "weight_decay": 0.01},
+    "clip": 1.0,
+    "ema": 0.9,
+    "validate_every": 2,
+}
+TINY = {
+    "name": "tiny",
+    "seed": 3,
+    "competition": "xview2",
+    "data": {"root": "data", "synthetic": {"scenes": 6, "test_scenes": 2, "size": 1024, "seed": 1}},
+    "folds": {"n": 2},
+    "models": {
+        "loc": {"task": "loc", "network": NETWORK, "train": {**TRAIN, "loss": {"terms": {"dice": 1, "focal": 1}}}},
+        "cls": {
+            "task": "cls",
+            "network": NETWORK,
+            "train": {
+                **TRAIN,
+                "init_from": "loc",
+                "localization": "loc",
+                "precision": "float16",
+                "loss": {
+                    "terms": {"focal": 2, "damage_dice": 0.5, "building_dice": 0.5},
+                    "class_weights": [1, 1, 5, 3, 3],
+                },
+            },
+        },
+    },
+    "predict": {"tta": "hflip", "tile": 512},
+    "search": {
+        "axes": {"loc_threshold": [0.3, 0.5], "loc_threshold_damaged": [0.2, 0.4], "w_minor": [1, 2]},
+        "postprocess": [[{"name": "object_vote"}]],
+    },
+}
+
+
+def stage(name: str, *arguments: str) -> int:
+    """Run a stage in this process; returns its exit code."""
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    return importlib.import_module(name).main([str(a) for a in arguments])
+
+
+class Experiment:
+    """The tiny experiment in a folder of its own; data and finished stages may be shared with others."""
+
+    def __init__(self, folder: Path, data: Path):
+        self.folder = folder
+        self.config = folder / "tiny.yaml"
+        self.config.write_text(yaml.safe_dump({**TINY, "data": {**TINY["data"], "root": str(data)}}))
+        self.workdir = folder / "workdir"
+        self.root = self.workdir / "tiny"
+        self.flags = ("--config", str(self.config), "--workdir", str(self.workdir))
+
+    def run(self, name: str, *arguments: str) -> int:
+        return stage(name, *self.flags, *arguments)
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory) -> Path:
+    """The folder where the tiny experiment's scenes are written by its first stage."""
+    return tmp_path_factory.mktemp("scenes") / "xbd"
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, scenes) -> Experiment:
+    """The tiny experiment with all six stages done; tests must not change it."""
+    experiment = Experiment(tmp_path_factory.mktemp("finished"), scenes)
+    for name in STAGES:
+        assert experiment.run(name) == 0, name
+    return experiment
+
+
+@pytest.fixture
+def experiment(tmp_path, scenes, finished) -> Experiment:
+    """A copy of the finished experiment that a test may change."""
+    import shutil
+
+    own = Experiment(tmp_path, scenes)
+    shutil.copytree(finished.root, own.root)
+    return own
