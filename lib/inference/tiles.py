@@ -88,7 +88,6 @@ def predict_bands(forward: Forward, image: Tensor, tile: int, overlap: int, stri
                 band = probs.new_zeros(probs.shape[0], high, image.shape[-1])
             weights = torch.outer(down, across).to(probs.device)
             band[:, :, left:left + wide].addcmul_(probs, weights)
-            del probs  # or it would stay beside the next forward
         finished = following - top
         yield top, band[:, :finished, :width]
         for start in range(finished, high, finished):  # move the rest up, in steps that do not overlap themselves

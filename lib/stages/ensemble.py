@@ -77,14 +77,20 @@ def _predicted(run: Run, split: str, fold: int) -> list[str]:
 
 
 # ---- read back ----------------------------------------------------------------------------------------
+def covered(run: Run, split: str) -> list[Scene]:
+    """Return the scenes of a split that the ensemble has predicted; nothing is read but the units' lists of files."""
+    files = run.store.manifest(run.graph.blend(split))["files"]
+    tasks = {model.task for model in run.config.models.values()}
+    scenes = run.scenes("train" if split == "oof" else "test")
+    return [scene for scene in scenes if all(f"{task}/{file_name(scene.id)}" in files for task in tasks)]
+
+
 def blended(run: Run, split: str) -> Iterator[tuple[Scene, Levels]]:
     """Yield every blended scene of a split with its levels, one at a time."""
     folder = run.store.require(run.graph.blend(split))
     tasks = {model.task for model in run.config.models.values()}
-    for scene in run.scenes("train" if split == "oof" else "test"):
-        paths = {task: folder / task / file_name(scene.id) for task in tasks}
-        if all(path.exists() for path in paths.values()):
-            yield scene, {task: read_levels(path)[0] for task, path in paths.items()}
+    for scene in covered(run, split):
+        yield scene, {task: read_levels(folder / task / file_name(scene.id))[0] for task in tasks}
 
 
 # ---- decode settings ----------------------------------------------------------------------------------
@@ -94,7 +100,7 @@ def fit_decode(run: Run, folder: Path) -> dict[str, Any]:
     table = read_folds(run.store.require(run.graph.folds()) / "folds.csv")
     fold_of = dict(zip(table["id"], table["fold"], strict=True))
     defaults = {**competition.defaults(), **run.config.decode}
-    groups = sorted({fold_of[scene.id] for scene, _ in blended(run, "oof")})
+    groups = sorted({fold_of[scene.id] for scene in covered(run, "oof")})
     result: dict[str, Any] = {"params": defaults}
     choices = {}
     if search:

@@ -1,0 +1,156 @@
+"""The training loop: it learns, holds its precision contract, and several processes follow the losses of one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import NETWORK, ROOT, TINY
+from torch import nn
+
+from lib.errors import NonFiniteError
+from lib.models import build
+from lib.run.config import Train
+from lib.tasks import MulticlassMask
+from lib.training.fit import Fit
+from lib.training.precision import Arithmetic, first_nonfinite
+
+CLASSES = MulticlassMask(("background", "no-damage", "minor-damage", "major-damage", "destroyed"))
+CPU = torch.device("cpu")
+
+
+class Squares(torch.utils.data.Dataset):
+    """Pairs whose post image shows the class of a square by its colour; sample i is always the same."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        rng = torch.Generator().manual_seed(i % 4)
+        image = torch.randint(90, 110, (6, 64, 64), dtype=torch.uint8, generator=rng)
+        target = torch.zeros(64, 64, dtype=torch.uint8)
+        kind = 1 + i % 4
+        target[16:48, 16:48] = kind
+        image[:3, 16:48, 16:48] += 60
+        image[3:, 16:48, 16:48] += 30 * kind
+        return {"image": image, "target": target, "id": f"scene{i % 4}"}
+
+
+def train(**changes) -> Train:
+    base = {
+        "epochs": 12, "batch_size": 4, "crop": 64, "clip": 1.0,
+        "loss": {"terms": {"focal": 2, "damage_dice": 0.5, "building_dice": 0.5}},
+        "optimizer": {"lr": 3.0e-3}, "validate_every": 100,
+    }  # fmt: skip
+    return Train.model_validate(base | changes)
+
+
+def network(**options) -> nn.Module:
+    torch.manual_seed(0)
+    spec = {**NETWORK, "options": {**NETWORK["options"], **options}}
+    return build(spec["architecture"], classes=5, images=2, encoder=spec["encoder"], **spec["options"])
+
+
+def fit(tmp_path: Path, section: Train, data=None, net=None) -> list[dict]:
+    Fit(net or network(), CLASSES, data or Squares(), lambda _: {"select": 0.0}, section, 0, tmp_path, CPU,
+        lambda line: None).run()  # fmt: skip
+    return [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_one_batch_can_be_overfitted(tmp_path, precision):
+    log = fit(tmp_path, train(epochs=25, precision=precision))
+    assert log[-1]["loss"] < 0.35 * log[0]["loss"]
+
+
+def test_true_float16_scales_the_loss_skips_overflows_and_learns(tmp_path):
+    log = fit(tmp_path, train(epochs=10, precision="float16", cpu_precision="float16"))
+    health = log[-1]["amp"]
+    assert health["precision"] == "float16" and health["scale"] > 1
+    assert all(line["loss"] == line["loss"] for line in log) and log[-1]["loss"] < log[0]["loss"]
+
+
+def test_an_overflow_in_float16_is_skipped_counted_and_named(tmp_path):
+    net = network()
+    start = {k: v.clone() for k, v in net.state_dict().items()}
+    section = train(epochs=1, precision="float16", cpu_precision="float16")
+    own = Fit(net, CLASSES, Squares(), lambda _: {"select": 0.0}, section, 0, tmp_path, CPU, lambda line: None)
+    own.arithmetic.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
+    own.run()
+    health = json.loads((tmp_path / "log.jsonl").read_text())["amp"]
+    assert health["skipped_steps"] == 1 and health["scale"] == 2.0**59 and health["first_nonfinite_layer"]
+    assert all(torch.equal(start[name], p) for name, p in net.named_parameters()), "a skipped step moves nothing"
+
+
+def test_float16_becomes_bfloat16_on_a_cpu_and_the_log_says_so(tmp_path):
+    assert fit(tmp_path, train(epochs=1, precision="float16"))[0]["amp"]["precision"] == "bfloat16"
+
+
+def test_the_float32_contract_is_asserted(tmp_path):
+    half = Arithmetic("bfloat16", CPU)
+    with pytest.raises(RuntimeError, match="autocast is on"):
+        half.assert_float32(network(), tf32=False)
+    with pytest.raises(RuntimeError, match="parameters are not float32"):
+        Arithmetic("float32", CPU).assert_float32(network().half(), tf32=False)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_scenes_and_the_layer(tmp_path):
+    net = network()
+    with torch.no_grad():
+        net.head[0].weight.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match=r"first non-finite layer head\.0; scenes scene0, scene1, scene2, scene3"):
+        fit(tmp_path, train(), net=net)
+    assert first_nonfinite(net, torch.zeros(1, 6, 64, 64), Arithmetic("float32", CPU)) == "head.0"
+
+
+def test_accumulation_in_parts_follows_the_whole_batch(tmp_path):
+    """Pixel means over equal parts average to the mean of the whole, so the first loss is the same."""
+    terms = {"terms": {"ce": 1}}
+    whole = fit(tmp_path / "a", train(epochs=1, loss=terms), net=_made(tmp_path / "a", norm="group_everywhere"))
+    parts = fit(tmp_path / "b", train(epochs=1, loss=terms, accumulate=2), net=_made(tmp_path / "b", norm="group_everywhere"))
+    assert parts[0]["loss"] == pytest.approx(whole[0]["loss"], rel=1e-5)
+    assert parts[0]["gradient_norm"] == pytest.approx(whole[0]["gradient_norm"], rel=1e-4)
+
+
+def _made(folder: Path, **options) -> nn.Module:
+    folder.mkdir()
+    return network(**options)
+
+
+def test_a_frozen_encoder_stands_still_norm_statistics_too(tmp_path):
+    net = network()
+    before = {k: v.clone() for k, v in net.encoder.state_dict().items()}
+    fit(tmp_path, train(epochs=2, freeze_encoder_epochs=2), net=net)
+    assert all(torch.equal(before[k], v) for k, v in net.encoder.state_dict().items())
+
+
+@pytest.mark.slow
+def test_two_processes_follow_the_losses_of_one(tmp_path):
+    """torchrun with gloo: same total batch, same losses within float tolerance (batch norms need SyncBN, so group norms)."""
+    import yaml
+
+    tree = {**TINY, "data": {**TINY["data"], "root": str(tmp_path / "xbd")}}
+    loc = tree["models"]["loc"]
+    options = {**NETWORK["options"], "norm": "group_everywhere"}
+    loc = {**loc, "network": {**NETWORK, "options": options}, "train": {**loc["train"], "ema": None}}
+    config = tmp_path / "ddp.yaml"
+    config.write_text(yaml.safe_dump({**tree, "models": {"loc": loc}, "search": None}))
+    logs = []
+    for name, launcher in (("one", [sys.executable]), ("two", [sys.executable, "-m", "torch.distributed.run",
+                                                               "--standalone", "--nproc-per-node", "2"])):  # fmt: skip
+        flags = ["--config", str(config), "--workdir", str(tmp_path / name)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run([sys.executable, "01_prepare_folds.py", *flags], cwd=ROOT, check=True, env=environment)
+        command = [*launcher, "02_train_loc.py", *flags, "--fold", "0"]
+        subprocess.run(command, cwd=ROOT, check=True, env=environment)
+        log = tmp_path / name / "tiny/02_loc/loc/fold0/log.jsonl"
+        logs.append([json.loads(line) for line in log.read_text().splitlines()])
+    one, two = logs
+    assert len(one) == len(two) == 3
+    for a, b in zip(one, two):
+        for key in ("loss", "raw_dice", "raw_focal", "gradient_norm"):
+            assert b[key] == pytest.approx(a[key], rel=2e-3), key
+    assert two[-1]["scores"]["pixel_f1"] == pytest.approx(one[-1]["scores"]["pixel_f1"], abs=2e-3)

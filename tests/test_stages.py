@@ -1,0 +1,159 @@
+"""The six stages end to end on the tiny experiment: what they write, skip, refuse and survive."""
+
+import json
+import shutil
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pytest
+import rasterio
+from conftest import STAGES, Experiment
+
+from lib.scenes.probs import read_levels
+
+
+def decode_of(experiment):
+    return json.loads((experiment.root / "05_ensemble/decode/decode.json").read_text())
+
+
+def test_all_six_stages_end_with_a_linted_submission_and_a_report(finished, capsys):
+    folder = finished.root / "06_submission/test"
+    with zipfile.ZipFile(folder / "xview2.zip") as archive:
+        assert sorted(archive.namelist()) == sorted(
+            f"test_{part}_{number:05d}_prediction.png" for part in ("localization", "damage") for number in range(2)
+        )
+    table = pd.read_csv(folder / "submission.csv", dtype=str, keep_default_na=False)
+    assert list(table.columns) == ["ImageId_ClassId", "EncodedPixels"] and len(table) == 2 * 5
+    assert (finished.root / "report/report.html").exists() and list((finished.root / "report").glob("*.png"))
+    assert finished.run("06_make_submission", "--lint", folder) == 0
+    assert finished.run("06_make_submission", "--lint", folder / "submission.csv") == 0
+    assert "valid" in capsys.readouterr().out
+
+
+def test_the_score_of_the_files_is_the_score_of_stage_05(finished):
+    manifest = json.loads((finished.root / "06_submission/oof/manifest.json").read_text())
+    assert manifest["scores"] == decode_of(finished)["scores"]
+    assert decode_of(finished)["coverage"] == "6 of 6 scenes, folds 0-1"
+
+
+def test_every_scene_is_out_of_fold_once_and_every_test_scene_is_seen_by_all_folds(finished):
+    folds = pd.read_csv(finished.root / "01_folds/folds.csv", dtype={"id": str})
+    for model, task in (("loc", "loc"), ("cls", "cls")):
+        seen = []
+        for fold in (0, 1):
+            unit = finished.root / f"04_probs/{task}/{model}/fold{fold}"
+            names = [p.stem for p in (unit / "oof").glob("*.tif")]
+            assert set(names) == set(folds["id"][folds["fold"] == fold])
+            seen += names
+            assert len(list((unit / "test").glob("*.tif"))) == 2
+        assert sorted(seen) == sorted(folds["id"])
+
+
+def test_the_blend_is_the_mean_of_its_members(finished):
+    path = next((finished.root / "05_ensemble/test/cls").glob("*.tif"))
+    parts = [read_levels(finished.root / f"04_probs/cls/cls/fold{k}/test/{path.name}")[0] for k in (0, 1)]
+    expected = np.floor(np.mean(np.stack(parts).astype(float), 0) + 0.5)
+    levels, names = read_levels(path)
+    np.testing.assert_array_equal(levels, expected)
+    assert names == ("background", "no-damage", "minor-damage", "major-damage", "destroyed")
+
+
+def test_manifests_say_what_made_a_unit(finished):
+    loc = json.loads((finished.root / "02_loc/loc/fold0/manifest.json").read_text())
+    cls = json.loads((finished.root / "03_cls/cls/fold0/manifest.json").read_text())
+    assert loc["precision"] == {"asked": "float32", "used": "float32", "tf32": False}
+    assert cls["precision"]["asked"] == "float16"
+    assert cls["encoder_weights"]["source"] == "checkpoint loc of fold 0"
+    assert loc["versions"]["torch"] and loc["seed"] == 3 and loc["files"]["best.safetensors"] > 0
+    lines = [json.loads(line) for line in (finished.root / "03_cls/cls/fold0/log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    for key in ("raw_focal", "weighted_focal", "raw_damage_dice", "lr", "gradient_norm", "images_per_second",
+                "peak_memory_mib", "amp"):  # fmt: skip
+        assert key in lines[0], key
+    assert lines[0]["weighted_damage_dice"] == pytest.approx(lines[0]["raw_damage_dice"] / 2, abs=1e-5)
+    assert {"score", "oracle_score"} <= set(lines[1]["scores"]), "the competition's score beside the 2020 oracle score"
+    assert "new_best" in lines[1] and "scores" not in lines[0]
+
+
+def test_a_second_run_skips_everything_and_says_so(experiment, capsys):
+    for name in STAGES:
+        assert experiment.run(name) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if ": " in line and line[:2].isdigit()]
+    assert len(lines) == 18 and all("skipped, done" in line for line in lines)
+
+
+def test_a_unit_made_by_other_code_is_kept_and_the_line_says_so(experiment, capsys):
+    path = experiment.root / "01_folds/manifest.json"
+    path.write_text(path.read_text().replace('"code": "', '"code": "older'))
+    assert experiment.run("01_prepare_folds") == 0
+    assert "made by other code than today's, --force rebuilds it" in capsys.readouterr().out
+
+
+def test_a_changed_value_is_refused_downstream_with_the_command_to_run(experiment, capsys):
+    change = ("--set", "predict.tta=none")
+    assert experiment.run("05_ensemble", *change) == 2
+    error = capsys.readouterr().err
+    assert "made with other settings; run: python 04_predict_tta.py" in error and "--set predict.tta=none" in error
+
+
+def test_a_truncated_result_is_noticed_and_rebuilt(experiment, capsys):
+    path = next((experiment.root / "05_ensemble/test/loc").glob("*.tif"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert experiment.run("06_make_submission") == 2
+    assert "is damaged" in capsys.readouterr().err
+    assert experiment.run("05_ensemble") == 0
+    assert path.read_bytes() == whole and "rebuilding" in capsys.readouterr().out
+
+
+def test_a_corrupt_checkpoint_is_one_sentence(experiment, capsys):
+    path = experiment.root / "02_loc/loc/fold0/best.safetensors"
+    content = bytearray(path.read_bytes())
+    content[:8] = b"\xff" * 8  # same size, so that the manifest does not notice
+    path.write_bytes(bytes(content))
+    assert experiment.run("04_predict_tta", "--force", "--only", "loc", "--fold", "0", "--split", "test") == 2
+    error = capsys.readouterr().err
+    assert "best.safetensors: missing or damaged" in error and "Traceback" not in error
+
+
+def test_frozen_inputs_serve_folds_checkpoints_and_decode(finished, tmp_path, scenes, capsys):
+    own = Experiment(tmp_path, scenes)
+    flags = ("--inputs", finished.root, "--split", "test")
+    for name in STAGES[3:]:
+        assert own.run(name, *flags) == 0
+    assert "03_cls" not in {p.name for p in own.root.iterdir()}, "nothing was trained again"
+    for name in ("submission.csv", "xview2.zip"):
+        mine, theirs = (e.root / "06_submission/test" / name for e in (own, finished))
+        assert mine.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (("--set", "data.root=/nowhere", "--set", "data.synthetic=null"), "/nowhere"),
+    (("--set", "folds.nn=3"), "folds.nn: unknown key"),
+    (("--config", "/none.yaml"), "no such experiment file"),
+    (("--only", "nobody"), "--only nobody: expected one of"),
+])  # fmt: skip
+def test_bad_input_is_one_sentence_and_exit_code_2(finished, arguments, words, capsys):
+    assert finished.run("04_predict_tta", *arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error and "Traceback" not in error
+
+
+def test_a_truncated_image_is_found_by_stage_01_and_strict_makes_it_an_error(tmp_path, scenes, finished, capsys):
+    broken = tmp_path / "xbd"
+    shutil.copytree(scenes, broken)
+    image = next((broken / "train/images").glob("*_post_disaster.png"))
+    image.write_bytes(image.read_bytes()[:20000])
+    own = Experiment(tmp_path, broken)
+    assert own.run("01_prepare_folds", "--strict") == 2
+    assert image.stem.removesuffix("_post_disaster") in capsys.readouterr().err
+    assert own.run("01_prepare_folds") in (0, 2)
+    assert image.stem.removesuffix("_post_disaster") in "".join(capsys.readouterr())
+
+
+def test_probabilities_open_as_named_bands(finished):
+    path = next((finished.root / "04_probs/cls/cls/fold0/test").glob("*.tif"))
+    with rasterio.open(path) as file:
+        assert file.count == 5 and file.descriptions[4] == "destroyed" and file.dtypes[0] == "uint8"
+        assert file.compression.name == "zstd"
