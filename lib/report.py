@@ -32,7 +32,21 @@ def decode_table(run: Run) -> str:
         shown = "unknown (one fold only)" if expected is None else f"{expected:.4f}"
         lines.append(f"  {'expected on unseen scenes':32s} {shown}  (nested cross-validation)")
     lines.append("  settings: " + ", ".join(f"{name} {value}" for name, value in found["params"].items()))
-    return "\n".join(lines + _by_table(found["per_domain"], "domain") + [""])
+    lines += _by_table(found["per_domain"], "domain") + _by_table(found["per_fold"], "fold")
+    for name, table in found["tables"].items():
+        lines += _matrix(name, table)
+    return "\n".join([*lines, ""])
+
+
+def _matrix(name: str, table: Mapping[str, Any]) -> list[str]:
+    """Return a named list of scores as one line, or a matrix as one line per row."""
+    rows = {key: row for key, row in table.items() if isinstance(row, Mapping)}
+    if not rows:
+        return [f"  {name}: " + ", ".join(f"{key} {value:.4f}" for key, value in table.items())]
+    columns = list(next(iter(rows.values())))
+    width = max(len(name), *map(len, rows))
+    lines = [f"  {name:{width}s}  " + "  ".join(f"{column:>12s}" for column in columns) + "   (rows: truth)"]
+    return lines + [f"  {key:{width}s}  " + "  ".join(f"{row[c]:12d}" for c in columns) for key, row in rows.items()]
 
 
 def _by_table(rows: Mapping[str, Mapping[str, Any]], title: str) -> list[str]:

@@ -24,7 +24,7 @@ TRAIN = {
     "epochs": 3,
     "batch_size": 2,
     "crop": 64,
-    "sampling": {"samples": 6, "focus": {1: 1}, "focus_probability": 0.5},
+    "sampling": {"samples": 6},
     "optimizer": {"lr": 1.0e-3, "weight_decay": 0.01},
     "clip": 1.0,
     "ema": 0.9,
@@ -37,7 +37,15 @@ TINY = {
     "data": {"root": "data", "synthetic": {"scenes": 6, "test_scenes": 2, "size": 1024, "seed": 1}},
     "folds": {"n": 2},
     "models": {
-        "loc": {"task": "loc", "network": NETWORK, "train": {**TRAIN, "loss": {"terms": {"dice": 1, "focal": 1}}}},
+        "loc": {
+            "task": "loc",
+            "network": NETWORK,
+            "train": {
+                **TRAIN,
+                "sampling": {"samples": 6, "focus": {"building": 1}, "focus_probability": 0.5},
+                "loss": {"terms": {"dice": 1, "focal": 1}},
+            },
+        },
         "cls": {
             "task": "cls",
             "network": NETWORK,
@@ -46,6 +54,12 @@ TINY = {
                 "init_from": "loc",
                 "localization": "loc",
                 "precision": "float16",
+                "sampling": {
+                    "samples": 6,
+                    "focus": {"minor-damage": 1},
+                    "focus_first": "class",
+                    "focus_probability": 0.5,
+                },
                 "loss": {
                     "terms": {"focal": 2, "damage_dice": 0.5, "building_dice": 0.5},
                     "class_weights": [1, 1, 5, 3, 3],

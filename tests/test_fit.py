@@ -110,7 +110,8 @@ def test_accumulation_in_parts_follows_the_whole_batch(tmp_path):
     """Pixel means over equal parts average to the mean of the whole, so the first loss is the same."""
     terms = {"terms": {"ce": 1}}
     whole = fit(tmp_path / "a", train(epochs=1, loss=terms), net=_made(tmp_path / "a", norm="group_everywhere"))
-    parts = fit(tmp_path / "b", train(epochs=1, loss=terms, accumulate=2), net=_made(tmp_path / "b", norm="group_everywhere"))
+    section = train(epochs=1, loss=terms, accumulate=2)
+    parts = fit(tmp_path / "b", section, net=_made(tmp_path / "b", norm="group_everywhere"))
     assert parts[0]["loss"] == pytest.approx(whole[0]["loss"], rel=1e-5)
     assert parts[0]["gradient_norm"] == pytest.approx(whole[0]["gradient_norm"], rel=1e-4)
 
@@ -129,7 +130,7 @@ def test_a_frozen_encoder_stands_still_norm_statistics_too(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_follow_the_losses_of_one(tmp_path):
-    """torchrun with gloo: same total batch, same losses within float tolerance (batch norms need SyncBN, so group norms)."""
+    """torchrun with gloo: same total batch, same losses within float tolerance (group norms: gloo has no SyncBN)."""
     import yaml
 
     tree = {**TINY, "data": {**TINY["data"], "root": str(tmp_path / "xbd")}}

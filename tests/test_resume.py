@@ -61,8 +61,14 @@ def same_files(one, two, pattern: str) -> None:
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
 
 
-@pytest.mark.parametrize(("stage", "folder", "model"), [("02_train_loc", "02_loc", "loc"), ("03_train_cls", "03_cls", "cls")])
-@pytest.mark.parametrize(("moment", "number"), [("step", 2), ("step", 6), ("rename", 2), ("rename", 5), ("rename", 9)])
+@pytest.mark.parametrize(("stage", "folder", "model", "moment", "number"), [
+    ("02_train_loc", "02_loc", "loc", "step", 2),
+    ("02_train_loc", "02_loc", "loc", "rename", 5),
+    ("02_train_loc", "02_loc", "loc", "rename", 9),
+    ("03_train_cls", "03_cls", "cls", "step", 6),
+    ("03_train_cls", "03_cls", "cls", "rename", 2),
+    ("03_train_cls", "03_cls", "cls", "rename", 7),
+])  # fmt: skip
 def test_training_resumes_to_the_same_bytes(experiment, finished, stage, folder, model, moment, number):
     forget(experiment, folder)
     flags = ("--only", model, "--fold", "0")

@@ -133,6 +133,14 @@ class Competition(ABC):
     def scores(self, counts: np.ndarray) -> dict[str, float]:
         """Return every named score of summed counts (K,), the official one under its official keys."""
 
+    def detail(self, answer: Answer, truth: Answer) -> np.ndarray:
+        """Count what further tables need, one scene: (M,) int64, added over scenes; none by default."""
+        return np.zeros(0, np.int64)
+
+    def tables(self, details: np.ndarray) -> dict[str, Any]:
+        """Return named further results of summed details (M,): scores, or matrices as {row: {column: count}}."""
+        return {}
+
     @abstractmethod
     def panels(self, scene: Scene, answer: Answer) -> list[tuple[str, np.ndarray]]:
         """Return titled (H, W, 3) uint8 pictures for the report: the images, the truth where known, the answer."""

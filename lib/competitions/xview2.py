@@ -222,6 +222,19 @@ class Competition(contract.Competition):
         named = scoring.official(counts) | scoring.present(counts)
         return {name: float(np.nan_to_num(value)) for name, value in named.items()}
 
+    def detail(self, answer: Answer, truth: Answer) -> np.ndarray:
+        """Count the 5 x 5 confusion of damage and the 15 object counts of one answer: (40,) int64."""
+        masks = answer["localization"], answer["damage"], truth["localization"], truth["damage"]
+        return np.concatenate([scoring.confusion(*masks).ravel(), scoring.count_objects(*masks)])
+
+    def tables(self, details: np.ndarray) -> dict[str, Any]:
+        """Return object-level F1s (0 where there is no such object) and the confusion of damage, truth by rows."""
+        names = ("no building", *DAMAGE)
+        matrix = details[:25].reshape(5, 5).tolist()
+        objects = scoring.object_f1(details[25:])
+        return {"objects": {name.removeprefix("object_"): float(np.nan_to_num(f1)) for name, f1 in objects.items()},
+                "confusion": {name: dict(zip(names, row)) for name, row in zip(names[1:], matrix[1:])}}
+
     def panels(self, scene: Scene, answer: Answer) -> list[tuple[str, np.ndarray]]:
         """Return before, after, truth (where labelled) and prediction, damage painted over the post-event image."""
         post = self.read(scene, "post")

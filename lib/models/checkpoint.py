@@ -36,7 +36,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{folder / DESCRIPTION}: missing or damaged; train this fold again with --force") from error
+        raise ArtifactError(f"{folder / DESCRIPTION}: missing or damaged; train again with --force") from error
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

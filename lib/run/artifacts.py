@@ -1,8 +1,8 @@
 """The artifact store: how results lie on disk.
 
-Each leaf folder of ``workdir/<experiment>/`` is a *unit*, written by one stage. It is built in ``<unit>.partial/``, its
-``manifest.json`` is written last, and the folder is renamed: a folder with its final name is whole. The manifest says what
-made it. A unit found under a read-only ``--inputs`` root is *frozen*: taken as given, never rebuilt.
+Each leaf folder of ``workdir/<experiment>/`` is a *unit*, written by one stage. It is built in ``<unit>.partial/``,
+its ``manifest.json`` is written last, and the folder is renamed: a folder with its final name is whole. The manifest
+says what made it. A unit found under a read-only ``--inputs`` root is *frozen*: taken as given, never rebuilt.
 """
 
 import contextlib
@@ -75,7 +75,7 @@ class Store:
     """The folder of one experiment, and the frozen copies it may fall back on."""
 
     def __init__(self, root: Path, inputs: tuple[Path, ...] = (), code: str = ""):
-        """``root`` is ``workdir/<experiment>``; ``inputs`` are folders of the same shape; ``code`` marks the sources."""
+        """``root`` is ``workdir/<experiment>``; ``inputs`` are folders like it; ``code`` marks the sources."""
         self.root, self.inputs, self.code = root, inputs, code
 
     # ---- looking --------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The same flags, words and exit codes for all six stages.
 
-A stage script asks ``start`` for a ``Run``, walks ``Run.pending(units)`` and builds each. Errors written for the user end
-with exit code 2, an interrupt with 130.
+A stage script asks ``start`` for a ``Run``, walks ``Run.pending(units)`` and builds each. Errors written for the user
+end with exit code 2, an interrupt with 130.
 """
 
 import argparse
@@ -120,7 +120,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
     flags.add_argument("--config", type=Path, default=DEMO, help="experiment file (default: the embedded demo)")
     flags.add_argument("--workdir", type=Path, default=Path("workdir"), help="where results lie (default: workdir)")
     flags.add_argument("--inputs", type=Path, action="append", default=[], metavar="FOLDER",
-                       help="read-only experiment folder whose folds, checkpoints and decode are taken as given")  # fmt: skip
+                       help="read-only experiment folder: its folds, checkpoints and decode are taken")  # fmt: skip
     flags.add_argument("--only", metavar="MODEL", help="this model only")
     flags.add_argument("--fold", type=int, metavar="K", help="this fold only")
     flags.add_argument("--split", choices=SPLITS, help="out-of-fold or test scenes only (stages 04 to 06)")

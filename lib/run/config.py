@@ -1,7 +1,7 @@
 """The experiment file: one YAML that reads in the order of the flow, checked before any work begins.
 
-Every field has a type and one line of meaning; unknown keys are refused. A function takes the section it needs, and what
-it cannot see cannot make its artifact stale (``graph.py`` hashes exactly these sections).
+Every field has a type and one line of meaning; unknown keys are refused. A function takes the section it needs, and
+what it cannot see cannot make its artifact stale (``graph.py`` hashes exactly these sections).
 """
 
 import difflib
@@ -130,12 +130,12 @@ class Sampling(Section):
     """The whole list this many times per epoch (2020: data_multiplier)."""
     samples: int | None = Field(None, ge=1)
     """Crops per epoch instead of one per list entry."""
-    focus: dict[int, float] = {}
-    """Class index -> weight: crops centre on a random component of a class drawn by these weights."""
+    focus: dict[str, float] = {}
+    """Class name -> weight: crops show a random component of a class drawn by these weights."""
     focus_first: Literal["scene", "class"] = "scene"
     """Take the next scene and then a class it holds, or draw the class first and then a scene that holds it."""
     focus_probability: float = Field(0.0, ge=0, le=1)
-    """Share of crops that are centred; the others lie anywhere."""
+    """Share of crops that show such a component; the others lie anywhere."""
     scale: tuple[float, float] | None = None
     """The window's side as a multiple of ``crop`` before it is resized to ``crop``; none: as the preset says."""
 

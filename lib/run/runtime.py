@@ -28,16 +28,22 @@ def device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     index = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
-    major, minor = torch.cuda.get_device_capability(index)
-    built = [a for a in torch.cuda.get_arch_list() if a.startswith("sm_")]
-    if built and not any(int(a[3:].rstrip("af")) // 10 == major and int(a[3:].rstrip("af")) % 10 <= minor for a in built):
-        name = torch.cuda.get_device_name(index)
+    capability = torch.cuda.get_device_capability(index)
+    built = [name for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
+    if not runs_on(capability, built):
         raise ConfigError(
-            f"{name} (sm_{major}{minor}): this torch {torch.__version__} is built for {', '.join(built)} and dies at the "
-            "first operation there; choose another GPU, or hide it with CUDA_VISIBLE_DEVICES="
+            f"{torch.cuda.get_device_name(index)} (sm_{capability[0]}{capability[1]}): this torch {torch.__version__} is "
+            f"built for {', '.join(built)} and dies at the first operation there; choose another GPU, or hide it with "
+            "CUDA_VISIBLE_DEVICES="
         )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
+
+
+def runs_on(capability: tuple[int, int], built: list[str]) -> bool:
+    """Tell whether code built for ``built`` ("sm_75", "sm_90a") runs on a GPU: same major, minor not above it."""
+    known = [int(name.removeprefix("sm_").rstrip("af")) for name in built]
+    return not known or any(code // 10 == capability[0] and code % 10 <= capability[1] for code in known)
 
 
 def precision_on(device: torch.device, wanted: str, cpu_precision: str = "bfloat16") -> str:
@@ -86,7 +92,7 @@ def agree(decision: bool) -> bool:
 
 @contextmanager
 def interruptible():
-    """Yield a function that tells whether Ctrl-C was pressed; the loop ends at its next safe point, a second one at once."""
+    """Yield a function that tells whether Ctrl-C was pressed, for a loop to end at a safe point; a second one ends it."""
     pressed = []
 
     def remember(signum, frame):

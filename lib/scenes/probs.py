@@ -20,7 +20,7 @@ CREATION = {
 }
 
 
-def quantise(probs: np.ndarray) -> np.ndarray:
+def quantise(probs: np.ndarray, truncate: bool = False) -> np.ndarray:
     """Round probs (any shape, float in [0, 1]) to levels (uint8, level / 255).
 
     Rounding, not truncation as in the 2020 codes: their ``astype(uint8)`` lowers probabilities by 0.002 on average.
@@ -31,6 +31,8 @@ def quantise(probs: np.ndarray) -> np.ndarray:
         raise NonFiniteError(f"probabilities: expected values in [0, 1], got {low} .. {high}; "
                              "check the network's weights and precision")
     levels = probs * np.float32(255)
+    if truncate:
+        return levels.astype(np.uint8)
     return np.rint(levels, out=levels).astype(np.uint8)
 
 

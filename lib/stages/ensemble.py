@@ -131,7 +131,8 @@ def _search(run: Run, grid, fold_of: Mapping[str, int], defaults: Mapping[str, A
         point = searching.choose(total, competition.score, grid.shape, search.plateau)
         say("  one fold only: the gain of the search on unseen scenes cannot be estimated")
         return {"params": dict(grid.points[point]), "points": len(grid.points),
-                "score_without_search": float(competition.score(sum(baseline.values()))), "expected_score": None}  # fmt: skip
+                "score_without_search": float(competition.score(sum(baseline.values()))),
+                "expected_score": None}  # fmt: skip
     nested = searching.nested(counts, competition.score, grid.shape, search.plateau, baseline)
     if nested.in_sample <= nested.baseline:
         say("  the search found nothing better than the fixed settings, which are kept; do its axes hold them?")
@@ -158,21 +159,13 @@ def _postprocess(run: Run, fold_of: Mapping[str, int], params: dict, choices: Ma
     # held[k][j][c]: counts of fold j's scenes under the settings chosen without fold k and chain c
     held = {k: {j: [0] * len(chains) for j in choices} for k in choices}
     for scene, levels in tqdm(blended(run, "oof"), "post-processing", leave=False, disable=None):
-        truth, fold = competition.truth(scene), fold_of[scene.id]
-        for c, chain in enumerate(chains):
-            steps = [dict(step) for step in chain]
-            known: dict[str, np.ndarray] = {}
-
-            def count(setting: dict) -> np.ndarray:
-                key = repr(sorted(setting.items(), key=lambda item: item[0]))
-                if key not in known:
-                    answer = competition.decode(levels, {**setting, "postprocess": steps})
-                    known[key] = competition.tally(answer, truth)
-                return known[key]
-
-            full[c] = full[c] + count(params)
-            for k in choices:
-                held[k][fold][c] = held[k][fold][c] + count(choices[k])
+        fold = fold_of[scene.id]
+        known: dict[str, list[np.ndarray]] = {}  # folds often choose the same settings
+        for setting, sums in [(params, full), *((choices[k], held[k][fold]) for k in choices)]:
+            key = repr(setting)
+            if key not in known:
+                known[key] = _count_chains(competition, levels, competition.truth(scene), setting, chains)
+            sums[:] = [total + counts for total, counts in zip(sums, known[key])]
     kept = _best_chain(competition, full)
     result: dict[str, Any] = {
         "params": {**params, "postprocess": [dict(step) for step in chains[kept]]},
@@ -191,6 +184,15 @@ def _postprocess(run: Run, fold_of: Mapping[str, int], params: dict, choices: Ma
     return result
 
 
+def _count_chains(competition, levels: Levels, truth: Any, setting: dict, chains: list) -> list[np.ndarray]:
+    """Count one scene decoded with ``setting`` and each chain of post-processing steps."""
+    counted = []
+    for chain in chains:
+        answer = competition.decode(levels, {**setting, "postprocess": [dict(step) for step in chain]})
+        counted.append(competition.tally(answer, truth))
+    return counted
+
+
 def _best_chain(competition, counts: list[np.ndarray]) -> int:
     """Return the accepted chain with the highest score, 0 (no post-processing) where none is accepted."""
     accepted = [
@@ -201,11 +203,13 @@ def _best_chain(competition, counts: list[np.ndarray]) -> int:
 
 
 def _outcome(run: Run, fold_of: Mapping[str, int], params: Mapping[str, Any]) -> dict[str, Any]:
-    """Decode every out-of-fold scene with the final settings: scores in all, per fold and per domain, and an interval."""
+    """Decode every out-of-fold scene with the final settings; score them in all, per fold and per domain."""
     competition = run.competition
-    tallies, domains, folds = [], [], []
+    tallies, domains, folds, details = [], [], [], []
     for scene, levels in tqdm(blended(run, "oof"), "score", leave=False, disable=None):
-        tallies.append(competition.tally(competition.decode(levels, params), competition.truth(scene)))
+        answer, truth = competition.decode(levels, params), competition.truth(scene)
+        tallies.append(competition.tally(answer, truth))
+        details.append(competition.detail(answer, truth))
         domains.append(scene.domain)
         folds.append(str(fold_of[scene.id]))
     if not tallies:
@@ -217,6 +221,7 @@ def _outcome(run: Run, fold_of: Mapping[str, int], params: Mapping[str, Any]) ->
         "interval95": list(searching.bootstrap(counts, competition.score, seed=run.config.seed)),
         "per_domain": _by(competition, counts, domains),
         "per_fold": _by(competition, counts, folds),
+        "tables": competition.tables(np.sum(details, 0)),
     }
 
 

@@ -35,7 +35,8 @@ def split(competition: Competition, section: Folds, folder: Path) -> Iterator[st
     if section.file is None:
         table.insert(1, "fold", folds.assign(table, flags, section.n, section.seed))
     else:
-        table = _given(section, table)
+        table, unused = _given(section, table)
+        yield f"  folds taken from {section.file}" + (f"; {unused} of its ids are not in the data" if unused else "")
     folds.write_folds(folder / "folds.csv", table.drop(columns="group"))
     report = audit.audit(table, scenes, _hashes(competition, scenes), flags, groups=groups)
     write_json(folder / "audit.json", report)
@@ -44,14 +45,16 @@ def split(competition: Competition, section: Folds, folder: Path) -> Iterator[st
     yield from (f"  audit: {line}" for line in audit.lines(report))
 
 
-def _given(section: Folds, table: pd.DataFrame) -> pd.DataFrame:
-    """Take the folds of a given file; scenes and flags stay those of the data."""
+def _given(section: Folds, table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """Take the folds of a given file; scenes and flags stay those of the data. Returns how many ids were not needed."""
     given = folds.read_folds(section.file)
+    here = given["id"].isin(table["id"])
+    given, unused = given[here], int((~here).sum())
     folds.check(given, table["id"])
     if given["fold"].max() >= section.n:
         raise ConfigError(f"folds.n: {section.file} has folds up to {given['fold'].max()}, set folds.n to match")
     table.insert(1, "fold", table["id"].map(given.set_index("id")["fold"]))
-    return table
+    return table, unused
 
 
 def _hashes(competition: Competition, scenes: list[Scene]) -> dict[str, int]:

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from lib.competitions.contract import Scene
@@ -14,7 +13,7 @@ from lib.run import runtime
 from lib.run.artifacts import Unit
 from lib.run.cli import Run, say
 from lib.scenes.folds import read_folds
-from lib.scenes.probs import file_name, write_levels
+from lib.scenes.probs import file_name, quantise, write_levels
 from lib.training.judge import read_stack
 
 
@@ -44,8 +43,7 @@ def predict(run: Run, units: list[Unit]) -> None:
                 path = out / file_name(scene.id)
                 if not path.exists():  # files of an interrupted run are whole
                     probs = predictor(read_stack(run.competition, scene, description["images"]))  # (C, H, W)
-                    levels = (probs * 255).astype(np.uint8) if run.config.predict.truncate else probs
-                    write_levels(path, levels, description["classes"])
+                    write_levels(path, quantise(probs, run.config.predict.truncate), description["classes"])
 
 
 def open_predictor(run: Run, folder: Path, task: str) -> tuple[Predictor, str]:

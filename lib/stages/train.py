@@ -17,7 +17,7 @@ from lib.run.artifacts import Unit
 from lib.run.cli import Run, say
 from lib.run.config import Model
 from lib.scenes.augment import build as build_augment
-from lib.scenes.dataset import CropDataset, repeat_scenes
+from lib.scenes.dataset import CropDataset, focus_values, repeat_scenes
 from lib.scenes.folds import read_folds
 from lib.scenes.probs import quantise
 from lib.tasks import Task
@@ -48,7 +48,8 @@ def train(run: Run, unit: Unit) -> None:
                       localization(run, model, fold))  # fmt: skip
         fit = Fit(network, task, dataset, judge, model.train, run.config.seed, folder, run.device, say)
         say(f"  {len(training)} scenes to train on, {len(validation)} to validate; {len(dataset)} crops an epoch, "
-            f"{fit.steps} steps; {_precision_line(model, fit.arithmetic.name)}; encoder weights: {arrived['source']}")  # fmt: skip
+            f"{fit.steps} steps; {_precision_line(model, fit.arithmetic.name)}; "
+            f"encoder weights: {arrived['source']}")  # fmt: skip
         record["precision"] = {"asked": model.train.precision, "used": fit.arithmetic.name, "tf32": model.train.tf32}
         record["encoder_weights"] = arrived
         record["scores"] = fit.run()
@@ -90,7 +91,8 @@ def crops(run: Run, model: Model, scenes: list[Scene]) -> CropDataset:
     augment = build_augment(train.augment, train.crop, model.network.images, sampling.scale, train.colour)
     return CropDataset(competition.read, partial(competition.target, task=model.task), scenes, model.network.images,
                        augment, seed=run.config.seed, order=order, samples_per_epoch=sampling.samples,
-                       focus=sampling.focus, focus_probability=sampling.focus_probability,
+                       focus=focus_values(competition.tasks[model.task], sampling.focus),
+                       focus_probability=sampling.focus_probability,
                        focus_first=sampling.focus_first, cache=train.cache)  # fmt: skip
 
 

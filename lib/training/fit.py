@@ -1,7 +1,7 @@
 """The training loop: one network, one fold, one folder.
 
-Every random choice is a function of (seed, epoch, position in the epoch), and the whole state is saved between steps, so
-a run that is killed and started again ends with the same bytes as an unbroken one (on a CPU).
+Every random choice is a function of (seed, position in the stream of samples), and the whole state is saved between
+steps, so a run that is killed and started again ends with the same bytes as an unbroken one (on a CPU).
 """
 
 import json
@@ -35,7 +35,7 @@ Judge = Callable[[nn.Module], Mapping[str, float]]
 
 
 class Fit:
-    """One run. ``train.select`` decides what is kept in ``folder/best.safetensors``; ``log.jsonl`` gets a line an epoch."""
+    """One run: ``train.select`` decides what ``folder/best.safetensors`` keeps; ``log.jsonl`` gets a line an epoch."""
 
     def __init__(self, network: nn.Module, task: Task, dataset: CropDataset, judge: Judge, train: Train,
                  seed: int, folder: Path, device: torch.device, say: Callable[[str], None]):  # fmt: skip
@@ -50,7 +50,8 @@ class Fit:
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         self.layout = layout
         self.loss = Loss(task.kind, train.loss.terms, class_weights=train.loss.class_weights,
-                         focal_gamma=train.loss.focal_gamma, reduce=all_sum if runtime.world_size() > 1 else None)  # fmt: skip
+                         focal_gamma=train.loss.focal_gamma,
+                         reduce=all_sum if runtime.world_size() > 1 else None)  # fmt: skip
         self.sampler = BatchSampler(len(dataset), train.batch_size, runtime.rank(), runtime.world_size())
         self.steps = len(self.sampler)
         self.schedule = Schedule(train.schedule.kind, self.steps * train.epochs, lr=train.optimizer.lr,
@@ -108,7 +109,8 @@ class Fit:
                 self._save()
                 saved = time.monotonic()
         seconds = time.monotonic() - started
-        self._finish_epoch({"images_per_second": round(seen / max(seconds, 1e-9), 2), "train_seconds": round(seconds, 1)})
+        pace = round(seen / max(seconds, 1e-9), 2)
+        self._finish_epoch({"images_per_second": pace, "train_seconds": round(seconds, 1)})
 
     def _step(self, forward: nn.Module, batch: dict[str, Any]) -> float:
         """Move the weights once; returns the loss. The batch is computed in ``accumulate`` equal parts."""
