@@ -24,7 +24,7 @@ def random_scene(seed, size=(37, 41)):
 
 def slow_decode(loc, cls, params):
     """Read the rule pixel by pixel in exact fractions."""
-    fuse, high, low, likely, *weights = (Fraction(str(params[name])) for name in DEFAULTS)
+    _, fuse, high, low, likely, *weights = (Fraction(str(params[name])) for name in DEFAULTS)  # per pixel
     localization, damage = np.zeros(loc.shape[1:], np.uint8), np.zeros(loc.shape[1:], np.uint8)
     for place in np.ndindex(loc.shape[1:]):
         background, *classes = (int(plane[place]) for plane in cls)
@@ -106,6 +106,7 @@ GRIDS = {
         "damage_threshold": [0.0, 0.001, 1.0],
         "w_major": [1.0, 1.0001],
     },
+    "objects": {"w_minor": [1.0, 2.0], "object_seed": [0.0, 0.4, 0.9], "loc_threshold": [0.3, 0.5], "fuse": [0.0, 0.5]},
     "one point": {},
 }
 

@@ -12,12 +12,14 @@ from typing import Any
 import cv2
 import numpy as np
 
+from lib.ensemble import objects
 from lib.ensemble.blend import blend
 from lib.ensemble.postprocess import watershed_vote
 from lib.ensemble.search import Lattice
 from lib.errors import ConfigError
 
 DEFAULTS: dict[str, float] = {
+    "object_seed": 0.0,  # damage is averaged over objects grown from building levels of at least this; 0: per pixel
     "fuse": 0.0,  # share of the damage net's opinion (1 - background) in the building probability
     "loc_threshold": 0.5,  # a building from here on
     "loc_threshold_damaged": 0.5,  # a building already from here on where damage is likely (no effect if not lower)
@@ -63,6 +65,7 @@ def decode(loc: np.ndarray, cls: np.ndarray, params: Mapping[str, Any]) -> tuple
     if set(params) < set(DEFAULTS):
         raise ConfigError(f"decode: expected a value for {', '.join(DEFAULTS)}, got only {', '.join(params)}")
 
+    cls = _pooled(loc, cls, params["object_seed"])
     fused = _building_level(loc[0], cls[0], params["fuse"])
     building = fused >= threshold_level(params["loc_threshold"])
     building |= (fused >= threshold_level(params["loc_threshold_damaged"])) & (
@@ -116,8 +119,23 @@ def count_grid(
     axes = {name: lattice.axes.get(name, (lattice.defaults[name],)) for name in DEFAULTS}
     gains = [[class_gain(1)], *([class_gain(w) for w in axes[name]] for name in ("w_minor", "w_major", "w_destroyed"))]
     cells = _Cells(axes)
-    exact = np.float32 if loc.size < 1 << 24 else np.float64  # holds every whole number that can occur
+    counts = np.stack([
+        _count_pixels(loc, _pooled(loc, cls, seed), loc_truth, damage_truth, axes["fuse"], gains, cells)
+        for seed in axes["object_seed"]
+    ])
+    counts = counts.reshape(*(len(values) for values in axes.values()), COUNTS)
+    asked = [list(axes).index(name) for name in lattice.axes]
+    fixed = [i for i, name in enumerate(axes) if name not in lattice.axes]
+    return counts.transpose(*asked, *fixed, len(axes)).reshape(len(lattice), COUNTS)
 
+
+def _count_pixels(loc: np.ndarray, cls: np.ndarray, loc_truth: np.ndarray, damage_truth: np.ndarray,
+                  fuses: tuple[float, ...], gains: list[list[int]], cells: "_Cells") -> np.ndarray:
+    """Count one scene for all shares ``fuses``, threshold triples of ``cells`` and weight vectors of ``gains``.
+
+    Returns (fuse, threshold triple, weight vector x count) int64.
+    """
+    exact = np.float32 if loc.size < 1 << 24 else np.float64  # holds every whole number that can occur
     # only pixels that some point calls building; the fused level never exceeds the larger of its two parts
     reach = np.maximum(loc[0], ~cls[0]).ravel()
     pixels = np.flatnonzero(reach >= cells.loc_edges[0])
@@ -128,24 +146,20 @@ def count_grid(
     class_levels = cls[1:].reshape(4, -1).take(pixels.take(damaged), axis=1)
     classes = _ClassCounter(class_levels, truth_damage.take(damaged) - 1, gains, cells.number, exact)
 
-    counts = np.empty((len(axes["fuse"]), len(cells.called), classes.vectors * COUNTS), np.int64)
+    counts = np.empty((len(fuses), len(cells.called), classes.vectors * COUNTS), np.int64)
     called = cells.called.astype(exact)
     table = np.zeros((1 + cells.number, classes.vectors, COUNTS), exact)  # row 0: what holds at every point
     pair_to_counts = _pair_to_counts().astype(exact)
     table[0, :, 2] = np.count_nonzero(loc_truth)
     table[0, :, 5::3] = [np.count_nonzero(damage_truth == label) for label in (1, 2, 3, 4)]
-    for counted, fuse in zip(counts, axes["fuse"]):
+    for counted, fuse in zip(counts, fuses):
         key = cells.loc_step.take(_building_level(loc_pixels, background, fuse)) + base  # 2 * cell + is building
         building = np.bincount(key, minlength=2 * cells.number).reshape(-1, 1, 2)
         table[1:, :, 0], table[1:, :, 1], table[1:, :, 2] = building[..., 1], building[..., 0], -building[..., 1]
         pairs = classes.count(key.take(damaged).astype(np.intp) // 2)  # (weight vector, cell, truth x prediction)
         table[1:, :, 3:] = (pairs @ pair_to_counts).swapaxes(0, 1)
         counted[...] = called @ table.reshape(1 + cells.number, -1)
-
-    counts = counts.reshape(*(len(values) for values in axes.values()), COUNTS)
-    asked = [list(axes).index(name) for name in lattice.axes]
-    fixed = [i for i, name in enumerate(axes) if name not in lattice.axes]
-    return counts.transpose(*asked, *fixed, len(axes)).reshape(len(lattice), COUNTS)
+    return counts
 
 
 class _Cells:
@@ -228,6 +242,14 @@ class _ClassCounter:
         settled = np.bincount(cell.take(self._settled) * 16 + self._settled_code, minlength=self._cells * 16)
         counted += settled.reshape(self._cells * 4, 4)
         return counted.take(self._rank, axis=1).reshape(self.vectors, self._cells, 16)
+
+
+def _pooled(loc: np.ndarray, cls: np.ndarray, seed: float) -> np.ndarray:
+    """Average the damage classes over objects grown from building levels of at least ``seed``; 0 leaves them alone."""
+    if not seed:
+        return cls
+    labels = objects.segment(loc[0], threshold_level(seed))
+    return np.concatenate([cls[:1], objects.pool(cls[1:], labels)])
 
 
 def _building_level(loc: np.ndarray, background: np.ndarray, fuse: float) -> np.ndarray:

@@ -32,7 +32,7 @@ def device() -> torch.device:
     built = [name for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
     if not runs_on(capability, built):
         raise ConfigError(
-            f"{torch.cuda.get_device_name(index)} (sm_{capability[0]}{capability[1]}): this torch {torch.__version__} is "
+            f"{torch.cuda.get_device_name(index)} (sm_{capability[0]}{capability[1]}): torch {torch.__version__} is "
             f"built for {', '.join(built)} and dies at the first operation there; choose another GPU, or hide it with "
             "CUDA_VISIBLE_DEVICES="
         )
@@ -92,7 +92,7 @@ def agree(decision: bool) -> bool:
 
 @contextmanager
 def interruptible():
-    """Yield a function that tells whether Ctrl-C was pressed, for a loop to end at a safe point; a second one ends it."""
+    """Yield a function that tells whether Ctrl-C was pressed, for a loop to stop safely; a second one stops it."""
     pressed = []
 
     def remember(signum, frame):
