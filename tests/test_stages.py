@@ -101,6 +101,7 @@ def test_a_truncated_result_is_noticed_and_rebuilt(experiment, capsys):
     path = next((experiment.root / "05_ensemble/test/loc").glob("*.tif"))
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
+    shutil.rmtree(experiment.root / "06_submission")
     assert experiment.run("06_make_submission") == 2
     assert "is damaged" in capsys.readouterr().err
     assert experiment.run("05_ensemble") == 0
