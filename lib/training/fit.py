@@ -175,7 +175,7 @@ class Fit:
                 self.best = {**scores, "epoch": self.epoch}
                 save_weights(self.folder, self._averaged_state())
             self.stop = train.patience is not None and self.since_best >= train.patience
-            shown = " ".join(f"{name} {value:.4f}" for name, value in scores.items() if name != "select")
+            shown = " ".join(f"{name} {scores[name]:.4f}" for name in _heads(scores))
             self.say(f"  epoch {self.epoch}/{train.epochs} loss {line['loss']:.4f} {shown}{' *' if keep else ''}")
         self.stop = runtime.agree(self.stop)
         line |= {**pace, "peak_memory_mib": runtime.peak_memory_mib(self.device)}
@@ -230,6 +230,12 @@ def all_sum(value: Tensor) -> Tensor:
     from torch.distributed.nn.functional import all_reduce
 
     return all_reduce(value)
+
+
+def _heads(scores: Mapping[str, float]) -> list[str]:
+    """Return the names that are no part of another (score, damage_f1, but not damage_f1_destroyed)."""
+    named = [name for name in scores if name != "select"]
+    return [name for name in named if not any(name.startswith(f"{other}_") for other in named)]
 
 
 def _finite(value: float) -> bool:
