@@ -51,7 +51,9 @@ class Predictor:
         def probs(x: Tensor) -> Tensor:
             return average(self.forward, x.to(self.device), self.views, self.batch_views)
 
+        # contiguous: an image stacked from (H, W, 3) arrays has other strides, from which a batch of one comes out with
+        # a layout that every convolution converts again (twice the time)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            out = predict_tiled(probs, torch.as_tensor(image), self.tile, self.overlap,
+            out = predict_tiled(probs, torch.as_tensor(image).contiguous(), self.tile, self.overlap,
                                 self.network.stride, self.blend)
         return out.numpy()
