@@ -1,16 +1,19 @@
 """Each loss term against a slow one in float64, and the laws that precision and distribution demand."""
 
 import math
+from itertools import accumulate
 
 import numpy as np
 import pytest
 import torch
 
 from lib.errors import ConfigError
+from lib.run import config
 from lib.training.losses import TERMS, Loss
 
 WEIGHTS = [1.0, 1.0, 5.0, 3.0, 3.0]
 ALL = {kind: dict.fromkeys(terms, 1.0) for kind, terms in TERMS.items()}
+SUMS = {kind: {name: 1.0 for name in terms if name != "lovasz"} for kind, terms in TERMS.items()}
 
 
 def batch(kind, seed=0, shape=(2, 12, 10)):
@@ -45,16 +48,41 @@ def slow(kind, logits, target, gamma=2.0, weights=None):
         total = sum(prob(p) for p, _ in pixels) + sum(truth(t) for _, t in pixels)
         return 1 - (2 * overlap + eps) / (total + eps)
 
+    def tversky(c, alpha, beta, eps):
+        overlap = sum(p[c] for p, t in pixels if t == c)
+        false_positive = sum(p[c] for p, t in pixels if t != c)
+        false_negative = sum(1 - p[c] for p, t in pixels if t == c)
+        return 1 - (overlap + eps) / (overlap + alpha * false_positive + beta * false_negative + eps)
+
+    def lovasz(errors):
+        """Of (error, is true) per pixel: each error times the growth of wrong / (true or wrong) when it joins."""
+        ranked = sorted(errors, key=lambda e: -e[0])
+        true = sum(t for _, t in ranked)
+        extra = accumulate(not t for _, t in ranked)  # wrong and not true
+        jaccard = [0.0, *(n / (true + more) for n, more in enumerate(extra, 1))]
+        return sum(e * (b - a) for (e, _), a, b in zip(ranked, jaccard, jaccard[1:]))
+
     if kind == "binary":
-        return {"bce": ce, "focal": focal, "dice": dice(lambda p: p[1], lambda t: t == 1, 1e-3)}
+        return {
+            "bce": ce,
+            "focal": focal,
+            "dice": dice(lambda p: p[1], lambda t: t == 1, 1e-3),
+            "jaccard": tversky(1, 1, 1, 1e-3),
+            "tversky": tversky(1, 0.3, 0.7, 1e-3),
+            "lovasz": lovasz([(max(0, 1 - (2 * t - 1) * math.log(p[1] / p[0])), t == 1) for p, t in pixels]),
+        }
     inside = [(p[1:] / p[1:].sum(), t) for p, t in pixels if t > 0]
-    given = sum(-weights[t] * math.log(p[t - 1]) for p, t in inside) / sum(weights[t] for _, t in inside)
+    given = sum(-weights[t] * math.log(p[t - 1]) for p, t in inside) / max(sum(weights[t] for _, t in inside), 1e-12)
     each = [dice(lambda p, c=c: p[c], lambda t, c=c: t == c, 1e-5) for c in range(classes)]
     counts = [sum(t == c for _, t in pixels) for c in range(classes)]
+    present = [c for c in range(classes) if counts[c]]
     return {
         "ce": ce,
         "focal": focal,
-        "dice": np.mean([d for d, n in zip(each, counts) if n > 0]),
+        "dice": np.mean([each[c] for c in present]),
+        "jaccard": np.mean([tversky(c, 1, 1, 1e-5) for c in present]),
+        "tversky": np.mean([tversky(c, 0.3, 0.7, 1e-5) for c in present]),
+        "lovasz": np.mean([lovasz([(abs((t == c) - p[c]), t == c) for p, t in pixels]) for c in present]),
         "damage_dice": sum(d for d, n in zip(each[1:], counts[1:]) if n > 10) / (classes - 1),
         "damage_ce": given,
         "building_bce": np.mean([-math.log(1 - p[0] if t > 0 else p[0]) for p, t in pixels]),
@@ -74,6 +102,47 @@ def test_terms_by_their_definition(kind, gamma):
         assert float(value) == pytest.approx(expected[name], rel=1e-5), name
         assert not value.requires_grad
     assert total.item() == pytest.approx(sum(expected.values()), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", TERMS)
+def test_terms_where_there_is_only_background(kind):
+    """Empty truth: every false alarm of the binary terms still costs."""
+    logits, target = batch(kind)
+    target = torch.where(target == 255, target, 0)
+    expected = slow(kind, logits, target)
+    terms = Loss(kind, ALL[kind])(logits, target)[1]
+    assert {n: float(v) for n, v in terms.items()} == pytest.approx(expected, rel=1e-5)
+    if kind == "binary":
+        assert min(terms["jaccard"], terms["tversky"], terms["lovasz"]) > 0.9
+
+
+@pytest.mark.parametrize("kind", TERMS)
+def test_tversky_weighs_false_positives_by_alpha_and_false_negatives_by_beta(kind):
+    logits, target = batch(kind)
+    loss = Loss(kind, {"tversky": 1, "jaccard": 0}, tversky_alpha=1, tversky_beta=1)(logits, target)
+    assert loss[0].item() == loss[1]["jaccard"].item()
+    target = torch.tensor([[[1, 1, 0, 0]]], dtype=torch.uint8)  # one hit, one miss, two false alarms
+    logits = torch.tensor([[[[50.0, -50.0, 50.0, 50.0]]]])
+    got = Loss("binary", {"tversky": 1}, tversky_alpha=0.5, tversky_beta=4)(logits, target)[0]
+    assert got.item() == pytest.approx(1 - 1 / (1 + 0.5 * 2 + 4 * 1), rel=1e-3)
+
+
+def test_tversky_weights_are_part_of_a_model_only_where_a_term_sees_them():
+    """Else they would make every model stale that was trained before there was such a term."""
+    before = config.plain(config.Loss(terms={"dice": 1}, tversky_beta=0.9))
+    assert before.keys() == {"terms", "class_weights", "focal_gamma"}
+    assert config.plain(config.Loss(terms={"dice": 1, "tversky": 1}, tversky_beta=0.9))["tversky_beta"] == 0.9
+
+
+def test_lovasz_of_certain_predictions_is_one_minus_iou():
+    logits, target = batch("multiclass")
+    guess = logits.argmax(1)
+    certain = 100 * torch.nn.functional.one_hot(guess, 5).permute(0, 3, 1, 2).float()
+    ious = [
+        ((guess == c) & (target == c)).sum() / (((guess == c) & (target != 255)) | (target == c)).sum()
+        for c in target[target != 255].unique()
+    ]
+    assert Loss("multiclass", {"lovasz": 1})(certain, target)[0].item() == pytest.approx(1 - np.mean(ious), rel=1e-5)
 
 
 def test_cross_entropy_is_torchs():
@@ -169,18 +238,18 @@ def test_two_processes_have_the_loss_and_the_gradient_of_one(kind):
     target[:1] = 255  # uneven shares
     weights = WEIGHTS if kind == "multiclass" else None
     whole = logits.clone().requires_grad_()
-    total, terms = Loss(kind, ALL[kind], class_weights=weights)(whole, target)
+    total, terms = Loss(kind, SUMS[kind], class_weights=weights)(whole, target)
     total.backward()
 
     halves = [logits[:1].clone().requires_grad_(), logits[1:].clone().requires_grad_()]
     targets = [target[:1], target[1:]]
     sums = []  # what each process puts into its calls of reduce, in order
     for half, truth in zip(halves, targets):
-        Loss(kind, ALL[kind], class_weights=weights, reduce=lambda own: (sums.append(own), own)[1])(half, truth)
+        Loss(kind, SUMS[kind], class_weights=weights, reduce=lambda own: (sums.append(own), own)[1])(half, truth)
     calls = len(sums) // 2
     totals = []
     for half, truth, others in ((halves[0], targets[0], sums[calls:]), (halves[1], targets[1], sums[:calls])):
-        totals.append(Loss(kind, ALL[kind], class_weights=weights, reduce=adding(others))(half, truth))
+        totals.append(Loss(kind, SUMS[kind], class_weights=weights, reduce=adding(others))(half, truth))
     for got, got_terms in totals:
         assert got.item() == pytest.approx(total.item(), rel=1e-5)
         assert {n: float(v) for n, v in got_terms.items()} == pytest.approx({n: float(v) for n, v in terms.items()})
@@ -198,6 +267,9 @@ def test_two_processes_have_the_loss_and_the_gradient_of_one(kind):
         ("binary", {"dice": 0}, {}, "one of them positive"),
         ("binary", {"dice": 1, "bce": -1}, {}, "at least 0"),
         ("binary", {"focal": 1}, {"focal_gamma": 0.5}, "focal_gamma"),
+        ("binary", {"tversky": 1}, {"tversky_beta": 0}, "tversky weights above 0"),
+        ("binary", {"dice": 1, "lovasz": 0}, {"reduce": torch.clone}, "not exact over several processes"),
+        ("multiclass", {"lovasz": 1}, {"reduce": torch.clone}, "not exact over several processes"),
         ("binary", {"focal": 1}, {"class_weights": [1, 1, 1]}, "expected 2 class_weights, got 3"),
     ],
 )

@@ -5,9 +5,14 @@ from typing import Any
 from torch import nn
 
 from lib.errors import ConfigError
-from lib.models import segmentation, siamese
+from lib.models import attention_unet, segmentation, siamese
 
-ARCHITECTURES = {"segmentation": segmentation.build, "siamese": siamese.build}
+ARCHITECTURES = {
+    "segmentation": segmentation.build,
+    "siamese": siamese.build,
+    "unet": attention_unet.build_unet,
+    "attention_unet": attention_unet.build_attention_unet,
+}
 
 
 def build(architecture: str, *, classes: int, images: int, encoder: str, **options: Any) -> nn.Module:

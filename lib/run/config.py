@@ -7,11 +7,12 @@ Longer than 300 lines because the experiment file is documented in one place: a 
 """
 
 import difflib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
 from lib.errors import ConfigError
 
@@ -67,7 +68,8 @@ class Network(Section):
     """What the network is; passed as it stands to ``lib.models.build`` and stored in the checkpoint."""
 
     architecture: str
-    """``segmentation`` (images stacked as channels) or ``siamese`` (one shared encoder per image)."""
+    """``segmentation`` (images stacked as channels), ``siamese`` (one shared encoder per image), ``unet`` or
+    ``attention_unet`` (from scratch, encoder ``none``)."""
     images: tuple[str, ...]
     """Names of the scene's images it sees, e.g. [pre, post]."""
     encoder: str
@@ -82,11 +84,22 @@ class Loss(Section):
     """The weighted sum of loss terms."""
 
     terms: dict[str, float]
-    """Term name -> weight; binary: dice, focal, bce; multiclass: see ``lib/training/losses.py``."""
+    """Term name -> weight; binary: dice, focal, bce, jaccard, tversky, lovasz; multiclass: see
+    ``lib/training/losses.py``."""
     class_weights: tuple[float, ...] | None = None
     """Weight of each class in the pixel terms (2020: 1, 1, 5, 3, 3)."""
     focal_gamma: float = Field(2.0, ge=0)
     """Exponent of the focal terms."""
+    tversky_alpha: float = Field(0.3, gt=0)
+    """Weight of false positives in the tversky term."""
+    tversky_beta: float = Field(0.7, gt=0)
+    """Weight of false negatives in the tversky term."""
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_used(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Leave the Tversky weights out where no term sees them: they make no trained model stale."""
+        unused = () if "tversky" in self.terms else ("tversky_alpha", "tversky_beta")
+        return {key: value for key, value in write(self).items() if key not in unused}
 
 
 class Optimizer(Section):

@@ -50,7 +50,8 @@ class Fit:
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         self.layout = layout
         self.loss = Loss(task.kind, train.loss.terms, class_weights=train.loss.class_weights,
-                         focal_gamma=train.loss.focal_gamma,
+                         focal_gamma=train.loss.focal_gamma, tversky_alpha=train.loss.tversky_alpha,
+                         tversky_beta=train.loss.tversky_beta,
                          reduce=all_sum if runtime.world_size() > 1 else None)  # fmt: skip
         self.sampler = BatchSampler(len(dataset), train.batch_size, runtime.rank(), runtime.world_size())
         self.steps = len(self.sampler)

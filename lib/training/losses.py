@@ -2,8 +2,8 @@
 
 Half precision breaks these losses silently: a sum over 8 x 512 x 512 float16 probabilities is infinite, a clamp at
 1 - 1e-5 rounds to 1, and the gradient of a confidently wrong pixel vanishes. So every term starts from log-sigmoid or
-log-softmax of float32 logits. Every term is a ratio of sums over the whole batch, ignored pixels left out, so that
-processes which add up their sums get the loss of the undivided batch.
+log-softmax of float32 logits. Every term but ``lovasz``, which ranks the pixels, is a ratio of sums over the whole
+batch, ignored pixels left out, so that processes which add up their sums get the loss of the undivided batch.
 
 FocalLossWithDice of xView2's second place 2020 is {"focal": ce_weight, "damage_dice": d, "building_dice": d}; its
 localization loss is {"dice": 1, "focal": 1} of kind binary.
@@ -21,7 +21,7 @@ from lib.errors import ConfigError
 from lib.tasks import IGNORE
 
 EPSILON = {"binary": 1e-3, "multiclass": 1e-5}
-"""Smoothing of soft Dice, in pixels, as in 2020."""
+"""Smoothing of soft Dice, Jaccard and Tversky, in pixels, as in 2020."""
 MIN_CLASS_PIXELS = 10
 """A class with no more target pixels than this in the batch has no part in ``damage_dice``, as in 2020."""
 
@@ -37,6 +37,8 @@ class Pixels:
     valid: Tensor  # (B, H, W) bool
     weights: Tensor  # (C,) float32
     gamma: float
+    alpha: float
+    beta: float
     epsilon: float
     reduce: Reduce
 
@@ -65,9 +67,7 @@ def foreground_dice(pixels: Pixels) -> Tensor:
 
 def mean_dice(pixels: Pixels) -> Tensor:
     """1 - soft Dice over the batch, mean of the classes that have target pixels."""
-    losses, counts = _dice(pixels, pixels.probs, _one_hot(pixels, 0))
-    present = counts > 0
-    return (losses * present).sum() / present.sum().clamp(min=1)
+    return _mean_present(*_dice(pixels, pixels.probs, _one_hot(pixels, 0)))
 
 
 def damage_dice(pixels: Pixels) -> Tensor:
@@ -101,8 +101,49 @@ def building_bce(pixels: Pixels) -> Tensor:
     return _weighted_mean(pixels, -log_p, torch.ones_like(log_p))
 
 
+def foreground_jaccard(pixels: Pixels) -> Tensor:
+    """1 - soft IoU of the foreground over the whole batch (binary)."""
+    return _tversky(pixels, pixels.probs[:, 1:], (pixels.target == 1)[:, None], 1, 1)[0].squeeze()
+
+
+def mean_jaccard(pixels: Pixels) -> Tensor:
+    """1 - soft IoU over the batch, mean of the classes that have target pixels."""
+    return _mean_present(*_tversky(pixels, pixels.probs, _one_hot(pixels, 0), 1, 1))
+
+
+def foreground_tversky(pixels: Pixels) -> Tensor:
+    """1 - soft Tversky index (Salehi et al. 2017) of the foreground over the whole batch (binary)."""
+    truth = (pixels.target == 1)[:, None]
+    return _tversky(pixels, pixels.probs[:, 1:], truth, pixels.alpha, pixels.beta)[0].squeeze()
+
+
+def mean_tversky(pixels: Pixels) -> Tensor:
+    """1 - soft Tversky index over the batch, mean of the classes that have target pixels."""
+    return _mean_present(*_tversky(pixels, pixels.probs, _one_hot(pixels, 0), pixels.alpha, pixels.beta))
+
+
+def lovasz_hinge(pixels: Pixels) -> Tensor:
+    """Lovász hinge (Berman et al. 2018) of the foreground over the whole batch (binary)."""
+    logits = pixels.log_probs[:, 1] - pixels.log_probs[:, 0]  # (B, H, W)
+    errors = F.relu(1 - logits * (2 * pixels.target - 1)) * pixels.valid
+    return _lovasz(errors[:, None], (pixels.target == 1)[:, None])[0].squeeze()
+
+
+def lovasz_softmax(pixels: Pixels) -> Tensor:
+    """Lovász-softmax (Berman et al. 2018) over the batch, mean of the classes that have target pixels."""
+    truth = _one_hot(pixels, 0)
+    return _mean_present(*_lovasz((truth.float() - pixels.probs).abs(), truth))
+
+
 TERMS = {
-    "binary": {"dice": foreground_dice, "focal": focal, "bce": cross_entropy},
+    "binary": {
+        "dice": foreground_dice,
+        "focal": focal,
+        "bce": cross_entropy,
+        "jaccard": foreground_jaccard,
+        "tversky": foreground_tversky,
+        "lovasz": lovasz_hinge,
+    },
     "multiclass": {
         "dice": mean_dice,
         "focal": focal,
@@ -111,6 +152,9 @@ TERMS = {
         "damage_dice": damage_dice,
         "building_bce": building_bce,
         "building_dice": building_dice,
+        "jaccard": mean_jaccard,
+        "tversky": mean_tversky,
+        "lovasz": lovasz_softmax,
     },
 }
 
@@ -120,9 +164,10 @@ class Loss:
 
     kind: ``binary`` (one channel of logits, target 0, 1) or ``multiclass`` (C channels, target 0 .. C-1). terms: name
     -> weight; a term of weight 0 is reported and not trained. class_weights: one per class, background first, used by
-    focal, ce and bce. reduce: adds a vector of sums over processes, differentiably, with a backward pass that adds
-    too (``torch.distributed.nn.functional.all_reduce``): every process then has the whole batch's loss, and DDP's
-    mean of gradients is that loss's gradient.
+    focal, ce and bce. tversky_alpha, tversky_beta: weights of false positives and of false negatives. reduce: adds a
+    vector of sums over processes, differentiably, with a backward pass that adds too
+    (``torch.distributed.nn.functional.all_reduce``): every process then has the whole batch's loss, and DDP's mean of
+    gradients is that loss's gradient; ``lovasz`` has no such sums and is refused.
     """
 
     def __init__(
@@ -133,6 +178,8 @@ class Loss:
         class_weights: Sequence[float] | None = None,
         ignore: int = IGNORE,
         focal_gamma: float = 2.0,
+        tversky_alpha: float = 0.3,
+        tversky_beta: float = 0.7,
         reduce: Reduce | None = None,
     ):
         if kind not in TERMS:
@@ -145,8 +192,13 @@ class Loss:
             raise ConfigError(f"loss: expected weights of at least 0, one of them positive, got {dict(terms)}")
         if focal_gamma != 0 and focal_gamma < 1:
             raise ConfigError(f"loss: expected focal_gamma 0, or 1 and more, got {focal_gamma}")
+        if min(tversky_alpha, tversky_beta) <= 0:
+            raise ConfigError(f"loss: expected tversky weights above 0, got {tversky_alpha} and {tversky_beta}")
+        if reduce is not None and "lovasz" in terms:
+            raise ConfigError("loss: lovasz ranks a batch's pixels, not exact over several processes; take jaccard")
         self.kind, self.terms, self.class_weights = kind, dict(terms), class_weights
         self.ignore, self.focal_gamma, self.reduce = ignore, focal_gamma, reduce
+        self.tversky_alpha, self.tversky_beta = tversky_alpha, tversky_beta
 
     def __call__(self, logits: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the total and each raw term, detached: float32 scalars.
@@ -178,6 +230,8 @@ class Loss:
             valid=valid,
             weights=torch.tensor(weights, dtype=torch.float32, device=logits.device),
             gamma=self.focal_gamma,
+            alpha=self.tversky_alpha,
+            beta=self.tversky_beta,
             epsilon=EPSILON[self.kind],
             reduce=self.reduce or (lambda sums: sums),
         )
@@ -200,11 +254,47 @@ def _one_hot(pixels: Pixels, first: int) -> Tensor:
     return (pixels.target[:, None] == classes[:, None, None]) & pixels.valid[:, None]
 
 
-def _dice(pixels: Pixels, probs: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """Return 1 - soft Dice and the number of target pixels, per channel over the whole batch.
+def _mean_present(losses: Tensor, counts: Tensor) -> Tensor:
+    """Mean of the losses, (K,), of the classes with target pixels; 0 where no class has any."""
+    present = counts > 0
+    return (losses * present).sum() / present.sum().clamp(min=1)
 
-    probs: (B, K, H, W) float32; truth: (B, K, H, W) bool; both empty at ignored pixels. Returns 2 x (K,) float32.
+
+def _dice(pixels: Pixels, probs: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Return 1 - soft Dice and the number of target pixels, per channel over the whole batch: 2 x (K,) float32."""
+    overlap, predicted, true = _areas(pixels, probs, truth)
+    return 1 - (2 * overlap + pixels.epsilon) / (predicted + true + pixels.epsilon), true
+
+
+def _tversky(pixels: Pixels, probs: Tensor, truth: Tensor, alpha: float, beta: float) -> tuple[Tensor, Tensor]:
+    """As ``_dice``, of the Tversky index: alpha weighs false positives, beta false negatives; 1 and 1 is the IoU."""
+    overlap, predicted, true = _areas(pixels, probs, truth)
+    union = overlap + alpha * (predicted - overlap) + beta * (true - overlap)
+    return 1 - (overlap + pixels.epsilon) / (union + pixels.epsilon), true
+
+
+def _areas(pixels: Pixels, probs: Tensor, truth: Tensor) -> Tensor:
+    """Return overlap, predicted and true pixels, per channel over the whole batch: (3, K) float32.
+
+    probs: (B, K, H, W) float32; truth: (B, K, H, W) bool; both empty at ignored pixels.
     """
     sums = torch.stack([(probs * truth).sum((0, 2, 3)), probs.sum((0, 2, 3)), truth.sum((0, 2, 3)).float()])
-    overlap, predicted, true = pixels.reduce(sums)
-    return 1 - (2 * overlap + pixels.epsilon) / (predicted + true + pixels.epsilon), true
+    return pixels.reduce(sums)
+
+
+def _lovasz(errors: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the Lovász extension of 1 - IoU at the errors and the number of target pixels: (K,) float32, (K,) int64.
+
+    errors: (B, K, H, W) float32, at least 0; truth: (B, K, H, W) bool; both 0 at ignored pixels, which so cost nothing.
+    A pixel weighs what 1 - IoU grows by when it goes wrong after all of larger error: 1 / union if true, else
+    IoU / union (in float32 a difference of two such 1 - IoU has few digits left among millions of pixels).
+    """
+    errors, truth = errors.transpose(0, 1).flatten(1), truth.transpose(0, 1).flatten(1)  # (K, B * H * W)
+    ranked, order = errors.sort(dim=1, descending=True)
+    truth = truth.gather(1, order)
+    count = truth.sum(1, keepdim=True)
+    kept = count - truth.cumsum(1)  # intersection and union once this pixel is wrong: integers, exact
+    union = count + (~truth).cumsum(1)
+    iou_before = (kept / (union - 1).clamp(min=1)).where(union > 1, 1.0)  # used where not true; nothing to find: 1
+    weights = torch.where(truth, 1.0, iou_before) / union
+    return (ranked * weights).sum(1), count.squeeze(1)
