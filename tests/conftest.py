@@ -67,7 +67,7 @@ TINY = {
             },
         },
     },
-    "predict": {"tta": "hflip", "tile": 512},
+    "predict": {"tta": "hflip", "tile": 1024},
     "search": {
         "axes": {"loc_threshold": [0.3, 0.5], "loc_threshold_damaged": [0.2, 0.4], "w_minor": [1, 2]},
         "postprocess": [[{"name": "object_vote"}]],
