@@ -14,8 +14,8 @@ from lib.ensemble import search as searching
 from lib.errors import ArtifactError, DataError
 from lib.run.artifacts import Unit, write_json
 from lib.run.cli import Run, say
-from lib.scenes.folds import read_folds
 from lib.scenes.probs import file_name, read_levels, write_levels
+from lib.stages import folds
 
 DECODE = "decode.json"
 
@@ -50,11 +50,12 @@ def members(run: Run, split: str) -> dict[str, dict[str, list[tuple[Path, float]
     """
     found: dict[str, dict[str, list[tuple[Path, float]]]] = defaultdict(lambda: defaultdict(list))
     covered: dict[str, set[str]] = {}
+    table = folds.table(run) if split == "oof" else None
     for name, model in run.config.models.items():
         covered[name] = set()
         for fold in run.config.folds_of(model):
             source = run.store.require(run.graph.probs(name, fold, split))
-            for scene in _predicted(run, split, fold):
+            for scene in run.graph.test_ids if table is None else table["id"][table["fold"] == fold]:
                 if split == "oof" and scene in covered[name]:
                     raise ArtifactError(f"{scene}: in two folds' out-of-fold predictions of {name}; run stage 01 anew")
                 covered[name].add(scene)
@@ -67,13 +68,6 @@ def members(run: Run, split: str) -> dict[str, dict[str, list[tuple[Path, float]
                 "an ensemble needs equal scenes; train and predict the missing folds, or set the models' folds alike"
             )
     return found
-
-
-def _predicted(run: Run, split: str, fold: int) -> list[str]:
-    if split == "test":
-        return list(run.graph.test_ids)
-    table = read_folds(run.store.require(run.graph.folds()) / "folds.csv")
-    return list(table["id"][table["fold"] == fold])
 
 
 # ---- read back ----------------------------------------------------------------------------------------
@@ -97,7 +91,7 @@ def blended(run: Run, split: str) -> Iterator[tuple[Scene, Levels]]:
 def fit_decode(run: Run, folder: Path) -> dict[str, Any]:
     """Choose the decode settings on out-of-fold scenes and write decode.json; returns what it holds."""
     competition, search = run.competition, run.config.search
-    table = read_folds(run.store.require(run.graph.folds()) / "folds.csv")
+    table = folds.table(run)
     fold_of = dict(zip(table["id"], table["fold"], strict=True))
     defaults = {**competition.defaults(), **run.config.decode}
     groups = sorted({fold_of[scene.id] for scene in covered(run, "oof")})
@@ -205,13 +199,13 @@ def _best_chain(competition, counts: list[np.ndarray]) -> int:
 def _outcome(run: Run, fold_of: Mapping[str, int], params: Mapping[str, Any]) -> dict[str, Any]:
     """Decode every out-of-fold scene with the final settings; score them in all, per fold and per domain."""
     competition = run.competition
-    tallies, domains, folds, details = [], [], [], []
+    tallies, domains, own_folds, details = [], [], [], []
     for scene, levels in tqdm(blended(run, "oof"), "score", leave=False, disable=None):
         answer, truth = competition.decode(levels, params), competition.truth(scene)
         tallies.append(competition.tally(answer, truth))
         details.append(competition.detail(answer, truth))
         domains.append(scene.domain)
-        folds.append(str(fold_of[scene.id]))
+        own_folds.append(str(fold_of[scene.id]))
     if not tallies:
         raise DataError("no out-of-fold scene has been predicted; run stage 04 with --split oof")
     counts = np.stack(tallies)  # (S, K)
@@ -220,7 +214,7 @@ def _outcome(run: Run, fold_of: Mapping[str, int], params: Mapping[str, Any]) ->
         "scores": competition.scores(counts.sum(0)),
         "interval95": list(searching.bootstrap(counts, competition.score, seed=run.config.seed)),
         "per_domain": _by(competition, counts, domains),
-        "per_fold": _by(competition, counts, folds),
+        "per_fold": _by(competition, counts, own_folds),
         "tables": competition.tables(np.sum(details, 0)),
     }
 
@@ -233,9 +227,9 @@ def _by(competition, counts: np.ndarray, keys: list[str]) -> dict[str, Any]:
     }
 
 
-def _span(folds: list[int]) -> str:
-    whole = len(folds) > 1 and folds == list(range(folds[0], folds[-1] + 1))
-    return f"{folds[0]}-{folds[-1]}" if whole else ", ".join(map(str, folds))
+def _span(numbers: list[int]) -> str:
+    whole = len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1))
+    return f"{numbers[0]}-{numbers[-1]}" if whole else ", ".join(map(str, numbers))
 
 
 def units(run: Run) -> list[Unit]:

@@ -12,8 +12,8 @@ from lib.models import checkpoint
 from lib.run import runtime
 from lib.run.artifacts import Unit
 from lib.run.cli import Run, say
-from lib.scenes.folds import read_folds
 from lib.scenes.probs import file_name, quantise, write_levels
+from lib.stages import folds
 from lib.training.judge import read_stack
 
 
@@ -61,6 +61,6 @@ def scenes_of(run: Run, split: str, fold: int) -> list[Scene]:
     """Return the scenes of a split that the checkpoint of ``fold`` predicts."""
     if split == "test":
         return run.scenes("test")
-    table = read_folds(run.store.require(run.graph.folds()) / "folds.csv")
+    table = folds.table(run)
     own = set(table["id"][table["fold"] == fold])
     return [scene for scene in run.scenes("train") if scene.id in own]

@@ -18,8 +18,8 @@ from lib.run.cli import Run, say
 from lib.run.config import Model
 from lib.scenes.augment import build as build_augment
 from lib.scenes.dataset import CropDataset, focus_values, repeat_scenes
-from lib.scenes.folds import read_folds
 from lib.scenes.probs import quantise
+from lib.stages import folds
 from lib.tasks import Task
 from lib.training.fit import Fit
 from lib.training.judge import Judge, read_stack
@@ -57,7 +57,7 @@ def train(run: Run, unit: Unit) -> None:
 
 def split(run: Run, fold: int) -> tuple[list[Scene], list[Scene]]:
     """Return the training and the validation scenes of a fold, in folds.csv order."""
-    table = read_folds(run.store.require(run.graph.folds()) / "folds.csv")
+    table = folds.table(run)
     scenes = {scene.id: scene for scene in run.scenes("train")}
     pairs = [(scenes[i], k) for i, k in zip(table["id"], table["fold"], strict=True)]
     return [s for s, k in pairs if k != fold], [s for s, k in pairs if k == fold]

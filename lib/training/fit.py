@@ -5,7 +5,7 @@ steps, so a run that is killed and started again ends with the same bytes as an 
 """
 
 import json
-import os
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from lib.errors import NonFiniteError
 from lib.models.checkpoint import save_weights
 from lib.run import runtime
+from lib.run.artifacts import write_bytes
 from lib.run.config import Train
 from lib.scenes.dataset import BatchSampler, CropDataset
 from lib.tasks import Task
@@ -137,15 +138,15 @@ class Fit:
                 self.meter[f"raw_{name}"] += float(value) / len(parts)
         self.arithmetic.scaler.unscale_(self.optimizer)
         norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), train.clip or float("inf")))
-        if self.arithmetic.scaler.is_enabled() and not _finite(norm) and self.arithmetic.first_bad_layer is None:
+        if self.arithmetic.scaler.is_enabled() and not math.isfinite(norm) and self.arithmetic.first_bad_layer is None:
             self.arithmetic.first_bad_layer = first_nonfinite_gradient(self.network)
-        elif not self.arithmetic.scaler.is_enabled() and not _finite(norm):
+        elif not self.arithmetic.scaler.is_enabled() and not math.isfinite(norm):
             raise NonFiniteError(f"epoch {self.epoch + 1}: the gradient is not finite; scenes {_names(batch)}")
         if self.arithmetic.step(self.optimizer) and self.ema:
             self.ema.update(self.network)
         self.meter["loss"] += total
         self.meter["lr"] = lr
-        self.meter["gradient_norm"] += norm if _finite(norm) else 0.0
+        self.meter["gradient_norm"] += norm if math.isfinite(norm) else 0.0
         return total
 
     def _refuse(self, batch: dict[str, Any], image: Tensor, terms: Mapping[str, Tensor]) -> None:
@@ -239,10 +240,6 @@ def _heads(scores: Mapping[str, float]) -> list[str]:
     return [name for name in named if not any(name.startswith(f"{other}_") for other in named)]
 
 
-def _finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")
-
-
 def _names(batch: Mapping[str, Any]) -> str:
     return ", ".join(sorted(set(batch["id"])))
 
@@ -250,6 +247,4 @@ def _names(batch: Mapping[str, Any]) -> str:
 def _append(path: Path, line: dict[str, Any], epoch: int) -> None:
     """Write the log with ``line`` as its entry for ``epoch``; a line left by a killed process is replaced."""
     kept = path.read_text(encoding="utf-8").splitlines()[: epoch - 1] if path.exists() else []
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("\n".join([*kept, json.dumps(line)]) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_bytes(path, ("\n".join([*kept, json.dumps(line)]) + "\n").encode())
