@@ -5,11 +5,15 @@ logits: (B, C, ...) any float dtype. probs: (B, C, ...) float32 in [0, 1], chann
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 IGNORE = 255
 """Target value that no loss and no score looks at."""
+
+HALF = 128
+"""The lowest level (level / 255) above one half."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,8 @@ class Task:
 
     classes: tuple[str, ...]
     kind = ""
+    dense = True
+    """One answer per pixel; else one per frame, and probs are (B, C, 1, 1)."""
 
     @property
     def channels(self) -> int:
@@ -30,6 +36,14 @@ class Task:
 
     def activate(self, logits: Tensor) -> Tensor:
         """Turn logits (B, C, ...) into probs (B, C, ...) float32 in [0, 1]."""
+        raise NotImplementedError
+
+    def truth(self, target: np.ndarray) -> np.ndarray:
+        """Turn a target (H, W) uint8 into (C, H, W) bool, what a perfect network says; ignored pixels hold anything."""
+        raise NotImplementedError
+
+    def called(self, levels: np.ndarray) -> np.ndarray:
+        """Turn levels (C, H, W) uint8 into (C, H, W) bool: which class a network calls where nothing was tuned."""
         raise NotImplementedError
 
 
@@ -42,6 +56,12 @@ class BinaryMask(Task):
     def activate(self, logits: Tensor) -> Tensor:
         return torch.sigmoid(logits.float())
 
+    def truth(self, target: np.ndarray) -> np.ndarray:
+        return target[None] > 0
+
+    def called(self, levels: np.ndarray) -> np.ndarray:
+        return levels >= HALF
+
 
 @dataclass(frozen=True)
 class MulticlassMask(Task):
@@ -51,3 +71,53 @@ class MulticlassMask(Task):
 
     def activate(self, logits: Tensor) -> Tensor:
         return torch.softmax(logits.float(), dim=1)
+
+    def truth(self, target: np.ndarray) -> np.ndarray:
+        return np.arange(self.channels)[:, None, None] == target
+
+    def called(self, levels: np.ndarray) -> np.ndarray:
+        return self.truth(levels.argmax(0))
+
+
+@dataclass(frozen=True)
+class MultilabelMask(Task):
+    """Classes that may overlap, at most seven; target: (H, W) uint8, bit c is set where class c is, 255 is ignored."""
+
+    kind = "multilabel"
+
+    def activate(self, logits: Tensor) -> Tensor:
+        return torch.sigmoid(logits.float())
+
+    def truth(self, target: np.ndarray) -> np.ndarray:
+        return (target >> np.arange(self.channels, dtype=np.uint8)[:, None, None]) & 1 > 0
+
+    def called(self, levels: np.ndarray) -> np.ndarray:
+        return levels >= HALF
+
+
+@dataclass(frozen=True)
+class Label(Task):
+    """One label for a whole frame, a mask of one pixel: logits (B, C, 1, 1), target (1, 1) uint8.
+
+    One class is a yes or no, more are exclusive. The probabilities of a scene of F frames are (C, 1, F).
+    """
+
+    dense = False
+
+    @property
+    def kind(self) -> str:
+        """The form of the target, as that of a mask."""
+        return self._mask.kind
+
+    @property
+    def _mask(self) -> Task:
+        return BinaryMask(self.classes) if self.channels == 1 else MulticlassMask(self.classes)
+
+    def activate(self, logits: Tensor) -> Tensor:
+        return self._mask.activate(logits)
+
+    def truth(self, target: np.ndarray) -> np.ndarray:
+        return self._mask.truth(target)
+
+    def called(self, levels: np.ndarray) -> np.ndarray:
+        return self._mask.called(levels)

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from lib.errors import ConfigError, DataError
 from lib.scenes.augment import build
-from lib.scenes.dataset import BatchSampler, CropDataset, components, focus_values, repeat_scenes
-from lib.tasks import BinaryMask, MulticlassMask
+from lib.scenes.dataset import BatchSampler, CropDataset, FrameDataset, components, focus_values, repeat_scenes
+from lib.tasks import BinaryMask, MulticlassMask, MultilabelMask
 
 PAIR = ("pre", "post")
 CLASSES = ("background", "no-damage", "minor-damage", "major-damage", "destroyed")
@@ -301,3 +301,34 @@ def test_class_first_focus_draws_scenes_by_the_root_of_their_components():
                        focus={1: 1.0}, focus_first="class")
     drawn = Counter(data[i]["id"] for i in range(600))
     assert abs(drawn[SCENES[0].id] / 600 - 3 / 4) < 0.06  # sqrt(9) : sqrt(1)
+
+
+def frames(scene: Scene, image: str) -> np.ndarray:
+    """Scene k has k + 1 frames; frame f is of the one colour 10 k + f."""
+    k = int(scene.id)
+    return np.stack([np.full((40, 50, 3), 10 * k + f, np.uint8) for f in range(k + 1)])
+
+
+def test_a_label_sample_is_one_frame_with_its_label_and_all_frames_come():
+    data = FrameDataset(frames, lambda s: np.full((1, 1), int(s.id) % 2, np.uint8), SCENES, ("frames",),
+                        build("none", 32, ("frames",)), seed=3)  # fmt: skip
+    seen = {}
+    for i in range(400):
+        item = data[i]
+        k = int(item["id"])
+        assert item["image"].shape == (3, 32, 32) and item["target"].tolist() == [[k % 2]]
+        colour = set(item["image"].flatten().tolist())
+        assert len(colour) == 1
+        seen.setdefault(k, set()).add(colour.pop() - 10 * k)
+    assert seen == {k: set(range(k + 1)) for k in range(7)}
+    assert samples_equal(data[17], data[17]) and len(data) == 7
+
+
+def test_frames_that_are_an_image_are_refused():
+    with pytest.raises(DataError, match=r"expected frames \(F, H, W, 3\)"):
+        FrameDataset(lambda s, n: np.zeros((8, 8, 3), np.uint8), lambda s: np.zeros((1, 1), np.uint8), SCENES,
+                     ("frames",), build("none", 32, ("frames",)), seed=0, cache="memory")  # fmt: skip
+
+
+def test_focus_on_a_class_of_several_is_where_it_is_alone():
+    assert focus_values(MultilabelMask(("a", "b", "c")), {"c": 2}) == {4: 2.0}

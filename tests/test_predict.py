@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from lib.inference.predict import Predictor
+from lib.inference.predict import FRAMES, Predictor
+from lib.scenes.view import View, resize
 
 
 class Watched(nn.Module):
@@ -47,3 +48,54 @@ def test_the_layout_of_the_image_changes_neither_result_nor_layout_in_the_networ
 def test_float16_on_a_cpu_is_refused_here():
     with pytest.raises(ValueError, match="float16"):
         Predictor(Watched(), torch.sigmoid, "cpu", "float16")
+
+
+class Blue(nn.Module):
+    """Says how blue each pixel is."""
+
+    stride = 32
+
+    def forward(self, x):
+        return x[:, 2:3].float() / 255
+
+
+def smooth(height=64, width=96) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    return np.stack([np.rint(255 * (x + y * k) / (width + height * k)) for k in (0, 1, 2)]).astype(np.uint8)
+
+
+@pytest.mark.parametrize("view", [View(scale=0.5), View(size=64), View(size=128, fit="square"), View(pixel_size=2.0)])
+def test_a_resized_scene_comes_back_at_its_own_size(view):
+    picture = smooth()
+    probs = Predictor(Blue(), lambda z: z, view=view)(picture, pixel_size=1.0)
+    assert probs.shape == (1, 64, 96)
+    assert np.abs(probs[0] - picture[2] / 255)[2:-2, 2:-2].max() < 0.02  # smooth: little is lost on the way
+
+
+def test_scales_are_the_mean_of_single_scales():
+    picture = image()[:3]
+    scales = (0.5, 1.0, 1.5)
+    single = [Predictor(Blue(), lambda z: z, scales=(s,))(picture) for s in scales]
+    together = Predictor(Blue(), lambda z: z, scales=scales)(picture)
+    np.testing.assert_allclose(together, np.mean(single, 0), atol=1e-6)
+    np.testing.assert_allclose(single[1][0], picture[2] / 255, atol=1e-6)
+    small = resize(np.ascontiguousarray(picture[2]), (32, 48))
+    np.testing.assert_allclose(single[0][0], resize(small / np.float32(255), (64, 96)), atol=1e-6)
+
+
+class Mean(nn.Module):
+    """One logit per frame, as a classifier gives it."""
+
+    stride = 1
+
+    def forward(self, x):
+        return x.float().mean((1, 2, 3), keepdim=True) / 255
+
+
+def test_frames_are_predicted_one_by_one():
+    frames = np.random.default_rng(1).integers(0, 256, (FRAMES + 3, 3, 20, 30), np.uint8)
+    probs = Predictor(Mean(), lambda z: z, views="flips")(frames)
+    assert probs.shape == (1, 1, FRAMES + 3)
+    np.testing.assert_allclose(probs[0, 0], frames.mean((1, 2, 3)) / 255, atol=1e-5)
+    small = Predictor(Mean(), lambda z: z, view=View(size=10, fit="square"))(frames)
+    np.testing.assert_allclose(small[0, 0], frames.mean((1, 2, 3)) / 255, atol=2e-2)

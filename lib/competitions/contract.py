@@ -31,6 +31,10 @@ class Scene:
     """Where it comes from (disaster event, organ, video source); scores are also given per domain."""
     position: tuple[float, float] | None = None
     """(longitude, latitude) of the centre in degrees, where known."""
+    group: str = ""
+    """What must never be split over folds (a video, a patient, a person); "": the scene stands alone."""
+    pixel_size: float | None = None
+    """Physical size of a pixel, in the competition's unit, where known."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,12 @@ def summarize(findings: Iterable[Finding], names: int = 3) -> list[str]:
         more = f" and {len(first) - names} more" if len(first) > names else ""
         lines.append(f"{kind}: {len(scenes)} ({', '.join(first[:names])}{more})")
     return lines
+
+
+def settings_for(scene: Scene, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the decode settings of a scene: ``params``, and over them what ``params["per_domain"]`` has for it."""
+    common = {name: value for name, value in params.items() if name != "per_domain"}
+    return common | dict(params.get("per_domain", {}).get(scene.domain, {}))
 
 
 @dataclass(frozen=True)
@@ -86,15 +96,22 @@ class Competition(ABC):
 
     @abstractmethod
     def read(self, scene: Scene, image: str) -> np.ndarray:
-        """Read one image of a scene as (H, W, 3) uint8 RGB. Raises DataError naming scene and file."""
+        """Read one image of a scene as (H, W, 3) uint8 RGB; for a label task its F frames, (F, H, W, 3).
+
+        Raises DataError naming scene and file.
+        """
 
     @abstractmethod
     def target(self, scene: Scene, task: str) -> np.ndarray:
-        """Return the training target of a task: (H, W) uint8 class indices, 255 = ignored."""
+        """Return the training target of a task: (H, W) uint8 in the form the task states, 255 = ignored."""
 
     @abstractmethod
     def strata(self, scene: Scene) -> dict[str, bool]:
         """Return ``flags`` of a labelled scene (which classes it holds, whether it is empty)."""
+
+    def published_split(self) -> dict[str, str]:
+        """Return scene id -> the split the data was shipped in, for the audit; empty where there is none to check."""
+        return {}
 
     # ---- answers --------------------------------------------------------------------------------------
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Serve training crops: which scene comes when, where its crop lies, and the batch of every rank.
+"""Serve training samples: which scene comes when, where its crop lies, and the batch of every rank.
 
 A dataset is an endless stream of samples, ``dataset[0], dataset[1], ...``. Sample i is a function of (seed, i) alone,
 so the stream is the same for any number of workers and ranks, and after a resume. Each round through ``order`` is a
@@ -19,8 +19,11 @@ from lib.tasks import Task
 
 CACHES = ("none", "memory")
 FOCUS_FIRST = ("scene", "class")
-ORDER, SAMPLE = 0, 1
-"""Names of the random streams: one draws the permutations, one the crops."""
+ORDER, SAMPLE, BALANCE = 0, 1, 2
+"""Names of the random streams: one draws the permutations, one the crops, one the classes and their scenes."""
+
+Teacher = Callable[[Any], np.ndarray]
+"""scene -> levels (C, H, W) uint8 of another network, at the size of its target; of a label (C, 1, F)."""
 
 
 def repeat_scenes(strata: Sequence[Mapping[str, bool]], repeat: Sequence[str] = (), multiplier: int = 1) -> list[int]:
@@ -38,12 +41,15 @@ def repeat_scenes(strata: Sequence[Mapping[str, bool]], repeat: Sequence[str] = 
 
 
 def focus_values(task: Task, focus: Mapping[str, float]) -> dict[int, float]:
-    """Turn class name -> weight into target value -> weight. Raises ConfigError for a class the task does not have."""
-    first = 1 if task.kind == "binary" else 0
+    """Turn class name -> weight into target value -> weight (multilabel: where the class is alone).
+
+    Raises ConfigError for a class the task does not have.
+    """
     unknown = [name for name in focus if name not in task.classes]
     if unknown:
         raise ConfigError(f"focus: expected classes among {', '.join(task.classes)}, got {', '.join(unknown)}")
-    return {first + task.classes.index(name): float(weight) for name, weight in focus.items()}
+    value_of = {"binary": lambda i: i + 1, "multiclass": lambda i: i, "multilabel": lambda i: 1 << i}[task.kind]
+    return {value_of(task.classes.index(name)): float(weight) for name, weight in focus.items()}
 
 
 def components(mask: np.ndarray, value: int) -> list[Focus]:
@@ -59,20 +65,98 @@ def components(mask: np.ndarray, value: int) -> list[Focus]:
     return found
 
 
-class CropDataset(Dataset):
+class SampleStream(Dataset):
+    """An endless stream of samples {"image", "target", "id"}, of a teacher's scenes "teacher" too: which comes when.
+
+    order: scene indices of one round, with repetitions (``repeat_scenes``); default: each once. samples_per_epoch:
+    length of an epoch where it is not one round. cache: "memory" decodes all scenes at once, before workers are forked,
+    which then share them; "none" decodes each time. A subclass says what ``decode`` and ``sample`` are.
+    OpenCV is set to one thread: samples are made in parallel, not their pixels.
+    """
+
+    def __init__(self, scenes: Sequence[Any], *, seed: int, order: Sequence[int] | None, samples_per_epoch: int | None,
+                 cache: str, teacher: Teacher | None = None):
+        if not scenes:
+            raise DataError("training scenes: expected at least one, got none; check the folds")
+        if cache not in CACHES:
+            raise ConfigError(f"cache: expected one of {', '.join(CACHES)}, got {cache!r}")
+        cv2.setNumThreads(1)  # here and not in a forked worker, which would wait forever for threads it did not inherit
+        self.scenes, self.seed, self.teacher = scenes, seed, teacher
+        self.order = np.arange(len(scenes)) if order is None else np.asarray(order)
+        self.samples_per_epoch = samples_per_epoch or len(self.order)
+        self.round, self.permutation = -1, self.order
+        self.decoded = [self.decode(scene) for scene in scenes] if cache == "memory" else None
+        self.decks: dict[tuple[int, ...], tuple[int, np.ndarray]] = {}
+
+    def __len__(self) -> int:
+        return self.samples_per_epoch
+
+    def decode(self, scene: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Read images and target of a scene."""
+        raise NotImplementedError
+
+    def images_of(self, index: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Return images and target of the scene at ``index``, from memory or from disk."""
+        return self.decoded[index] if self.decoded else self.decode(self.scenes[index])
+
+    def scene_of(self, sample: int) -> int:
+        """Return the index of the scene that a sample of the stream is cut from."""
+        round_, position = divmod(sample, len(self.order))
+        if round_ != self.round:
+            shuffled = np.random.default_rng((self.seed, ORDER, round_)).permutation(self.order)
+            self.round, self.permutation = round_, shuffled
+        return int(self.permutation[position])
+
+    def stack(self, images: Mapping[str, np.ndarray], names: Sequence[str]) -> torch.Tensor:
+        """Stack named images (h, w, 3) as one tensor (3n, h, w) uint8."""
+        return torch.from_numpy(np.stack([plane for name in names for plane in cv2.split(images[name])]))
+
+
+class FrameDataset(SampleStream):
+    """Serve augmented frames with their label: {"image": (3n, h, w) uint8, "target": (1, 1) uint8, "id": str}.
+
+    read: (scene, image name) -> (F, H, W, 3) uint8. target: scene -> (1, 1) uint8. A sample is one frame, each equally
+    likely; the other arguments are as in ``CropDataset``.
+    """
+
+    def __init__(self, read: Callable[[Any, str], np.ndarray], target: Callable[[Any], np.ndarray],
+                 scenes: Sequence[Any], images: Sequence[str], augment: Augment, *, seed: int,
+                 order: Sequence[int] | None = None, samples_per_epoch: int | None = None, cache: str = "none"):
+        self.read, self.target, self.images, self.augment = read, target, tuple(images), augment
+        super().__init__(scenes, seed=seed, order=order, samples_per_epoch=samples_per_epoch, cache=cache)
+
+    def __getitem__(self, sample: int) -> dict[str, Any]:
+        """Return sample 0, 1, 2, ... of the stream; it does not end at ``len``."""
+        rng = np.random.default_rng((self.seed, SAMPLE, sample))
+        index = self.scene_of(sample)
+        frames, target = self.images_of(index)
+        k = int(rng.integers(len(frames[self.images[0]])))
+        images = {name: frames[name][k] for name in self.images}
+        nothing = np.zeros(images[self.images[0]].shape[:2], np.uint8)
+        images, _ = self.augment(images, nothing, int(rng.integers(2**63)))
+        return {"image": self.stack(images, self.images), "target": torch.from_numpy(target.copy()),
+                "id": self.scenes[index].id}
+
+    def decode(self, scene: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Read frames and label of a scene."""
+        frames, target = {name: self.read(scene, name) for name in self.images}, self.target(scene)
+        for name, array in frames.items():
+            if array.ndim != 4 or not len(array) or array.shape[-1] != 3 or array.dtype != np.uint8:
+                raise DataError(f"scene {scene.id}, image {name}: expected frames (F, H, W, 3) uint8, got "
+                                f"{array.dtype} {array.shape}")
+        return frames, target
+
+
+class CropDataset(SampleStream):
     """Serve augmented crops: {"image": (3n, h, w) uint8, "target": (h, w) uint8, "id": str}.
 
     read: (scene, image name) -> (H, W, 3) uint8. target: scene -> (H, W) uint8, 255 = ignored. scenes have an ``id``.
     images: names of the n images of a sample, stacked in this order. augment: gives crops of those images.
-    seed: int >= 0. order: scene indices of one round, with repetitions (``repeat_scenes``); default: each once.
-    samples_per_epoch: length of an epoch where it is not one round.
+    seed: int >= 0; order, samples_per_epoch, cache: as in ``SampleStream``.
     focus: target value -> weight: with ``focus_probability`` a crop shows a component of a class, drawn by weight,
     every component of it in the scene equally likely. focus_first: "scene" takes the scene that is next in ``order``
     and draws among the classes it holds (a scene that holds none gives a random crop); "class" draws among all classes
     and then a scene that holds it, by the square root of its components, so that rare classes come as often as asked.
-    cache: "memory" decodes all scenes at once, before workers are forked, which then share them; "none" decodes each
-    time.
-    OpenCV is set to one thread: samples are made in parallel, not their pixels.
     Raises DataError, naming the scene, where image and target do not fit together.
     """
 
@@ -81,27 +165,15 @@ class CropDataset(Dataset):
                  order: Sequence[int] | None = None, samples_per_epoch: int | None = None,
                  focus: Mapping[int, float] | None = None, focus_probability: float = 1.0,
                  focus_first: str = "scene", cache: str = "none"):
-        if not scenes:
-            raise DataError("training scenes: expected at least one, got none; check the folds")
-        if cache not in CACHES:
-            raise ConfigError(f"cache: expected one of {', '.join(CACHES)}, got {cache!r}")
         if focus_first not in FOCUS_FIRST:
             raise ConfigError(f"focus_first: expected one of {', '.join(FOCUS_FIRST)}, got {focus_first!r}")
-        cv2.setNumThreads(1)  # here and not in a forked worker, which would wait forever for threads it did not inherit
-        self.read, self.target, self.scenes, self.images, self.augment = read, target, scenes, tuple(images), augment
-        self.seed = seed
-        self.order = np.arange(len(scenes)) if order is None else np.asarray(order)
-        self.samples_per_epoch = samples_per_epoch or len(self.order)
+        self.read, self.target, self.images, self.augment = read, target, tuple(images), augment
         self.focus, self.focus_probability = dict(focus or {}), focus_probability
-        self.round, self.permutation = -1, self.order
         self.spots: dict[int, dict[int, list[Focus]]] = {}
-        self.decoded = [self.decode(scene) for scene in scenes] if cache == "memory" else None
+        super().__init__(scenes, seed=seed, order=order, samples_per_epoch=samples_per_epoch, cache=cache)
         for index, (_, mask) in enumerate(self.decoded or ()):
             self.find_spots(index, mask)
         self.holders = self.find_holders() if focus_first == "class" else {}
-
-    def __len__(self) -> int:
-        return self.samples_per_epoch
 
     def __getitem__(self, sample: int) -> dict[str, Any]:
         """Return sample 0, 1, 2, ... of the stream; it does not end at ``len``."""
@@ -114,13 +186,7 @@ class CropDataset(Dataset):
             images, mask = self.images_of(index)
             focus = None if self.holders else self.choose_focus(rng, index, mask)
         images, mask = self.augment(images, mask, int(rng.integers(2**63)), focus)
-        planes = [plane for name in self.images for plane in cv2.split(images[name])]
-        image = torch.from_numpy(np.stack(planes))  # (3n, crop, crop)
-        return {"image": image, "target": torch.from_numpy(mask), "id": self.scenes[index].id}
-
-    def images_of(self, index: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Return images and target of the scene at ``index``, from memory or from disk."""
-        return self.decoded[index] if self.decoded else self.decode(self.scenes[index])
+        return {"image": self.stack(images, self.images), "target": torch.from_numpy(mask), "id": self.scenes[index].id}
 
     def find_holders(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """List, for each focus class that occurs at all, the scenes that hold it and how likely each is drawn."""
@@ -141,14 +207,6 @@ class CropDataset(Dataset):
         index = int(rng.choice(scenes, p=chances))
         spots = self.spots[index][value]
         return index, spots[rng.integers(len(spots))]
-
-    def scene_of(self, sample: int) -> int:
-        """Return the index of the scene that a sample of the stream is cut from."""
-        round_, position = divmod(sample, len(self.order))
-        if round_ != self.round:
-            shuffled = np.random.default_rng((self.seed, ORDER, round_)).permutation(self.order)
-            self.round, self.permutation = round_, shuffled
-        return int(self.permutation[position])
 
     def decode(self, scene: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Read images and target of a scene."""

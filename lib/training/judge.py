@@ -10,20 +10,37 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from lib.competitions.contract import Competition, Levels, Scene
+from lib.competitions.contract import Competition, Levels, Scene, settings_for
 from lib.inference.predict import Predictor
+from lib.inference.scene import read_stack
 from lib.scenes.probs import quantise
 from lib.scoring import masks
-from lib.tasks import Task
+from lib.tasks import HALF, IGNORE, Task
 
 MakePredictor = Callable[[nn.Module, Task], Predictor]
 
 
 def true_levels(target: np.ndarray, task: Task) -> np.ndarray:
     """Return the levels (C, H, W) uint8 of a network that knows the target (H, W); ignored pixels count as true."""
-    if task.channels == 1:
-        return np.where(target[None] > 0, 255, 0).astype(np.uint8)
-    return np.where(np.arange(task.channels)[:, None, None] == target, 255, 0).astype(np.uint8)
+    return np.where(task.truth(target), 255, 0).astype(np.uint8)
+
+
+def class_shares(levels: np.ndarray, target: np.ndarray, task: Task) -> np.ndarray:
+    """Count, per class, where it is called, where it is true, and all places: (C, 3) int64; ignored places count not.
+
+    levels: (C, H, W) uint8; target: (H, W), or (1, 1) for the label of all frames (C, 1, F).
+    """
+    called = task.called(levels)
+    truth, counted = (np.broadcast_to(a, called.shape) for a in (task.truth(target), target != IGNORE))
+    return np.stack([(m & counted).sum((1, 2)) for m in (called, truth, np.ones_like(truth))], axis=1)
+
+
+def is_collapsed(shares: np.ndarray) -> bool:
+    """Tell whether a network gives the same answer everywhere though the truth has several: shares (C, 3)."""
+    called, true, everywhere = shares.T
+    constant = (called == 0) | (called == everywhere)
+    varied = (true > 0) & (true < everywhere)
+    return bool(varied.any() and constant.all())
 
 
 class Judge:
@@ -39,30 +56,31 @@ class Judge:
 
     def __call__(self, network: nn.Module) -> dict[str, float]:
         """Return the scores of ``network``; the network's training mode is left as it was."""
-        training = network.training
-        predict = self.predictor(network, self.competition.tasks[self.task])
+        training, task = network.training, self.competition.tasks[self.task]
+        predict = self.predictor(network, task)
         judged: dict[str, list[np.ndarray]] = {"official": [], "oracle": []}
-        counts = []
+        counts, shares = [], np.zeros((task.channels, 3), np.int64)
         for scene in self.scenes:
             image = read_stack(self.competition, scene, self.images)
-            levels = quantise(predict(image))  # (C, H, W) uint8
+            levels = quantise(predict(image, scene.pixel_size))  # (C, H, W) uint8
             target = self.competition.target(scene, self.task)
-            if self.competition.tasks[self.task].channels == 1:
-                counts.append(masks.binary_counts(levels[0] >= 128, target))
+            if task.dense and task.kind == "binary":
+                counts.append(masks.binary_counts(levels[0] >= HALF, target))
+            shares += class_shares(levels, target, task)
             self._tally(judged, scene, levels)
         network.train(training)
-        return self._scores(judged, counts)
+        return {**self._scores(judged, counts), "collapsed": float(is_collapsed(shares))}
 
     def _tally(self, judged: dict[str, list[np.ndarray]], scene: Scene, levels: np.ndarray) -> None:
         competition = self.competition
         rest = [name for name in competition.tasks if name != self.task]
-        truth = competition.truth(scene)
+        truth, params = competition.truth(scene), settings_for(scene, self.params)
         if all(name in self.others for name in rest):
             full: Levels = {self.task: levels, **{name: self.others[name](scene) for name in rest}}
-            judged["official"].append(competition.tally(competition.decode(full, self.params), truth))
+            judged["official"].append(competition.tally(competition.decode(full, params), truth))
         if rest and self.task != "loc":
             oracle = {name: true_levels(competition.target(scene, name), competition.tasks[name]) for name in rest}
-            answer = competition.decode({self.task: levels, **oracle}, self.params)
+            answer = competition.decode({self.task: levels, **oracle}, params)
             judged["oracle"].append(competition.tally(answer, truth))
 
     def _scores(self, judged: Mapping[str, list[np.ndarray]], counts: list[np.ndarray]) -> dict[str, float]:
@@ -84,10 +102,3 @@ class Judge:
         else:
             wanted = ("score_present_classes", "score", "pixel_f1", "oracle_score_present_classes", "oracle_score")
         return next(scores[name] for name in wanted if name in scores)
-
-
-def read_stack(competition: Competition, scene: Scene, images: Sequence[str]) -> np.ndarray:
-    """Read the named images of a scene as one array (3n, H, W) uint8."""
-    return np.concatenate([competition.read(scene, name).transpose(2, 0, 1) for name in images])
-
-

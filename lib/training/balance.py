@@ -1,0 +1,35 @@
+"""Class weights from how often each class occurs in the training targets."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from lib.errors import ConfigError
+from lib.tasks import IGNORE, Task
+
+RANGE = (0.1, 10.0)
+"""A weight outside of this would make the mean of a batch a matter of a few pixels."""
+
+
+def median_frequency(targets: Iterable[np.ndarray], task: Task) -> tuple[float, ...]:
+    """Weigh each class by the median frequency over its own (Eigen and Fergus 2015), background first, kept in RANGE.
+
+    targets: (H, W) uint8 in the form of ``task``, ``IGNORE`` counts not. A class's frequency is its share of the pixels
+    of the targets that hold it; one that never occurs weighs 1. One class means two weights: background, foreground.
+    ConfigError for classes that may overlap.
+    """
+    if task.kind == "multilabel":
+        raise ConfigError("class_weights: auto needs exclusive classes, this task's may overlap; state them")
+    classes = 2 if task.channels == 1 else task.channels
+    own, around = np.zeros(classes), np.zeros(classes)
+    for target in targets:
+        counted = target[target != IGNORE]
+        found = np.bincount((counted > 0) if task.channels == 1 else counted, minlength=classes)[:classes]
+        own += found
+        around += np.where(found > 0, counted.size, 0)
+    frequency = np.divide(own, around, out=np.zeros(classes), where=around > 0)
+    known = frequency > 0
+    weights = np.ones(classes)
+    if known.any():
+        weights[known] = np.median(frequency[known]) / frequency[known]
+    return tuple(float(weight) for weight in np.clip(weights, *RANGE).round(4))
