@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lib.errors import ConfigError
 from lib.models import build, checkpoint
-from lib.models.attention_unet import Gate
+from lib.models.gates import Gate
 
 BOTH = pytest.mark.parametrize("architecture", ["unet", "attention_unet"])
 
@@ -47,7 +47,7 @@ def test_logits_at_the_size_of_the_input(architecture, upsampling):
 
 def test_a_gate_by_its_definition():
     torch.manual_seed(0)
-    gate = Gate(8).eval()
+    gate = Gate(8, 8).eval()
     query, skip = torch.randn(2, 2, 8, 5, 5)
     got = gate(query, skip)
     weights = got / skip

@@ -5,18 +5,26 @@ from typing import Any
 from torch import nn
 
 from lib.errors import ConfigError
-from lib.models import attention_unet, segmentation, siamese
+from lib.models import attention_unet, classifier, hybrid, maskformer, segmentation, siamese
 
 ARCHITECTURES = {
     "segmentation": segmentation.build,
     "siamese": siamese.build,
     "unet": attention_unet.build_unet,
     "attention_unet": attention_unet.build_attention_unet,
+    "hybrid": hybrid.build,
+    "maskformer": maskformer.build,
+    "classifier": classifier.build,
 }
+FIXED = {"hybrid": {"decoder", "encoder_depth"}, "maskformer": {"decoder", "encoder_depth", "boundary"}}
+"""Options of ``segmentation.build_parts`` that an architecture settles itself, beside its channels and their fusion."""
 
 
 def build(architecture: str, *, classes: int, images: int, encoder: str, **options: Any) -> nn.Module:
     """Build a network: forward(x (B, 3 * images, H, W) uint8 or float in 0..255) -> logits (B, classes, H, W).
+
+    A ``classifier`` gives (B, classes, 1, 1). A network with further heads gives, in training mode only, a dict with
+    "logits" and what it has of "boundary" (B, 1, H, W) and "aux" (B, classes, H, W).
 
     It has ``stride`` (what H and W must be multiples of), ``encoder`` (a module, for freezing) and ``source`` (where
     the encoder's pretrained weights came from, or None). The options are those of the architecture's own ``build``.
@@ -24,6 +32,6 @@ def build(architecture: str, *, classes: int, images: int, encoder: str, **optio
     """
     if architecture not in ARCHITECTURES:
         raise ConfigError(f"architecture: expected one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
-    if inner := options.keys() & {"in_channels", "fuse"}:
-        raise ConfigError(f"architecture {architecture}: {', '.join(inner)} follows from it and cannot be set")
+    if inner := options.keys() & ({"in_channels", "fuse"} | FIXED.get(architecture, set())):
+        raise ConfigError(f"architecture {architecture}: {', '.join(sorted(inner))} follows from it and cannot be set")
     return ARCHITECTURES[architecture](classes=classes, images=images, encoder=encoder, **options)

@@ -13,12 +13,14 @@ from segmentation_models_pytorch.base.initialization import initialize_decoder
 from torch import Tensor, nn
 
 from lib.errors import ConfigError
+from lib.models.gates import Gate
+from lib.models.heads import boundary_head
 from lib.models.layers import Normalize, head, use_group_norm
 from lib.models.segmentation import NORMS, Parts, SegmentationNet
 
 STEPS = 4
 UPSAMPLINGS = ("transposed", "bilinear")
-OPTIONS = ("base", "upsampling", "norm", "dropout")
+OPTIONS = ("base", "upsampling", "norm", "dropout", "boundary")
 
 
 class Encoder(nn.Module):
@@ -37,28 +39,10 @@ class Encoder(nn.Module):
         return features
 
 
-class Gate(nn.Module):
-    """Oktay's additive attention: (query, skip), both (B, C, h, w), -> the skip, weighted pixel by pixel.
-
-    weights = sigmoid(psi(relu(query' + key'))), (B, 1, h, w): the decoder's map is the query, the encoder's skip key
-    and value; ' and psi are 1x1 convolutions with norm. The query is upsampled before the gate, not the weights after.
-    """
-
-    def __init__(self, channels: int):
-        super().__init__()
-        inner = channels // 2
-        self.query = nn.Sequential(nn.Conv2d(channels, inner, 1), nn.BatchNorm2d(inner))
-        self.key = nn.Sequential(nn.Conv2d(channels, inner, 1), nn.BatchNorm2d(inner))
-        self.psi = nn.Sequential(nn.ReLU(), nn.Conv2d(inner, 1, 1), nn.BatchNorm2d(1), nn.Sigmoid())
-
-    def forward(self, query: Tensor, skip: Tensor) -> Tensor:
-        return skip * self.psi(self.query(query) + self.key(skip))
-
-
 class Plain(nn.Module):
     """The gate of a U-Net without attention: every weight is one."""
 
-    def __init__(self, channels: int):
+    def __init__(self, query: int, skip: int):
         super().__init__()
 
     def forward(self, query: Tensor, skip: Tensor) -> Tensor:
@@ -71,12 +55,12 @@ class Decoder(nn.Module):
     ``channels`` are the encoder's, and those of the steps too.
     """
 
-    def __init__(self, channels: Sequence[int], gate: Callable[[int], nn.Module], upsampling: str):
+    def __init__(self, channels: Sequence[int], gate: Callable[[int, int], nn.Module], upsampling: str):
         super().__init__()
         outputs = list(channels[-2::-1])
         up = _transposed if upsampling == "transposed" else _bilinear
         self.up = nn.ModuleList(up(i, o) for i, o in zip(channels[::-1], outputs))
-        self.gates = nn.ModuleList(gate(o) for o in outputs)
+        self.gates = nn.ModuleList(gate(o, o) for o in outputs)
         self.merge = nn.ModuleList(_double(2 * o, o) for o in outputs)
 
     def forward(self, features: list[Tensor]) -> Tensor:
@@ -97,13 +81,14 @@ def build_attention_unet(*, upsampling: str = "bilinear", **options: Any) -> Seg
 
     base: channels at full size, doubled by each of the four steps down. upsampling: ``transposed`` (a 2x2 transposed
     convolution) or ``bilinear`` (then a 3x3 convolution, norm and ReLU). norm: as in ``segmentation.build_parts``.
-    dropout: of whole channels before the last convolution. Raises ConfigError for what is unknown or impossible.
+    dropout: of whole channels before the last convolution. boundary: a second head, for training alone.
+    Raises ConfigError for what is unknown or impossible.
     """
     return _build(Gate, upsampling=upsampling, **options)
 
 
 def _build(
-    gate: Callable[[int], nn.Module],
+    gate: Callable[[int, int], nn.Module],
     *,
     classes: int,
     images: int,
@@ -113,6 +98,7 @@ def _build(
     base: int = 64,
     norm: str = "batch",
     dropout: float = 0.0,
+    boundary: bool = False,
     **unknown: Any,
 ) -> SegmentationNet:
     for name, value, known in (
@@ -125,12 +111,16 @@ def _build(
             raise ConfigError(f"{name}: expected {' or '.join(known)} with this architecture, got {str(value)!r}")
     if not isinstance(base, int) or base < 2:
         raise ConfigError(f"base: expected a whole number from 2 up, got {base!r}")
+    if not isinstance(boundary, bool):
+        raise ConfigError(f"boundary: expected true or false, got {boundary!r}")
     if unknown:
         raise ConfigError(f"model: unknown option {', '.join(sorted(unknown))}; it has {', '.join(OPTIONS)}")
     channels = [base * 2**step for step in range(STEPS + 1)]
     parts = Parts(Encoder(3 * images, channels), Decoder(channels, gate, upsampling), head(base, classes, 1, 1))
     for part in (parts.encoder, parts.decoder):
         initialize_decoder(part)
+    if boundary:
+        parts.boundary = boundary_head(parts.head)
     if norm != "batch":
         use_group_norm(parts.decoder)
     if norm == "group_everywhere":

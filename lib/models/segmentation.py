@@ -1,5 +1,7 @@
 """Encoder-decoder networks: any decoder of segmentation-models-pytorch (smp), or that of 2020, on any smp or timm
 (``tu-``) encoder. A scene's images are stacked as channels; ``siamese.py`` encodes them one by one instead.
+
+Longer than 300 lines because any encoder, decoder and option must be checked against the others before they meet.
 """
 
 import difflib
@@ -14,11 +16,14 @@ from typing import Any
 
 import segmentation_models_pytorch as smp
 import timm
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.errors import ConfigError
-from lib.models import weights
+from lib.models import heads, weights
+from lib.models.gates import gate_skips
 from lib.models.layers import Normalize, head, train_depthwise_in_float32, use_group_norm
+from lib.models.taps import SKIPS, tap_expansions
 from lib.models.unet2020 import UNet2020Decoder
 
 DECODERS = (*smp.MODEL_ARCHITECTURES_MAPPING, "unet2020")
@@ -31,18 +36,24 @@ OURS = {"self", "encoder_name", "encoder_weights", "in_channels", "classes", "ac
 
 @dataclass
 class Parts:
-    """A network before it is put together; ``source`` says where the encoder's weights came from."""
+    """A network before it is put together; ``source`` says where the encoder's weights came from.
+
+    ``boundary`` reads the decoder's output as ``head`` does, ``aux`` the encoder's features at ``heads.AUX_LEVEL``.
+    """
 
     encoder: nn.Module
     decoder: nn.Module
     head: nn.Module
     source: dict[str, str | int] | None = None
+    boundary: nn.Module | None = None
+    aux: nn.Module | None = None
 
 
 class SegmentationNet(nn.Module):
     """Normalise, encode, decode, and give logits at the input's size.
 
     forward: (B, 3 * images, H, W) uint8 or float in 0..255, H and W multiples of ``stride`` -> (B, classes, H, W).
+    With further heads, while it trains, a dict: ``logits``, ``boundary`` (B, 1, H, W), ``aux`` (B, classes, H, W).
     """
 
     def __init__(self, parts: Parts, normalize: Normalize, dropout: float = 0.0):
@@ -52,6 +63,7 @@ class SegmentationNet(nn.Module):
         self.decoder = parts.decoder
         self.dropout = nn.Dropout2d(dropout)
         self.head = parts.head
+        self.boundary, self.aux = parts.boundary, parts.aux
         self.stride = math.lcm(32, parts.encoder.output_stride)
         self.source = parts.source
 
@@ -59,12 +71,22 @@ class SegmentationNet(nn.Module):
         """Return the features at 1/1, 1/2, ... of the input's size (DPT: features and prefix tokens)."""
         return self.encoder(x)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
         if x.shape[-2] % self.stride or x.shape[-1] % self.stride:
             raise ValueError(f"network input: expected sides in multiples of {self.stride}, got {tuple(x.shape)}")
         features = self.encode(self.normalize(x))
         decoded = self.decoder(*features) if isinstance(features, tuple) else self.decoder(features)
-        return self.head(self.dropout(decoded))
+        decoded = self.dropout(decoded)
+        logits = self.head(decoded)
+        if not self.training or (self.boundary is None and self.aux is None):
+            return logits
+        outputs = {"logits": logits}
+        if self.boundary is not None:
+            outputs["boundary"] = self.boundary(decoded)
+        if self.aux is not None:
+            coarse = self.aux(features[heads.AUX_LEVEL])  # (B, classes, H/16, W/16)
+            outputs["aux"] = F.interpolate(coarse, x.shape[-2:], mode="bilinear", align_corners=False)
+        return outputs
 
 
 def build(*, classes: int, images: int, encoder: str, dropout: float = 0.0, **options: Any) -> SegmentationNet:
@@ -84,6 +106,10 @@ def build_parts(
     norm: str = "batch",
     upsample_logits: int = 1,
     grad_checkpointing: bool = False,
+    skips: str = "smp",
+    attention_gates: bool = False,
+    boundary: bool = False,
+    aux_head: bool = False,
     fuse: Callable[[list[int]], list[int]] | None = None,
     **decoder_options: Any,
 ) -> Parts:
@@ -93,27 +119,37 @@ def build_parts(
     norm: ``group`` turns the decoder's batch norms into group norms, ``group_everywhere`` the encoder's too.
     upsample_logits: 2 or 4 leaves out the last one or two steps of a unet or manet decoder and upsamples the logits,
     which is where most of a small U-Net's time goes. grad_checkpointing: recompute the encoder's activations in the
-    backward pass (``tu-`` only; a batch norm then sees each batch twice). fuse: what becomes of the encoder's channel
-    counts on their way to the decoder (None: nothing). decoder_options: keywords of smp's class, as decoder_channels;
-    for unet2020, decoder_channels from the deepest step to the finest.
+    backward pass (``tu-`` only; a batch norm then sees each batch twice). skips: ``expansion`` takes an EfficientNet's
+    skips before its strided convolutions (see ``taps``). attention_gates: a gate on every skip of a unet (see
+    ``gates``). boundary, aux_head: further heads, for training alone (see ``heads``). fuse: what becomes of the
+    encoder's channel counts on their way to the decoder (None: nothing). decoder_options: keywords of smp's class, as
+    decoder_channels; for unet2020, decoder_channels from the deepest step to the finest.
     Raises ConfigError for names and pairs that do not exist.
     """
     _check_names(encoder, decoder, norm, encoder_options, decoder_options)
+    if skips not in SKIPS or (skips == "expansion" and (decoder == "dpt" or grad_checkpointing)):
+        raise ConfigError(f"skips: expected {' or '.join(SKIPS)} (not with dpt or grad_checkpointing), got {skips!r}")
+    _check_switch("attention_gates", attention_gates, possible=decoder == "unet", where="decoder unet")
+    for name, switch in (("boundary", boundary), ("aux_head", aux_head)):
+        _check_switch(name, switch, possible=decoder != "dpt", where="any decoder but dpt")
     source = weights.find(encoder, encoder_weights)
     options = {name: tuple(v) if isinstance(v, list) else v for name, v in decoder_options.items()}
 
     def create(depth: int = 5, output_stride: int = 32) -> nn.Module:
         native = {"in_channels": 3 if source else in_channels, "weights": None}  # widened after loading
-        arguments = _timm_arguments(encoder, source, encoder_options) if encoder.startswith("tu-") else native
+        arguments = timm_arguments(encoder, source, encoder_options) if encoder.startswith("tu-") else native
         arguments = {"in_channels": in_channels} | arguments
-        return smp.encoders.get_encoder(encoder, depth=depth, output_stride=output_stride, **arguments)
+        module = smp.encoders.get_encoder(encoder, depth=depth, output_stride=output_stride, **arguments)
+        if skips == "expansion":
+            tap_expansions(module)
+        return module
 
     try:
         with _quiet_timm():
             if decoder == "unet2020":
                 parts = _unet2020(create(), classes, fuse, **options)
             elif decoder == "dpt":
-                arguments = _timm_arguments(encoder, source, encoder_options)
+                arguments = timm_arguments(encoder, source, encoder_options)
                 arguments = {"encoder_weights": arguments.pop("weights"), **arguments}
                 net = smp.DPT(encoder, in_channels=in_channels, classes=classes, **arguments, **options)
                 parts = Parts(net.encoder, net.decoder, net.segmentation_head)
@@ -127,10 +163,18 @@ def build_parts(
     if decoder in SHORTENABLE and upsample_logits > 1:
         parts.decoder.blocks = parts.decoder.blocks[: -int(math.log2(upsample_logits))]
         parts.head = head(options["decoder_channels"][-1], classes, kernel=3, upsampling=upsample_logits)
+    if attention_gates or aux_head:
+        channels = fuse(list(parts.encoder.out_channels)) if fuse else list(parts.encoder.out_channels)
+        if attention_gates:
+            gate_skips(parts.decoder, channels)
+        parts.aux = heads.aux_head(channels, classes) if aux_head else None
+    if boundary:
+        parts.boundary = heads.boundary_head(parts.head)
     train_depthwise_in_float32(parts.encoder)
     train_depthwise_in_float32(parts.decoder)
     if norm != "batch":
-        use_group_norm(parts.decoder)
+        for part in filter(None, (parts.decoder, parts.aux)):
+            use_group_norm(part)
     if norm == "group_everywhere":
         use_group_norm(parts.encoder)
     if grad_checkpointing:
@@ -207,7 +251,7 @@ def _shorten(decoder: str, upsample_logits: int, options: Mapping[str, Any]) -> 
     return {**options, "decoder_channels": (*channels, *channels[-1:] * surplus)}
 
 
-def _timm_arguments(
+def timm_arguments(
     encoder: str, source: weights.Source | None, encoder_options: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Return the keywords with which smp creates a ``tu-`` encoder.
@@ -261,6 +305,11 @@ def _check_names(
             f"model: unknown option {', '.join(sorted(unknown))} for decoder {decoder}; "
             f"it has {', '.join(sorted(allowed))}"
         )
+
+
+def _check_switch(name: str, value: object, *, possible: bool, where: str) -> None:
+    if not isinstance(value, bool) or (value and not possible):
+        raise ConfigError(f"{name}: expected false, or true with {where}, got {value!r}")
 
 
 @contextmanager

@@ -1,0 +1,127 @@
+"""Image classifiers: any network of timm under a new last layer, one label for a whole image or frame."""
+
+import difflib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from lib.errors import ConfigError
+from lib.models import weights
+from lib.models.layers import Normalize, train_depthwise_in_float32
+from lib.models.segmentation import timm_arguments
+
+
+class Backbone(nn.Module):
+    """timm's ``model`` without its last layer: (B, C, H, W) -> pooled features (B, F); names as in smp's encoders."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self.out_features: int = getattr(model, "head_hidden_size", None) or model.num_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+class Classifier(nn.Module):
+    """Normalise, encode, pool, and give the logits of one label, as a mask of one pixel.
+
+    forward: (B, 3 * images, H, W) uint8 or float in 0..255, H and W multiples of ``stride`` -> (B, classes, 1, 1).
+    """
+
+    def __init__(
+        self,
+        encoder: Backbone,
+        normalize: Normalize,
+        classes: int,
+        drop_rate: float = 0.0,
+        source: dict[str, str | int] | None = None,
+    ):
+        super().__init__()
+        self.normalize = normalize
+        self.encoder = encoder
+        self.dropout = nn.Dropout(drop_rate)
+        self.head = nn.Linear(encoder.out_features, classes)
+        nn.init.normal_(self.head.weight, std=0.01)  # near zero, so that it starts without an opinion
+        nn.init.zeros_(self.head.bias)
+        self.stride = _stride(encoder.model)
+        self.source = source
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-2] % self.stride or x.shape[-1] % self.stride:
+            raise ValueError(f"network input: expected sides in multiples of {self.stride}, got {tuple(x.shape)}")
+        features = self.encoder(self.normalize(x))  # (B, F)
+        return self.head(self.dropout(features))[..., None, None]  # (B, classes, 1, 1)
+
+
+def build(
+    *,
+    classes: int,
+    images: int,
+    encoder: str,
+    encoder_weights: str | Path | None = "none",
+    encoder_options: Mapping[str, Any] | None = None,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+    grad_checkpointing: bool = False,
+    **unknown: Any,
+) -> Classifier:
+    """Build a classifier that sees all ``images`` at once, as 3 * images input channels.
+
+    encoder: a timm name, with or without ``tu-``, with or without a pretraining tag. encoder_weights: see
+    ``weights.find``. encoder_options: further keywords of timm's model. drop_rate: dropout before the last layer.
+    drop_path_rate: stochastic depth, for networks that have it. grad_checkpointing: recompute activations in the
+    backward pass. Raises ConfigError for names and options that do not exist.
+    """
+    if unknown:
+        raise ConfigError(
+            f"model: unknown option {', '.join(sorted(unknown))} for a classifier; it has encoder_options, drop_rate, "
+            "drop_path_rate, grad_checkpointing"
+        )
+    name = resolve(encoder)
+    source = weights.find(f"tu-{name}", encoder_weights)
+    options = dict(encoder_options or {}) | ({"drop_path_rate": drop_path_rate} if drop_path_rate else {})
+    arguments = timm_arguments(f"tu-{name}", source, options)
+    pretrained = arguments.pop("weights") is not None
+    try:
+        model = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=3 * images, **arguments)
+        if grad_checkpointing:
+            model.set_grad_checkpointing(True)
+    except (ValueError, TypeError, KeyError, RuntimeError, AssertionError) as error:
+        raise ConfigError(f"model: no classifier can be built on encoder {encoder}: {error}") from error
+    backbone = Backbone(model)
+    recorded = weights.install(backbone, source, 3 * images) if source else None
+    train_depthwise_in_float32(backbone)
+    return Classifier(backbone, Normalize(f"tu-{name}", images), classes, drop_rate, recorded)
+
+
+def resolve(encoder: str) -> str:
+    """Return timm's present name for an encoder, with or without ``tu-``; old names (``..._b4_ns``) become new ones.
+
+    Raises ConfigError for a network or a pretraining tag that timm does not have, naming those that it has.
+    """
+    old = encoder.removeprefix("tu-")
+    name = timm.models.get_deprecated_models().get(old, old) or old  # None: removed without a successor
+    architecture, _, tag = name.partition(".")
+    known = timm.list_models()
+    if architecture not in known:
+        near = difflib.get_close_matches(architecture, known, n=3)
+        raise ConfigError(
+            f"encoder: expected a timm model, got {encoder!r}" + (f"; near it: {', '.join(near)}" if near else "")
+        )
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise ConfigError(
+            f"encoder: {architecture} has the pretraining tags {', '.join(tags) or '(none)'}, got {encoder!r}"
+        )
+    return name
+
+
+def _stride(model: nn.Module) -> int:
+    """Transformers cut the image into patches, and Swin merges them three times; a CNN takes any size."""
+    patches = getattr(model, "patch_embed", None)
+    return math.lcm(32, *getattr(patches, "patch_size", ())) if patches is not None else 1

@@ -1,0 +1,35 @@
+"""Where the skips of a timm EfficientNet are taken: smp takes the narrow ends of its stages, U-Nets on Keras'
+EfficientNets the features a block has expanded (to six times the channels) in front of its strided convolution."""
+
+from timm.models import FeatureHooks
+from timm.models.efficientnet import EfficientNetFeatures
+from torch import nn
+
+SKIPS = ("smp", "expansion")
+
+
+def tap_expansions(encoder: nn.Module) -> None:
+    """Let smp's ``tu-`` encoder give the stem at 1/2, expansions at 1/4, 1/8, 1/16 and its end at 1/32, in place.
+
+    An expansion is the activation between a block's first 1x1 convolution and its strided one; EfficientNet-B3's
+    192, 288 and 816 channels are Keras' block3a, block4a and block6a_expand_activation. Weights and their names stay.
+    Each tap is the *input* of the layer after it, so that exchanging a norm cannot lose it. Raises ValueError for an
+    encoder that has no such layers.
+    """
+    model = getattr(encoder, "model", None)
+    stages = list(model.blocks) if isinstance(model, EfficientNetFeatures) else []
+    strided = [(i, stage[0]) for i, stage in enumerate(stages) if getattr(_depthwise(stage[0]), "stride", 1) == (2, 2)]
+    if len(strided) != 4 or encoder.output_stride != 32:
+        raise ValueError("skips expansion: expected a tu-efficientnet (not V2) that ends at 1/32; use skips smp")
+    hooks = [{"module": "blocks.0", "hook_type": "forward_pre"}]
+    hooks += [{"module": f"blocks.{i}.0.conv_dw", "hook_type": "forward_pre"} for i, _ in strided[1:]]
+    hooks += [{"module": "blocks", "hook_type": "forward"}]
+    model.feature_hooks = FeatureHooks(hooks, model.named_modules())
+    expanded = [block.conv_dw.in_channels for _, block in strided[1:]]
+    ends = encoder.out_channels
+    encoder._out_channels = [ends[0], model.conv_stem.out_channels, *expanded, ends[-1]]
+
+
+def _depthwise(block: nn.Module) -> nn.Module | None:
+    """Return the depthwise convolution of a block that expands its channels first."""
+    return block.conv_dw if hasattr(block, "conv_pwl") and hasattr(block, "conv_dw") else None
