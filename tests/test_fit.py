@@ -11,7 +11,7 @@ import torch
 from conftest import NETWORK, ROOT, TINY
 from torch import nn
 
-from lib.errors import NonFiniteError
+from lib.errors import ArtifactError, NonFiniteError
 from lib.models import build
 from lib.run.config import Train
 from lib.tasks import MulticlassMask
@@ -155,3 +155,45 @@ def test_two_processes_follow_the_losses_of_one(tmp_path):
         for key in ("loss", "raw_dice", "raw_focal", "gradient_norm"):
             assert b[key] == pytest.approx(a[key], rel=2e-3), key
     assert two[-1]["scores"]["pixel_f1"] == pytest.approx(one[-1]["scores"]["pixel_f1"], abs=2e-3)
+
+
+def crowd(net, room):
+    """Let a network's device have room for so many crops at a time; returns the sizes that were refused."""
+    forward, refused = net.forward, []
+
+    def watched(x):
+        if len(x) > room:
+            refused.append(len(x))
+            raise torch.OutOfMemoryError("no room")
+        return forward(x)
+
+    net.forward = watched
+    return refused
+
+
+def test_a_full_device_gets_the_batch_in_parts_and_the_steps_stay_the_same(tmp_path):
+    section = train(epochs=2, loss={"terms": {"ce": 1}})
+    for name in ("small", "large"):
+        (tmp_path / name).mkdir()
+    net = network(norm="group_everywhere")  # batch norm would see other batches
+    refused = crowd(net, room=1)
+    small = fit(tmp_path / "small", section, net=net)
+    large = fit(tmp_path / "large", section, net=network(norm="group_everywhere"))
+    assert refused == [4, 2]
+    assert [line["loss"] for line in small] == pytest.approx([line["loss"] for line in large], rel=1e-4)
+
+
+def test_no_room_for_a_single_crop_says_what_to_change(tmp_path):
+    net = network()
+    crowd(net, room=0)
+    with pytest.raises(ArtifactError, match="lower train.batch_size or train.crop"):
+        fit(tmp_path, train(epochs=1), net=net)
+
+
+def test_training_stops_after_so_many_validations_without_a_new_best(tmp_path):
+    scores = iter([0.1, 0.3, 0.2, 0.3, 0.9, 0.9])
+    section = train(epochs=6, validate_every=1, patience=2)
+    Fit(network(), CLASSES, Squares(), lambda _: {"select": next(scores)}, section, 0, tmp_path, CPU,
+        lambda line: None).run()  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["new_best"] for line in lines] == [True, True, False, False]

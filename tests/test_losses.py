@@ -5,13 +5,16 @@ from itertools import accumulate
 
 import numpy as np
 import pytest
+import segmentation_models_pytorch as smp
 import torch
+from torchvision.ops import sigmoid_focal_loss
 
 from lib.errors import ConfigError
-from lib.run import config
-from lib.training.losses import TERMS, Loss
+from lib.training.losses import TERMS, Loss, boundaries
 
-WEIGHTS = [1.0, 1.0, 5.0, 3.0, 3.0]
+CHANNELS = {"binary": 1, "multiclass": 5, "multilabel": 3}
+WEIGHTS = {"binary": None, "multiclass": [1.0, 1.0, 5.0, 3.0, 3.0], "multilabel": [1.0, 4.0, 2.0]}
+ONE_VS_REST = {"focal_mode": "one_vs_rest", "focal_alpha": 0.75}
 ALL = {kind: dict.fromkeys(terms, 1.0) for kind, terms in TERMS.items()}
 SUMS = {kind: {name: 1.0 for name in terms if name != "lovasz"} for kind, terms in TERMS.items()}
 
@@ -19,8 +22,10 @@ SUMS = {kind: {name: 1.0 for name in terms if name != "lovasz"} for kind, terms 
 def batch(kind, seed=0, shape=(2, 12, 10)):
     rng = np.random.default_rng(seed)
     b, h, w = shape
-    logits = rng.normal(0, 2, (b, 1 if kind == "binary" else 5, h, w)).astype(np.float32)
-    target = rng.choice([0, 1, 255] if kind == "binary" else [0, 1, 2, 3, 255], shape).astype(np.uint8)
+    logits = rng.normal(0, 2, (b, CHANNELS[kind], h, w)).astype(np.float32)
+    # of the three labels, bits 0 and 2 are used, alone and together; label 1 has no pixel
+    values = {"binary": [0, 1, 255], "multiclass": [0, 1, 2, 3, 255], "multilabel": [0, 1, 4, 5, 255]}[kind]
+    target = rng.choice(values, shape).astype(np.uint8)
     if kind == "multiclass":  # class 4 has exactly ten pixels, too few for damage_dice; class 3 has eleven
         target[target == 3] = 1
         target[0].flat[:10] = 4
@@ -28,8 +33,10 @@ def batch(kind, seed=0, shape=(2, 12, 10)):
     return torch.from_numpy(logits), torch.from_numpy(target)
 
 
-def slow(kind, logits, target, gamma=2.0, weights=None):
-    """Every term in float64, pixel by pixel."""
+def slow(kind, logits, target, gamma=2.0, weights=None, eps=1e-3):
+    """Every term in float64, pixel by pixel; ``eps`` is the binary kind's."""
+    if kind == "multilabel":
+        return slow_multilabel(logits, target, gamma, weights)
     logits, target = logits.double().numpy(), target.numpy()
     classes = 2 if kind == "binary" else logits.shape[1]
     weights = weights or [1.0] * classes
@@ -66,9 +73,9 @@ def slow(kind, logits, target, gamma=2.0, weights=None):
         return {
             "bce": ce,
             "focal": focal,
-            "dice": dice(lambda p: p[1], lambda t: t == 1, 1e-3),
-            "jaccard": tversky(1, 1, 1, 1e-3),
-            "tversky": tversky(1, 0.3, 0.7, 1e-3),
+            "dice": dice(lambda p: p[1], lambda t: t == 1, eps),
+            "jaccard": tversky(1, 1, 1, eps),
+            "tversky": tversky(1, 0.3, 0.7, eps),
             "lovasz": lovasz([(max(0, 1 - (2 * t - 1) * math.log(p[1] / p[0])), t == 1) for p, t in pixels]),
         }
     inside = [(p[1:] / p[1:].sum(), t) for p, t in pixels if t > 0]
@@ -90,11 +97,27 @@ def slow(kind, logits, target, gamma=2.0, weights=None):
     }
 
 
+def bit(target, c):
+    """The binary target of one label."""
+    return torch.where(target == 255, target, (target >> c) & 1)
+
+
+def slow_multilabel(logits, target, gamma, weights):
+    """Each label is a binary task; bce and focal average all of them, the other terms those with target pixels."""
+    labels = range(logits.shape[1])
+    each = [slow("binary", logits[:, c : c + 1], bit(target, c), gamma, eps=1e-5) for c in labels]
+    present = [c for c in labels if (bit(target, c) == 1).any()]
+    weights = weights or [1.0] * len(each)
+    means = {name: np.average([e[name] for e in each], weights=weights) for name in ("bce", "focal")}
+    names = ("dice", "jaccard", "tversky", "lovasz")
+    return means | {name: np.mean([each[c][name] for c in present]) if present else 0.0 for name in names}
+
+
 @pytest.mark.parametrize("gamma", [2.0, 1.5])
 @pytest.mark.parametrize("kind", TERMS)
 def test_terms_by_their_definition(kind, gamma):
     logits, target = batch(kind)
-    weights = WEIGHTS if kind == "multiclass" else None
+    weights = WEIGHTS[kind]
     total, terms = Loss(kind, ALL[kind], class_weights=weights, focal_gamma=gamma)(logits, target)
     expected = slow(kind, logits, target, gamma, weights)
     assert terms.keys() == expected.keys()
@@ -127,13 +150,6 @@ def test_tversky_weighs_false_positives_by_alpha_and_false_negatives_by_beta(kin
     assert got.item() == pytest.approx(1 - 1 / (1 + 0.5 * 2 + 4 * 1), rel=1e-3)
 
 
-def test_tversky_weights_are_part_of_a_model_only_where_a_term_sees_them():
-    """Else they would make every model stale that was trained before there was such a term."""
-    before = config.plain(config.Loss(terms={"dice": 1}, tversky_beta=0.9))
-    assert before.keys() == {"terms", "class_weights", "focal_gamma"}
-    assert config.plain(config.Loss(terms={"dice": 1, "tversky": 1}, tversky_beta=0.9))["tversky_beta"] == 0.9
-
-
 def test_lovasz_of_certain_predictions_is_one_minus_iou():
     logits, target = batch("multiclass")
     guess = logits.argmax(1)
@@ -147,8 +163,9 @@ def test_lovasz_of_certain_predictions_is_one_minus_iou():
 
 def test_cross_entropy_is_torchs():
     logits, target = batch("multiclass")
-    expected = torch.nn.functional.cross_entropy(logits, target.long(), torch.tensor(WEIGHTS), ignore_index=255)
-    assert Loss("multiclass", {"ce": 1}, class_weights=WEIGHTS)(logits, target)[0] == pytest.approx(float(expected))
+    weights = WEIGHTS["multiclass"]
+    expected = torch.nn.functional.cross_entropy(logits, target.long(), torch.tensor(weights), ignore_index=255)
+    assert Loss("multiclass", {"ce": 1}, class_weights=weights)(logits, target)[0] == pytest.approx(float(expected))
 
 
 def test_the_damage_loss_of_2020_weighs_three_terms():
@@ -171,7 +188,7 @@ def test_a_term_of_weight_zero_is_reported_and_not_trained():
 @pytest.mark.parametrize("kind", TERMS)
 def test_gradients_against_finite_differences_in_float64(kind):
     logits, target = batch(kind, shape=(1, 8, 6))
-    weights = WEIGHTS if kind == "multiclass" else None
+    weights = WEIGHTS[kind]
     logits.requires_grad_()
     for name in TERMS[kind]:
         gradient = torch.autograd.grad(Loss(kind, {name: 1}, class_weights=weights)(logits, target)[0], logits)[0]
@@ -206,24 +223,244 @@ def test_a_batch_without_any_truth_costs_nothing(kind):
     assert not torch.autograd.grad(total, logits)[0].any()
 
 
-@pytest.mark.parametrize("kind", TERMS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_logits_give_finite_losses_and_useful_gradients(kind, dtype):
-    """At 8 x 512 x 512 a float16 sum overflows, and from logit 9 on a float16 focal gradient vanishes."""
-    channels = 1 if kind == "binary" else 5
-    logits = torch.full((8, channels, 512, 512), -1.0, dtype=dtype)
-    logits[:, -1, :256] = 12.0
-    logits[0, :, 0, 0], logits[0, -1, 0, 0] = 60000.0, -60000.0
+# ---- focal losses and their alpha ---------------------------------------------------------------------
+
+
+def test_one_alpha_on_a_softmax_focal_loss_is_only_a_larger_step():
+    logits, target = batch("multiclass")
     logits.requires_grad_()
-    target = torch.zeros(8, 512, 512, dtype=torch.uint8)  # 12 is confidently wrong
-    target[:, 256:] = channels - 1 or 1
+    gradients = []
+    for alpha in (0.75, 0.25):
+        total = Loss("multiclass", {"focal": 1}, focal_alpha=alpha)(logits, target)[0]
+        gradients.append(torch.autograd.grad(total, logits)[0])
+    assert gradients[1].any()
+    assert torch.allclose(gradients[0], 3.0 * gradients[1], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("class_weights", [None, WEIGHTS["multiclass"]])
+@pytest.mark.parametrize(
+    ("alpha", "mode", "factors"),
+    [
+        (0.75, "softmax", [0.75] * 5),
+        (0.75, "per_class", [0.25, 0.75, 0.75, 0.75, 0.75]),
+        ((0.1, 1, 2, 0, 4), "per_class", [0.1, 1, 2, 0, 4]),
+    ],
+)
+def test_alpha_weighs_a_pixel_by_its_true_class(alpha, mode, factors, class_weights):
+    """A factor of the loss alone, unlike class weights, which have their sum in the denominator."""
+    logits, target = batch("multiclass")
+    weights = class_weights or [1.0] * 5
+    total = norm = 0.0
+    for b, y, x in np.ndindex(*target.shape):
+        if (t := int(target[b, y, x])) != 255:
+            e = np.exp(logits[b, :, y, x].double().numpy())
+            p = e[t] / e.sum()
+            total -= weights[t] * factors[t] * (1 - p) ** 3 * math.log(p)
+            norm += weights[t]
+    loss = Loss("multiclass", {"focal": 1}, focal_alpha=alpha, focal_mode=mode, focal_gamma=3.0,
+                class_weights=class_weights)  # fmt: skip
+    assert loss(logits, target)[0].item() == pytest.approx(total / norm, rel=1e-5)
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(None, 2.0), (0.25, 2.0), (0.75, 3.0)])
+def test_binary_alpha_is_torchvisions(alpha, gamma):
+    logits, target = batch("binary")
+    valid = target != 255
+    expected = sigmoid_focal_loss(logits[:, 0][valid], target[valid].float(), -1 if alpha is None else alpha, gamma)
+    got = Loss("binary", {"focal": 1}, focal_alpha=alpha, focal_gamma=gamma)(logits, target)[0]
+    assert got.item() == pytest.approx(expected.mean().item(), rel=1e-5)
+    if alpha is not None:
+        pair = Loss("binary", {"focal": 1}, focal_alpha=[1 - alpha, alpha], focal_gamma=gamma)(logits, target)[0]
+        assert pair.item() == got.item()
+
+
+@pytest.mark.parametrize("class_weights", [None, WEIGHTS["multiclass"]])
+@pytest.mark.parametrize("alpha", [None, 0.25])
+def test_one_vs_rest_is_smps_multiclass_focal_loss(alpha, class_weights):
+    logits, target = batch("multiclass")
+    smps = smp.losses.FocalLoss("multiclass", alpha=alpha, gamma=3.0, ignore_index=255, class_weights=class_weights)
+    loss = Loss("multiclass", {"focal": 1}, focal_mode="one_vs_rest", focal_alpha=alpha, focal_gamma=3.0,
+                class_weights=class_weights)  # fmt: skip
+    assert loss(logits, target)[0].item() == pytest.approx(smps(logits, target.long()).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("alpha", "alphas"), [(0.25, [0.25] * 3), ([0.2, 0.5, 0.9], [0.2, 0.5, 0.9])])
+def test_alpha_of_yes_or_no_questions_weighs_positives_against_negatives(alpha, alphas):
+    logits, target = batch("multilabel")
+    valid = target != 255
+    each = [
+        sigmoid_focal_loss(logits[:, c][valid], bit(target, c)[valid].float(), alphas[c], 2.0).mean() for c in range(3)
+    ]
+    got = Loss("multilabel", {"focal": 1}, focal_alpha=alpha)(logits, target)[0]
+    assert got.item() == pytest.approx(np.mean(each), rel=1e-5)
+
+
+def test_alphas_of_exclusive_classes_one_against_the_rest():
+    logits, target = batch("multiclass")
+    alphas = [0.1, 0.2, 0.3, 0.4, 0.5]
+    valid = target != 255
+    each = [
+        sigmoid_focal_loss(logits[:, c][valid], (target[valid] == c).float(), alphas[c], 2.0).mean() for c in range(5)
+    ]
+    got = Loss("multiclass", {"focal": 1}, focal_alpha=alphas, focal_mode="one_vs_rest")(logits, target)[0]
+    assert got.item() == pytest.approx(np.mean(each), rel=1e-5)
+
+
+# ---- boundary and auxiliary heads ---------------------------------------------------------------------
+
+
+def slow_boundaries(target, width):
+    """A pixel is boundary if some pixel at most ``width`` rows and columns away has another class."""
+    marks = np.zeros(target.shape, bool)
+    for b, y, x in np.ndindex(*target.shape):
+        window = target[b, max(0, y - width) : y + width + 1, max(0, x - width) : x + width + 1]
+        classes = set(window.flatten().tolist()) - {255}
+        marks[b, y, x] = target[b, y, x] != 255 and len(classes) > 1
+    return torch.from_numpy(marks)
+
+
+def regions(kind, shape=(2, 12, 10)):
+    """A target of a few blocks, so that not every pixel is a boundary."""
+    target = batch(kind, shape=(shape[0], 3, 2))[1]
+    return target.repeat_interleave(shape[1] // 3, 1).repeat_interleave(shape[2] // 2, 2)
+
+
+@pytest.mark.parametrize("width", [1, 2, 5])
+@pytest.mark.parametrize("kind", TERMS)
+def test_boundaries_by_their_definition(kind, width):
+    for target in (regions(kind), batch(kind)[1]):
+        assert boundaries(target, width).equal(slow_boundaries(target, width))
+
+
+def test_boundaries_of_a_drawing():
+    drawing = ["0001.1", "0001.1", "000111", "000000"]  # a dot is ignored
+    edges = ["..##..", "..##..", "..####", "..####"]  # the 1 right of the dots has no other neighbours than 1
+    target = torch.tensor([[255 if c == "." else int(c) for c in line] for line in drawing], dtype=torch.uint8)
+    expected = torch.tensor([[c == "#" for c in line] for line in edges])
+    assert boundaries(target[None], 1)[0].equal(expected)
+    assert not boundaries(torch.full((1, 4, 4), 255, dtype=torch.uint8), 1).any()
+    assert not boundaries(torch.ones(1, 1, 1, dtype=torch.uint8), 2).any()
+
+
+@pytest.mark.parametrize("kind", TERMS)
+def test_boundary_bce_is_the_mean_over_pixels_with_truth(kind):
+    target = regions(kind)
+    outputs = {"logits": batch(kind)[0], "boundary": batch("binary", seed=1)[0].requires_grad_()}
+    total, terms = Loss(kind, {"dice": 1, "boundary_bce": 0.3}, boundary_width=2)(outputs, target)
+    valid, truth = target != 255, slow_boundaries(target, 2)
+    assert truth[valid].any() and not truth[valid].all()
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        outputs["boundary"][:, 0][valid], truth[valid].float()
+    )
+    assert terms["boundary_bce"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert total.item() == pytest.approx(terms["dice"].item() + 0.3 * expected.item(), rel=1e-5)
+    gradient = torch.autograd.grad(total, outputs["boundary"])[0][:, 0]
+    assert gradient.ne(0).equal(valid)
+
+
+def test_a_boundary_term_needs_a_boundary_head():
+    logits, target = batch("binary")
+    for outputs in (logits, {"logits": logits, "aux": logits}):
+        with pytest.raises(ConfigError, match="boundary_bce needs a network with a boundary head"):
+            Loss("binary", {"dice": 1, "boundary_bce": 0})(outputs, target)
+    with pytest.raises(ValueError, match="boundary logits .* do not fit"):
+        Loss("binary", {"dice": 1, "boundary_bce": 1})({"logits": logits, "boundary": logits[..., ::2]}, target)
+
+
+@pytest.mark.parametrize("kind", TERMS)
+def test_an_auxiliary_head_has_the_ordinary_terms_and_its_own_weight(kind):
+    logits, target = batch(kind)
+    other = batch(kind, seed=1)[0]
+    terms = {"dice": 1.0, "focal": 2.0, "jaccard": 0.0, "boundary_bce": 3.0}
+    ordinary = {"dice": 1.0, "focal": 2.0}
+    outputs = {"logits": logits, "boundary": batch("binary", seed=2)[0], "aux": other}
+    total, values = Loss(kind, terms, aux_weight=0.25)(outputs, target)
+    assert values.keys() == {*terms, "aux"}
+    assert values["aux"].item() == pytest.approx(Loss(kind, ordinary)(other, target)[0].item(), rel=1e-6)
+    own = Loss(kind, ordinary)(logits, target)[0] + 3 * values["boundary_bce"]
+    assert total.item() == pytest.approx((own + 0.25 * values["aux"]).item(), rel=1e-6)
+    outputs["aux"] = other.clone().requires_grad_()
+    outputs["logits"] = logits.clone().requires_grad_()
+    total, values = Loss(kind, terms, aux_weight=0)(outputs, target)  # reported, not trained
+    assert values["aux"] > 0
+    assert total.item() == pytest.approx(own.item(), rel=1e-6)
+    assert torch.autograd.grad(total, outputs["aux"], allow_unused=True) == (None,)
+
+
+# ---- half precision -----------------------------------------------------------------------------------
+
+
+FORMS = [
+    ("binary", {"focal_alpha": 0.75}),
+    ("multiclass", {}),
+    ("multiclass", {"focal_mode": "per_class", "focal_alpha": 0.75}),
+    ("multiclass", ONE_VS_REST),
+    ("multilabel", {"focal_alpha": 0.75}),
+]
+
+
+def half_precision_terms(kind, options, dtype, size):
+    """Every term on every head, as under a GradScaler: ordinary, confidently wrong and enormous logits."""
+    b, h, w = size
+    generator = torch.Generator().manual_seed(0)
+    channels = CHANNELS[kind]
+    # upper half: background called the last class; lower half: the last class called one; scattered: +-20000, +-60000
+    logits = torch.randn(b, channels, h, w, generator=generator).mul_(3)
+    logits[:, :, : h // 2] = -1
+    logits[:, -1, : h // 2] = 12
+    for huge, place in ((20000.0, h - 4), (60000.0, h - 3), (20000.0, 2)):
+        logits[:, :, place] = huge * torch.randn(b, channels, w, generator=generator).sign()
+    target = torch.zeros(b, h, w, dtype=torch.uint8)
+    target[:, h // 2 :] = {"binary": 1, "multiclass": channels - 1, "multilabel": 1 << channels - 1}[kind]
+    target[:, 3 * h // 4, ::2] = 255
+    heads = {"logits": logits, "boundary": logits[:, -1:].clone(), "aux": logits.clone()}
+    heads = {name: head.to(dtype).requires_grad_() for name, head in heads.items()}
     with torch.autocast("cpu", dtype):
-        total, terms = Loss(kind, ALL[kind])(logits, target)
+        total, terms = Loss(kind, ALL[kind] | {"boundary_bce": 1}, **options)(heads, target)
     assert total.dtype == torch.float32
+    assert terms.keys() == {*TERMS[kind], "boundary_bce", "aux"}
     assert all(value.isfinite() for value in terms.values())
-    gradient = torch.autograd.grad(total * 2**16, logits)[0]  # the scale a GradScaler starts with
-    assert gradient.dtype == dtype and gradient.isfinite().all()
-    assert gradient[:, -1, 1:256].all()
+    gradients = torch.autograd.grad(total * 2**16, list(heads.values()))  # the scale a GradScaler starts with
+    assert all(gradient.dtype == dtype and gradient.isfinite().all() for gradient in gradients)
+    wrong = slice(4, h // 2)
+    assert all(gradient[:, -1, wrong].all() for gradient in gradients)
+
+
+@pytest.mark.parametrize(("kind", "options"), FORMS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_logits_give_finite_losses_and_useful_gradients(kind, options, dtype):
+    """A float16 sum over more than 65504 pixels overflows; from logit 9 on a float16 focal gradient vanishes."""
+    half_precision_terms(kind, options, dtype, (2, 192, 192))
+
+
+@pytest.mark.parametrize(("kind", "options"), FORMS)
+def test_half_precision_logits_lose_nothing_more_in_the_loss(kind, options):
+    logits, target = batch(kind)
+    heads = {"logits": logits.half(), "boundary": batch("binary", 1)[0].half(), "aux": batch(kind, 2)[0].half()}
+    loss = Loss(kind, ALL[kind] | {"boundary_bce": 1}, **options)
+    with torch.autocast("cpu", torch.float16):
+        total, terms = loss(heads, target)
+    expected, expected_terms = loss({name: head.float() for name, head in heads.items()}, target)
+    assert total.equal(expected)
+    assert terms == expected_terms
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "options"), FORMS)
+def test_half_precision_at_the_size_of_training(kind, options):
+    half_precision_terms(kind, options, torch.float16, (8, 512, 512))
+
+
+def test_smps_dice_is_not_a_number_there():
+    """Why the terms are our own: its sums overflow in float16."""
+    logits = torch.full((2, 1, 192, 192), 5.0, dtype=torch.float16)
+    target = torch.ones(2, 1, 192, 192)
+    with torch.autocast("cpu", torch.float16):
+        assert smp.losses.DiceLoss("binary")(logits, target.half()).isnan()
+        assert Loss("binary", {"dice": 1})(logits, target[:, 0].byte())[0] < 0.01
+
+
+# ---- several processes --------------------------------------------------------------------------------
 
 
 def adding(others):
@@ -232,50 +469,84 @@ def adding(others):
     return lambda own: own + next(queue)
 
 
-@pytest.mark.parametrize("kind", TERMS)
-def test_two_processes_have_the_loss_and_the_gradient_of_one(kind):
-    logits, target = batch(kind, shape=(4, 12, 10))
+@pytest.mark.parametrize(("kind", "options"), [*((kind, {}) for kind in TERMS), ("multiclass", ONE_VS_REST)])
+def test_two_processes_have_the_loss_and_the_gradient_of_one(kind, options):
+    shape = (4, 12, 10)
+    logits, target = batch(kind, shape=shape)
     target[:1] = 255  # uneven shares
-    weights = WEIGHTS if kind == "multiclass" else None
-    whole = logits.clone().requires_grad_()
-    total, terms = Loss(kind, SUMS[kind], class_weights=weights)(whole, target)
+    heads = {"logits": logits, "boundary": batch("binary", 1, shape)[0], "aux": batch(kind, 2, shape)[0]}
+    options = {**options, "class_weights": WEIGHTS[kind]}
+
+    def loss_of(part, reduce=None):
+        return Loss(kind, SUMS[kind] | {"boundary_bce": 1}, reduce=reduce, **options)(part, target_of[id(part)])
+
+    whole, *halves = (
+        {name: head[share].clone().requires_grad_() for name, head in heads.items()}
+        for share in (slice(None), slice(1), slice(1, None))
+    )
+    target_of = {id(whole): target, id(halves[0]): target[:1], id(halves[1]): target[1:]}
+    total, terms = loss_of(whole)
     total.backward()
 
-    halves = [logits[:1].clone().requires_grad_(), logits[1:].clone().requires_grad_()]
-    targets = [target[:1], target[1:]]
     sums = []  # what each process puts into its calls of reduce, in order
-    for half, truth in zip(halves, targets):
-        Loss(kind, SUMS[kind], class_weights=weights, reduce=lambda own: (sums.append(own), own)[1])(half, truth)
+    for half in halves:
+        loss_of(half, lambda own: (sums.append(own), own)[1])
     calls = len(sums) // 2
-    totals = []
-    for half, truth, others in ((halves[0], targets[0], sums[calls:]), (halves[1], targets[1], sums[:calls])):
-        totals.append(Loss(kind, SUMS[kind], class_weights=weights, reduce=adding(others))(half, truth))
+    totals = [loss_of(half, adding(others)) for half, others in zip(halves, (sums[calls:], sums[:calls]))]
     for got, got_terms in totals:
         assert got.item() == pytest.approx(total.item(), rel=1e-5)
         assert {n: float(v) for n, v in got_terms.items()} == pytest.approx({n: float(v) for n, v in terms.items()})
     # an all-reduce whose backward adds, then DDP's mean over processes
-    gradients = torch.autograd.grad(totals[0][0] + totals[1][0], halves)
-    assert torch.allclose(torch.cat(gradients) / 2, whole.grad, rtol=1e-4, atol=1e-8)
+    for name, head in whole.items():
+        gradients = torch.autograd.grad(totals[0][0] + totals[1][0], [half[name] for half in halves], retain_graph=True)
+        assert torch.allclose(torch.cat(gradients) / 2, head.grad, rtol=1e-4, atol=1e-8), name
+
+
+# ---- refusals -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("kind", "terms", "options", "words"),
     [
-        ("multilabel", {"dice": 1}, {}, "kind binary or multiclass"),
-        ("binary", {"ce": 1}, {}, "unknown binary term ce; there are dice, focal, bce"),
+        ("panoptic", {"dice": 1}, {}, "kind binary or multiclass or multilabel"),
+        ("binary", {"ce": 1}, {}, "unknown binary term ce; there are dice, focal, bce, .* boundary_bce"),
         ("binary", {}, {}, "one of them positive"),
         ("binary", {"dice": 0}, {}, "one of them positive"),
+        ("binary", {"dice": 0, "boundary_bce": 1}, {}, "one of them positive and not boundary_bce's"),
         ("binary", {"dice": 1, "bce": -1}, {}, "at least 0"),
         ("binary", {"focal": 1}, {"focal_gamma": 0.5}, "focal_gamma"),
         ("binary", {"tversky": 1}, {"tversky_beta": 0}, "tversky weights above 0"),
         ("binary", {"dice": 1, "lovasz": 0}, {"reduce": torch.clone}, "not exact over several processes"),
         ("multiclass", {"lovasz": 1}, {"reduce": torch.clone}, "not exact over several processes"),
         ("binary", {"focal": 1}, {"class_weights": [1, 1, 1]}, "expected 2 class_weights, got 3"),
+        ("binary", {"dice": 1}, {"boundary_width": 0}, "boundary_width of at least 1"),
+        ("binary", {"dice": 1}, {"aux_weight": -1}, "aux_weight of at least 0"),
+        ("multiclass", {"focal": 1}, {"focal_mode": "sigmoid"}, "expected focal_mode softmax, per_class, one_vs_rest"),
+        ("multiclass", {"focal": 1}, {"focal_mode": "per_class"}, "per_class needs focal_alpha"),
+        ("multiclass", {"focal": 1}, {"focal_alpha": [0.5, 0.5]}, "softmax takes one focal_alpha"),
+        ("multiclass", {"focal": 1}, {"focal_alpha": 0}, "focal_alpha above 0"),
+        ("multiclass", {"focal": 1}, {"focal_mode": "per_class", "focal_alpha": 1.5}, "between 0 and 1"),
+        ("multiclass", {"focal": 1}, {"focal_mode": "one_vs_rest", "focal_alpha": [0.5, 2]}, "between 0 and 1"),
+        ("multiclass", {"focal": 1}, {"focal_mode": "per_class", "focal_alpha": [0, 0]}, "one of them positive"),
+        ("multiclass", {"focal": 1}, {"focal_mode": "per_class", "focal_alpha": [1, 2]}, "focal_alpha or 5, got 2"),
+        ("binary", {"focal": 1}, {"focal_alpha": 1.0}, "between 0 and 1"),
+        ("binary", {"focal": 1}, {"focal_mode": "one_vs_rest"}, "binary focal losses have one form"),
+        ("multilabel", {"focal": 1}, {"focal_mode": "per_class", "focal_alpha": 0.5}, "focal losses have one form"),
+        ("multiclass", {"ce": 1}, {"focal_alpha": 0.25}, "belong to the term focal"),
+        ("multiclass", {"ce": 1}, {"focal_mode": "one_vs_rest"}, "belong to the term focal"),
     ],
 )
 def test_impossible_losses_are_refused(kind, terms, options, words):
     with pytest.raises(ConfigError, match=words):
-        Loss(kind, terms, **options)(*batch("binary"))
+        Loss(kind, terms, **options)(*batch(kind if kind in TERMS else "binary"))
+
+
+def test_a_bit_field_holds_seven_classes():
+    target = torch.full((1, 2, 2), 127, dtype=torch.uint8)
+    certain = torch.full((1, 7, 2, 2), 30.0)
+    assert Loss("multilabel", {"bce": 1, "dice": 1})(certain, target)[0].item() == pytest.approx(0, abs=1e-6)
+    with pytest.raises(ConfigError, match="at most 7 multilabel classes, got 8"):
+        Loss("multilabel", {"dice": 1})(torch.zeros(1, 8, 2, 2), target)
 
 
 def test_shapes_that_do_not_fit_are_refused():

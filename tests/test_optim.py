@@ -144,10 +144,29 @@ def test_poly_and_constant():
     assert [constant.lr_at(s) for s in range(10)] == [0.25] + [0.5] * 9
 
 
+def test_multistep_warms_up_stays_and_falls_to_shares_of_the_peak():
+    """The animal report: five epochs of warmup to 5e-4, half of it from epoch 50, a tenth of that from epoch 100."""
+    n, peak = 3, 5e-4
+    schedule = Schedule("multistep", 120 * n, lr=peak, steps_per_epoch=n, warmup_steps=5 * n,
+                        factors={100: 0.05, 50: 0.5})  # fmt: skip
+    expected = [peak * (s + 1) / (5 * n) for s in range(5 * n)]
+    expected += [peak] * 45 * n + [peak * 0.5] * 50 * n + [peak * 0.05] * 20 * n
+    assert [schedule.lr_at(s) for s in range(120 * n)] == pytest.approx(expected, rel=1e-12)
+    assert schedule.peak == peak
+
+
+def test_a_step_within_the_warmup_scales_it():
+    schedule = Schedule("multistep", 8, lr=1.0, steps_per_epoch=2, warmup_steps=4, factors={1: 0.5})
+    assert [schedule.lr_at(s) for s in range(6)] == pytest.approx([0.25, 0.5, 0.375, 0.5, 0.5, 0.5])
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"kind": "step"}, "expected one of piecewise, cosine, constant, poly"),
+        ({"kind": "step"}, "expected one of piecewise, cosine, constant, poly, multistep"),
+        ({"kind": "multistep"}, "factors of epoch: share"),
+        ({"kind": "multistep", "factors": {0: 0.5}}, "from epoch 1 on"),
+        ({"kind": "multistep", "factors": {5: -0.5}}, "at least 0"),
         ({"kind": "piecewise", "table": {1: 0.1}}, "entry for epoch 0"),
         ({"kind": "cosine", "lr": 0.0}, "lr above 0"),
         ({"kind": "cosine", "total_steps": 0}, "at least one step"),

@@ -18,12 +18,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from lib.errors import NonFiniteError
+from lib.errors import ArtifactError, NonFiniteError
 from lib.models.checkpoint import save_weights
 from lib.run import runtime
 from lib.run.artifacts import write_bytes
 from lib.run.config import Train
-from lib.scenes.dataset import BatchSampler, CropDataset
+from lib.scenes.dataset import BatchSampler, SampleStream
 from lib.tasks import Task
 from lib.training import state
 from lib.training.ema import Ema
@@ -38,7 +38,7 @@ Judge = Callable[[nn.Module], Mapping[str, float]]
 class Fit:
     """One run: ``train.select`` decides what ``folder/best.safetensors`` keeps; ``log.jsonl`` gets a line an epoch."""
 
-    def __init__(self, network: nn.Module, task: Task, dataset: CropDataset, judge: Judge, train: Train,
+    def __init__(self, network: nn.Module, task: Task, dataset: SampleStream, judge: Judge, train: Train,
                  seed: int, folder: Path, device: torch.device, say: Callable[[str], None]):  # fmt: skip
         self.train, self.folder, self.device, self.say, self.seed = train, folder, device, say, seed
         self.dataset, self.judge = dataset, judge
@@ -50,14 +50,13 @@ class Fit:
         if runtime.world_size() > 1 and device.type == "cuda":
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         self.layout = layout
-        self.loss = Loss(task.kind, train.loss.terms, class_weights=train.loss.class_weights,
-                         focal_gamma=train.loss.focal_gamma, tversky_alpha=train.loss.tversky_alpha,
-                         tversky_beta=train.loss.tversky_beta,
+        self.loss = Loss(task.kind, **train.loss.model_dump(),
                          reduce=all_sum if runtime.world_size() > 1 else None)  # fmt: skip
         self.sampler = BatchSampler(len(dataset), train.batch_size, runtime.rank(), runtime.world_size())
         self.steps = len(self.sampler)
         self.schedule = Schedule(train.schedule.kind, self.steps * train.epochs, lr=train.optimizer.lr,
                                  steps_per_epoch=self.steps, table=train.schedule.table or {},
+                                 factors=train.schedule.factors or {},
                                  warmup_steps=round(train.schedule.warmup_epochs * self.steps),
                                  power=train.schedule.power)  # fmt: skip
         self.optimizer = build_optimizer(train.optimizer.name, self.network, train.optimizer.lr,
@@ -66,6 +65,7 @@ class Fit:
         self.ema = Ema(self.network, train.ema) if train.ema else None
         self.epoch, self.step, self.best, self.since_best, self.stop = 0, 0, None, 0, False
         self.meter: dict[str, float] = {}
+        self.accumulate = train.accumulate
 
     # ---- the run --------------------------------------------------------------------------------------
     def run(self) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class Fit:
                    disable=None if runtime.rank() == 0 else True)  # fmt: skip
         seen = 0
         for batch in bar:
-            loss = self._step(forward, batch)
+            loss = self._step_that_fits(forward, batch)
             self.step += 1
             seen += len(batch["id"]) * runtime.world_size()
             bar.set_postfix(loss=f"{loss:.3f}")
@@ -114,6 +114,19 @@ class Fit:
         pace = round(seen / max(seconds, 1e-9), 2)
         self._finish_epoch({"images_per_second": pace, "train_seconds": round(seconds, 1)})
 
+    def _step_that_fits(self, forward: nn.Module, batch: dict[str, Any]) -> float:
+        """Move the weights once; where the memory of the device does not suffice, compute the batch in more parts."""
+        while True:
+            try:
+                return self._step(forward, batch)
+            except torch.OutOfMemoryError as error:
+                if len(batch["id"]) % (2 * self.accumulate) or runtime.world_size() > 1:
+                    raise ArtifactError("the device's memory is full; lower train.batch_size or train.crop, or set "
+                                        "train.accumulate higher") from error  # fmt: skip
+                self.accumulate *= 2
+                self.say(f"  the device's memory is full; each batch is computed in {self.accumulate} parts from here")
+                torch.cuda.empty_cache()
+
     def _step(self, forward: nn.Module, batch: dict[str, Any]) -> float:
         """Move the weights once; returns the loss. The batch is computed in ``accumulate`` equal parts."""
         train = self.train
@@ -122,8 +135,8 @@ class Fit:
         image = batch["image"].to(self.device, memory_format=self.layout, non_blocking=True)  # (B, 3n, h, w) uint8
         target = batch["target"].to(self.device, non_blocking=True)  # (B, h, w) uint8
         self.optimizer.zero_grad(set_to_none=True)
-        total = 0.0
-        parts = list(zip(image.chunk(train.accumulate), target.chunk(train.accumulate), strict=True))
+        total, raw = 0.0, defaultdict(float)
+        parts = list(zip(image.chunk(self.accumulate), target.chunk(self.accumulate), strict=True))
         for part, (x, y) in enumerate(parts):
             if isinstance(forward, DistributedDataParallel):
                 forward.require_backward_grad_sync = part == len(parts) - 1
@@ -135,7 +148,7 @@ class Fit:
             self.arithmetic.scaler.scale(loss / len(parts)).backward()
             total += float(loss.detach()) / len(parts)
             for name, value in terms.items():
-                self.meter[f"raw_{name}"] += float(value) / len(parts)
+                raw[name] += float(value) / len(parts)
         self.arithmetic.scaler.unscale_(self.optimizer)
         norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), train.clip or float("inf")))
         if self.arithmetic.scaler.is_enabled() and not math.isfinite(norm) and self.arithmetic.first_bad_layer is None:
@@ -144,6 +157,8 @@ class Fit:
             raise NonFiniteError(f"epoch {self.epoch + 1}: the gradient is not finite; scenes {_names(batch)}")
         if self.arithmetic.step(self.optimizer) and self.ema:
             self.ema.update(self.network)
+        for name, value in raw.items():
+            self.meter[f"raw_{name}"] += value
         self.meter["loss"] += total
         self.meter["lr"] = lr
         self.meter["gradient_norm"] += norm if math.isfinite(norm) else 0.0
@@ -164,7 +179,8 @@ class Fit:
         last = self.epoch == train.epochs
         line: dict[str, Any] = {"epoch": self.epoch, "lr": self.meter.pop("lr", None)}
         line |= {name: round(value / self.steps, 6) for name, value in sorted(self.meter.items())}
-        line |= {f"weighted_{n}": round(w * line[f"raw_{n}"], 6) for n, w in train.loss.terms.items()}
+        weights = {**train.loss.terms, "aux": train.loss.aux_weight}
+        line |= {f"weighted_{n}": round(w * line[f"raw_{n}"], 6) for n, w in weights.items() if f"raw_{n}" in line}
         line["amp"] = {"precision": self.arithmetic.name, **self.arithmetic.health()}
         if runtime.rank() == 0 and (last or self.epoch % train.validate_every == 0):
             started = time.monotonic()
@@ -179,6 +195,8 @@ class Fit:
             self.stop = train.patience is not None and self.since_best >= train.patience
             shown = " ".join(f"{name} {scores[name]:.4f}" for name in _heads(scores))
             self.say(f"  epoch {self.epoch}/{train.epochs} loss {line['loss']:.4f} {shown}{' *' if keep else ''}")
+            if scores.get("collapsed"):
+                self.say("  ! the network gives one answer everywhere: look at class weights, sampling, learning rate")
         self.stop = runtime.agree(self.stop)
         line |= {**pace, "peak_memory_mib": runtime.peak_memory_mib(self.device)}
         if runtime.rank() == 0:
@@ -236,7 +254,7 @@ def all_sum(value: Tensor) -> Tensor:
 
 def _heads(scores: Mapping[str, float]) -> list[str]:
     """Return the names that are no part of another (score, damage_f1, but not damage_f1_destroyed)."""
-    named = [name for name in scores if name != "select"]
+    named = [name for name in scores if name not in ("select", "collapsed")]
     return [name for name in named if not any(name.startswith(f"{other}_") for other in named)]
 
 

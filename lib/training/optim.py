@@ -14,7 +14,7 @@ from torch import nn
 from lib.errors import ConfigError
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
-KINDS = ("piecewise", "cosine", "constant", "poly")
+KINDS = ("piecewise", "cosine", "constant", "poly", "multistep")
 NO_DECAY = ("relative_position_bias_table", "pos_embed", "cls_token")
 """Transformers' tables of positions, which their papers do not decay."""
 
@@ -70,6 +70,7 @@ class Schedule:
     """A learning rate for each optimizer step, counted from 0.
 
     kind: ``constant``; ``piecewise``: ``table`` of {first epoch: lr}, as the winners of 2020 give theirs;
+    ``multistep``: lr, then ``factors`` of {first epoch: share of lr}, shares of lr itself and not of the one before;
     ``cosine``: half a cosine from lr to ``min_lr``; ``poly``: lr * (1 - t / T) ** power, not below ``min_lr``.
     In cosine and poly, t and T count the steps after the warmup (He et al. 2018, section 3.3). Warmup is linear over
     ``warmup_steps``: step s has (s + 1) / warmup_steps of what would follow it.
@@ -80,6 +81,7 @@ class Schedule:
     lr: float = 0.0
     steps_per_epoch: int = 1
     table: Mapping[int, float] = field(default_factory=dict)
+    factors: Mapping[int, float] = field(default_factory=dict)
     warmup_steps: int = 0
     min_lr: float = 0.0
     power: float = 0.9
@@ -89,6 +91,10 @@ class Schedule:
             raise ConfigError(f"schedule: expected one of {', '.join(KINDS)}, got {self.kind!r}")
         if self.kind == "piecewise" and 0 not in self.table:
             raise ConfigError(f"schedule: expected a table of epoch: lr with an entry for epoch 0, got {self.table}")
+        if self.kind == "multistep" and (min(self.factors, default=0) < 1 or min(self.factors.values()) < 0):
+            raise ConfigError(
+                f"schedule: expected factors of epoch: share of lr, from epoch 1 on and at least 0, got {self.factors}"
+            )
         if self.kind != "piecewise" and self.lr <= 0:
             raise ConfigError(f"schedule: expected lr above 0, got {self.lr}")
         if self.total_steps < 1 or self.steps_per_epoch < 1 or self.warmup_steps < 0:
@@ -105,9 +111,11 @@ class Schedule:
         return warmup * self._lr_without_warmup(step)
 
     def _lr_without_warmup(self, step: int) -> float:
+        epoch = step // self.steps_per_epoch
         if self.kind == "piecewise":
-            epoch = step // self.steps_per_epoch
-            return self.table[max(first for first in self.table if first <= epoch)]
+            return _latest(self.table, epoch)
+        if self.kind == "multistep":
+            return self.lr * _latest({0: 1.0, **self.factors}, epoch)
         if self.kind == "constant":
             return self.lr
         length = max(1, self.total_steps - self.warmup_steps)
@@ -115,6 +123,10 @@ class Schedule:
         if self.kind == "cosine":
             return self.min_lr + (self.lr - self.min_lr) * (1 + math.cos(math.pi * t)) / 2
         return max(self.min_lr, self.lr * (1 - t) ** self.power)
+
+
+def _latest(values: Mapping[int, float], epoch: int) -> float:
+    return values[max(first for first in values if first <= epoch)]
 
 
 def freeze(module: nn.Module) -> None:

@@ -1,0 +1,37 @@
+"""The machine: which GPU is refused before anything runs on it, and what becomes of a precision."""
+
+import pytest
+import torch
+
+from lib.errors import ConfigError
+from lib.run import runtime
+
+CU130 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
+
+
+@pytest.mark.parametrize(("capability", "fits"), [
+    ((6, 0), False),  # P100
+    ((7, 0), False),  # V100
+    ((7, 5), True),  # T4
+    ((8, 9), True),  # L4 runs sm_86's code
+    ((9, 0), True),
+    ((11, 0), False),
+])  # fmt: skip
+def test_code_runs_on_its_own_generation_from_its_own_step_on(capability, fits):
+    assert runtime.runs_on(capability, CU130) == fits
+
+
+def test_a_gpu_without_code_is_refused_in_one_sentence(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # as a P100 says of itself
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (6, 0))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: CU130)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla P100-PCIE-16GB")
+    with pytest.raises(ConfigError, match=r"Tesla P100.* \(sm_60\): torch .* dies at the first operation"):
+        runtime.device()
+
+
+def test_float16_is_what_the_config_says_on_a_cpu_and_itself_on_a_gpu():
+    assert runtime.precision_on(torch.device("cpu"), "float16") == "bfloat16"
+    assert runtime.precision_on(torch.device("cpu"), "float16", "float32") == "float32"
+    assert runtime.precision_on(torch.device("cuda"), "float16") == "float16"
