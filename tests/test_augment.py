@@ -1,15 +1,24 @@
-"""Augmentation: one geometry for all images and the mask, the recipe's numbers, and a seed that decides everything."""
+"""Augmentation: one geometry for all images and the mask, the recipe's numbers, and a seed that decides everything.
 
+Long because of its last part: golden images of every preset, how they are made and compared.
+"""
+
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import albumentations as A
 import numpy as np
 import pytest
 
 from lib.errors import ConfigError
-from lib.scenes.augment import EIGENVALUES, EIGENVECTORS, PRESETS, Augment, Focus, Lighting, build, compose, place
+from lib.scenes.augment import EIGENVALUES, EIGENVECTORS, PRESETS, Augment, Focus, Lighting, Preset, build, compose
+from lib.scenes.raster import read_image, write_png
+from lib.scenes.stain import StainJitter
 
 PAIR = ("pre", "post")
+GOLDEN = Path(__file__).parent / "golden"
+GOLDEN_CROP, GOLDEN_SEEDS, THUMBNAILS, THUMBNAIL = 40, (1, 2), 48, 5
 
 
 def coordinates(height: int = 200, width: int = 180) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
@@ -80,6 +89,30 @@ def test_a_seed_decides_everything(preset):
     assert all(np.array_equal(images[name], originals[name]) for name in PAIR)
 
 
+def test_one_image_alone_is_bent_like_two():
+    images, row, _ = coordinates()
+    augment = geometry("animals", elastic_p=1.0)
+    alone = Augment(replace(PRESETS["animals"], colour=list, elastic_p=1.0), 64, PAIR[:1])
+    for seed in range(10):
+        np.testing.assert_array_equal(augment(images, row, seed)[0]["pre"], alone(images, row, seed)[0]["pre"])
+
+
+def test_bending_follows_the_recipe():
+    """A pixel of the crop shows its own place plus a displacement of Simard's deviation, as often as asked."""
+    images, row, _ = coordinates(134, 134)
+    augment = geometry("animals", crop=128, rotate_p=0.0)
+    moves = []
+    for seed in range(60):
+        crop = augment(images, row, seed)[0]["pre"].astype(float)
+        moved = np.dstack([crop[..., 0] - np.arange(128)[:, None], crop[..., 1] - np.arange(128)])[16:-16, 16:-16]
+        if np.ptp(moved) > 6:  # not a plain cut, whose place differs by up to 6 pixels
+            moves.append(moved - moved.mean((0, 1)))
+        else:
+            assert np.ptp(moved, axis=(0, 1)).max() == 0
+    assert 18 < len(moves) < 42
+    assert np.std(moves) == pytest.approx(100 / (2 * np.sqrt(3 * np.pi) * 10), rel=0.15)
+
+
 def affine(out: np.ndarray) -> tuple[float, float]:
     """Fit the warp of a crop of coordinates: zoom (scene pixels per crop pixel), angle mod 90 in -45..45 degrees."""
     v, u = np.mgrid[:out.shape[0], :out.shape[1]]
@@ -94,10 +127,12 @@ def affine(out: np.ndarray) -> tuple[float, float]:
     ("selim2020_loc", (0.7, 1.3), 45, 0.8, 0.4),
     ("selim2020_cls", (0.8, 1.2), 10, 1.0, 0.1),
     ("light", (0.8, 1.25), 0, 0.5, 0),
+    ("animals", (1, 1), 30, 0, 0.5),
+    ("liveness", (0.8, 1.1), 10, 1.0, 0.5),
 ])
 def test_scale_and_rotation_follow_the_recipe(preset, scale, limit, scaled, rotated):
     images, row, _ = coordinates(254, 254)
-    augment = geometry(preset, crop=50)
+    augment = geometry(preset, crop=50, elastic=None)
     middle = Focus((126, 126, 128, 128), (127, 127))  # keeps mirrored borders out of the fit
     fits = np.array([affine(augment(images, row, seed, middle)[0]["pre"]) for seed in range(300)])
     zoom, angle = fits.T
@@ -117,6 +152,17 @@ def test_all_eight_turns_come_up_equally():
         out = augment(images, row, seed)[0]["pre"]
         counts[out.tobytes()] = counts.get(out.tobytes(), 0) + 1
     assert len(counts) == 8 and min(counts.values()) > 25
+
+
+def test_a_horizontal_flip_never_turns_the_picture_over():
+    images, row, _ = coordinates(64, 64)
+    augment = geometry("liveness", scale_p=0.0, rotate_p=0.0)
+    plain = images["pre"]
+    mirrored = [bool((augment(images, row, seed)[0]["pre"] == plain[:, ::-1]).all()) for seed in range(200)]
+    upright = [bool((augment(images, row, seed)[0]["pre"] == plain).all()) for seed in range(200)]
+    assert all(a != b for a, b in zip(mirrored, upright)) and 70 < sum(mirrored) < 130
+    still = geometry("animals", rotate_p=0.0, elastic_p=0.0)
+    assert all((still(images, row, seed)[0]["pre"] == plain).all() for seed in range(20))  # no flip in the report
 
 
 def test_a_window_of_twice_the_crop_is_sampled_at_pixel_centres():
@@ -151,34 +197,11 @@ def test_a_small_scene_is_mirrored_and_its_border_ignored(height, width):
         np.testing.assert_array_equal(out["pre"], padded)
 
 
-def test_place_is_uniform_over_every_window_that_shows_what_it_must():
-    rng = np.random.default_rng(0)
-    for size, side, show in [(20, 8, None), (20, 8, (3, 6, 4)), (20, 8, (0, 2, 1)), (20, 8, (5, 17, 9)), (6, 8, None),
-                             (6, 8, (1, 3, 2)), (8, 8, (7, 8, 7))]:
-        legal = set()
-        for start in range(-20, 21):
-            window = range(start, start + side)
-            if side <= size and not (window[0] >= 0 and window[-1] < size):
-                continue
-            if side > size and not (window[0] <= 0 and window[-1] >= size - 1):
-                continue
-            if show and side <= size:
-                low, high, point = show
-                whole = window[0] <= low and window[-1] >= high - 1
-                part = low <= window[0] and window[-1] < high and point in window
-                if not (whole if high - low <= side else part):
-                    continue
-            legal.add(start)
-        drawn = [place(rng, size, side, show) for _ in range(400)]
-        assert set(drawn) == legal
-        counts = np.bincount(np.array(drawn) + 20)
-        assert counts[counts > 0].min() > 400 / len(legal) / 3
-
-
 def test_the_focus_component_is_in_the_crop():
     rng = np.random.default_rng(2)
     images = photo()
     moving = [geometry(preset, crop=40) for preset in ("light", "selim2020_loc", "selim2020_cls")]
+    moving.append(geometry("animals", crop=40, elastic=(400, 10), elastic_p=1.0))  # would push it far out of the crop
     for seed in range(200):
         height, width = rng.integers(3, 30, 2)
         top, left = rng.integers(90 - height + 1), rng.integers(110 - width + 1)
@@ -233,6 +256,84 @@ def test_lighting_adds_a_colour_axis_of_imagenet():
     pipeline.set_random_seed(0)  # a shift near zero, possible by chance, would not saturate
     white = pipeline(image=image, post=image)["image"]
     assert set(np.unique(white)) <= {0, 255}  # it saturates and does not wrap
+
+
+def golden_scene() -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """A scene that shows every change: colours, edges, fine texture, up and left unlike down and right. 88 x 96."""
+    y, x = np.mgrid[:88, :96] / 16
+    red = 150 + 70 * np.sin(x) * np.cos(0.7 * y) + 3 * y
+    green = 120 + 60 * np.sin(0.8 * y + 1) + 8 * x
+    blue = 170 + 50 * np.cos(1.3 * x + 0.9 * y) - 9 * x
+    mask = 80 * (np.hypot(x - 2, y - 2.2) < 1.2) + 160 * (np.abs(x - 4) + np.abs(y - 3.4) < 1)
+    image = np.dstack([red, green, blue]) - 0.4 * mask[..., None]
+    image[::4, 1::4] += 25
+    pre = np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    post = np.clip(np.rint(0.8 * image[..., [0, 2, 1]] + 20), 0, 255).astype(np.uint8)
+    return {"pre": pre, "post": post}, mask.astype(np.uint8)
+
+
+def golden_pieces(preset: Preset) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    """Crops (40, 40, 3) and masks (40, 40) of two seeds; of many, every eighth pixel, for what is seldom drawn."""
+    images, mask = golden_scene()
+    augment = Augment(preset, GOLDEN_CROP, PAIR)
+    crops, masks, thumbnails = [], [], []
+    for seed in GOLDEN_SEEDS:
+        out, labels = augment(images, mask, seed)
+        crops += [out["pre"], out["post"]]
+        masks.append(labels)
+    for seed in range(THUMBNAILS):
+        thumbnails.append(augment(images, mask, 100 + seed)[0]["pre"][4::8, 4::8])  # no means: they hide blur and noise
+    return crops, masks, thumbnails
+
+
+def golden_sheet(preset: Preset) -> np.ndarray:
+    """Lay the pieces out as one picture (90, 120, 3): a row per seed (pre, post, mask), then the thumbnails."""
+    crops, masks, thumbnails = golden_pieces(preset)
+    rows = [np.hstack([crops[2 * k], crops[2 * k + 1], np.dstack([mask] * 3)]) for k, mask in enumerate(masks)]
+    per_row = rows[0].shape[1] // THUMBNAIL
+    rows += [np.hstack(thumbnails[k:k + per_row]) for k in range(0, THUMBNAILS, per_row)]
+    return np.vstack(rows)
+
+
+def golden_distance(sheet: np.ndarray, golden: np.ndarray) -> tuple[float, float]:
+    """Return the largest mean difference of a crop or thumbnail in levels, and the share of mask pixels that differ."""
+    off = np.abs(sheet.astype(float) - golden)
+    end = GOLDEN_CROP * len(GOLDEN_SEEDS)
+    crops = off[:end, :2 * GOLDEN_CROP].reshape(len(GOLDEN_SEEDS), GOLDEN_CROP, 2, GOLDEN_CROP, 3).mean((1, 3, 4))
+    small = off[end:].reshape(-1, THUMBNAIL, off.shape[1] // THUMBNAIL, THUMBNAIL, 3).mean((1, 3, 4))
+    return float(max(crops.max(), small.max())), float((off[:end, 2 * GOLDEN_CROP:, 0] > 0).mean())
+
+
+def like_golden(sheet: np.ndarray, golden: np.ndarray) -> bool:
+    """Allow what a library's new release may round differently."""
+    levels, mask = golden_distance(sheet, golden)
+    return levels < 1.5 and mask <= 0.005
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_still_makes_its_golden_images(name):
+    """Meant to change? ``GOLDEN=write pytest tests/test_augment.py -k golden``, look at the pictures, commit them."""
+    path, sheet = GOLDEN / f"augment_{name}.png", golden_sheet(PRESETS[name])
+    if os.environ.get("GOLDEN") == "write":
+        write_png(path, sheet)
+        pytest.skip(f"wrote {path.name}")
+    assert like_golden(sheet, read_image(path)), f"{name}: off by {golden_distance(sheet, read_image(path))}"
+
+
+@pytest.mark.parametrize("name, change", [
+    ("animals", {"elastic": (60, 10)}),
+    ("animals", {"flip": "horizontal"}),
+    ("liveness", {"rotate": 13}),
+    ("hubmap", {"scale": (0.6, 2.0)}),
+    ("satellite", {"shift": 0.0}),
+    ("satellite", {"jitter": "shared"}),
+    ("animals", {"colour": lambda: [A.ColorJitter((0.8, 1.2), (0.8, 1.2), (0.7, 1.2), 0, p=0.5)]}),
+    ("hubmap", {"colour": lambda: [StainJitter(scale=0.3, shift=0.05, p=0.7), *PRESETS["hubmap"].colour()[1:]]}),
+    ("liveness", {"colour": lambda: PRESETS["liveness"].colour()[:-1]}),
+])
+def test_golden_images_tell_a_changed_argument(name, change):
+    golden = read_image(GOLDEN / f"augment_{name}.png")
+    assert not like_golden(golden_sheet(replace(PRESETS[name], **change)), golden)
 
 
 @pytest.mark.parametrize("transforms", [

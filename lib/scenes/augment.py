@@ -1,8 +1,9 @@
 """Cut a training crop out of a scene and vary it: the same geometry for every image and the mask, then colour.
 
-Geometry (place, scale, rotation) is one warp from the scene into the crop, and a flip or quarter turn. So a rotation
-takes its corners from the scene, not from a border, and pixels are interpolated once. Where a window leaves the scene
-the image is mirrored and the mask is ``IGNORE`` (the 2020 codes wrote black there and called it background).
+Geometry (place, scale, rotation, elastic bending) is one warp from the scene into the crop, and a flip or quarter
+turn. So a rotation takes its corners from the scene, not from a border, and pixels are interpolated once. Where a
+window leaves the scene the image is mirrored and the mask is ``IGNORE`` (the 2020 codes wrote black there and called it
+background).
 Colour is albumentations, ``strict=True``: a misspelt argument is an error, not a warning.
 
 A new augmentation is one more row in ``PRESETS``.
@@ -18,6 +19,8 @@ import cv2
 import numpy as np
 
 from lib.errors import ConfigError
+from lib.scenes.stain import StainJitter
+from lib.scenes.warp import bend, bent, cut, elastic, place, slide, turn, warp
 from lib.tasks import IGNORE
 
 Images = Mapping[str, np.ndarray]
@@ -46,6 +49,11 @@ class Lighting(A.ImageOnlyTransform):
         return cv2.add(img, (*shift, 0))  # saturates
 
 
+FLIPS = {"none": 1, "horizontal": 2, "dihedral": 8}
+"""How many elements of the dihedral group, from the first, are equally likely: nothing; left-right too, where up is up
+(faces, animals); all eight flips and quarter turns (seen from above)."""
+
+
 @dataclass(frozen=True)
 class Preset:
     """Describe an augmentation, one row of ``PRESETS``; ``*_p`` are probabilities per sample."""
@@ -56,8 +64,11 @@ class Preset:
     rotate: float = 0.0
     """Largest angle in degrees, either way."""
     rotate_p: float = 0.0
-    dihedral: bool = False
-    """One of the eight flips and quarter turns, uniform."""
+    elastic: tuple[float, float] | None = None
+    """Strength alpha and smoothness sigma in pixels of the crop, see ``lib.scenes.warp.elastic``."""
+    elastic_p: float = 0.0
+    flip: str = "none"
+    """A key of ``FLIPS``."""
     colour: Callable[[], list[A.BasicTransform]] = list
     """Gives fresh colour transforms for one pipeline."""
     jitter: str = "shared"
@@ -71,7 +82,7 @@ PRESETS = {
     "none": Preset(),
     # xView2 2nd place, localization. SafeRotate grew the canvas: the crop after it lay anywhere in the turned scene.
     "selim2020_loc": Preset(
-        scale=(0.7, 1.3), scale_p=0.8, rotate=45, rotate_p=0.4, dihedral=True,
+        scale=(0.7, 1.3), scale_p=0.8, rotate=45, rotate_p=0.4, flip="dihedral",
         colour=lambda: [
             A.ImageCompression(quality_range=(99, 100), p=0.1),  # the default of albumentations 0.4.1, hardly visible
             Lighting(sigma=0.3),
@@ -81,7 +92,7 @@ PRESETS = {
         ]),
     # xView2 2nd place, damage.
     "selim2020_cls": Preset(
-        scale=(0.8, 1.2), rotate=10, rotate_p=0.1, dihedral=True,
+        scale=(0.8, 1.2), rotate=10, rotate_p=0.1, flip="dihedral",
         colour=lambda: [
             A.Blur(p=0.3),
             Lighting(sigma=0.3),
@@ -91,16 +102,56 @@ PRESETS = {
         ]),
     # A millisecond per sample: for training on a CPU, where workers and network share the cores.
     "light": Preset(
-        scale=(0.8, 1.25), scale_p=0.5, dihedral=True, jitter="per_image",
+        scale=(0.8, 1.25), scale_p=0.5, flip="dihedral", jitter="per_image",
         colour=lambda: [A.RandomBrightnessContrast(p=0.5), A.RandomGamma(p=0.3)]),
     # Few scenes: every direction, sun and sensor. Chosen on real xBD tiles out of fold, see configs/xview2_cpu.yaml.
     "satellite": Preset(
-        scale=(0.75, 1.35), rotate=45, rotate_p=0.7, dihedral=True, jitter="per_image", shift=1.5,
+        scale=(0.75, 1.35), rotate=45, rotate_p=0.7, flip="dihedral", jitter="per_image", shift=1.5,
         colour=lambda: [
             A.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.25, p=0.8),
             A.RandomGamma(gamma_limit=(75, 130), p=0.6),
             A.RGBShift(r_shift_limit=10, g_shift_limit=10, b_shift_limit=10, p=0.5),
             A.ToGray(p=0.05),
+        ]),
+    # The animal report's "advanced": these three and no flip.
+    "animals": Preset(
+        rotate=30, rotate_p=0.5, elastic=(100, 10), elastic_p=0.5,
+        colour=lambda: [
+            A.ColorJitter(brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=0, p=0.5),
+        ]),
+    # Tissue of many organs, scanners and stains: pixels of 0.2 to 6 micrometres, H&E, PAS and DAB.
+    "hubmap": Preset(
+        scale=(0.5, 2.0), rotate=45, rotate_p=0.3, elastic=(60, 10), elastic_p=0.3, flip="dihedral",
+        colour=lambda: [
+            StainJitter(scale=0.25, shift=0.05, p=0.7),
+            A.HueSaturationValue(hue_shift_limit=12, sat_shift_limit=25, val_shift_limit=10, p=0.4),
+            A.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.2, p=0.4),
+            A.OneOf([A.GaussianBlur(sigma_limit=(0.3, 1.5)), A.GaussNoise(std_range=(0.01, 0.05))], p=0.3),
+        ]),
+    # Nuclei under any microscope: bright on black (fluorescence), dark on white, or stained.
+    "microscopy": Preset(
+        scale=(0.7, 1.4), rotate=45, rotate_p=0.5, elastic=(50, 8), elastic_p=0.3, flip="dihedral",
+        colour=lambda: [
+            A.ToGray(p=0.2),
+            A.InvertImg(p=0.1),
+            A.HueSaturationValue(hue_shift_limit=15, sat_shift_limit=25, val_shift_limit=10, p=0.3),
+            A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.3, p=0.5),
+            A.RandomGamma(gamma_limit=(70, 140), p=0.3),
+            A.OneOf([A.GaussianBlur(sigma_limit=(0.3, 1.5)), A.GaussNoise(std_range=(0.01, 0.05))], p=0.3),
+        ]),
+    # Faces on a camera, in the order of its making: lens, exposure, sensor, size, codec. Hue is left alone, the moire
+    # of a filmed screen is the cue.
+    "liveness": Preset(
+        scale=(0.8, 1.1), rotate=10, rotate_p=0.5, flip="horizontal",
+        colour=lambda: [
+            A.OneOf([A.MotionBlur(blur_limit=(3, 7), allow_shifted=False), A.GaussianBlur(sigma_limit=(0.3, 2.0))],
+                    p=0.3),
+            A.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.2, p=0.5),
+            A.ISONoise(color_shift=(0.01, 0.03), intensity=(0.1, 0.4), p=0.2),
+            A.Downscale(scale_range=(0.5, 0.9), p=0.2,
+                        interpolation_pair={"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR}),
+            A.ImageCompression(quality_range=(40, 95), p=0.6),
+            A.CoarseDropout(num_holes_range=(1, 1), hole_height_range=(0.1, 0.3), hole_width_range=(0.1, 0.3), p=0.3),
         ]),
 }
 
@@ -111,7 +162,8 @@ class Focus(NamedTuple):
     """Name what a crop must show, in pixels of the scene."""
 
     box: tuple[int, int, int, int]
-    """Top, left, bottom, right; the ends excluded. Shown whole where it fits the window and no rotation is drawn."""
+    """Top, left, bottom, right; the ends excluded. Shown whole where it fits the window and no rotation or bending is
+    drawn."""
     point: tuple[int, int]
     """Row and column of a pixel inside the box. Always shown."""
 
@@ -121,55 +173,13 @@ def compose(transforms: Sequence[A.BasicTransform], images: Sequence[str]) -> A.
     return A.Compose(list(transforms), additional_targets={name: "image" for name in images[1:]}, strict=True)
 
 
-def place(rng: np.random.Generator, size: int, side: int, show: tuple[int, int, int] | None) -> int:
-    """Draw the start of a window of ``side`` pixels along an axis: inside the scene if it fits, around it if not.
-
-    show: (low, high, point): the window holds [low, high) or, where that is longer, a part of it with ``point``.
-    """
-    first, last = sorted((0, size - side))
-    if show and side <= size:
-        low, high, point = show
-        if high - low <= side:
-            first, last = max(first, high - side), min(last, low)
-        else:
-            first, last = max(low, point - side + 1), min(high - side, point)
-    return int(rng.integers(first, last, endpoint=True))
-
-
-def cut(array: np.ndarray, top: int, left: int, side: int, fill: int | None = None) -> np.ndarray:
-    """Cut a square out of (H, W) or (H, W, 3); what lies outside is mirrored, or ``fill``."""
-    height, width = array.shape[:2]
-    inside = array[max(top, 0):top + side, max(left, 0):left + side]
-    if inside.shape[:2] == (side, side):
-        return inside.copy()
-    border = cv2.BORDER_REFLECT_101 if fill is None else cv2.BORDER_CONSTANT
-    return cv2.copyMakeBorder(inside, max(-top, 0), max(top + side - height, 0), max(-left, 0),
-                              max(left + side - width, 0), border, value=fill)
-
-
-def turn(array: np.ndarray, element: int) -> np.ndarray:
-    """Apply element 0..7 of the dihedral group to (H, W) or (H, W, 3): bits are transpose, up-down, left-right.
-
-    OpenCV copies: numpy's rotated views of interleaved colours are ten times slower to make contiguous.
-    """
-    if element & 4:
-        array = cv2.transpose(array)
-    if element & 3:
-        array = cv2.flip(array, {1: 1, 2: 0, 3: -1}[element & 3])
-    return array
-
-
-def slide(image: np.ndarray, by: np.ndarray) -> np.ndarray:
-    """Move an image by (rows, columns), fractions of a pixel included; the border is mirrored."""
-    matrix = np.array([[1, 0, by[1]], [0, 1, by[0]]])
-    return cv2.warpAffine(image, matrix, image.shape[1::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-
-
 class Augment:
     """Turn a scene into a training crop by a preset; the result depends on the arguments alone.
 
     images: name -> (H, W, 3) uint8 of one size; mask: (H, W) uint8; seed: any int >= 0. Returns the same names and
     mask with H = W = ``crop``. A seed gives the same crop in every process, worker and epoch.
+    Images of other names than those it was built for, which may be (H, W), only share the geometry: they are what is
+    known of the scene (a teacher's levels), not what a camera saw of it, so nothing recolours or shakes them.
     """
 
     def __init__(self, preset: Preset, crop: int, images: Sequence[str]):
@@ -182,18 +192,20 @@ class Augment:
                  focus: Focus | None = None) -> tuple[dict[str, np.ndarray], np.ndarray]:
         rng = np.random.default_rng(seed)
         move = self.draw_geometry(rng, mask.shape, focus)
+        moved = {name: move(image, None) for name, image in images.items() if name not in self.images}
         images = {name: move(images[name], None) for name in self.images}
         mask = move(mask, IGNORE)
         if self.preset.shift:
             for name in self.images[1:]:
                 images[name] = slide(images[name], rng.normal(0, self.preset.shift, 2))
-        return (self.recolour(images, rng) if self.pipeline else images), mask
+        return (self.recolour(images, rng) if self.pipeline else images) | moved, mask
 
     def draw_geometry(self, rng: np.random.Generator, shape: tuple[int, int],
                       focus: Focus | None = None) -> Callable[[np.ndarray, int | None], np.ndarray]:
-        """Draw place, scale, rotation and turn for a scene of ``shape``; return move(array, fill) -> (crop, crop, ...).
+        """Draw place, scale, rotation, bending and turn for a scene of ``shape``; return move(array, fill).
 
-        fill None is for images (bilinear, mirrored border), a value is for masks (nearest, filled border).
+        move gives (crop, crop, ...); fill None is for images (bilinear, mirrored border), a value is for masks
+        (nearest, filled border).
         """
         preset, crop, (height, width) = self.preset, self.crop, shape
         side = crop
@@ -203,28 +215,24 @@ class Augment:
         angle = 0.0
         if rng.random() < preset.rotate_p:
             angle = math.radians(rng.uniform(-preset.rotate, preset.rotate))
-        element = int(rng.integers(8)) if preset.dihedral else 0
+        element = int(rng.integers(FLIPS[preset.flip]))
 
         box, point = focus or (None, None)
         top = place(rng, height, side, focus and (box[0], box[2], point[0]))
         left = place(rng, width, side, focus and (box[1], box[3], point[1]))
-        if side == crop and angle == 0:
+        bends = preset.elastic is not None and rng.random() < preset.elastic_p
+        if side == crop and angle == 0 and not bends:
             return lambda array, fill: turn(cut(array, top, left, crop, fill), element)
 
         zoom = side / crop
         cos, sin = zoom * math.cos(angle), zoom * math.sin(angle)
-        y, x = point or (top + side // 2, left + side // 2)  # the pixel that the rotation leaves in its place
+        y, x = point or (top + side // 2, left + side // 2)  # the pixel that rotation and bending leave in its place
         v, u = ((y - top + 0.5) / zoom - 0.5, (x - left + 0.5) / zoom - 0.5)  # where the unturned crop shows the point
         matrix = np.array([[cos, -sin, x - cos * u + sin * v], [sin, cos, y - sin * u - cos * v]])  # crop -> scene
-
-        def move(array: np.ndarray, fill: int | None) -> np.ndarray:
-            how, border = (cv2.INTER_LINEAR, cv2.BORDER_REFLECT_101) if fill is None else \
-                (cv2.INTER_NEAREST, cv2.BORDER_CONSTANT)
-            array = cv2.warpAffine(array, matrix, (crop, crop), flags=how | cv2.WARP_INVERSE_MAP, borderMode=border,
-                                   borderValue=fill or 0)
-            return turn(array, element)
-
-        return move
+        if not bends:
+            return lambda array, fill: turn(warp(array, matrix, crop, fill), element)
+        points = bent(matrix, elastic(rng, crop, *preset.elastic), u, v)
+        return lambda array, fill: turn(bend(array, points, fill), element)
 
     def recolour(self, images: Images, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Change the colours of all images alike, or of each on its own.
