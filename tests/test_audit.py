@@ -2,109 +2,24 @@
 
 import json
 from collections import namedtuple
-from math import asin, cos, radians, sin, sqrt
+from math import cos, radians, sin
 
-import cv2
 import numpy as np
 import pandas as pd
 import pytest
 
 from lib.errors import DataError
 from lib.scenes import audit
+from lib.scenes.pairs import FLAT
 
-Place = namedtuple("Place", "id domain position", defaults=("", None))
+Place = namedtuple("Place", "id domain position group", defaults=("", None, ""))
 
-
-def picture(seed: int, size: int = 256) -> np.ndarray:
-    """A picture with large and small features: (size, size, 3) uint8."""
-    rng = np.random.default_rng(seed)
-    field = sum(
-        weight * cv2.resize(rng.normal(size=(n, n, 3)), (size, size), interpolation=cv2.INTER_CUBIC)
-        for n, weight in ((5, 26), (17, 16), (60, 9), (size, 4))
-    )
-    return np.clip(100 + field, 0, 255).astype(np.uint8)
-
-
-def bits_apart(a: int, b: int) -> int:
-    return bin(a ^ b).count("1")
-
-
-# ---- hashes -------------------------------------------------------------------------------------------
-COPIES = {
-    "darker": lambda image: np.clip(image * 0.7 + 8, 0, 255).astype(np.uint8),
-    "brighter": lambda image: np.clip(image * 1.2 + 5, 0, 255).astype(np.uint8),
-    "other gain per channel": lambda image: np.clip(image * (1.1, 1.0, 0.9), 0, 255).astype(np.uint8),
-    "JPEG": lambda image: cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 40])[1], 1),
-    "half size": lambda image: cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA),
-    "odd size": lambda image: cv2.resize(image, (301, 277)),
-}
-
-
-@pytest.mark.parametrize("change", COPIES)
-def test_copies_keep_their_hash_within_the_threshold(change):
-    for seed in range(8):
-        image = picture(seed)
-        apart = bits_apart(audit.perceptual_hash(image), audit.perceptual_hash(COPIES[change](image)))
-        assert apart <= audit.DUPLICATE_BITS, (seed, apart)
-
-
-def test_other_scenes_have_other_hashes():
-    hashes = [audit.perceptual_hash(picture(seed)) for seed in range(60)]
-    apart = [bits_apart(a, b) for i, a in enumerate(hashes) for b in hashes[:i]]
-    assert min(apart) > audit.DUPLICATE_BITS
-    assert 28 < np.mean(apart) < 35
-
-
-def test_flat_pictures_have_the_flat_hash_and_others_never():
-    for value in (0, 90, 255):
-        assert audit.perceptual_hash(np.full((64, 64, 3), value, np.uint8)) == audit.FLAT
-    for seed in range(20):
-        assert 20 < bin(audit.perceptual_hash(picture(seed))).count("1") <= 32
-
-
-def test_near_duplicates_equal_a_slow_search():
-    rng = np.random.default_rng(0)
-    hashes = [int(x) for x in rng.integers(1, 2**63, 600)]
-    for i, j, flips in [(3, 500, 0), (4, 5, 6), (255, 256, 3), (257, 599, 7), (10, 300, 1)]:
-        hashes[j] = hashes[i] ^ sum(1 << int(bit) for bit in rng.choice(64, flips, replace=False))
-    hashes[100] = hashes[101] = audit.FLAT
-    slow = [
-        (i, j, bits_apart(hashes[i], hashes[j]))
-        for i in range(600)
-        for j in range(i + 1, 600)
-        if bits_apart(hashes[i], hashes[j]) <= 6 and audit.FLAT not in (hashes[i], hashes[j])
-    ]
-    assert sorted(map(tuple, audit.near_duplicates(hashes, 6).tolist())) == slow
-    assert len(slow) == 4
-    assert audit.near_duplicates([], 6).shape == (0, 3)
-
-
-# ---- neighbours ---------------------------------------------------------------------------------------
-def haversine_km(a: tuple[float, float], b: tuple[float, float]) -> float:
-    (lng1, lat1), (lng2, lat2) = (tuple(map(radians, place)) for place in (a, b))
-    h = sin((lat2 - lat1) / 2) ** 2 + cos(lat1) * cos(lat2) * sin((lng2 - lng1) / 2) ** 2
-    return 2 * 6371.0 * asin(sqrt(h))
-
-
-def test_neighbours_equal_a_slow_search():
-    rng = np.random.default_rng(1)
-    places = [(float(x), float(y)) for x, y in rng.uniform((-122.80, 38.40), (-122.70, 38.50), (200, 2))]
-    places += [(179.9999, -18.0), (-179.9999, -18.0)]  # 21 m apart, across the date line
-    with_gaps = [None if i % 7 == 0 else place for i, place in enumerate(places)]
-    slow = [
-        (i, j)
-        for i in range(len(places))
-        for j in range(i + 1, len(places))
-        if with_gaps[i] and with_gaps[j] and haversine_km(places[i], places[j]) <= 0.75
-    ]
-    assert (200, 201) in slow
-    assert list(map(tuple, audit.neighbours(with_gaps, 0.75).tolist())) == slow
-    assert audit.neighbours([None, (0.0, 0.0)], 1.0).shape == (0, 2)
+SAME, OTHER = 0x5A3C_96E1_0F78_D2B4, 0x2D87_1C5B_E936_4AF0  # hashes far apart
 
 
 # ---- the report ---------------------------------------------------------------------------------------
 def planted() -> tuple[pd.DataFrame, list[Place], dict[str, int]]:
-    """Six scenes in three folds: a twin, a neighbour, two flat images and a shared event, each across folds."""
+    """Six scenes in three folds: a twin, a neighbour, two flat images and a shared domain, each across folds."""
     scenes = [
         Place("a_1", "a", (10.000, 50.0)), Place("a_2", "a", (10.007, 50.0)), Place("a_3", "a", (10.2, 50.0)),
         Place("b_1", "b", (20.0, 50.0)), Place("b_2", "b"), Place("b_3", "b"),
@@ -118,11 +33,7 @@ def planted() -> tuple[pd.DataFrame, list[Place], dict[str, int]]:
             "never": [False] * 6,
         }
     )
-    same = audit.perceptual_hash(picture(0))
-    hashes = {
-        "a_1": audit.perceptual_hash(picture(1)), "a_2": same, "a_3": same, "b_1": same ^ 0b11,
-        "b_2": audit.FLAT, "b_3": audit.FLAT,
-    }  # fmt: skip
+    hashes = {"a_1": OTHER, "a_2": SAME, "a_3": SAME, "b_1": SAME ^ 0b11, "b_2": FLAT, "b_3": FLAT}
     return table, scenes, hashes
 
 
@@ -132,7 +43,7 @@ def test_everything_planted_is_found():
     assert json.loads(json.dumps(report)) == report
     assert report["folds"]["0"] == {"scenes": 2, "minor": 2, "major": 1, "never": 0}
     assert [gap for gap in report["absent"] if gap["flag"] != "never"] == [{"fold": 2, "flag": "minor"}]
-    assert report["events"] == {"count": 2, "shared": 1, "examples": {"a": [0, 1]}}
+    assert report["domains"] == {"count": 2, "shared": 1, "examples": {"a": [0, 1]}}
     assert report["groups"] == {"count": 5, "shared": 1, "examples": {"g": [0, 1]}}
     twins = report["near_duplicates"]
     assert twins["pairs_across_folds"] == 3  # a_2 a_3 b_1 in folds 1 0 2; the flat pair is none
@@ -147,9 +58,10 @@ def test_the_report_in_words():
     table, scenes, hashes = planted()
     said = audit.lines(audit.audit(table, scenes, hashes, ["minor", "major", "never"], groups=list("gghijk")))
     for words in (
-        'fold 2 holds no scene with "minor"', 'no scene at all has "never"', "1 of 5 groups are split over folds (g",
-        "3 pairs of near-duplicate images", "a_2 and a_3", "2 images show nothing", "2 of 4 located scenes",
-        "2 scenes have no position", "1 of 2 events",
+        'fold 2 holds no scene with "minor"', 'no scene at all has "never"',
+        "1 of 5 units that the scheme keeps whole", "(g in folds 0 and 1)",
+        "3 pairs of near-duplicate images", "a_2 and a_3",
+        "2 images show nothing", "2 of 4 located scenes", "2 scenes have no position", "1 of 2 domains",
     ):  # fmt: skip
         assert sum(words in line for line in said) == 1, (words, said)
     assert not any('"major"' in line for line in said)
@@ -158,7 +70,7 @@ def test_the_report_in_words():
 def test_a_clean_division_has_nothing_to_remark():
     scenes = [Place("a_1", "a", (0.0, 0.0)), Place("a_2", "a", (0.004, 0.0)), Place("b_1", "b", (9.0, 9.0))]
     table = pd.DataFrame({"id": ["a_1", "a_2", "b_1"], "fold": [0, 0, 1], "minor": [True, False, True]})
-    hashes = {name: audit.perceptual_hash(picture(seed)) for seed, name in ((0, "a_1"), (0, "a_2"), (1, "b_1"))}
+    hashes = {"a_1": SAME, "a_2": SAME, "b_1": OTHER}
     report = audit.audit(table, scenes, hashes, ["minor"], groups=["a", "a", "b"])
     assert audit.lines(report) == ["nothing to remark"]
     assert report["neighbours"]["pairs"] == 1  # within one fold, no leak
@@ -168,3 +80,97 @@ def test_unequal_scene_sets_are_refused():
     table, scenes, hashes = planted()
     with pytest.raises(DataError, match="a_1"):
         audit.audit(table, scenes[1:], hashes, ["minor"])
+
+
+# ---- groups -------------------------------------------------------------------------------------------
+def division(**fold_of: int) -> pd.DataFrame:
+    return pd.DataFrame({"id": list(fold_of), "fold": list(fold_of.values())})
+
+
+def direction(degrees: float) -> np.ndarray:
+    """One frame's unit vector: (1, 2) float32."""
+    return np.array([[cos(radians(degrees)), sin(radians(degrees))]], np.float32)
+
+
+def test_split_groups_are_told_whatever_the_scheme():
+    scenes = [Place("a", group="tom"), Place("b", group="tom"), Place("c", group="ann"), Place("d")]
+    table = division(a=0, b=1, c=1, d=0)
+    report = audit.audit(table, scenes, {}, [], groups=list("abcd"))  # scheme "scene": each its own
+    assert report["scene_groups"] == {"count": 2, "shared": 1, "examples": {"tom": [0, 1]}}
+    assert report["groups"]["shared"] == 0
+    (line,) = audit.lines(report)
+    assert "1 of 2 groups have scenes in more than one fold (tom in folds 0 and 1)" in line
+    assert len(audit.lines(audit.audit(table, scenes, {}, [], groups=["tom", "tom", "ann", "d"]))) == 1  # said once
+    alone = audit.audit(table, [Place(name) for name in "abcd"], {}, [], groups=list("abcd"))
+    assert alone["scene_groups"] is alone["groups_alike"] is alone["published"] is None
+    assert audit.lines(alone) == ["nothing to remark"]
+
+
+def test_groups_that_straddle_the_published_split_are_named():
+    scenes = [Place("a", group="v1"), Place("b", group="v1"), Place("c", group="v2"), Place("d"), Place("e")]
+    shipped = {"a": "val", "b": "train", "c": "val", "d": "train", "elsewhere": "test"}
+    report = audit.audit(division(a=0, b=0, c=1, d=1, e=0), scenes, {}, [], published=shipped)
+    assert report["published"] == {"count": 2, "shared": 1, "examples": {"v1": ["train", "val"]}}
+    (line,) = audit.lines(report)
+    assert "1 of 2 groups lie in more than one split of the data as shipped (v1 in train and val)" in line
+
+
+def test_look_alikes_are_those_of_other_folds_and_groups_that_no_hash_found():
+    scenes = [Place("a", group="g"), Place("b", group="g"), Place("c"), Place("d"), Place("e"), Place("f"), Place("h")]
+    table = division(a=0, b=1, c=1, d=0, e=1, f=1, h=0)
+    seen = {"a": 0.0, "b": 1.0, "c": 20.0, "d": 5.0, "e": 90.0, "f": 170.0}  # h was not embedded
+    hashes = {"a": OTHER, "c": SAME, "d": SAME, "h": OTHER ^ 0b1}
+    embeddings = {name: direction(degrees) for name, degrees in seen.items()}
+    report = audit.audit(table, scenes, hashes, [], embeddings=embeddings, look_alike=cos(radians(19.5)))
+    assert json.loads(json.dumps(report)) == report
+    # a b: one group; a d: one fold; a c: 20 degrees; c d: copies by hash; b c: one fold; b d: 4 degrees
+    assert report["near_duplicates"]["examples"] == [{"ids": ["c", "d"], "folds": [1, 0], "bits": 0}]
+    alike = report["look_alikes"]
+    assert (alike["embedded"], alike["pairs_across_folds"]) == (6, 1)
+    assert alike["examples"] == [{"ids": ["b", "d"], "folds": [1, 0], "cosine": 0.998}]
+    assert alike["share_of_all_pairs"] == pytest.approx(4 / 14, abs=1e-6)  # ad bc bd cd of 15 pairs but a b
+    said = audit.lines(report)
+    assert sum("1 further pairs of scenes in different folds look alike, such as b and d" in line for line in said) == 1
+    assert not any("of one kind" in line for line in said)  # too few to say so
+
+
+def test_two_names_of_one_group_are_told_even_within_a_fold():
+    scenes = [
+        Place("a1", group="tom"), Place("a2", group="tom"), Place("b1", group="thomas"), Place("b2", group="thomas"),
+        Place("c1", group="ann"), Place("x"), Place("y"),
+    ]  # fmt: skip
+    table = division(a1=0, a2=0, b1=0, b2=0, c1=1, x=1, y=1)
+    seen = {"a1": 0.0, "a2": 30.0, "b1": 5.0, "b2": 28.0, "c1": 180.0, "x": 90.0, "y": 90.0}
+    embeddings = {name: direction(degrees) for name, degrees in seen.items()}
+    hashes = {"c1": SAME, "x": SAME ^ 0b1}
+    report = audit.audit(table, scenes, hashes, [], embeddings=embeddings, look_alike=cos(radians(10)))
+    assert json.loads(json.dumps(report)) == report
+    assert report["groups_alike"] == {
+        "pairs": 2,  # x and y are alone: no matter of groups
+        "scene_pairs": 3,
+        "examples": [
+            {"groups": ["group ann", "scene x"], "scene_pairs": 1, "ids": ["c1", "x"], "bits": 1, "cosine": None},
+            {"groups": ["group thomas", "group tom"], "scene_pairs": 2, "ids": ["a2", "b2"], "bits": None,
+             "cosine": 0.999},
+        ],
+    }  # fmt: skip
+    assert report["look_alikes"]["pairs_across_folds"] == 0
+    (line,) = audit.lines(report)
+    assert "2 pairs of groups may each be one under two names" in line and "group ann and scene x" in line
+    assert audit.audit(table, scenes, hashes, [])["look_alikes"] is None
+
+
+def test_pictures_of_one_kind_are_called_so():
+    scenes = [Place(str(k)) for k in range(12)]
+    table = division(**{str(k): k % 3 for k in range(12)})
+    report = audit.audit(table, scenes, {}, [], embeddings={scene.id: direction(3.0) for scene in scenes})
+    assert report["look_alikes"]["pairs_across_folds"] == 48
+    assert any("100.0% of all pairs look alike: the images may only be of one kind" in x for x in audit.lines(report))
+
+
+def test_a_scene_counts_with_all_its_frames():
+    scenes = [Place("a"), Place("b"), Place("c"), Place("d")]
+    hashes = {"a": (FLAT, SAME), "b": [OTHER, SAME ^ 0b1], "c": (FLAT, FLAT), "d": ()}
+    report = audit.audit(division(a=0, b=1, c=0, d=1), scenes, hashes, [])
+    assert report["near_duplicates"]["examples"] == [{"ids": ["a", "b"], "folds": [0, 1], "bits": 1}]
+    assert report["flat_images"] == {"count": 1, "examples": ["c"]}

@@ -1,91 +1,51 @@
-"""Tell what a division into folds cannot measure: absent classes, shared events, near-duplicates, neighbours.
+"""Tell what a division into folds cannot measure: absent classes, split groups, near-duplicates, neighbours.
 
 Nothing here is an error. Most 2020 solutions divided neighbouring tiles at random, which is right for a test set drawn
-the same way; it only says little about a place or a disaster not seen before. The report has the numbers.
+the same way; it only says little about a place, a video or a person not seen before. The report has the numbers.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
-import cv2
 import numpy as np
 import pandas as pd
-from scipy.spatial import cKDTree
 
 from lib.scenes import folds
+from lib.scenes.pairs import DUPLICATE_BITS, FLAT, LOOK_ALIKE, NEIGHBOUR_KM, look_alikes, near_duplicates, neighbours
+from lib.scenes.pairs import perceptual_hash as perceptual_hash  # the stage calls it here
 
-FLAT = 0
-"""Hash of an image without structure (black, one colour); every other hash has about half of its bits set."""
-
-DUPLICATE_BITS = 6
-"""Hashes this close or closer are called near-duplicates (of 63 bits; unrelated images differ in about 31)."""
-
-NEIGHBOUR_KM = 0.75
-"""Centres this close or closer are called neighbours: an xBD tile spans about 0.5 km, so corners touch at 0.7 km."""
-
-EARTH_KM = 6371.0
 EXAMPLES = 20
 """At most this many pairs or names are listed; counts are always complete."""
 
+ONE_KIND = 0.01
+"""Where a larger share of all pairs looks alike, the cause may be the kind of picture and not a common source."""
 
-# ---- near-duplicates ------------------------------------------------------------------------------------------------
-def perceptual_hash(image: np.ndarray) -> int:
-    """Hash an image so that copies keep it: (H, W, 3) uint8 RGB -> 64-bit int, ``FLAT`` where there is no structure.
-
-    The image is reduced to 32 x 32 grey values; bit k tells whether the k-th of the 8 x 8 lowest cosine frequencies is
-    above their median (pHash: Zauner 2010). Light, contrast, size and JPEG hardly change it. The mean is left out.
-    """
-    small = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA)  # (32, 32, 3): before grey, it is far smaller
-    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)  # (32, 32)
-    if grey.std() < 1.0:
-        return FLAT
-    waves = cv2.dct(grey)[:8, :8].ravel()  # (64,)
-    bits = waves > np.median(waves[1:])
-    bits[0] = False
-    return int(np.packbits(bits).view(">u8")[0])
+FEW = 10
+"""With fewer such pairs than this a share says nothing (3 scenes have but 3 pairs)."""
 
 
-def near_duplicates(hashes: Sequence[int], bits: int = DUPLICATE_BITS) -> np.ndarray:
-    """Find pairs i < j of hashes at most ``bits`` bits apart: (P, 3) int64 of i, j, bits; ``FLAT`` never pairs."""
-    codes = np.asarray(hashes, np.uint64)
-    found = [np.empty((0, 3), np.int64)]
-    for start in range(0, len(codes), 256):  # 256 x N at a time: 20 MB for 10,000 scenes
-        rows = codes[start : start + 256]
-        distance = np.bitwise_count(rows[:, None] ^ codes[None, start:])  # (<=256, N - start)
-        near = (distance <= bits) & (rows != FLAT)[:, None] & (codes[start:] != FLAT)
-        i, j = np.nonzero(np.triu(near, k=1))
-        found.append(np.column_stack([i + start, j + start, distance[i, j]]))
-    return np.concatenate(found)
-
-
-# ---- neighbours -----------------------------------------------------------------------------------------------------
-def neighbours(positions: Sequence[tuple[float, float] | None], distance_km: float = NEIGHBOUR_KM) -> np.ndarray:
-    """Find pairs i < j of (lng, lat) in degrees at most ``distance_km`` apart: (P, 2) int64; None never pairs."""
-    known = np.array([i for i, place in enumerate(positions) if place is not None], np.int64)
-    if len(known) < 2:
-        return np.empty((0, 2), np.int64)
-    lng, lat = np.radians([positions[i] for i in known]).T
-    on_sphere = EARTH_KM * np.column_stack([np.cos(lat) * np.cos(lng), np.cos(lat) * np.sin(lng), np.sin(lat)])
-    pairs = known[cKDTree(on_sphere).query_pairs(distance_km, output_type="ndarray")]  # chord = arc at this scale
-    return pairs[np.lexsort(pairs.T[::-1])]
-
-
-# ---- the report -----------------------------------------------------------------------------------------------------
 def audit(
     table: pd.DataFrame,
     scenes: Sequence,
-    hashes: Mapping[str, int],
+    hashes: Mapping[str, int | Sequence[int]],
     flags: Sequence[str],
     *,
     groups: Sequence[str] | None = None,
+    embeddings: Mapping[str, np.ndarray] | None = None,
+    published: Mapping[str, str] | None = None,
     duplicate_bits: int = DUPLICATE_BITS,
+    look_alike: float = LOOK_ALIKE,
     neighbour_km: float = NEIGHBOUR_KM,
 ) -> dict:
     """Report on a division into folds as a dict that JSON can hold; ``lines`` puts it into words.
 
-    table: ``id``, ``fold`` and the boolean columns ``flags``. scenes: the same ids in any order, with ``domain`` and
-    ``position``. hashes: id -> ``perceptual_hash``, for all or some scenes. groups: each scene's group in the order of
-    ``scenes``, where the division was meant to keep groups whole (a given ``folds.csv`` may not have). DataError if the
-    ids of ``table`` and ``scenes`` differ.
+    table: ``id``, ``fold`` and the boolean columns ``flags``. scenes: the same ids in any order, with ``domain``,
+    ``position`` and ``group`` ("": alone). hashes: id -> ``perceptual_hash`` of its image, or of each of several
+    frames, for all or some scenes. groups: each scene's group in the order of ``scenes``, where the division was meant
+    to keep groups whole (a given ``folds.csv`` may not have). embeddings: id -> (n, D) unit vectors of
+    ``lib/scenes/embed.py``, for all or some scenes. published: id -> split as shipped; ids not in ``scenes`` are passed
+    over. DataError if the ids of ``table`` and ``scenes`` differ.
     """
     ids = [scene.id for scene in scenes]
     folds.check(table, ids)
@@ -97,28 +57,31 @@ def audit(
         | {flag: int(table.loc[table["fold"] == k, flag].sum()) for flag in flags}
         for k in range(n_folds)
     }
-    duplicates = near_duplicates([hashes.get(name, FLAT) for name in ids], duplicate_bits)
-    duplicates = duplicates[fold[duplicates[:, 0]] != fold[duplicates[:, 1]]]
+    own = [scene.group for scene in scenes]
+    pairs = _alike(scenes, fold, hashes, embeddings or {}, duplicate_bits, look_alike)
+    copies = pairs[pairs["bits"].notna() & pairs["leaks"]].sort_values("bits", kind="stable")
     adjacent = neighbours([scene.position for scene in scenes], neighbour_km)
     across = adjacent[fold[adjacent[:, 0]] != fold[adjacent[:, 1]]]
-    flat = sorted(name for name in ids if hashes.get(name) == FLAT)
+    flat = sorted(name for name in ids if name in hashes and set(np.atleast_1d(hashes[name]).tolist()) == {FLAT})
     return {
         "scenes": len(ids),
         "folds": coverage,
-        "absent": [
-            {"fold": k, "flag": flag} for k in range(n_folds) for flag in flags if coverage[str(k)][flag] == 0
-        ],
-        "events": _spread([scene.domain for scene in scenes], fold),
-        "groups": None if groups is None else _spread(groups, fold),
+        "absent": [{"fold": k, "flag": flag} for k in range(n_folds) for flag in flags if coverage[str(k)][flag] == 0],
+        "domains": _spread([scene.domain for scene in scenes], fold.tolist()),
+        "groups": None if groups is None else _spread(groups, fold.tolist()),
+        "scene_groups": _spread(own, fold.tolist()) if any(own) else None,
+        "published": _published(scenes, published) if any(own) and published else None,
         "near_duplicates": {
             "hashed": len(set(ids) & set(hashes)),
             "max_bits": duplicate_bits,
-            "pairs_across_folds": len(duplicates),
+            "pairs_across_folds": len(copies),
             "examples": [
-                {"ids": [ids[i], ids[j]], "folds": [int(fold[i]), int(fold[j])], "bits": int(bits)}
-                for i, j, bits in duplicates[np.argsort(duplicates[:, 2], kind="stable")][:EXAMPLES]
+                {"ids": [ids[p.i], ids[p.j]], "folds": [int(fold[p.i]), int(fold[p.j])], "bits": int(p.bits)}
+                for p in copies.head(EXAMPLES).itertuples()
             ],
         },
+        "look_alikes": None if embeddings is None else _look_alikes(scenes, fold, embeddings, pairs, look_alike),
+        "groups_alike": _groups_alike(scenes, pairs) if any(own) else None,
         "flat_images": {"count": len(flat), "examples": flat[:EXAMPLES]},
         "neighbours": {
             "located": sum(scene.position is not None for scene in scenes),
@@ -133,63 +96,197 @@ def audit(
     }
 
 
-def _spread(names: Sequence[str], fold: np.ndarray) -> dict:
-    """Tell which names have scenes in more than one fold; "" is no name."""
-    lies_in: dict[str, set[int]] = {}
-    for name, k in zip(names, fold.tolist(), strict=True):
+def _alike(
+    scenes: Sequence, fold: np.ndarray, hashes: Mapping, embeddings: Mapping, bits: int, cosine: float
+) -> pd.DataFrame:
+    """List the pairs of scenes that hash or embedding call alike, in order of their positions i < j in ``scenes``.
+
+    Columns i, j; bits and cosine, NaN where the pair is not alike by that; leaks: the folds differ; strangers: the
+    groups differ.
+    """
+    copies = near_duplicates([hashes.get(scene.id, FLAT) for scene in scenes], bits)
+    alike, closeness = look_alikes([embeddings.get(scene.id) for scene in scenes], cosine)
+    pairs = pd.DataFrame(copies, columns=["i", "j", "bits"]).merge(
+        pd.DataFrame({"i": alike[:, 0], "j": alike[:, 1], "cosine": closeness.astype(np.float64)}),
+        on=["i", "j"], how="outer", sort=True,
+    )  # fmt: skip
+    i, j = pairs["i"].to_numpy(), pairs["j"].to_numpy()
+    member = np.unique(_members(scenes), return_inverse=True)[1]
+    return pairs.assign(leaks=fold[i] != fold[j], strangers=member[i] != member[j])
+
+
+def _members(scenes: Sequence) -> list[str]:
+    """Name what each scene belongs to: its group, or itself."""
+    return [f"group {scene.group}" if scene.group else f"scene {scene.id}" for scene in scenes]
+
+
+def _look_alikes(scenes: Sequence, fold: np.ndarray, embeddings: Mapping, pairs: pd.DataFrame, cosine: float) -> dict:
+    """Report scenes of different folds and groups that look alike though no hash says so."""
+    strangers = pairs[pairs["cosine"].notna() & pairs["strangers"]]
+    found = strangers[strangers["bits"].isna() & strangers["leaks"]]
+    found = found.sort_values("cosine", ascending=False, kind="stable")
+    embedded = [scene for scene in scenes if len(embeddings.get(scene.id, ()))]
+    within = sum(math.comb(n, 2) for n in Counter(_members(embedded)).values())
+    compared = math.comb(len(embedded), 2) - within
+    return {
+        "embedded": len(embedded),
+        "min_cosine": cosine,
+        "pairs_across_folds": len(found),
+        "share_of_all_pairs": round(len(strangers) / max(compared, 1), 6),
+        "examples": [
+            {
+                "ids": [scenes[p.i].id, scenes[p.j].id],
+                "folds": [int(fold[p.i]), int(fold[p.j])],
+                "cosine": round(p.cosine, 3),
+            }
+            for p in found.head(EXAMPLES).itertuples()
+        ],
+    }
+
+
+def _groups_alike(scenes: Sequence, pairs: pd.DataFrame) -> dict:
+    """Report pairs of groups (or a group and a lone scene) that hold like scenes, in whatever folds, the nearest first.
+
+    One video or person may be listed under two ids. Two lone scenes are no matter of groups.
+    """
+    names, member = np.unique(_members(scenes), return_inverse=True)
+    grouped = np.array([bool(scene.group) for scene in scenes])
+    found = pairs[pairs["strangers"] & (grouped[pairs["i"]] | grouped[pairs["j"]])]
+    ends = np.sort(np.column_stack([member[found["i"]], member[found["j"]]]), axis=1)  # (P, 2)
+    found = found.assign(a=ends[:, 0], b=ends[:, 1]).sort_values(["bits", "cosine"], ascending=[True, False])
+    met = found.assign(alike=found.groupby(["a", "b"])["i"].transform("size")).drop_duplicates(["a", "b"])
+    return {
+        "pairs": len(met),
+        "scene_pairs": len(found),
+        "examples": [
+            {
+                "groups": [str(names[p.a]), str(names[p.b])],
+                "scene_pairs": int(p.alike),
+                "ids": [scenes[p.i].id, scenes[p.j].id],
+                "bits": None if math.isnan(p.bits) else int(p.bits),
+                "cosine": None if math.isnan(p.cosine) else round(p.cosine, 3),
+            }
+            for p in met.head(EXAMPLES).itertuples()
+        ],
+    }
+
+
+def _published(scenes: Sequence, published: Mapping[str, str]) -> dict:
+    """Tell which groups have scenes in more than one split of the data as shipped."""
+    known = [scene for scene in scenes if scene.id in published]
+    return _spread([scene.group for scene in known], [published[scene.id] for scene in known])
+
+
+def _spread(names: Sequence[str], places: Sequence) -> dict:
+    """Tell which names have scenes in more than one place (fold or split); "" is no name."""
+    lies_in: dict[str, set] = {}
+    for name, place in zip(names, places, strict=True):
         if name:
-            lies_in.setdefault(name, set()).add(k)
+            lies_in.setdefault(name, set()).add(place)
     shared = {name: sorted(lies_in[name]) for name in sorted(lies_in) if len(lies_in[name]) > 1}
     return {"count": len(lies_in), "shared": len(shared), "examples": dict(list(shared.items())[:EXAMPLES])}
 
 
+# ---- in words -------------------------------------------------------------------------------------------------------
 def lines(report: Mapping) -> list[str]:
     """Put an audit's report into sentences, the gravest first."""
-    said = []
+    said = [*_about_flags(report), *_about_groups(report), *_about_twins(report), *_about_places(report)]
+    return said or ["nothing to remark"]
+
+
+def _about_flags(report: Mapping) -> Iterator[str]:
     everywhere = {flag: [] for row in report["folds"].values() for flag in row if flag != "scenes"}
     for gap in report["absent"]:
         everywhere[gap["flag"]].append(gap["fold"])
     for flag, gaps in everywhere.items():
         if len(gaps) == len(report["folds"]):
-            said.append(f'no scene at all has "{flag}": it can be neither learned nor scored')
-        else:
-            said += [
+            yield f'no scene at all has "{flag}": it can be neither learned nor scored'
+            continue
+        for k in gaps:
+            yield (
                 f'fold {k} holds no scene with "{flag}": it tells nothing about those, and a mean over classes '
                 "takes a missing class as 0"
-                for k in gaps
-            ]
-    groups, events = report["groups"], report["events"]
-    if groups and groups["shared"]:
-        said.append(f"{groups['shared']} of {groups['count']} groups are split over folds ({_first(groups)})")
-    twins = report["near_duplicates"]
-    if twins["pairs_across_folds"]:
-        a, b = twins["examples"][0]["ids"]
-        said.append(
-            f"{twins['pairs_across_folds']} pairs of near-duplicate images lie in different folds, "
-            f"such as {a} and {b}: their scores are too good"
+            )
+
+
+def _about_groups(report: Mapping) -> Iterator[str]:
+    real, kept, shipped = report["scene_groups"], report["groups"], report["published"]
+    if real and real["shared"]:
+        yield (
+            f"{real['shared']} of {real['count']} groups have scenes in more than one fold "
+            f"({_first(real, 'in folds')}): scores are too good (scheme group keeps groups whole)"
         )
+    if kept and kept["shared"] and (real is None or kept["examples"] != real["examples"]):
+        yield (
+            f"{kept['shared']} of {kept['count']} units that the scheme keeps whole have scenes in more than one fold "
+            f"({_first(kept, 'in folds')})"
+        )
+    if shipped and shipped["shared"]:
+        yield (
+            f"{shipped['shared']} of {shipped['count']} groups lie in more than one split of the data as shipped "
+            f"({_first(shipped, 'in')}): scores on that split are too good"
+        )
+
+
+def _about_twins(report: Mapping) -> Iterator[str]:
+    copies, alike, groups = report["near_duplicates"], report["look_alikes"], report["groups_alike"]
+    if copies["pairs_across_folds"]:
+        yield (
+            f"{copies['pairs_across_folds']} pairs of near-duplicate images lie in different folds, "
+            f"such as {_both(copies['examples'][0])}: their scores are too good"
+        )
+    if groups and groups["pairs"]:
+        best = groups["examples"][0]
+        yield (
+            f"{groups['pairs']} pairs of groups may each be one under two names "
+            f"({groups['scene_pairs']} pairs of their scenes are alike), such as {' and '.join(best['groups'])} "
+            f"({_both(best)}: {_how_near(best)})"
+        )
+    if alike and alike["pairs_across_folds"]:
+        best = alike["examples"][0]
+        yield (
+            f"{alike['pairs_across_folds']} further pairs of scenes in different folds look alike, such as "
+            f"{_both(best)} ({_how_near(best)}): one place, video or person in several folds makes scores too good"
+        )
+        if alike["share_of_all_pairs"] > ONE_KIND and alike["pairs_across_folds"] >= FEW:
+            yield (
+                f"{alike['share_of_all_pairs']:.1%} of all pairs look alike: the images may only be of one kind, "
+                "so look at the examples in the audit's file"
+            )
     flat = report["flat_images"]
     if flat["count"]:
-        said.append(
-            f"{flat['count']} images show nothing (one colour) and were not compared, such as {flat['examples'][0]}"
-        )
-    near = report["neighbours"]
+        yield f"{flat['count']} images show nothing (one colour) and were not compared, such as {flat['examples'][0]}"
+
+
+def _about_places(report: Mapping) -> Iterator[str]:
+    near, domains = report["neighbours"], report["domains"]
     if near["pairs_across_folds"]:
-        said.append(
+        yield (
             f"{near['scenes_with_neighbour_in_other_fold']} of {near['located']} located scenes have a neighbour "
             f"within {near['max_km']:g} km in another fold: scores tell little about a new place "
-            "(group by block to measure that)"
+            "(scheme block measures that)"
         )
-    if near["located"] < report["scenes"]:
-        said.append(f"{report['scenes'] - near['located']} scenes have no position; their neighbours are not known")
-    if events["shared"]:
-        said.append(
-            f"{events['shared']} of {events['count']} events have scenes in more than one fold: scores tell little "
-            "about a new disaster (group by event to measure that)"
+    if 0 < near["located"] < report["scenes"]:
+        yield f"{report['scenes'] - near['located']} scenes have no position; their neighbours are not known"
+    if domains["shared"]:
+        yield (
+            f"{domains['shared']} of {domains['count']} domains have scenes in more than one fold: scores tell little "
+            "about a new one (scheme event measures that)"
         )
-    return said or ["nothing to remark"]
 
 
-def _first(spread: Mapping) -> str:
+def _first(spread: Mapping, where: str) -> str:
     name, lies_in = next(iter(spread["examples"].items()))
-    return f"{name} over folds {', '.join(map(str, lies_in))}"
+    *others, last = map(str, lies_in)
+    return f"{name} {where} {', '.join(others)} and {last}"
+
+
+def _both(example: Mapping) -> str:
+    return " and ".join(example["ids"])
+
+
+def _how_near(example: Mapping) -> str:
+    """Say by what two scenes are alike: the cosine, where embeddings were compared, or else the bits."""
+    if example["cosine"] is not None:
+        return f"similarity {example['cosine']:.2f}"
+    return f"hashes {example['bits']} bits apart"

@@ -86,11 +86,12 @@ def _rarest_first(brings: np.ndarray, fold: np.ndarray) -> Iterable[np.ndarray]:
 
 # ---- groups ---------------------------------------------------------------------------------------------------------
 def groups(scenes: Sequence, scheme: str, block_km: float = BLOCK_KM) -> list[str]:
-    """Name each scene's group under ``scheme``; scenes have ``id``, ``domain`` and ``position`` (lng, lat) or None.
+    """Name each scene's group under ``scheme``; scenes as in the contract.
 
     "scene": every scene is its own group, as in the 2020 solutions; neighbours and whole events are shared by folds.
     "event": all scenes of a domain together; measures an unseen disaster. "block": scenes of one square of the map
-    together; a scene without a position is its own group. ConfigError for another scheme or a scene without a domain.
+    together; a scene without a position is its own group. "group": scenes of one ``group`` (a video, a person)
+    together; one without is its own. ConfigError for another scheme or a scene without a domain.
     """
     if scheme not in GROUPS:
         raise ConfigError(f"folds: expected a grouping among {', '.join(GROUPS)}, got {scheme!r}")
@@ -135,7 +136,13 @@ def _near(scenes: Sequence, block_km: float) -> list[str]:
     return [block or f"scene_{scene.id}" for block, scene in zip(named, scenes, strict=True)]
 
 
-GROUPS: dict[str, Callable[[Sequence, float], list[str]]] = {"scene": _own, "event": _event, "block": _near}
+def _stated(scenes: Sequence, _: float) -> list[str]:
+    return [f"group_{scene.group}" if scene.group else f"scene_{scene.id}" for scene in scenes]
+
+
+GROUPS: dict[str, Callable[[Sequence, float], list[str]]] = {
+    "scene": _own, "event": _event, "block": _near, "group": _stated
+}
 
 
 # ---- folds.csv ------------------------------------------------------------------------------------------------------
