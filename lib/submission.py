@@ -2,7 +2,8 @@
 
 CSV: a row per (scene, class), ``<scene id>_<class id>,<runs>`` under the header ``ImageId_ClassId,EncodedPixels``; runs
 count the pixels of the whole image down the columns from 1, and an empty mask is an empty text. For xView2, class 0 is
-the building mask and 1..4 are the damage classes, exclusive and erased outside of the buildings.
+the building mask and 1..4 are the damage classes, exclusive and erased outside of the buildings. Competitions with one
+class give a row to each scene under a header of their own (``id,rle``), or a row to each object, so that ids repeat.
 
 PNGs: two masks per scene, ``test_localization_00000_prediction.png`` and ``test_damage_00000_prediction.png``. A *pair*
 is a scene's name in these files, here "test_00000". Scenes with such an id keep it; others, named by their disaster,
@@ -10,6 +11,8 @@ are numbered by their place in the order of ids, and ``scene_ids.csv`` beside th
 
 Writers are context managers that give a function to call once per row or scene, so nothing is held in memory and
 one pass over the answers can feed both formats. Every file appears under its name only when it is whole.
+
+A little longer than 300 lines because each format's writer, reader and linter stand together.
 """
 
 import csv
@@ -17,7 +20,7 @@ import os
 import re
 import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,18 +43,21 @@ _NOT_TEXT = {"nan", "none", "null", "na", "<na>"}
 
 # ---- Kaggle CSV ---------------------------------------------------------------------------------------
 @contextmanager
-def write_rle_csv(path: Path) -> Iterator[Callable[[str, str], None]]:
+def write_rle_csv(
+    path: Path, columns: Sequence[str] = COLUMNS, repeats: bool = False
+) -> Iterator[Callable[[str, str], None]]:
     """Open a CSV to write and give ``add(row_id, runs)``; rows keep the order of the calls.
 
+    ``columns``: the two words of the header; ``repeats``: an id may have several rows, one per object.
     Nothing is left behind when an error leaves the block. ``add`` raises DataError on a repeated id.
     """
     with _whole_file(path) as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(COLUMNS)
+        table.writerow(columns)
         seen = set()
 
         def add(row_id: str, runs: str) -> None:
-            if row_id in seen:
+            if row_id in seen and not repeats:
                 raise DataError(f"{path}: expected one row per scene and class, got {row_id!r} twice; check the ids")
             seen.add(row_id)
             table.writerow((row_id, runs))
@@ -59,19 +65,35 @@ def write_rle_csv(path: Path) -> Iterator[Callable[[str, str], None]]:
         yield add
 
 
-def read_rle_csv(path: Path) -> dict[str, str]:
+def read_rle_csv(path: Path, columns: Sequence[str] = COLUMNS) -> dict[str, str]:
     """Read a CSV as row id -> runs, all text: "" stays an empty mask, and an id like 0001 or 1e5 what it is.
 
     Raises DataError on another header, on rows of other than two fields and on repeated ids.
     """
     header, *rows = list(_read_rows(path)) or [[]]
-    table = dict(row for row in rows if len(row) == len(COLUMNS))
-    if tuple(header) != COLUMNS or len(table) != len(rows):
+    table = dict(row for row in rows if len(row) == len(columns))
+    if header != list(columns) or len(table) != len(rows):
         raise DataError(
-            f"{path}: expected {','.join(COLUMNS)} and one row of two fields per id, got {','.join(header)[:80]!r} and "
+            f"{path}: expected {','.join(columns)} and one row of two fields per id, got {','.join(header)[:80]!r} and "
             f"{len(rows) - len(table)} faulty of {len(rows)} rows; run the linter on it"
         )
     return table
+
+
+def read_object_csv(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
+    """Read a CSV with a row per object as scene id -> runs of its objects; [] for a scene with one row of empty text.
+
+    Raises DataError on another header and on rows of other than two fields.
+    """
+    header, *rows = list(_read_rows(path)) or [[]]
+    if header != list(columns) or any(len(row) != len(columns) for row in rows):
+        raise DataError(
+            f"{path}: expected {','.join(columns)} and rows of two fields, got {','.join(header)[:80]!r}; lint it"
+        )
+    objects: dict[str, list[str]] = {}
+    for scene_id, text in rows:
+        objects.setdefault(scene_id, []).extend([text] if text.strip() else [])
+    return objects
 
 
 def pair_rows(scene_id: str, localization: np.ndarray, damage: np.ndarray) -> list[tuple[str, str]]:
@@ -81,49 +103,80 @@ def pair_rows(scene_id: str, localization: np.ndarray, damage: np.ndarray) -> li
 
 
 def lint_rle_csv(
-    path: Path, shapes: Mapping[str, tuple[int, int]] | None = None, sample: Path | None = None
+    path: Path,
+    shapes: Mapping[str, tuple[int, int]] | None = None,
+    sample: Path | None = None,
+    *,
+    columns: Sequence[str] = COLUMNS,
+    origin: int = 1,
+    repeats: bool = False,
 ) -> list[str]:
     """Return what is wrong with a CSV, one sentence per kind of fault with its count and first rows; [] if valid.
 
     ``shapes``: scene id (or whole row id) -> (height, width); every one of them must then occur, and no others.
     ``sample``: the competition's sample submission, whose header, ids, number and order of rows are the standard.
+    ``columns``: the header that is expected without a sample; ids of another one than xView2's are scenes, without a
+    class. ``origin``: number of the first pixel. ``repeats``: an id has a row per object, no two of which may overlap,
+    or a single empty one; a sample then says only which ids there are.
     """
+    classes = tuple(columns) == COLUMNS
     faults: dict[str, list[str]] = defaultdict(list)
     ids: list[str] = []
+    runs_of: dict[str, list[np.ndarray]] = defaultdict(list)
     known: set[str] = set()
     rows = _read_rows(path)
     try:
         header = next(rows, [])
         for line, row in enumerate(rows, 2):
-            if len(row) != len(COLUMNS):
-                faults[f"{len(row)} instead of {len(COLUMNS)} fields"].append(f"line {line}")
+            if len(row) != len(columns):
+                faults[f"{len(row)} instead of {len(columns)} fields"].append(f"line {line}")
                 continue
             row_id, text = row
             ids.append(row_id)
-            scene_id = row_id if shapes is None or row_id in shapes else row_id.rpartition("_")[0]
+            scene_id = row_id if not classes or shapes is None or row_id in shapes else row_id.rpartition("_")[0]
             known.add(scene_id)
             height, width = (shapes or {}).get(scene_id, (None, None))
             if text.strip().lower() in _NOT_TEXT:
                 faults["NaN where an empty mask is an empty text"].append(row_id)
-            elif fault := rle.parse(text, height and height * width)[1]:
+                text = ""
+            runs, fault = rle.parse(text, height and height * width, origin)
+            if fault:
                 faults[fault].append(row_id)
+            elif repeats:
+                runs_of[row_id].append(runs)
             if shapes is not None and scene_id not in shapes:
                 faults["not one of the scenes asked for"].append(row_id)
         standard = [] if sample is None else list(_read_rows(sample))
     except DataError as error:
         return [str(error)]
 
-    faults["id written more than once"] = [row_id for row_id, times in Counter(ids).items() if times > 1]
+    if repeats:
+        faults["objects that overlap"] = [scene_id for scene_id, runs in runs_of.items() if _overlap(runs)]
+        faults["an empty row beside others"] = [
+            scene_id for scene_id, runs in runs_of.items() if len(runs) > 1 and not all(map(len, runs))
+        ]
+    else:
+        faults["id written more than once"] = [row_id for row_id, times in Counter(ids).items() if times > 1]
     faults["scene without any row"] = [scene_id for scene_id in shapes or () if scene_id not in known]
     findings = []
-    expected = standard[0] if standard else list(COLUMNS)
+    expected = standard[0] if standard else list(columns)
     if header != expected:
         findings.append(f"{path}: expected the header {','.join(expected)!r}, got {','.join(header)[:80]!r}")
     if not ids:
         findings.append(f"{path}: expected rows below the header, got none")
     if standard:
-        findings += _compare_with_sample(path, ids, [row[0] for row in standard[1:] if row], faults)
+        wanted = [row[0] for row in standard[1:] if row]
+        if repeats:
+            ids, wanted = sorted(set(ids)), sorted(set(wanted))
+        findings += _compare_with_sample(path, ids, wanted, faults)
     return findings + [_sentence(path, "row", kind, names) for kind, names in faults.items() if names]
+
+
+def _overlap(runs: Sequence[np.ndarray]) -> bool:
+    """Tell whether two of a scene's objects, (runs, 2) start and length each, share a pixel."""
+    together = np.concatenate(runs)
+    together = together[together[:, 0].argsort(kind="stable")]
+    return bool((together[1:, 0] < together[:-1].sum(axis=1)).any())
 
 
 def _compare_with_sample(path: Path, ids: list[str], wanted: list[str], faults: dict[str, list[str]]) -> list[str]:

@@ -6,7 +6,7 @@ from math import floor
 import numpy as np
 import pytest
 
-from lib.ensemble.blend import blend
+from lib.ensemble.blend import blend, simplex
 
 
 def exact_mean(levels, weights):
@@ -73,3 +73,10 @@ def test_only_ratios_and_not_the_order_matter():
 def test_what_cannot_be_averaged_is_refused(levels, weights, says):
     with pytest.raises(ValueError, match=says):
         blend(levels, weights)
+
+
+def test_the_simplex_is_every_share_once():
+    assert simplex(2, 0.25) == [(0, 1), (0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1, 0)]
+    assert simplex(1, 0.1) == [(1.0,)]
+    three = simplex(3, 0.25)
+    assert len(three) == len(set(three)) == 15 and all(abs(sum(shares) - 1) < 1e-12 for shares in three)

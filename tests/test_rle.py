@@ -160,3 +160,78 @@ def test_touching_runs_and_blanks_are_valid():
     runs, fault = rle.parse("1 2 3 1")
     assert fault == "" and runs.tolist() == [[0, 2], [2, 1]]
     assert rle.parse("0 2", 2, origin=0)[1] == "" and "outside" in rle.parse("1 2", 2, origin=0)[1]
+
+
+# ---- detection ------------------------------------------------------------------------------------------
+def blobs(shape, seed, touching=True):
+    """A few discs; with ``touching``, one lies over the top border and one over the bottom and right ones."""
+    rng, (height, width) = np.random.default_rng(seed), shape
+    y, x = np.ogrid[:height, :width]
+    radius = min(shape) / 6
+    inner = (rng.uniform(2 * radius, height - 2 * radius), rng.uniform(2 * radius, width - 2 * radius))
+    centres = [inner, (0, width / 3), (height, width / 2), (height / 2, width)] if touching else [inner]
+    return np.any([(y - cy) ** 2 + (x - cx) ** 2 < radius**2 for cy, cx in centres], axis=0)
+
+
+def one_pixel_mask(shape):
+    mask = np.zeros(shape, bool)
+    mask[shape[0] // 2, shape[1] // 2] = True
+    return mask
+
+
+@pytest.mark.parametrize(("order", "origin"), RULES)
+@pytest.mark.parametrize(
+    "shapes", [[(40, 60)] * 3, [(101, 100), (100, 101), (100, 100)], [(30, 90), (90, 30), (64, 64)]]
+)
+def test_the_way_of_writing_is_detected(shapes, order, origin):
+    masks = [blobs(shape, seed) for seed, shape in enumerate(shapes)]
+    masks += [np.zeros((50, 70), bool), one_pixel_mask((50, 70))]  # nothing to learn from, and no obstacle
+    texts = [slow_encode(mask, order, origin) for mask in masks]
+    found = rle.detect(texts, [mask.shape for mask in masks])
+    assert (found.order, found.origin) == (order, origin)
+    assert "unequal neighbours" in found.why and "4 masks with an object" in found.why
+
+
+@pytest.mark.parametrize(("order", "origin"), RULES)
+def test_square_images_need_their_pictures(order, origin):
+    rng = np.random.default_rng(0)
+    masks = [blobs((64, 64), seed) for seed in range(6)]
+    pictures = [(60 + 80 * mask + rng.normal(0, 15, mask.shape)).clip(0, 255).astype(np.uint8) for mask in masks]
+    texts, shapes = [slow_encode(mask, order, origin) for mask in masks], [(64, 64)] * 6
+    with pytest.raises(DataError, match="state the order"):
+        rle.detect(texts, shapes)
+    with pytest.raises(DataError, match="prefer neither"):
+        rle.detect(texts, shapes, lambda i: rng.integers(0, 255, (64, 64), np.uint8))
+    found = rle.detect(texts, shapes, lambda i: np.dstack([pictures[i]] * 3))
+    assert (found.order, found.origin) == (order, origin) and "steeper" in found.why
+
+
+def test_runs_that_leave_the_image_settle_the_origin():
+    last = np.zeros((20, 30), bool)
+    last[4:9, 5:20] = last[-1, -1] = True
+    found = rle.detect([slow_encode(last)], [last.shape])
+    assert (found.order, found.origin) == ("column", 1) and "runs from 0 would leave the image" in found.why
+    assert rle.detect([slow_encode(last[::-1, ::-1], origin=0)], [last.shape]).origin == 0
+    with pytest.raises(DataError, match="no order or origin puts all runs inside"):
+        rle.detect(["1 601"], [(20, 30)])
+    with pytest.raises(DataError, match="no order or origin"):  # the first says 0, the second 1
+        rle.detect(["0 2", "599 2"], [(20, 30)] * 2)
+
+
+def test_masks_that_show_nothing_are_refused_until_it_is_stated():
+    inner = [blobs((40, 60), seed, touching=False) for seed in range(4)]
+    texts, shapes = [slow_encode(mask, "row", 0) for mask in inner], [(40, 60)] * 4
+    with pytest.raises(DataError, match="count from 0 or from 1.*state the origin"):
+        rle.detect(texts, shapes)
+    assert rle.detect(texts, shapes, origin=0).order == "row"
+    for nothing in ([], [""], [slow_encode(one_pixel_mask((9, 8)))]):
+        with pytest.raises(DataError, match="state the order"):
+            rle.detect(nothing, [(9, 8)] * len(nothing))
+    assert rle.detect([], [], order="row", origin=1) == rle.Rule("row", 1, "stated")
+
+
+def test_the_one_mask_that_shows_the_origin_is_found_among_many():
+    masks = [blobs((40, 60), seed, touching=seed == 23) for seed in range(60)]
+    for order, origin in RULES:
+        found = rle.detect([slow_encode(mask, order, origin) for mask in masks], [(40, 60)] * 60, budget=1)
+        assert (found.order, found.origin) == (order, origin)

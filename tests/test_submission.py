@@ -255,3 +255,55 @@ def test_png_linter_finds_missing_cut_and_misnamed_files(tmp_path):
     assert "none" in submission.lint_png_pairs(tmp_path / "nowhere")[0]
     (tmp_path / "empty").mkdir()
     assert "none" in submission.lint_png_pairs(tmp_path / "empty")[0]
+
+
+# ---- CSV under other headers --------------------------------------------------------------------------
+ONE_ROW = {"columns": ("id", "rle")}
+PER_OBJECT = {"columns": ("ImageId", "EncodedPixels"), "repeats": True}
+
+
+def test_a_row_per_scene_under_another_header(tmp_path):
+    path = tmp_path / "a.csv"
+    with submission.write_rle_csv(path, ONE_ROW["columns"]) as add:
+        add("0001", "0 3")
+        add("1e5_2", "")
+    assert path.read_text() == "id,rle\n0001,0 3\n1e5_2,\n"
+    assert submission.read_rle_csv(path, ("id", "rle")) == {"0001": "0 3", "1e5_2": ""}
+    shapes = {"0001": (2, 2), "1e5_2": (2, 2)}
+    assert submission.lint_rle_csv(path, shapes, **ONE_ROW, origin=0) == []
+    assert "outside of the image (0001)" in submission.lint_rle_csv(path, shapes, **ONE_ROW)[0]
+    assert "ImageId_ClassId" in submission.lint_rle_csv(path, shapes)[0]
+    # an id that ends like a class is a scene of its own here
+    faults = submission.lint_rle_csv(path, {"0001": (2, 2), "1e5": (2, 2)}, **ONE_ROW, origin=0)
+    assert any("not one of the scenes asked for (1e5_2)" in fault for fault in faults)
+
+
+def test_a_row_per_object(tmp_path):
+    path = tmp_path / "a.csv"
+    with submission.write_rle_csv(path, **PER_OBJECT) as add:
+        for row in (("a", "1 2 5 1"), ("a", "3 2"), ("b", "")):
+            add(*row)
+    assert submission.read_object_csv(path, PER_OBJECT["columns"]) == {"a": ["1 2 5 1", "3 2"], "b": []}
+    sample = tmp_path / "sample.csv"
+    sample.write_text("ImageId,EncodedPixels\nb,1 1\na,1 1\n")
+    assert submission.lint_rle_csv(path, {"a": (3, 3), "b": (2, 2)}, sample, **PER_OBJECT) == []
+    with pytest.raises(DataError, match="expected id,rle"):
+        submission.read_object_csv(path, ("id", "rle"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "fault"),
+    [
+        ("a,1 3\na,5 1 3 1\nb,\n", "1 row: runs out of order (a)"),
+        ("a,1 3\na,3 1 5 1\nb,\n", "1 row: objects that overlap (a)"),
+        ("a,1 3\na,\nb,\n", "1 row: an empty row beside others (a)"),
+        ("a,1 3\na,nan\nb,\n", "1 row: NaN where an empty mask is an empty text (a)"),
+        ("a,1 3\n", "1 row: scene without any row (b)"),
+        ("a,1 3\nb,\nc,\n", "1 row: not one of the scenes asked for (c)"),
+        ("a,1 3\nb,5 1\n", "1 row: a run outside of the image (b)"),
+    ],
+)
+def test_linting_a_row_per_object(tmp_path, rows, fault):
+    (tmp_path / "a.csv").write_text("ImageId,EncodedPixels\n" + rows)
+    faults = submission.lint_rle_csv(tmp_path / "a.csv", {"a": (3, 3), "b": (2, 2)}, **PER_OBJECT)
+    assert any(fault in found for found in faults), faults

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import product
 from math import gcd, isfinite, lcm
 
 import numpy as np
@@ -43,6 +44,16 @@ def blend(
         np.floor_divide(block_sum, wide(total), out=block_sum)
         mean[start:stop] = block_sum
     return mean.reshape(first.shape)
+
+
+def simplex(members: int, step: float) -> list[tuple[float, ...]]:
+    """List all shares of ``members`` in whole steps that add up to 1.
+
+    step: a share, rounded to 1 / n; two members at 0.25 give (0, 1), (.25, .75), (.5, .5), (.75, .25), (1, 0).
+    """
+    n = max(1, round(1 / step))
+    whole = [shares for shares in product(range(n + 1), repeat=members - 1) if sum(shares) <= n]
+    return [tuple(k / n for k in (*shares, n - sum(shares))) for shares in whole]
 
 
 def _integer_shares(weights: Sequence[float | Fraction]) -> list[int]:

@@ -94,6 +94,15 @@ def _mean_of_neighbours(values: np.ndarray, axis: int) -> np.ndarray:
     return np.moveaxis(total / seen, 0, axis)
 
 
+def merge(counts: Mapping[Hashable, np.ndarray], group: Callable[[Any], Hashable]) -> dict[Hashable, np.ndarray]:
+    """Add up the count tables of all keys that ``group`` maps to the same name."""
+    merged: dict[Hashable, np.ndarray] = {}
+    for key, table in counts.items():
+        name = group(key)
+        merged[name] = merged[name] + table if name in merged else table
+    return merged
+
+
 @dataclass(frozen=True)
 class Nested:
     """What a search found (``point``) and what it may be expected to give on unseen scenes (``expected``)."""

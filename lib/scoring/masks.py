@@ -41,8 +41,7 @@ def iou(matrix: np.ndarray) -> np.ndarray:
 
     NaN marks a class found neither in the truth nor in the answer; one that was only answered has 0.
     """
-    hits = np.diagonal(matrix, axis1=-2, axis2=-1)
-    return _ratio(hits, np.sum(matrix, axis=-1) + np.sum(matrix, axis=-2) - hits, np.nan)
+    return overlap_iou(overlaps(matrix))
 
 
 def mean_iou(matrix: np.ndarray, absent: Literal["skip", "zero", "one"] = "skip") -> np.ndarray:
@@ -53,9 +52,29 @@ def mean_iou(matrix: np.ndarray, absent: Literal["skip", "zero", "one"] = "skip"
     """
     values = iou(matrix)
     if absent == "skip":
-        there = ~np.isnan(values)
-        return _ratio(np.sum(values, axis=-1, where=there), there.sum(-1), np.nan)
+        return mean_present(values)
     return np.nan_to_num(values, nan={"zero": 0.0, "one": 1.0}[absent]).mean(-1)
+
+
+def overlaps(matrix: np.ndarray) -> np.ndarray:
+    """Reduce a confusion to what IoU needs, additive as well: (..., C, C) -> (..., C, 3) int64 per class.
+
+    The three are the pixels answered rightly (the intersection), all those answered, all true ones.
+    """
+    hits = np.diagonal(matrix, axis1=-2, axis2=-1)
+    return np.stack([hits, np.sum(matrix, axis=-2), np.sum(matrix, axis=-1)], axis=-1)
+
+
+def overlap_iou(counts: np.ndarray) -> np.ndarray:
+    """Return ``iou`` from ``overlaps``: (..., C, 3) -> (..., C) float64, NaN for a class found in neither."""
+    hits, answered, true = np.moveaxis(np.asarray(counts), -1, 0)
+    return _ratio(hits, answered + true - hits, np.nan)
+
+
+def mean_present(values: np.ndarray) -> np.ndarray:
+    """Average over the classes that are not NaN: (..., C) -> (...) float64, NaN if there are none."""
+    there = ~np.isnan(values)
+    return _ratio(np.sum(values, axis=-1, where=there), there.sum(-1), np.nan)
 
 
 def binary_counts(answer: np.ndarray, truth: np.ndarray, ignore: int = IGNORE) -> np.ndarray:

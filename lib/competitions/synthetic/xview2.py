@@ -1,10 +1,8 @@
-"""Write small invented data sets in a competition's native layout: the embedded demo, and what the tests run on.
+"""Draw satellite-like tiles before and after a disaster, as xBD ships them: the embedded demo.
 
-``python -m lib.competitions.synthetic xview2 FOLDER`` writes satellite-like tiles as xBD ships them: ``train/``,
-``tier3/`` and ``test/`` with ``images/`` and (but for test) ``labels/``. They are read through the same adapter as real
-data. Three disasters leave different marks, but the cue for a class is the same: *minor-damage* is a roof with a patch
-(tarpaulin, hole, scorch), *major-damage* has lost about half its roof, of *destroyed* only rubble within the footprint
-is left. There are also scenes without buildings, row houses that touch, buildings cut by the tile's border, buildings
+``train/``, ``tier3/`` and ``test/`` with ``images/`` and (but for test) ``labels/``. Three disasters leave different
+marks, but the cue for a class is the same: *minor-damage* is a roof with a patch (tarpaulin, hole, scorch),
+*major-damage* has lost about half its roof, of *destroyed* only rubble within the footprint is left. There are also scenes without buildings, row houses that touch, buildings cut by the tile's border, buildings
 under cloud (``un-classified``), neighbouring tiles, and one disaster as GeoTIFF.
 
 Longer than other modules because a tile is one drawing, told in the order of its layers with every layer's numbers
@@ -13,14 +11,11 @@ beside it; nothing in it is of use elsewhere. Coordinates are (x, y) pixels, x t
 not smaller houses.
 """
 
-import argparse
 import json
 import math
-import os
-import shutil
 import uuid
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,75 +26,13 @@ import shapely
 from rasterio.transform import Affine
 from shapely.geometry import Polygon
 
-from lib.errors import ConfigError
 from lib.scenes.raster import write_png
-
-VERSION = 1
-"""Raised when the pictures or labels change, so that an older set on disk is not taken for this one."""
 
 GSD = 0.5
 METRES_PER_DEGREE = 111_320.0
 TILES_PER_ROW = 3
 SUBTYPES = ("no-damage", "minor-damage", "major-damage", "destroyed")
 UNCLASSIFIED = "un-classified"
-
-
-def write(
-    competition: str, root: Path, *, scenes: int = 12, test_scenes: int = 4, size: int = 1024, seed: int = 7
-) -> None:
-    """Write ``scenes`` labelled and ``test_scenes`` unlabelled scenes of ``size`` pixels under ``root``, once.
-
-    The set is drawn in ``root.partial`` and renamed when whole; ``synthetic.json`` in it holds its parameters. A whole
-    set with the same parameters is left alone. On one machine equal parameters give equal bytes, and scene k does not
-    depend on how many there are. ConfigError for an unknown competition, impossible parameters, or when ``root`` holds
-    something else.
-    """
-    if competition not in WRITERS:
-        raise ConfigError(f"synthetic data: expected one of {', '.join(WRITERS)}, got {competition!r}")
-    if min(scenes, test_scenes) < 0 or size < 64:
-        raise ConfigError(
-            "synthetic data: expected scene counts of at least 0 and a size of at least 64, "
-            f"got scenes {scenes}, test_scenes {test_scenes}, size {size}"
-        )
-    root = Path(root)
-    wanted = {
-        "competition": competition,
-        "scenes": scenes,
-        "test_scenes": test_scenes,
-        "size": size,
-        "seed": seed,
-        "version": VERSION,
-    }
-    if _is_there(root, wanted):
-        return
-    partial = root.with_name(root.name + ".partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    WRITERS[competition](partial, scenes, test_scenes, size, seed)
-    (partial / "synthetic.json").write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
-    if root.exists():  # empty, or _is_there would have objected
-        root.rmdir()
-    os.rename(partial, root)
-
-
-def _is_there(root: Path, wanted: dict) -> bool:
-    """Tell whether ``root`` already is the wanted set; ConfigError if it is anything but absent or empty."""
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return False
-    try:
-        found = json.loads((root / "synthetic.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise ConfigError(
-            f"{root}: expected a set of synthetic data or nothing, got something else; name another folder"
-        ) from None
-    differing = [f"{k} {found.get(k)!r} instead of {value!r}" for k, value in wanted.items() if found.get(k) != value]
-    if differing:
-        raise ConfigError(
-            f"{root}: expected synthetic data with these parameters, got {', '.join(differing)}; "
-            "delete the folder or name another one"
-        )
-    return True
 
 
 # ---- xView2: which scenes -------------------------------------------------------------------------------------------
@@ -150,8 +83,8 @@ EVENTS = (
 )
 
 
-def write_xview2(root: Path, scenes: int, test_scenes: int, size: int, seed: int) -> None:
-    """Write the xBD-like set into the existing folder ``root``."""
+def write(root: Path, *, scenes: int, test_scenes: int, size: int, seed: int) -> None:
+    """Write the xBD-like set into the existing folder ``root``; scene k does not depend on how many there are."""
     for split in ("train", "tier3", "test"):
         (root / split / "images").mkdir(parents=True)
     for split in ("train", "tier3"):
@@ -707,27 +640,3 @@ def _fill(canvas: np.ndarray, polygon: np.ndarray, colour: float | np.ndarray) -
     """Fill a polygon of (x, y) pixels with smooth edges, in place."""
     colour = np.atleast_1d(colour).tolist()
     cv2.fillPoly(canvas, [np.rint(np.asarray(polygon) * 16).astype(np.int32)], colour, cv2.LINE_AA, 4)
-
-
-WRITERS: dict[str, Callable[[Path, int, int, int, int], None]] = {"xview2": write_xview2}
-"""Competition -> what writes its set into an existing empty folder: (root, scenes, test_scenes, size, seed)."""
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Write a set from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m lib.competitions.synthetic", description=__doc__.split("\n\n")[0])
-    parser.add_argument("competition", choices=list(WRITERS))
-    parser.add_argument("folder", type=Path)
-    for name, default in (("scenes", 12), ("test-scenes", 4), ("size", 1024), ("seed", 7)):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
-    given = vars(parser.parse_args(argv))
-    folder = given.pop("folder")
-    try:
-        write(given.pop("competition"), folder, **given)
-    except ConfigError as error:
-        parser.exit(2, f"{error}\n")
-    print(f"{folder}: {given['scenes']} labelled and {given['test_scenes']} unlabelled scenes")
-
-
-if __name__ == "__main__":
-    main()

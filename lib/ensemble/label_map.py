@@ -1,0 +1,92 @@
+"""From the levels of exclusive classes to a label map, and steps that clean one: (H, W) uint8 class indices.
+
+step(label_map, **options) -> label_map. Inputs are never changed; outputs may share memory with them.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+
+from lib.errors import ConfigError
+
+GAIN_STEPS = 1000
+"""Gains are used to a thousandth, as integers: what ties on one machine ties on every other."""
+
+
+def winner(levels: np.ndarray, gains: Sequence[float]) -> np.ndarray:
+    """Return the class with the highest level times gain: (C, H, W) uint8 -> (H, W) uint8; ties go to the lower class.
+
+    gains: C numbers in 0..1000. Raises ConfigError for others.
+    """
+    factors = [round(gain * GAIN_STEPS) for gain in gains]
+    if min(factors) < 0 or max(factors) > 1000 * GAIN_STEPS:
+        raise ConfigError(f"decode: expected gains of 0..1000, got {', '.join(map(str, gains))}")
+    best, label_map = levels[0].astype(np.int32) * factors[0], np.zeros(levels.shape[1:], np.uint8)
+    for index, (level, factor) in enumerate(zip(levels[1:], factors[1:], strict=True), 1):
+        value = level.astype(np.int32) * factor
+        label_map[value > best] = index
+        np.maximum(best, value, out=best)
+    return label_map
+
+
+def remove_small(label_map: np.ndarray, min_area: int) -> np.ndarray:
+    """Turn the parts (8 neighbours) of any class that have fewer than ``min_area`` pixels into class 0."""
+    if min_area <= 1:
+        return label_map
+    cleaned = label_map.copy()
+    for index in np.unique(label_map[label_map > 0]):
+        _, parts, stats, _ = cv2.connectedComponentsWithStats((label_map == index).view(np.uint8), connectivity=8)
+        small = stats[:, cv2.CC_STAT_AREA] < min_area
+        small[0] = False  # all other classes
+        cleaned[small[parts]] = 0
+    return cleaned
+
+
+def majority(label_map: np.ndarray, radius: int) -> np.ndarray:
+    """Give each pixel the most frequent class of the square ``radius`` pixels around it; ties go to the lower class."""
+    side = (2 * radius + 1, 2 * radius + 1)
+    most, voted = np.full(label_map.shape, -1, np.float32), np.zeros_like(label_map)
+    for index in np.unique(label_map):
+        own = (label_map == index).astype(np.float32)
+        votes = np.rint(cv2.boxFilter(own, -1, side, normalize=False, borderType=cv2.BORDER_REFLECT))
+        voted[votes > most] = index
+        np.maximum(most, votes, out=most)
+    return voted
+
+
+def object_vote(label_map: np.ndarray) -> np.ndarray:
+    """Give each object, a part (8 neighbours) of all that is not class 0, the class most of its pixels have.
+
+    Ties go to the lower class. Right where objects of different classes seldom touch.
+    """
+    count, parts = cv2.connectedComponents((label_map > 0).view(np.uint8), connectivity=8)
+    classes = int(label_map.max(initial=0)) + 1
+    pairs = parts.ravel().astype(np.intp) * classes + label_map.ravel()
+    winner = np.bincount(pairs, minlength=count * classes).reshape(count, classes).argmax(axis=1)
+    return winner[parts].astype(np.uint8)
+
+
+STEPS: Mapping[str, Callable[..., np.ndarray]] = {
+    "remove_small": remove_small,
+    "majority": majority,
+    "object_vote": object_vote,
+}
+
+
+def apply(steps: Sequence[Mapping[str, Any]], label_map: np.ndarray) -> np.ndarray:
+    """Run steps in order; each is ``{"name": <one of STEPS>, <option>: <value>, ...}``. Raises ConfigError."""
+    for step in steps:
+        options = {key: value for key, value in step.items() if key != "name"}
+        if step.get("name") not in STEPS:
+            raise ConfigError(f"postprocess: expected a name out of {', '.join(STEPS)}, got {step.get('name')!r}")
+        function = STEPS[step["name"]]
+        try:
+            inspect.signature(function).bind(label_map, **options)
+        except TypeError as error:
+            known = list(inspect.signature(function).parameters)[1:]
+            raise ConfigError(f"postprocess.{step['name']}: {error}; its options are {', '.join(known)}") from error
+        label_map = function(label_map, **options)
+    return label_map
