@@ -13,7 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from lib import report
 from lib.run import cli
-from lib.stages import ensemble
+from lib.stages import decode, ensemble
 
 
 @cli.exits
@@ -23,7 +23,7 @@ def main(argv=None):
         record = {"stage": "05"}
         with run.build(unit, record) as folder:
             if unit == run.graph.decode():
-                record["scores"] = ensemble.fit_decode(run, folder)["scores"]
+                record["scores"] = decode.fit_decode(run, folder)["scores"]
             else:
                 record["scenes"] = ensemble.blend(run, unit.key.rsplit("/", 1)[1], folder)
     if "oof" in run.splits:

@@ -1,6 +1,11 @@
-"""What a person reads at the end: the score table and pictures of out-of-fold scenes."""
+"""What a person reads at the end: the score table, the history of training, pictures of out-of-fold scenes.
+
+``python -m lib.report OLD NEW`` compares two experiment folders of a workdir.
+"""
 
 import html
+import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +15,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from lib.competitions.contract import Competition, Scene
+from lib.competitions.contract import Competition, Scene, settings_for
 from lib.run.artifacts import read_json
 from lib.run.cli import Run
 from lib.stages.ensemble import DECODE, blended
@@ -23,7 +28,9 @@ def decode_table(run: Run) -> str:
     """Return decode.json as a table: settings, scores, what to expect on unseen scenes."""
     found = read_json(run.store.require(run.graph.decode()) / DECODE)
     lines = ["", f"out-of-fold scores ({found['coverage']})"]
-    lines += [f"  {name:32s} {value:.4f}" for name, value in found["scores"].items()]
+    theirs = run.config.reference
+    for name, value in found["scores"].items():
+        lines.append(f"  {name:32s} {value:.4f}" + (f"  (source: {theirs[name]:g})" if name in theirs else ""))
     low, high = found["interval95"]
     lines.append(f"  {'95 % interval over scenes':32s} {low:.4f} .. {high:.4f}")
     if "score_without_search" in found:
@@ -31,7 +38,11 @@ def decode_table(run: Run) -> str:
         expected = found["expected_score"]
         shown = "unknown (one fold only)" if expected is None else f"{expected:.4f}"
         lines.append(f"  {'expected on unseen scenes':32s} {shown}  (nested cross-validation)")
-    lines.append("  settings: " + ", ".join(f"{name} {value}" for name, value in found["params"].items()))
+    apart = found["params"].get("per_domain", {})
+    common = {name: value for name, value in found["params"].items() if name != "per_domain"}
+    lines.append("  settings: " + ", ".join(f"{name} {value}" for name, value in common.items()))
+    lines += [f"  {domain}: " + ", ".join(f"{n} {v}" for n, v in own.items()) for domain, own in apart.items()]
+    lines.append("  weights: " + ", ".join(f"{name} {value:g}" for name, value in found["weights"].items()))
     lines += _by_table(found["per_domain"], "domain") + _by_table(found["per_fold"], "fold")
     for name, table in found["tables"].items():
         lines += _matrix(name, table)
@@ -64,14 +75,43 @@ def _by_table(rows: Mapping[str, Mapping[str, Any]], title: str) -> list[str]:
     return lines
 
 
+def milestones(run: Run) -> list[str]:
+    """Return a line per epoch that was a new best, checkpoint by checkpoint, as the training logs have them."""
+    lines = []
+    for name, model in run.config.models.items():
+        for fold in run.config.folds_of(model):
+            log = run.store.folder(run.graph.checkpoint(name, fold)) / "log.jsonl"
+            rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+            best = [row for row in rows if row.get("new_best")]
+            shown = [f"{row['epoch']}: {row['scores']['select']:.4f}" for row in best]
+            if shown:
+                lines.append(f"  {name} fold {fold}, epoch: validation score of each new best: {', '.join(shown)}")
+    return lines
+
+
+def compare(old: Path, new: Path) -> str:
+    """Return a table of two experiments' out-of-fold scores: old, new, gain in percent of the old."""
+    found = [read_json(folder / "05_ensemble" / "decode" / DECODE) for folder in (old, new)]
+    before, after = (
+        {**row["scores"], "expected on unseen scenes": row.get("expected_score") or float("nan")} for row in found
+    )
+    lines = [f"{'':32s} {old.name:>12s} {new.name:>12s}      gain"]
+    for name in [name for name in before if name in after]:
+        gain = f"{100 * (after[name] / before[name] - 1):+8.1f} %" if before[name] else "        -"
+        lines.append(f"{name:32s} {before[name]:12.4f} {after[name]:12.4f} {gain}")
+    return "\n".join(lines)
+
+
 def write(run: Run) -> str:
     """Write report/ (an HTML page and pictures of out-of-fold scenes); returns the closing lines for the terminal."""
     folder = run.store.root / "report"
     folder.mkdir(parents=True, exist_ok=True)
     lines = [decode_table(run)]
+    history = "\n".join(milestones(run))
     pictures = draw(run, folder)
     page = ["<!doctype html><meta charset='utf-8'>", f"<title>{html.escape(run.config.name)}</title>",
-            f"<h1>{html.escape(run.config.name)}</h1><pre>{html.escape(lines[0])}</pre>"]  # fmt: skip
+            f"<h1>{html.escape(run.config.name)}</h1><pre>{html.escape(lines[0])}</pre>",
+            f"<h2>training</h2><pre>{html.escape(history)}</pre>"]  # fmt: skip
     page += [f"<h2>{html.escape(p.stem)}</h2><img src='{html.escape(p.name)}' style='width:100%'>" for p in pictures]
     (folder / "report.html").write_text("\n".join(page) + "\n", encoding="utf-8")
     submission = run.graph.submission("test")
@@ -91,7 +131,8 @@ def draw(run: Run, folder: Path) -> list[Path]:
     drawn = {}
     for scene, levels in blended(run, "oof"):
         if scene.id in wanted:
-            drawn[scene.id] = picture(run.competition, scene, run.competition.decode(levels, chosen), folder)
+            answer = run.competition.decode(levels, settings_for(scene, chosen))
+            drawn[scene.id] = picture(run.competition, scene, answer, folder)
     return [drawn[i] for i in wanted if i in drawn]
 
 
@@ -109,3 +150,9 @@ def picture(competition: Competition, scene: Scene, answer: Any, folder: Path) -
     figure.savefig(path, dpi=80)
     plt.close(figure)
     return path
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m lib.report OLD_EXPERIMENT_FOLDER NEW_EXPERIMENT_FOLDER")
+    print(compare(Path(sys.argv[1]), Path(sys.argv[2])))

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import TINY
 
 from lib.errors import ConfigError
-from lib.run.config import Experiment, load
+from lib.run.config import Experiment, Loss, load, plain
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").rglob("*.yaml"))
 DEMO = next(p for p in CONFIGS if p.name == "demo.yaml")
@@ -91,3 +92,20 @@ def test_every_field_says_what_it_means():
                 walk(sub, seen | {sub})
 
     walk(Experiment.__mro__[1], set())
+
+
+def test_only_what_is_set_enters_a_fingerprint():
+    """Else a field that a later version adds would make every trained model stale."""
+    assert plain(Loss(terms={"dice": 1})) == {"terms": {"dice": 1.0}}
+    assert plain(Loss(terms={"dice": 1}, tversky_beta=0.9))["tversky_beta"] == 0.9
+
+
+@pytest.mark.parametrize("change", [
+    "models.loc.network.options.boundary=true",
+    "models.loc.train.loss.terms.boundary_bce=1",
+])  # fmt: skip
+def test_a_boundary_head_and_its_loss_go_together(change, tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    with pytest.raises(ConfigError, match="go together"):
+        load(path, [change])

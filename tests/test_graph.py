@@ -70,3 +70,11 @@ def test_commands_repeat_the_flags_they_were_called_with():
     graph = Graph(load(DEMO), (), (), "--config configs/x.yaml --set folds.n=2")
     expected = "python 02_train_loc.py --config configs/x.yaml --set folds.n=2 --only loc_lite0 --fold 1"
     assert graph.checkpoint("loc_lite0", 1).command == expected
+
+
+def test_what_decides_the_kept_epoch_makes_a_checkpoint_stale(finished):
+    kept_by_score = "models.loc_lite0.train.select=score"
+    before = units(overrides=[kept_by_score])["02_loc/loc_lite0/fold0"]
+    after = units(overrides=[kept_by_score, "predict.tile=512"])["02_loc/loc_lite0/fold0"]
+    assert before.facts != after.facts
+    assert "02_loc/loc_lite0/fold0" not in stale(finished, overrides=["predict.tile=512"])  # select: last

@@ -10,6 +10,7 @@ import pytest
 import rasterio
 from conftest import STAGES, Experiment
 
+from lib import report
 from lib.scenes.probs import read_levels
 
 
@@ -158,3 +159,20 @@ def test_probabilities_open_as_named_bands(finished):
     with rasterio.open(path) as file:
         assert file.count == 5 and file.descriptions[4] == "destroyed" and file.dtypes[0] == "uint8"
         assert file.compression.name == "zstd"
+
+
+def test_two_experiments_are_compared_score_by_score(finished, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(finished.root, other)
+    path = other / "05_ensemble/decode/decode.json"
+    decode = json.loads(path.read_text())
+    decode["scores"]["score"] *= 1.25
+    path.write_text(json.dumps(decode))
+    lines = report.compare(finished.root, other).splitlines()
+    (line,) = [line for line in lines if line.startswith("score ")]
+    assert line.endswith("+25.0 %") and "tiny" in lines[0] and "other" in lines[0]
+
+
+def test_the_report_tells_the_new_bests_of_training(finished):
+    page = (finished.root / "report/report.html").read_text()
+    assert "cls fold 1, epoch: validation score of each new best: 2: " in page

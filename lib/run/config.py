@@ -7,12 +7,11 @@ Longer than 300 lines because the experiment file is documented in one place: a 
 """
 
 import difflib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lib.errors import ConfigError
 
@@ -52,8 +51,9 @@ class Data(Section):
 class Folds(Section):
     """How scenes are split into folds."""
 
-    scheme: Literal["scene", "event", "block"] = "scene"
-    """What stays together: each scene alone (as in 2020), whole events, or neighbouring tiles."""
+    scheme: Literal["scene", "event", "block", "group"] = "scene"
+    """What stays together: each scene alone (as in 2020), whole events or domains, neighbouring tiles, or the
+    competition's groups (videos, persons, patients)."""
     n: int = Field(4, ge=2)
     """Number of folds."""
     seed: int = 0
@@ -62,14 +62,17 @@ class Folds(Section):
     """Scheme ``block``: side of a spatial block in kilometres."""
     file: Path | None = None
     """Take this folds.csv instead (columns id, fold, and the class flags)."""
+    too_good: float | None = 0.98
+    """A validation score above this runs the audit of the folds again and prints it; none: never."""
 
 
 class Network(Section):
     """What the network is; passed as it stands to ``lib.models.build`` and stored in the checkpoint."""
 
     architecture: str
-    """``segmentation`` (images stacked as channels), ``siamese`` (one shared encoder per image), ``unet`` or
-    ``attention_unet`` (from scratch, encoder ``none``)."""
+    """A name of ``lib/models/__init__.py``: ``segmentation`` (images stacked as channels), ``siamese`` (one shared
+    encoder per image), ``unet`` or ``attention_unet`` (from scratch, encoder ``none``), ``hybrid``, ``maskformer``,
+    ``classifier`` (one label per frame)."""
     images: tuple[str, ...]
     """Names of the scene's images it sees, e.g. [pre, post]."""
     encoder: str
@@ -80,26 +83,48 @@ class Network(Section):
     """Further arguments of the architecture: decoder, decoder_channels, fusion, bottleneck, dropout, norm ..."""
 
 
+class View(Section):
+    """At which size a network sees a scene, in training and in prediction; at most one of the three."""
+
+    scale: float = Field(1.0, gt=0)
+    """Factor on the scene's sides."""
+    pixel_size: float | None = Field(None, gt=0)
+    """Resample so that a pixel has this physical size, in the competition's unit."""
+    size: int | None = Field(None, ge=32)
+    """The whole image at this many pixels."""
+    fit: Literal["longest", "square"] = "longest"
+    """With ``size``: the longer side, or both sides."""
+
+    @model_validator(mode="after")
+    def _one_of_three(self):
+        if (self.scale != 1.0) + (self.pixel_size is not None) + (self.size is not None) > 1:
+            raise ValueError("view: give one of scale, pixel_size and size")
+        return self
+
+
 class Loss(Section):
     """The weighted sum of loss terms."""
 
     terms: dict[str, float]
-    """Term name -> weight; binary: dice, focal, bce, jaccard, tversky, lovasz; multiclass: see
-    ``lib/training/losses.py``."""
-    class_weights: tuple[float, ...] | None = None
-    """Weight of each class in the pixel terms (2020: 1, 1, 5, 3, 3)."""
+    """Term name -> weight; binary and multilabel: dice, focal, bce, jaccard, tversky, lovasz; multiclass: ce instead
+    of bce, and more, see ``lib/training/losses.py``; for networks with a boundary head, boundary_bce."""
+    class_weights: tuple[float, ...] | Literal["auto"] | None = None
+    """Weight of each class in the pixel terms (2020: 1, 1, 5, 3, 3); auto: from their frequency in training."""
     focal_gamma: float = Field(2.0, ge=0)
     """Exponent of the focal terms."""
+    focal_alpha: float | tuple[float, ...] | None = None
+    """Balance of the focal terms, see ``focal_mode``; none: no balance."""
+    focal_mode: Literal["softmax", "per_class", "one_vs_rest"] = "softmax"
+    """What ``focal_alpha`` weighs: everything alike (only a larger step), the true class, or positives of each class
+    against negatives."""
+    boundary_width: int = Field(1, ge=1)
+    """Pixels from a boundary that the term boundary_bce calls boundary."""
+    aux_weight: float = Field(0.4, ge=0)
+    """Weight of the same terms on a network's auxiliary head."""
     tversky_alpha: float = Field(0.3, gt=0)
     """Weight of false positives in the tversky term."""
     tversky_beta: float = Field(0.7, gt=0)
     """Weight of false negatives in the tversky term."""
-
-    @model_serializer(mode="wrap")
-    def _only_what_is_used(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        """Leave the Tversky weights out where no term sees them: they make no trained model stale."""
-        unused = () if "tversky" in self.terms else ("tversky_alpha", "tversky_beta")
-        return {key: value for key, value in write(self).items() if key not in unused}
 
 
 class Optimizer(Section):
@@ -118,8 +143,10 @@ class Optimizer(Section):
 class Schedule(Section):
     """Learning rate as a function of the step."""
 
-    kind: Literal["constant", "cosine", "piecewise", "poly"] = "cosine"
+    kind: Literal["constant", "cosine", "multistep", "piecewise", "poly"] = "cosine"
     """Form of the decay; cosine and poly end at zero."""
+    factors: dict[int, float] | None = None
+    """Multistep: epoch -> share of the peak learning rate from there on."""
     table: dict[int, float] | None = None
     """Piecewise: first epoch -> learning rate (the 2020 tables)."""
     warmup_epochs: float = Field(0.0, ge=0)
@@ -133,6 +160,8 @@ class Schedule(Section):
             raise ValueError("kind: piecewise needs a table, and only piecewise takes one")
         if self.table is not None and 0 not in self.table:
             raise ValueError("table: expected an entry for epoch 0")
+        if (self.kind == "multistep") != (self.factors is not None):
+            raise ValueError("kind: multistep needs factors, and only multistep takes them")
         return self
 
 
@@ -217,6 +246,8 @@ class Model(Section):
     """Role in the competition: loc (stage 02) or cls (stage 03)."""
     network: Network
     """What the network is."""
+    view: View = View()
+    """At which size it sees a scene."""
     train: Train
     """How it is trained."""
     folds: tuple[int, ...] | None = None
@@ -236,6 +267,8 @@ class Predict(Section):
     """Largest window a network sees at once."""
     overlap: float = Field(0.25, ge=0, lt=1)
     """Share of a window that its neighbour sees too."""
+    scales: tuple[float, ...] = Field((1.0,), min_length=1)
+    """Multiples of the view's size whose probabilities are averaged."""
     truncate: bool = False
     """Cut probabilities to uint8 as the 2020 code did, instead of rounding."""
 
@@ -245,6 +278,9 @@ class Blend(Section):
 
     truncate: bool = False
     """Cut the average to uint8 as the 2020 code did, instead of rounding."""
+    fit: float | None = Field(None, gt=0, le=0.5)
+    """Fit the models' weights on out-of-fold scenes, jointly with the search, in steps of this share; none: as given.
+    Fuses patch and full-image networks, or any others."""
 
 
 class Search(Section):
@@ -256,6 +292,8 @@ class Search(Section):
     """Scores this close to the best count as equal; the point with the flattest surroundings wins."""
     postprocess: tuple[tuple[dict[str, Any], ...], ...] = ()
     """Chains of post-processing steps to try; each is kept only where the score rises and no class gets worse."""
+    per_domain: bool = False
+    """Choose the settings for each domain (organ, source) apart where that is expected to be better."""
 
 
 class Experiment(Section):
@@ -281,6 +319,8 @@ class Experiment(Section):
     """Decode settings that are fixed, instead of the competition's defaults."""
     search: Search | None = None
     """Search the decode settings on out-of-fold scenes; none: use the fixed ones."""
+    reference: dict[str, float] = {}
+    """Scores that the source of this experiment reports, by our names; printed beside ours, used nowhere."""
 
     @model_validator(mode="after")
     def _references_exist(self):
@@ -305,6 +345,11 @@ class Experiment(Section):
             bad = [k for k in self.folds_of(model) if not 0 <= k < self.folds.n]
             if bad:
                 raise ValueError(f"{where}.folds: {bad} outside 0..{self.folds.n - 1}")
+            options, terms = model.network.options, model.train.loss.terms
+            if bool(options.get("boundary")) != bool(terms.get("boundary_bce")):
+                raise ValueError(f"{where}: network.options.boundary and the loss term boundary_bce go together")
+            if options.get("aux_head") and not model.train.loss.aux_weight:
+                raise ValueError(f"{where}.train.loss.aux_weight: network.options.aux_head learns nothing at 0")
             if model.train.batch_size % model.train.accumulate:
                 raise ValueError(f"{where}.train: batch_size is no multiple of accumulate")
         return self
@@ -375,5 +420,8 @@ def _field_names() -> list[str]:
 
 
 def plain(section: BaseModel) -> dict[str, Any]:
-    """Return a section as JSON-ready values, for manifests, checkpoints and fingerprints."""
-    return section.model_dump(mode="json")
+    """Return what a section sets, as JSON-ready values for fingerprints: only values other than the default.
+
+    So a field that a later version adds makes nothing stale. A default is never changed: a new meaning is a new field.
+    """
+    return section.model_dump(mode="json", exclude_defaults=True)

@@ -40,7 +40,7 @@ class Graph:
         facts = {
             "competition": config.competition,
             "options": config.data.options,
-            "folds": plain(config.folds),
+            "folds": {key: value for key, value in plain(config.folds).items() if key != "too_good"},
             "train": self.train_ids,
         }
         return Unit("01_folds", _json(facts), self._command("01_prepare_folds.py"))
@@ -58,8 +58,13 @@ class Graph:
             "fold": fold,
             "seed": self.config.seed,
             "network": plain(model.network),
+            "view": plain(model.view),
             "train": {k: v for k, v in plain(model.train).items() if k not in ("workers", "cache", "save_minutes")},
         }
+        if model.train.select != "last" or model.train.patience:  # how validation decodes decides what is kept
+            predict = self.config.predict
+            facts["judged"] = {"precision": predict.precision, "tile": predict.tile, "overlap": predict.overlap,
+                               "decode": self.config.decode}  # fmt: skip
         command = self._command(script, f"--only {name} --fold {fold}")
         return Unit(f"{folder}/{name}/fold{fold}", _json(facts), command, tuple(upstream))
 
@@ -77,21 +82,28 @@ class Graph:
 
     def blend(self, split: str) -> Unit:
         """Stage 05: the average over models, folds and views."""
-        config = self.config
-        weights = {name: model.weight for name, model in config.models.items()}
-        upstream = tuple(
-            self.probs(name, fold, split) for name, model in config.models.items() for fold in config.folds_of(model)
-        )
-        facts = {"blend": plain(config.blend), "weights": weights}
+        upstream = self._members(split)
+        if self.config.blend.fit is not None:  # decode.json holds the weights
+            upstream = (*upstream, self.decode())
         command = self._command("05_ensemble.py", f"--split {split}")
-        return Unit(f"05_ensemble/{split}", _json(facts), command, upstream, portable=split == "oof")
+        return Unit(f"05_ensemble/{split}", _json(self._blend_facts()), command, upstream, portable=split == "oof")
 
     def decode(self) -> Unit:
-        """Stage 05: decode.json, the settings chosen on out-of-fold scenes and what to expect of them."""
+        """Stage 05: decode.json, what is chosen on out-of-fold scenes (settings, weights) and what to expect of it."""
         config = self.config
         facts = {"decode": config.decode, "search": plain(config.search) if config.search else None}
-        upstream = (self.blend("oof"), self.folds())
-        return Unit("05_ensemble/decode", _json(facts), self._command("05_ensemble.py", "--split oof"), upstream)
+        upstream = (*self._members("oof"), self.folds())
+        command = self._command("05_ensemble.py", "--split oof")
+        return Unit("05_ensemble/decode", _json(facts | self._blend_facts()), command, upstream)
+
+    def _members(self, split: str) -> tuple[Unit, ...]:
+        """Return the probabilities that are averaged."""
+        models = self.config.models.items()
+        return tuple(self.probs(name, fold, split) for name, model in models for fold in self.config.folds_of(model))
+
+    def _blend_facts(self) -> dict[str, Any]:
+        weights = {name: model.weight for name, model in self.config.models.items()}
+        return {"blend": plain(self.config.blend), "weights": weights}
 
     def submission(self, split: str) -> Unit:
         """Stage 06: the files to hand in, or the same files for the out-of-fold scenes."""

@@ -4,15 +4,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from lib.competitions.contract import Competition, Finding, Scene, summarize
 from lib.errors import ConfigError, DataError
 from lib.run.artifacts import write_json
-from lib.run.cli import Run
+from lib.run.cli import Run, say
 from lib.run.config import Folds
-from lib.scenes import audit, folds
+from lib.scenes import audit, embed, folds, pairs
 
 
 def table(run: Run) -> pd.DataFrame:
@@ -44,11 +45,27 @@ def split(competition: Competition, section: Folds, folder: Path) -> Iterator[st
         table, unused = _given(section, table)
         yield f"  folds taken from {section.file}" + (f"; {unused} of its ids are not in the data" if unused else "")
     folds.write_folds(folder / "folds.csv", table.drop(columns="group"))
-    report = audit.audit(table, scenes, _hashes(competition, scenes), flags, groups=groups)
+    report = audit_report(competition, table, groups)
     write_json(folder / "audit.json", report)
     for k, row in report["folds"].items():
         yield f"  fold {k}: {row['scenes']} scenes; with " + ", ".join(f"{flag} {row[flag]}" for flag in flags)
     yield from (f"  audit: {line}" for line in audit.lines(report))
+
+
+def audit_report(competition: Competition, table: pd.DataFrame, groups: list[str] | None = None) -> dict:
+    """Audit a division of the labelled scenes into folds; ``groups``: what was meant to stay whole."""
+    scenes = competition.scenes("train")
+    embedder, absent = embed.load()
+    if absent:
+        say(f"  {absent}")
+    hashes, embeddings = _looks(competition, scenes, embedder)
+    return audit.audit(table, scenes, hashes, list(competition.flags), groups=groups, embeddings=embeddings,
+                       published=competition.published_split())  # fmt: skip
+
+
+def audit_lines(competition: Competition, table: pd.DataFrame) -> list[str]:
+    """Audit finished folds again, in words."""
+    return audit.lines(audit_report(competition, table))
 
 
 def _given(section: Folds, table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
@@ -63,12 +80,15 @@ def _given(section: Folds, table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     return table, unused
 
 
-def _hashes(competition: Competition, scenes: list[Scene]) -> dict[str, int]:
-    """Hash the first image of every scene."""
+def _looks(competition: Competition, scenes: list[Scene], embedder: embed.Embedder | None):
+    """Hash and embed what stands for every scene, its first image or three frames of it: (hashes, embeddings) by id."""
 
-    def one(scene: Scene) -> int:
-        return audit.perceptual_hash(competition.read(scene, competition.images[0]))
+    def one(scene: Scene) -> tuple[list[int], np.ndarray | None]:
+        frames = pairs.frames(competition.read(scene, competition.images[0]))
+        return [pairs.perceptual_hash(frame) for frame in frames], embedder and embedder(frames)
 
     with ThreadPoolExecutor(max_workers=2) as pool:
-        found = tqdm(pool.map(one, scenes), "audit", total=len(scenes), leave=False, disable=None)
-        return dict(zip((scene.id for scene in scenes), found, strict=True))
+        found = list(tqdm(pool.map(one, scenes), "audit", total=len(scenes), leave=False, disable=None))
+    named = dict(zip((scene.id for scene in scenes), found, strict=True))
+    hashes = {name: codes for name, (codes, _) in named.items()}
+    return hashes, {name: vectors for name, (_, vectors) in named.items()} if embedder else None

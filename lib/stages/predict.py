@@ -8,13 +8,14 @@ from tqdm import tqdm
 
 from lib.competitions.contract import Scene
 from lib.inference.predict import Predictor
+from lib.inference.scene import read_stack
 from lib.models import checkpoint
 from lib.run import runtime
 from lib.run.artifacts import Unit
 from lib.run.cli import Run, say
 from lib.scenes.probs import file_name, quantise, write_levels
 from lib.stages import folds
-from lib.training.judge import read_stack
+from lib.stages.train import view_of
 
 
 def fold_splits(run: Run) -> Iterator[list[Unit]]:
@@ -29,10 +30,10 @@ def predict(run: Run, units: list[Unit]) -> None:
     """Predict the given splits with one checkpoint, which is loaded once; scene by scene, each file whole."""
     if not units:
         return
-    _, task, name, fold, _ = units[0].key.split("/")
+    _, _, name, fold, _ = units[0].key.split("/")
     folder = run.store.require(run.graph.checkpoint(name, int(fold.removeprefix("fold"))))
     description = checkpoint.read_description(folder)
-    predictor, used = open_predictor(run, folder, task)
+    predictor, used = open_predictor(run, folder, name)
     for unit in units:
         split = unit.key.rsplit("/", 1)[1]
         record: dict[str, Any] = {"stage": "04", "precision": {"asked": run.config.predict.precision, "used": used}}
@@ -42,18 +43,20 @@ def predict(run: Run, units: list[Unit]) -> None:
             for scene in tqdm(scenes, unit.key, leave=False, disable=None):
                 path = out / file_name(scene.id)
                 if not path.exists():  # files of an interrupted run are whole
-                    probs = predictor(read_stack(run.competition, scene, description["images"]))  # (C, H, W)
+                    probs = predictor(read_stack(run.competition, scene, description["images"]), scene.pixel_size)
                     write_levels(path, quantise(probs, run.config.predict.truncate), description["classes"])
 
 
-def open_predictor(run: Run, folder: Path, task: str) -> tuple[Predictor, str]:
-    """Build the predictor of a checkpoint; returns it and the precision it really uses."""
-    asked = run.config.predict
+def open_predictor(run: Run, folder: Path, name: str) -> tuple[Predictor, str]:
+    """Build the predictor of a checkpoint of model ``name``; returns it and the precision it really uses."""
+    asked, model = run.config.predict, run.config.models[name]
     used = runtime.precision_on(run.device, asked.precision)
     if used != asked.precision:
         say(f"  {asked.precision} asked, {used} used on this CPU")
-    predictor = Predictor(checkpoint.load_network(folder), run.competition.tasks[task].activate, run.device, used,
-                          views=asked.tta, tile=asked.tile, overlap=int(asked.tile * asked.overlap))  # fmt: skip
+    predictor = Predictor(checkpoint.load_network(folder), run.competition.tasks[model.task].activate,
+                          run.device, used, views=asked.tta, tile=asked.tile,
+                          overlap=int(asked.tile * asked.overlap), view=view_of(model),
+                          scales=asked.scales)  # fmt: skip
     return predictor, used
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lib.competitions.contract import Answer, Scene
+from lib.competitions.contract import Answer, Scene, settings_for
 from lib.errors import ArtifactError
 from lib.run.artifacts import read_json
 from lib.run.cli import Run
@@ -25,7 +25,7 @@ def write(run: Run, split: str, folder: Path) -> dict[str, Any]:
     def answers() -> Iterator[tuple[Scene, Answer]]:
         for scene, levels in tqdm(blended(run, split), f"submission {split}", leave=False, disable=None):
             scenes.append(scene)
-            yield scene, competition.decode(levels, chosen["params"])
+            yield scene, competition.decode(levels, settings_for(scene, chosen["params"]))
 
     competition.write_submission(answers(), folder)
     faults = competition.lint(folder, scenes)

@@ -11,18 +11,21 @@ from torch import nn
 
 from lib.competitions.contract import Scene
 from lib.inference.predict import Predictor
-from lib.models import build, checkpoint, weights
+from lib.inference.scene import read_stack
+from lib.models import build, checkpoint, licences, weights
 from lib.run import runtime
 from lib.run.artifacts import Unit
 from lib.run.cli import Run, say
-from lib.run.config import Model
+from lib.run.config import Model, Train
 from lib.scenes.augment import build as build_augment
-from lib.scenes.dataset import CropDataset, focus_values, repeat_scenes
+from lib.scenes.dataset import CropDataset, FrameDataset, SampleStream, focus_values, repeat_scenes
 from lib.scenes.probs import quantise
+from lib.scenes.view import View
 from lib.stages import folds
 from lib.tasks import Task
+from lib.training.balance import median_frequency
 from lib.training.fit import Fit
-from lib.training.judge import Judge, read_stack
+from lib.training.judge import Judge
 
 
 def checkpoints(run: Run, task: str) -> Iterator[Unit]:
@@ -42,17 +45,21 @@ def train(run: Run, unit: Unit) -> None:
     with run.build(unit, record) as folder:
         training, validation = split(run, fold)
         network, arrived = start_network(run, model, fold, task, folder)
-        dataset = crops(run, model, training)
+        dataset = samples(run, model, training)
         judge = Judge(run.competition, model.task, validation, model.network.images,
-                      partial(validation_predictor, run), model.train.select, run.config.decode,
+                      partial(validation_predictor, run, view_of(model)), model.train.select, run.config.decode,
                       localization(run, model, fold))  # fmt: skip
-        fit = Fit(network, task, dataset, judge, model.train, run.config.seed, folder, run.device, say)
-        say(f"  {len(training)} scenes to train on, {len(validation)} to validate; {len(dataset)} crops an epoch, "
+        settings = with_class_weights(run, model, task, training, record)
+        fit = Fit(network, task, dataset, judge, settings, run.config.seed, folder, run.device, say)
+        say(f"  {len(training)} scenes to train on, {len(validation)} to validate; {len(dataset)} samples an epoch, "
             f"{fit.steps} steps; {_precision_line(model, fit.arithmetic.name)}; "
             f"encoder weights: {arrived['source']}")  # fmt: skip
         record["precision"] = {"asked": model.train.precision, "used": fit.arithmetic.name, "tf32": model.train.tf32}
         record["encoder_weights"] = arrived
+        if warning := licences.warning(model.network.encoder, model.network.encoder_weights):
+            say(f"  {warning}")
         record["scores"] = fit.run()
+    alarm(run, record["scores"])
 
 
 def split(run: Run, fold: int) -> tuple[list[Scene], list[Scene]]:
@@ -83,24 +90,60 @@ def start_network(run: Run, model: Model, fold: int, task: Task, folder: Path) -
     return network, arrived
 
 
-def crops(run: Run, model: Model, scenes: list[Scene]) -> CropDataset:
-    """Return the training crops of a model."""
+def samples(run: Run, model: Model, scenes: list[Scene]) -> SampleStream:
+    """Return the training samples of a model: crops of scenes with their masks, or frames with their label."""
     train, sampling = model.train, model.train.sampling
-    competition = run.competition
+    competition, view, task = run.competition, view_of(model), run.competition.tasks[model.task]
     order = repeat_scenes([competition.strata(scene) for scene in scenes], sampling.repeat, sampling.multiplier)
     augment = build_augment(train.augment, train.crop, model.network.images, sampling.scale, train.colour)
-    return CropDataset(competition.read, partial(competition.target, task=model.task), scenes, model.network.images,
-                       augment, seed=run.config.seed, order=order, samples_per_epoch=sampling.samples,
-                       focus=focus_values(competition.tasks[model.task], sampling.focus),
-                       focus_probability=sampling.focus_probability,
-                       focus_first=sampling.focus_first, cache=train.cache)  # fmt: skip
+
+    def read(scene: Scene, name: str) -> np.ndarray:
+        return view.image(competition.read(scene, name), scene.pixel_size)
+
+    def target(scene: Scene) -> np.ndarray:
+        mask = competition.target(scene, model.task)
+        return view.mask(mask, scene.pixel_size) if task.dense else mask
+
+    common = {"seed": run.config.seed, "order": order, "samples_per_epoch": sampling.samples, "cache": train.cache}
+    if not task.dense:
+        return FrameDataset(read, target, scenes, model.network.images, augment, **common)
+    return CropDataset(read, target, scenes, model.network.images, augment, **common,
+                       focus=focus_values(task, sampling.focus), focus_probability=sampling.focus_probability,
+                       focus_first=sampling.focus_first)  # fmt: skip
 
 
-def validation_predictor(run: Run, network: nn.Module, task: Task) -> Predictor:
+def view_of(model: Model) -> View:
+    """Return the size at which a model sees scenes."""
+    return View(**model.view.model_dump())
+
+
+def with_class_weights(run: Run, model: Model, task: Task, scenes: list[Scene], record: dict[str, Any]) -> Train:
+    """Replace ``class_weights: auto`` by weights from the training targets, which are said and recorded."""
+    if model.train.loss.class_weights != "auto":
+        return model.train
+    targets = (run.competition.target(scene, model.task) for scene in scenes)
+    weights_ = median_frequency(targets, task)
+    say("  class weights " + ", ".join(f"{weight:.2f}" for weight in weights_))
+    record["class_weights"] = list(weights_)
+    loss = model.train.loss.model_copy(update={"class_weights": weights_})
+    return model.train.model_copy(update={"loss": loss})
+
+
+def alarm(run: Run, scores: dict[str, Any]) -> None:
+    """Run the audit of the folds again where a validation score is too good to be true."""
+    bound, score = run.config.folds.too_good, scores.get("score")
+    if bound is None or score is None or not score > bound:
+        return
+    say(f"  ! validation score {score:.4f} is above {bound}: is something of the validation scenes in training?")
+    for line in folds.audit_lines(run.competition, folds.table(run)):
+        say(f"  audit: {line}")
+
+
+def validation_predictor(run: Run, view: View, network: nn.Module, task: Task) -> Predictor:
     """Return the predictor of a validation: one view, the arithmetic of stage 04."""
     predict = run.config.predict
     return Predictor(network, task.activate, run.device, runtime.precision_on(run.device, predict.precision),
-                     tile=predict.tile, overlap=int(predict.tile * predict.overlap))  # fmt: skip
+                     tile=predict.tile, overlap=int(predict.tile * predict.overlap), view=view)  # fmt: skip
 
 
 def localization(run: Run, model: Model, fold: int) -> dict[str, Any]:
@@ -110,12 +153,13 @@ def localization(run: Run, model: Model, fold: int) -> dict[str, Any]:
         return {}
     folder = run.store.require(run.graph.checkpoint(name, fold))
     network, images = checkpoint.load_network(folder), checkpoint.read_description(folder)["images"]
-    predict = validation_predictor(run, network.to(run.device), run.competition.tasks["loc"])
+    view = view_of(run.config.models[name])
+    predict = validation_predictor(run, view, network.to(run.device), run.competition.tasks["loc"])
     known: dict[str, np.ndarray] = {}
 
     def levels(scene: Scene) -> np.ndarray:
         if scene.id not in known:
-            known[scene.id] = quantise(predict(read_stack(run.competition, scene, images)))
+            known[scene.id] = quantise(predict(read_stack(run.competition, scene, images), scene.pixel_size))
         return known[scene.id]
 
     return {"loc": levels}

@@ -1,0 +1,95 @@
+"""The same six stages for every sister competition, and the law that a submission scores what training saw."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import STAGES, stage
+from sisters import COMMON, EXPERIMENTS
+
+from lib.competitions import NAMES
+
+
+class Sister:
+    """One sister's tiny experiment in a folder of its own."""
+
+    def __init__(self, folder: Path, name: str, **changes):
+        experiment = {**COMMON, "name": name, **EXPERIMENTS[name], **changes}
+        experiment["data"] = {"root": str(folder / "data"), **experiment["data"]}
+        self.config = folder / f"{name}.yaml"
+        self.config.write_text(yaml.safe_dump(experiment))
+        self.flags = ("--config", str(self.config), "--workdir", str(folder / "workdir"))
+        self.root = folder / "workdir" / name
+
+    def run(self, name: str, *arguments: str) -> int:
+        return stage(name, *self.flags, *arguments)
+
+    def json(self, path: str) -> dict:
+        return json.loads((self.root / path).read_text())
+
+
+@pytest.fixture(scope="module", params=sorted(EXPERIMENTS))
+def sister(request, tmp_path_factory) -> Sister:
+    """A sister with all six stages done."""
+    done = Sister(tmp_path_factory.mktemp(request.param), request.param)
+    for name in STAGES:
+        assert done.run(name) == 0, name
+    return done
+
+
+def test_every_competition_but_the_first_is_a_sister():
+    assert set(EXPERIMENTS) == set(NAMES) - {"xview2"}
+
+
+@pytest.mark.slow
+def test_the_submission_is_linted_and_a_report_is_drawn(sister, capsys):
+    assert sister.json("06_submission/test/manifest.json")["lint"] == "valid"
+    assert sister.run("06_make_submission", "--lint", sister.root / "06_submission/test") == 0
+    assert "valid" in capsys.readouterr().out
+    assert list((sister.root / "report").glob("*.png"))
+
+
+@pytest.mark.slow
+def test_what_training_scored_is_what_the_submission_scores(sister):
+    """Out-of-fold scenes through tiling, levels, average, decode, files and back: the score of training, to 1e-3."""
+    per_fold = sister.json("05_ensemble/decode/decode.json")["per_fold"]
+    (checkpoints,) = [p for p in (sister.root / "02_loc", sister.root / "03_cls") if p.exists()]
+    (model,) = list(checkpoints.iterdir())
+    for fold in (0, 1):
+        trained = json.loads((model / f"fold{fold}" / "manifest.json").read_text())["scores"]
+        assert per_fold[str(fold)]["score"] == pytest.approx(trained["score"], abs=1e-3)
+    files = sister.json("06_submission/oof/manifest.json")["scores"]
+    assert files == sister.json("05_ensemble/decode/decode.json")["scores"]
+
+
+@pytest.mark.slow
+def test_a_second_run_skips_everything(sister, capsys):
+    for name in STAGES:
+        assert sister.run(name) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if ": " in line and line[:2].isdigit()]
+    assert lines and all("skipped, done" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_patches_and_whole_images_are_fused_with_weights_fitted_out_of_fold(tmp_path, capsys):
+    base = EXPERIMENTS["binary_rle"]["models"]["patch"]
+    images = ["image-1", "image", "image+1"]  # 2.5D: neighbours in the stack as channels
+    models = {
+        "patch": {**base, "view": {"pixel_size": 0.8}},
+        "full": {**base, "view": {"size": 96}, "network": {**base["network"], "images": images}},
+    }
+    data = {**EXPERIMENTS["binary_rle"]["data"],
+            "options": {"slices": 3, "group": "data_source", "domain": "organ"}}  # fmt: skip
+    own = Sister(tmp_path, "binary_rle", models=models, data=data, blend={"fit": 0.25},
+                 predict={"tta": "hflip", "tile": 128, "overlap": 0.25, "scales": [0.75, 1.0]},
+                 search={"axes": {"threshold": [0.3, 0.4, 0.5]}, "per_domain": True})  # fmt: skip
+    for name in STAGES:
+        assert own.run(name, "--set", "folds.too_good=0.0") == 0, name
+    said = capsys.readouterr().out
+    assert "is above 0.0: is something of the validation scenes in training?" in said and "audit:" in said
+    decode = own.json("05_ensemble/decode/decode.json")
+    assert decode["points"] == 5 * 3 and sum(decode["weights"].values()) == 1
+    assert decode["scores"]["score"] >= decode["score_without_search"]
+    assert own.json("06_submission/oof/manifest.json")["scores"] == decode["scores"]
+    assert set(decode["per_domain"]) == {"kidney", "prostate"} or len(decode["per_domain"]) == 2
