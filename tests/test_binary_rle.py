@@ -15,7 +15,8 @@ from lib.competitions.contract import Scene
 from lib.competitions.synthetic import binary_rle as synthetic
 from lib.ensemble import instances
 from lib.errors import ConfigError, DataError
-from lib.scenes import raster, rle
+from lib.scenes import raster, rle, stain
+from lib.scenes.view import resize
 from lib.scoring import masks
 from lib.tasks import BinaryMask, MultilabelMask
 
@@ -157,12 +158,12 @@ def test_square_images_show_their_order_by_masks_or_pictures(tmp_path, order, or
     competition = Competition(tmp_path)
     assert (competition.rule.order, competition.rule.origin) == (order, origin)
     assert ("mask files" if masks_too else "steeper") in competition.rule.why
-    found = [f for f in competition.inspect() if f.kind == "RLE order detected"]
-    assert len(found) == 1 and f"{order} order from {origin}" in found[0].detail
+    (remark,) = competition.remarks()
+    assert remark.startswith(f"RLE order detected: {order} order from {origin}") and competition.inspect() == []
     assert competition.header == ("id", "rle_mask") and len(competition.scenes("train")) == 6
     assert competition.truth(competition.scenes("train")[0]).sum() == 0  # an empty cell is an empty mask
     stated = Competition(tmp_path, order=order, origin=origin)
-    assert stated.rule.why == "stated" and stated.inspect() == []
+    assert stated.rule.why == "stated" and stated.remarks() == []
 
 
 def test_mask_files_alone_need_no_table(tmp_path):
@@ -174,7 +175,7 @@ def test_mask_files_alone_need_no_table(tmp_path):
     competition = Competition(tmp_path)
     np.testing.assert_array_equal(competition.truth(competition.scenes("train")[1]), np.eye(9, 12))
     assert (competition.rule.order, competition.rule.origin) == ("column", 1) and competition.header == ("id", "rle")
-    assert [f.kind for f in competition.inspect()] == ["RLE order assumed"]
+    assert competition.inspect() == [] and "RLE order assumed: column order from 1" in competition.remarks()[0]
     raster.write_png(tmp_path / "train_masks" / "1e5.png", np.eye(9, dtype=np.uint8))
     assert "broken truth" in [f.kind for f in Competition(tmp_path).inspect()]
     with pytest.raises(DataError, match=r"scene 1e5: .*1e5.png: expected the size of its image .* got \(9, 9\)"):
@@ -226,7 +227,9 @@ def test_slices_are_neighbours_within_their_group(hubmap):
     first, last = scenes[stack[0]], scenes[stack[1]]
     assert (first.files["image-1"], first.files["image+1"]) == (path[stack[0]], path[stack[1]])
     assert (last.files["image-1"], last.files["image+1"]) == (path[stack[0]], path[stack[1]])
-    np.testing.assert_array_equal(competition.read(first, "image+1"), competition.read(last, "image"))
+    neighbour = competition.read(last, "image")
+    np.testing.assert_array_equal(competition.read(first, "image+1"), resize(neighbour, (128, 128)))
+    assert neighbour.shape[:2] != (128, 128), "a neighbour of another size is resized"
     by_width = Competition(hubmap, group="organ", slices=5, slice_column="img_width")
     assert by_width.images == ("image-2", "image-1", "image", "image+1", "image+2")
     table = pd.read_csv(hubmap / "train.csv", dtype={"id": str})
@@ -278,7 +281,7 @@ def test_missing_data_are_named(tmp_path):
 
 
 def test_the_data_doctor_names_what_is_broken(hubmap, nuclei, tmp_path):
-    assert [f.kind for f in Competition(hubmap).inspect()] == ["RLE order detected"]
+    assert Competition(hubmap).inspect() == []
     (tmp_path / "train_images").mkdir()
     table = pd.read_csv(hubmap / "train.csv", dtype=str, keep_default_na=False)
     for path in (hubmap / "train_images").iterdir():
@@ -469,3 +472,16 @@ def test_real_nuclei():
         total = total + competition.tally(competition.decode(perfect(competition, scene), {}), truth)
     assert total[-1] == 552 and competition.header == ("ImageId", "EncodedPixels")
     assert competition.scores(total)["object_map"] > 0.995  # one nucleus is parted by its own neighbours
+
+
+def test_every_image_is_given_the_stated_stain(hubmap):
+    plain = Competition(hubmap)
+    brightfield = [s for s in plain.scenes("train") if plain.read(s, "image").mean() > 128]
+    own = stain.measure(plain.read(brightfield[0], "image"))
+    reference = own._replace(mean=tuple(np.add(own.mean, (-12, 8, -6))))  # a darker, redder slide
+    same = Competition(hubmap, stain={"mean": list(reference.mean), "std": list(reference.std)})
+    apart = {who: np.mean([np.abs(np.subtract(stain.measure(who.read(s, "image")).mean, reference.mean)).max()
+                           for s in brightfield]) for who in (plain, same)}  # fmt: skip
+    assert apart[same] < apart[plain] / 2
+    with pytest.raises(ConfigError, match=r"expected \{mean"):
+        Competition(hubmap, stain={"mean": [1, 2]})

@@ -15,7 +15,7 @@ from lib.competitions.synthetic import videos as synthetic
 from lib.competitions.videos import DEFAULTS, Competition, score_of_frames
 from lib.ensemble import search
 from lib.errors import ConfigError, DataError
-from lib.scenes import audit, folds, video
+from lib.scenes import audit, folds, pairs, video
 from lib.scenes.raster import read_image, write_png
 
 SHARED = Path(os.environ.get("SHARED_DATA", Path(__file__).parents[1] / "../shared/data")) / "video_frames/demo_dataset"
@@ -417,7 +417,7 @@ def test_real_clips_encoded_to_mp4(tmp_path):
         assert packed.truth(scene) == loose.truth(original)
         got, wanted = packed.read(scene, "frames"), loose.read(original, "frames")
         assert got.shape == wanted.shape and np.abs(got.astype(int) - wanted).mean() < 12
-        bits = audit.perceptual_hash(got[0]) ^ audit.perceptual_hash(wanted[0])
+        bits = pairs.perceptual_hash(got[0]) ^ pairs.perceptual_hash(wanted[0])
         assert bits.bit_count() <= audit.DUPLICATE_BITS  # the audit would know them for the same
 
 

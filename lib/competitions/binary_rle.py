@@ -43,7 +43,8 @@ from lib.competitions.contract import Answer, Finding, Grid, Levels, Scene
 from lib.ensemble import instances as objects
 from lib.ensemble import search
 from lib.errors import ConfigError, DataError
-from lib.scenes import raster, rle
+from lib.scenes import raster, rle, stain
+from lib.scenes.view import resize
 from lib.scoring import instances as scoring
 from lib.scoring import masks
 from lib.tasks import BinaryMask, MultilabelMask
@@ -74,7 +75,8 @@ class Competition(contract.Competition):
     row, 0 | 1), or auto: told from the training runs. domain, group: columns of the tables; domain ``colour`` is told
     from the pixels ("brightfield" or "fluorescence"). pixel_size: a column, used where it exists. slices: k images per
     scene, the neighbours in the stack of its ``group``, ordered by ``slice_column`` or else by id. train, test, masks,
-    table, test_table, id_column, rle_column, header: names that differ from those above.
+    table, test_table, id_column, rle_column, header: names that differ from those above. stain: {mean: [L, a, b], std:
+    [L, a, b]} of a slide whose stain all images are given (``python -m lib.scenes.stain IMAGE`` prints them).
     """
 
     name = "binary_rle"
@@ -104,6 +106,7 @@ class Competition(contract.Competition):
         id_column: str = "",
         rle_column: str = "",
         header: Sequence[str] = (),
+        stain: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         _check_option("metric", metric, METRICS)
         _check_option("order", order, ("auto", "column", "row"))
@@ -129,6 +132,7 @@ class Competition(contract.Competition):
         self._names = {"train": train, "test": test, "masks": masks, "table": table, "test_table": test_table}
         self._columns = id_column, rle_column
         self._header = tuple(header)
+        self.stain = _stain_stats(stain)
         self._listed: dict[str, tuple[dict[str, dict[str, Path]], list[Finding]]] = {}
         self._scenes: dict[str, list[Scene]] = {}
         self._answers: tuple[Any, dict[str, list[str]]] = None, {}
@@ -167,21 +171,34 @@ class Competition(contract.Competition):
                 for some in tqdm(found, f"data check {split}", total=len(scenes), leave=False, disable=None):
                     findings += some
         try:
-            rule = self.rule
+            _ = self.rule
         except DataError as error:
             return [*findings, Finding("RLE order unknown", "train", str(error))]
-        if rule.why != "stated":
-            detail = f"{rule.order} order from {rule.origin}: {rule.why}; state order and origin to end this remark"
-            findings.append(Finding(f"RLE order {'detected' if self._runs else 'assumed'}", "train", detail))
         return findings
+
+    def remarks(self) -> list[str]:
+        """Return how runs count pixels, where that was told from the data."""
+        try:
+            rule = self.rule
+        except DataError:  # inspect says so
+            return []
+        if rule.why == "stated":
+            return []
+        how = "detected" if self._runs else "assumed"
+        return [f"RLE order {how}: {rule.order} order from {rule.origin}, {rule.why} "
+                "(state data.options.order and origin to end this remark)"]  # fmt: skip
 
     def read(self, scene: Scene, image: str) -> np.ndarray:
         """Read an image, or its neighbour in the stack ("image+1"; the last one again beyond the end), as (H, W, 3)
-        uint8 RGB. Raises DataError naming scene and file."""
+        uint8 RGB, in the stain that is wanted; a neighbour of another size is resized. Raises DataError naming scene
+        and file."""
         try:
-            return raster.read_image(scene.files[image])
+            pixels = raster.read_image(scene.files[image])
+            if image != "image":
+                pixels = resize(pixels, raster.image_size(scene.files["image"]))
         except DataError as error:
             raise DataError(f"scene {scene.id}: {error}") from error
+        return stain.normalise(pixels, self.stain) if self.stain else pixels
 
     def target(self, scene: Scene, task: str) -> np.ndarray:
         """Return (H, W) uint8: 1 = object; with ``border``, bit 0 = object and bit 1 = border between objects."""
@@ -552,6 +569,15 @@ class Competition(contract.Competition):
         if areas and covered.all():
             findings.append(Finding("object everywhere", scene.id, str(path)))
         return findings
+
+
+def _stain_stats(stated: Mapping[str, Sequence[float]] | None) -> stain.StainStats | None:
+    """Turn the option ``stain`` into numbers. ConfigError unless it has three of each."""
+    if stated is None:
+        return None
+    if set(stated) != {"mean", "std"} or any(len(values) != 3 for values in stated.values()):
+        raise ConfigError(f"data.options.stain: expected {{mean: [L, a, b], std: [L, a, b]}}, got {dict(stated)}")
+    return stain.StainStats(tuple(map(float, stated["mean"])), tuple(map(float, stated["std"])))
 
 
 def _check_option(name: str, value: Any, allowed: Sequence[Any]) -> None:

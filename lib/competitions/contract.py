@@ -94,6 +94,10 @@ class Competition(ABC):
     def inspect(self) -> list[Finding]:
         """Read everything once and report what is missing, broken or suspicious."""
 
+    def remarks(self) -> list[str]:
+        """Return what was told from the data rather than stated, in sentences; stage 01 prints them."""
+        return []
+
     @abstractmethod
     def read(self, scene: Scene, image: str) -> np.ndarray:
         """Read one image of a scene as (H, W, 3) uint8 RGB; for a label task its F frames, (F, H, W, 3).

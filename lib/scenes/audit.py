@@ -13,7 +13,6 @@ import pandas as pd
 
 from lib.scenes import folds
 from lib.scenes.pairs import DUPLICATE_BITS, FLAT, LOOK_ALIKE, NEIGHBOUR_KM, look_alikes, near_duplicates, neighbours
-from lib.scenes.pairs import perceptual_hash as perceptual_hash  # the stage calls it here
 
 EXAMPLES = 20
 """At most this many pairs or names are listed; counts are always complete."""

@@ -1,8 +1,10 @@
 """Colours of stained tissue: vary them for training, or bring every scene to those of a reference.
 
 Both are for brightfield slides, where a stain takes light away and glass is white.
+``python -m lib.scenes.stain IMAGE ...`` prints what an image would be as a reference.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -98,3 +100,12 @@ def normalise(image: np.ndarray, reference: StainStats) -> np.ndarray:
     lab += tissue[..., None] * (cv2.transform(lab, matrix) - lab)
     rgb = cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)  # a little outside 0..1 where the colour is out of gamut
     return cv2.convertScaleAbs(np.maximum(rgb, 0), alpha=255)  # rounds and saturates
+
+
+if __name__ == "__main__":
+    from lib.scenes.raster import read_image
+
+    for path in sys.argv[1:]:
+        found = measure(read_image(path))
+        rounded = found and {name: [round(v, 2) for v in values] for name, values in found._asdict().items()}
+        print(f"{path}: {rounded or 'no tissue'}")

@@ -30,6 +30,7 @@ def check(competition: Competition, folder: Path, strict: bool) -> Iterator[str]
     if strict and findings:
         raise DataError("--strict: " + "; ".join(lines))
     yield from lines or ["data check: nothing to remark"]
+    yield from (f"  {remark}" for remark in competition.remarks())
 
 
 def split(competition: Competition, section: Folds, folder: Path) -> Iterator[str]:

@@ -2,8 +2,9 @@
 
 ``train/``, ``tier3/`` and ``test/`` with ``images/`` and (but for test) ``labels/``. Three disasters leave different
 marks, but the cue for a class is the same: *minor-damage* is a roof with a patch (tarpaulin, hole, scorch),
-*major-damage* has lost about half its roof, of *destroyed* only rubble within the footprint is left. There are also scenes without buildings, row houses that touch, buildings cut by the tile's border, buildings
-under cloud (``un-classified``), neighbouring tiles, and one disaster as GeoTIFF.
+*major-damage* has lost about half its roof, of *destroyed* only rubble within the footprint is left. There are also
+scenes without buildings, row houses that touch, buildings cut by the tile's border, buildings under cloud
+(``un-classified``), neighbouring tiles, and one disaster as GeoTIFF.
 
 Longer than other modules because a tile is one drawing, told in the order of its layers with every layer's numbers
 beside it; nothing in it is of use elsewhere. Coordinates are (x, y) pixels, x to the right, y down; pictures are
