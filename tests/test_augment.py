@@ -66,6 +66,22 @@ def test_a_shift_moves_all_images_but_the_first_and_never_the_mask():
     assert abs(np.mean(moves)) < 1.5 and 2 < np.std(moves) < 4
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_is_known_of_a_scene_moves_with_it_and_keeps_its_values(preset):
+    """Planes of other names, as a teacher's levels: bent like an image, neither recoloured nor shaken."""
+    images, row, column = coordinates()
+    augment, plain = build(preset, 48, PAIR), geometry(preset, 48, shift=0.0)
+    for seed in range(12):
+        out, mask = augment({**images, "rows": row, "columns": column}, row, seed)
+        alone, alone_mask = augment(images, row, seed)
+        assert list(out) == [*PAIR, "rows", "columns"] and out["rows"].shape == (48, 48)
+        np.testing.assert_array_equal(mask, alone_mask)
+        assert all(np.array_equal(out[name], alone[name]) for name in PAIR)
+        still = plain(images, row, seed)[0]["pre"]
+        np.testing.assert_array_equal(out["rows"], still[..., 0])
+        np.testing.assert_array_equal(out["columns"], still[..., 1])
+
+
 def test_shapes_and_types():
     images, row, _ = coordinates()
     out, mask = build("selim2020_loc", 48, PAIR)(images, row, 3)
@@ -177,6 +193,32 @@ def test_windows_stay_inside_a_scene_that_is_large_enough():
     images, row, _ = coordinates(60, 70)
     augment = geometry("light", crop=48, scale=(1.0, 4.0), scale_p=1.0)
     assert all((augment(images, row, seed)[1] != 255).all() for seed in range(100))
+
+
+def test_an_area_is_a_window_inside_the_scene_of_any_proportions():
+    images, row, _ = coordinates(180, 240)
+    augment = geometry("bag_of_tricks", crop=48, area=(0.08, 0.4), flip="none")  # no window sticks out
+    shares, ratios = [], []
+    for seed in range(400):
+        out, mask = augment(images, row, seed)
+        assert (mask != 255).all()
+        v, u = np.mgrid[:48, :48]
+        away = np.column_stack([v.ravel(), u.ravel(), np.ones(v.size)])
+        down, along = (np.linalg.lstsq(away, out["pre"][..., c].ravel(), rcond=None)[0][c] * 48 for c in (0, 1))
+        shares.append(down * along / (180 * 240))
+        ratios.append(along / down)
+    assert 0.07 < min(shares) < 0.1 and 0.38 < max(shares) < 0.41 and abs(np.mean(shares) - 0.24) < 0.02
+    assert 0.72 < min(ratios) < 0.79 and 1.28 < max(ratios) < 1.37 and abs(np.mean(np.log(ratios))) < 0.04
+    whole = geometry("bag_of_tricks", crop=48)
+    assert max(np.prod(whole.draw_window(np.random.default_rng(k), (180, 240))) for k in range(300)) > 0.9 * 180 * 240
+
+
+def test_the_largest_window_of_allowed_proportions_is_taken_where_none_fits():
+    images, row, _ = coordinates(20, 200)
+    augment = geometry("bag_of_tricks", crop=20, area=(0.9, 1.0), flip="none")
+    for seed in range(10):
+        columns = augment(images, row, seed)[0]["pre"][..., 1].astype(int)
+        assert abs(np.ptp(columns) - 80 / 3 * 19 / 20) <= 2  # 4/3 of the height
 
 
 @pytest.mark.parametrize("height, width", [(20, 30), (1, 5), (100, 10)])
@@ -326,6 +368,8 @@ def test_a_preset_still_makes_its_golden_images(name):
     ("liveness", {"rotate": 13}),
     ("hubmap", {"scale": (0.6, 2.0)}),
     ("satellite", {"shift": 0.0}),
+    ("bag_of_tricks", {"area": (0.25, 1.0)}),
+    ("bag_of_tricks", {"ratio": (1, 1)}),
     ("satellite", {"jitter": "shared"}),
     ("animals", {"colour": lambda: [A.ColorJitter((0.8, 1.2), (0.8, 1.2), (0.7, 1.2), 0, p=0.5)]}),
     ("hubmap", {"colour": lambda: [StainJitter(scale=0.3, shift=0.05, p=0.7), *PRESETS["hubmap"].colour()[1:]]}),

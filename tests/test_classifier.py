@@ -157,6 +157,16 @@ def test_a_checkpoint_gives_the_network_back(tmp_path):
         assert checkpoint.load_network(tmp_path)(picture()).equal(net.eval()(picture()))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ["inception_v3", "mobilenetv1_100"])
+def test_the_other_networks_of_the_bag_of_tricks(encoder):
+    net = tiny(encoder).eval()
+    with torch.inference_mode():
+        assert net(picture(1, 128)[..., :99]).shape == (1, 4, 1, 1)
+    F.cross_entropy(net.train()(picture(2, 96)), torch.tensor([[[0]], [[1]]])).backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
 # ---- names --------------------------------------------------------------------------------------------
 
 
@@ -171,6 +181,7 @@ def test_a_checkpoint_gives_the_network_back(tmp_path):
         ("tu-swin_base_patch4_window7_224.ms_in22k_ft_in1k", "swin_base_patch4_window7_224.ms_in22k_ft_in1k"),
         ("convnext_base.fb_in22k_ft_in1k", "convnext_base.fb_in22k_ft_in1k"),
         ("resnet50d", "resnet50d"),
+        ("tu-resnet50a", "resnet50a"),
         ("inception_v3", "inception_v3"),
         ("mobilenetv1_100", "mobilenetv1_100"),
     ],

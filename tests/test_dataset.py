@@ -324,6 +324,73 @@ def test_a_label_sample_is_one_frame_with_its_label_and_all_frames_come():
     assert samples_equal(data[17], data[17]) and len(data) == 7
 
 
+def classes_of(scene: Scene) -> np.ndarray:
+    """Scenes 0..3 are class 0, scene 4 is class 2, scene 5 has no label, scene 6 is class 1."""
+    return np.full((1, 1), [0, 0, 0, 0, 2, 255, 1][int(scene.id)], np.uint8)
+
+
+@pytest.mark.parametrize("cache", ["none", "memory"])
+def test_balance_draws_the_class_first_and_then_a_scene_of_it(cache):
+    options = {"seed": 3, "order": [0, 0, 1, 2, 3, 4, 5, 6], "cache": cache, "balance": True}
+    data = FrameDataset(frames, classes_of, SCENES, ("frames",), build("none", 32, ("frames",)), **options)
+    drawn = [data.scene_of(i) for i in range(3 * 40)]
+    labels = [int(classes_of(SCENES[index]).item()) for index in drawn]
+    assert all(sorted(labels[i:i + 3]) == [0, 1, 2] for i in range(0, 120, 3))  # never a batch without a class
+    assert len({tuple(labels[i:i + 3]) for i in range(0, 120, 3)}) == 6
+    assert Counter(drawn) == {0: 16, 1: 8, 2: 8, 3: 8, 4: 40, 6: 40}  # none starves, repetition counts, 5 never comes
+    again = FrameDataset(frames, classes_of, SCENES, ("frames",), build("none", 32, ("frames",)), **options)
+    assert [again.scene_of(i) for i in reversed(range(120))] == drawn[::-1]
+    assert samples_equal(data[50], again[50]) and data[50]["target"].item() == labels[50] and len(data) == 8
+    with pytest.raises(DataError, match="scenes with a label"):
+        FrameDataset(frames, classes_of, SCENES[5:6], ("frames",), build("none", 32, ("frames",)), seed=0, balance=True)
+
+
+@pytest.mark.parametrize("cache", ["none", "memory"])
+def test_a_teachers_levels_are_cut_like_the_target(cache):
+    def teacher(scene):
+        return np.stack([target(scene) * 40, 200 - target(scene) * 40])
+
+    options = {"seed": 5, "focus": {1: 1.0}, "cache": cache}
+    for preset in ("none", "selim2020_loc"):
+        augment = build(preset, 32, PAIR)
+        data = CropDataset(read, target, SCENES, PAIR, augment, teacher=teacher, **options)
+        plain = CropDataset(read, target, SCENES, PAIR, augment, **options)
+        for i in range(10):
+            item = data[i]
+            assert samples_equal(item, plain[i]) and "teacher" not in plain[i]
+            assert item["teacher"].shape == (2, 32, 32) and item["teacher"].dtype == torch.uint8
+            known = item["target"] != 255
+            first, second = item["teacher"].int()
+            assert ((first + second)[known] - 200).abs().max() <= 1
+            if preset == "none":
+                assert first[known].equal(item["target"].int()[known] * 40)
+            elif (item["target"] == 1).sum() > 20:  # blurred at the edges, the same inside
+                assert (first[item["target"] == 1] == 40).any()
+
+
+def test_a_teachers_levels_of_frames_follow_the_frame():
+    def teacher(scene):  # (C, 1, F)
+        colours = frames(scene, "frames")[:, 0, 0, 0]
+        return np.stack([colours, 255 - colours])[:, None]
+
+    data = FrameDataset(frames, classes_of, SCENES, ("frames",), build("none", 32, ("frames",)), seed=3,
+                        teacher=teacher)  # fmt: skip
+    for i in range(30):
+        item = data[i]
+        colour = int(item["image"][0, 0, 0])
+        assert item["teacher"].tolist() == [[[colour]], [[255 - colour]]]
+
+
+def test_a_teacher_of_another_size_is_refused():
+    def wrong(scene):
+        return np.zeros((2, 59, 70), np.uint8)
+
+    with pytest.raises(DataError, match=r"teacher: expected levels uint8 \(C, 60, 70\), got .* \(2, 59, 70\)"):
+        CropDataset(read, target, SCENES, PAIR, build("none", 32, PAIR), seed=0, teacher=wrong)[0]
+    with pytest.raises(DataError, match=r"expected levels uint8 \(C, 1, \d\)"):
+        FrameDataset(frames, classes_of, SCENES, ("frames",), build("none", 32, ("frames",)), seed=0, teacher=wrong)[0]
+
+
 def test_frames_that_are_an_image_are_refused():
     with pytest.raises(DataError, match=r"expected frames \(F, H, W, 3\)"):
         FrameDataset(lambda s, n: np.zeros((8, 8, 3), np.uint8), lambda s: np.zeros((1, 1), np.uint8), SCENES,

@@ -197,3 +197,56 @@ def test_training_stops_after_so_many_validations_without_a_new_best(tmp_path):
         lambda line: None).run()  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["new_best"] for line in lines] == [True, True, False, False]
+
+
+class Breaks(Squares):
+    """The same pairs, but the power fails at one of them."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def __getitem__(self, i):
+        if i == self.at:
+            raise RuntimeError("power cut")
+        return super().__getitem__(i)
+
+
+TRICKS = {
+    "swa": {"swa_from": 1, "swa_batches": 2},
+    "mixup and cutmix": {"mix": {"mixup": 0.4, "cutmix": 1.0, "probability": 0.8}},
+    "plateau": {"schedule": {"kind": "plateau", "factor": 0.5, "patience": 1}, "validate_every": 1},
+    "scaled rate, all weights decay": {"optimizer": {"name": "sgd", "lr_base": 0.1, "lr_base_batch": 64,
+                                                     "no_bias_decay": False, "layer_decay": 0.7}},
+    "smoothing and hard pixels": {"loss": {"terms": {"ce": 1}, "smoothing": 0.1, "ohem": 0.5}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRICKS)
+def test_every_trick_trains_and_resumes_to_the_same_bytes(tmp_path, name):
+    section = train(epochs=4, **TRICKS[name])
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
+    lines = fit(whole, section)
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(broken, section, data=Breaks(at=9))  # in the third epoch
+    again = fit(broken, section)
+    assert (whole / "best.safetensors").read_bytes() == (broken / "best.safetensors").read_bytes()
+    assert [line["loss"] for line in lines] == [line["loss"] for line in again]
+    if name == "plateau":  # the judge always says 0.0: a reduction after every validation but the first
+        assert [line["lr"] for line in lines] == pytest.approx([3.0e-3, 3.0e-3, 1.5e-3, 0.75e-3])
+
+
+def test_swa_is_the_mean_of_the_weights_at_the_ends_of_its_epochs(tmp_path):
+    ends = []
+
+    class Spy(Fit):
+        def _estimate_norms(self):
+            ends.append({n: p.detach().clone() for n, p in self.network.named_parameters()})
+            super()._estimate_norms()
+
+    section = train(epochs=3, swa_from=1, swa_batches=1, validate_every=1)
+    done = Spy(network(), CLASSES, Squares(), lambda _: {"select": 0.0}, section, 0, tmp_path, CPU, lambda line: None)
+    done.run()
+    for name in ends[0]:
+        torch.testing.assert_close(done.average.tensors[name], (ends[1][name] + ends[2][name]) / 2)

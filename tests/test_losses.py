@@ -10,7 +10,9 @@ import torch
 from torchvision.ops import sigmoid_focal_loss
 
 from lib.errors import ConfigError
-from lib.training.losses import TERMS, Loss, boundaries
+from lib.training.boundary import boundaries
+from lib.training.losses import Loss
+from lib.training.terms import TERMS, hardest
 
 CHANNELS = {"binary": 1, "multiclass": 5, "multilabel": 3}
 WEIGHTS = {"binary": None, "multiclass": [1.0, 1.0, 5.0, 3.0, 3.0], "multilabel": [1.0, 4.0, 2.0]}
@@ -387,6 +389,174 @@ def test_an_auxiliary_head_has_the_ordinary_terms_and_its_own_weight(kind):
     assert torch.autograd.grad(total, outputs["aux"], allow_unused=True) == (None,)
 
 
+# ---- label smoothing ----------------------------------------------------------------------------------
+
+
+PIXEL_TERM = {"binary": "bce", "multiclass": "ce", "multilabel": "bce"}
+
+
+def smoothed(form, eps, classes):
+    """What the true class is given, and what each other one."""
+    return (1 - eps, eps / (classes - 1)) if form == "paper" else (1 - eps + eps / classes, eps / classes)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("form", ["paper", "torch"])
+@pytest.mark.parametrize("kind", TERMS)
+def test_smoothing_by_its_closed_form(kind, form, weighted):
+    logits, target = batch(kind)
+    classes = {"binary": 2, "multiclass": 5, "multilabel": 3}[kind]
+    weights = (WEIGHTS[kind] or [1.0, 4.0]) if weighted else [1.0] * classes
+    true, other = smoothed(form, 0.1, 5 if kind == "multiclass" else 2)
+    total = norm = 0.0
+    for b, y, x in np.ndindex(*target.shape):
+        z, t = logits[b, :, y, x].double().tolist(), int(target[b, y, x])
+        if t == 255:
+            continue
+        if kind == "multilabel":  # every class a question of its own
+            for c, value in enumerate(z):
+                answer = math.log1p(math.exp(-value if t >> c & 1 else value))
+                opposite = math.log1p(math.exp(value if t >> c & 1 else -value))
+                total += weights[c] * (true * answer + other * opposite)
+            norm += sum(weights)
+        else:
+            z = [0.0, *z] if kind == "binary" else z
+            log_sum = math.log(sum(math.exp(value) for value in z))
+            total += sum(w * (true if c == t else other) * (log_sum - v) for c, (v, w) in enumerate(zip(z, weights)))
+            norm += weights[t]
+    loss = Loss(kind, {PIXEL_TERM[kind]: 1}, smoothing=0.1, smoothing_form=form, class_weights=weights)
+    assert loss(logits, target)[0].item() == pytest.approx(total / norm, rel=1e-5)
+
+
+@pytest.mark.parametrize("class_weights", [None, WEIGHTS["multiclass"]])
+def test_torchs_form_is_torchs(class_weights):
+    logits, target = batch("multiclass")
+    weights = None if class_weights is None else torch.tensor(class_weights)
+    expected = torch.nn.functional.cross_entropy(logits, target.long(), weights, ignore_index=255, label_smoothing=0.2)
+    loss = Loss("multiclass", {"ce": 1}, smoothing=0.2, smoothing_form="torch", class_weights=class_weights)
+    assert loss(logits, target)[0].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_two_forms_are_far_apart_for_few_classes():
+    """Logits 2, 0, 0: -log p is 0.2395 and 2.2395; paper .9 a + .1 b, torch (.9 + .1 / 3) a + .2 / 3 b."""
+    logits = torch.tensor([2.0, 0.0, 0.0]).view(1, 3, 1, 1)
+    target = torch.zeros(1, 1, 1, dtype=torch.uint8)
+    values = [Loss("multiclass", {"ce": 1}, smoothing=0.1, smoothing_form=form)(logits, target)[0].item()
+              for form in ("paper", "torch")]  # fmt: skip
+    assert values == pytest.approx([0.43955, 0.37288], abs=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.0, -3.0])
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_the_optimum_is_the_papers(classes, alpha):
+    """z_y = log((K - 1)(1 - eps) / eps) + alpha, all others alpha."""
+    eps = 0.1
+    logits = torch.full((1, classes, 1, 1), alpha)
+    logits[0, 1] = math.log((classes - 1) * (1 - eps) / eps) + alpha
+    target = torch.ones(1, 1, 1, dtype=torch.uint8)
+    for form in ("paper", "torch"):
+        logits.requires_grad_()
+        total = Loss("multiclass", {"ce": 1}, smoothing=eps, smoothing_form=form)(logits, target)[0]
+        gradient = torch.autograd.grad(total, logits)[0].abs().max().item()
+        assert (gradient < 1e-6) == (form == "paper")
+    logit = torch.tensor(math.log((1 - eps) / eps)).view(1, 1, 1, 1).requires_grad_()
+    for kind in ("binary", "multilabel"):
+        total = Loss(kind, {"bce": 1}, smoothing=eps)(logit, target)[0]
+        assert torch.autograd.grad(total, logit)[0].abs().item() < 1e-6
+
+
+# ---- hard pixels --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("share", "least"), [(0.3, 1), (0.01, 20), (1.0, 1), (0.2, 10**6)])
+@pytest.mark.parametrize("kind", TERMS)
+def test_mining_keeps_the_hardest_pixels(kind, share, least):
+    logits, target = batch(kind, shape=(2, 6, 5))
+    weights = WEIGHTS[kind] or [1.0, 4.0]
+    pixels = []  # (weighted loss, its denominator)
+    for b, y, x in np.ndindex(*target.shape):
+        t = int(target[b, y, x])
+        if t == 255:
+            continue
+        place = (slice(b, b + 1), slice(None), slice(y, y + 1), slice(x, x + 1))
+        single = slow(kind, logits[place], target[b : b + 1, y : y + 1, x : x + 1], weights=weights)
+        norm = sum(weights) if kind == "multilabel" else weights[t]
+        pixels.append((single[PIXEL_TERM[kind]] * norm, norm))
+    pixels.sort(key=lambda pixel: -pixel[0])
+    kept = pixels[: max(round(share * len(pixels)), least)]
+    loss = Loss(kind, {PIXEL_TERM[kind]: 1}, class_weights=weights, ohem=share, ohem_min=least)
+    expected = sum(p[0] for p in kept) / sum(p[1] for p in kept)
+    logits.requires_grad_()
+    total = loss(logits, target)[0]
+    assert total.item() == pytest.approx(expected, rel=1e-5)
+    moved = torch.autograd.grad(total, logits)[0].abs().sum(1) > 0
+    assert moved.sum() == len(kept)
+
+
+def test_of_equally_hard_pixels_the_first_are_kept():
+    losses = torch.tensor([[2.0, 3.0, 2.0], [9.0, 2.0, 1.0]])
+    valid = torch.tensor([[True, True, True], [False, True, True]])
+    assert hardest(losses, valid, 0.4, 1).tolist() == [[True, True, False], [False, False, False]]
+    assert hardest(losses, valid, 0.6, 1).tolist() == [[True, True, True], [False, False, False]]
+    assert hardest(losses, valid, 0.1, 9).equal(valid)
+    assert not hardest(losses, valid & False, 0.5, 3).any()
+    same = torch.zeros(100_000)
+    assert hardest(same, same == 0, 0.5, 1).equal(torch.arange(100_000) < 50_000)
+
+
+# ---- mixed images -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", TERMS)
+def test_a_share_of_one_is_no_mixup_to_the_last_bit(kind):
+    logits, target = batch(kind)
+    heads = {"logits": logits, "boundary": batch("binary", 1)[0], "aux": batch(kind, 2)[0]}
+    loss = Loss(kind, ALL[kind] | {"boundary_bce": 1}, smoothing=0.1, ohem=0.5)
+    total, terms = loss(heads, target)
+    mixed, mixed_terms = loss(heads, target, batch(kind, 5)[1], 1.0)
+    assert mixed.equal(total) and mixed_terms == terms
+
+
+@pytest.mark.parametrize("kind", TERMS)
+def test_mixed_targets_are_averaged_in_every_term(kind):
+    logits, target = batch(kind)
+    other = batch(kind, 5)[1]
+    heads = {"logits": logits, "boundary": batch("binary", 1)[0], "aux": batch(kind, 2)[0]}
+    loss = Loss(kind, ALL[kind] | {"boundary_bce": 1})
+    (first, a), (second, b), (total, mixed) = loss(heads, target), loss(heads, other), loss(heads, target, other, 0.3)
+    assert total.item() == pytest.approx(0.3 * first.item() + 0.7 * second.item(), rel=1e-6)
+    assert mixed.keys() == a.keys()
+    for name, value in mixed.items():
+        assert value.item() == pytest.approx(0.3 * a[name].item() + 0.7 * b[name].item(), rel=1e-6), name
+    swapped = loss(heads, other, target, 0.7)[0]
+    assert swapped.item() == pytest.approx(total.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_mixed_masks_have_the_cross_entropy_of_mixed_labels(smoothing):
+    """Where both targets are known the average of losses is the loss of averages, as torch has it for soft labels."""
+    logits, target = batch("multiclass")
+    target, other = target % 5, batch("multiclass", 5)[1] % 5
+    one_hot = [torch.nn.functional.one_hot(t.long(), 5).permute(0, 3, 1, 2) for t in (target, other)]
+    soft = 0.3 * one_hot[0] + 0.7 * one_hot[1]
+    expected = torch.nn.functional.cross_entropy(logits, soft, label_smoothing=smoothing)
+    loss = Loss("multiclass", {"ce": 1}, smoothing=smoothing, smoothing_form="torch")
+    assert loss(logits, target, other, 0.3)[0].item() == pytest.approx(expected.item(), rel=1e-5)
+    logits, target = batch("binary")
+    other = batch("binary", 5)[1]
+    target, other = target % 2, other % 2
+    soft = 0.3 * target.float() + 0.7 * other.float()
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits[:, 0], soft)
+    assert Loss("binary", {"bce": 1})(logits, target, other, 0.3)[0].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_share_needs_a_second_target():
+    logits, target = batch("binary")
+    for other, lam in ((None, 0.5), (target, 1.5), (target, -0.1)):
+        with pytest.raises(ValueError, match="expected lam in 0 .. 1"):
+            Loss("binary", {"bce": 1})(logits, target, other, lam)
+
+
 # ---- half precision -----------------------------------------------------------------------------------
 
 
@@ -397,6 +567,8 @@ FORMS = [
     ("multiclass", ONE_VS_REST),
     ("multilabel", {"focal_alpha": 0.75}),
 ]
+TRICKS = {"smoothing": 0.1, "ohem": 0.9, "distill": {"weight": 0.5, "temperature": 4.0}}
+TRICKED = [(kind, TRICKS) for kind in TERMS]
 
 
 def half_precision_terms(kind, options, dtype, size):
@@ -415,10 +587,15 @@ def half_precision_terms(kind, options, dtype, size):
     target[:, 3 * h // 4, ::2] = 255
     heads = {"logits": logits, "boundary": logits[:, -1:].clone(), "aux": logits.clone()}
     heads = {name: head.to(dtype).requires_grad_() for name, head in heads.items()}
+    more = {}
+    if "distill" in options:  # a certain teacher who is right, and a mixed batch
+        p = torch.zeros(b, channels, h, w)
+        p[:, -1, h // 2 :] = p[:, 0, : h // 2 if channels > 1 else 0] = 1
+        more = {"teacher": p, "other": target.flip(0), "lam": 0.6}
     with torch.autocast("cpu", dtype):
-        total, terms = Loss(kind, ALL[kind] | {"boundary_bce": 1}, **options)(heads, target)
+        total, terms = Loss(kind, ALL[kind] | {"boundary_bce": 1}, **options)(heads, target, **more)
     assert total.dtype == torch.float32
-    assert terms.keys() == {*TERMS[kind], "boundary_bce", "aux"}
+    assert terms.keys() - {"distill"} == {*TERMS[kind], "boundary_bce", "aux"}
     assert all(value.isfinite() for value in terms.values())
     gradients = torch.autograd.grad(total * 2**16, list(heads.values()))  # the scale a GradScaler starts with
     assert all(gradient.dtype == dtype and gradient.isfinite().all() for gradient in gradients)
@@ -426,8 +603,13 @@ def half_precision_terms(kind, options, dtype, size):
     assert all(gradient[:, -1, wrong].all() for gradient in gradients)
 
 
-@pytest.mark.parametrize(("kind", "options"), FORMS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("kind", "options", "dtype"),
+    [
+        *((*form, dtype) for form in FORMS for dtype in (torch.float16, torch.bfloat16)),
+        *((*form, torch.float16) for form in TRICKED),
+    ],
+)
 def test_half_precision_logits_give_finite_losses_and_useful_gradients(kind, options, dtype):
     """A float16 sum over more than 65504 pixels overflows; from logit 9 on a float16 focal gradient vanishes."""
     half_precision_terms(kind, options, dtype, (2, 192, 192))
@@ -446,7 +628,7 @@ def test_half_precision_logits_lose_nothing_more_in_the_loss(kind, options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "options"), FORMS)
+@pytest.mark.parametrize(("kind", "options"), [*FORMS, *TRICKED])
 def test_half_precision_at_the_size_of_training(kind, options):
     half_precision_terms(kind, options, torch.float16, (8, 512, 512))
 
@@ -469,22 +651,32 @@ def adding(others):
     return lambda own: own + next(queue)
 
 
-@pytest.mark.parametrize(("kind", "options"), [*((kind, {}) for kind in TERMS), ("multiclass", ONE_VS_REST)])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        *((kind, {}) for kind in TERMS),
+        ("multiclass", ONE_VS_REST),
+        *((kind, {"smoothing": 0.1, "distill": TRICKS["distill"]}) for kind in TERMS),
+    ],
+)
 def test_two_processes_have_the_loss_and_the_gradient_of_one(kind, options):
     shape = (4, 12, 10)
     logits, target = batch(kind, shape=shape)
     target[:1] = 255  # uneven shares
     heads = {"logits": logits, "boundary": batch("binary", 1, shape)[0], "aux": batch(kind, 2, shape)[0]}
     options = {**options, "class_weights": WEIGHTS[kind]}
+    other, teacher = batch(kind, 3, shape)[1], batch(kind, 4, shape)[0].sigmoid()
 
     def loss_of(part, reduce=None):
-        return Loss(kind, SUMS[kind] | {"boundary_bce": 1}, reduce=reduce, **options)(part, target_of[id(part)])
+        share = share_of[id(part)]
+        more = {"other": other[share], "lam": 0.3, "teacher": teacher[share]} if "distill" in options else {}
+        return Loss(kind, SUMS[kind] | {"boundary_bce": 1}, reduce=reduce, **options)(part, target[share], **more)
 
     whole, *halves = (
         {name: head[share].clone().requires_grad_() for name, head in heads.items()}
         for share in (slice(None), slice(1), slice(1, None))
     )
-    target_of = {id(whole): target, id(halves[0]): target[:1], id(halves[1]): target[1:]}
+    share_of = {id(whole): slice(None), id(halves[0]): slice(1), id(halves[1]): slice(1, None)}
     total, terms = loss_of(whole)
     total.backward()
 
@@ -534,6 +726,12 @@ def test_two_processes_have_the_loss_and_the_gradient_of_one(kind, options):
         ("multilabel", {"focal": 1}, {"focal_mode": "per_class", "focal_alpha": 0.5}, "focal losses have one form"),
         ("multiclass", {"ce": 1}, {"focal_alpha": 0.25}, "belong to the term focal"),
         ("multiclass", {"ce": 1}, {"focal_mode": "one_vs_rest"}, "belong to the term focal"),
+        ("multiclass", {"ce": 1}, {"smoothing": 0.5}, "smoothing of at least 0 and below 0.5"),
+        ("multiclass", {"ce": 1}, {"smoothing_form": "keras"}, "smoothing_form paper or torch"),
+        ("multiclass", {"dice": 1}, {"smoothing": 0.1}, "belong to the terms ce and bce"),
+        ("binary", {"dice": 1}, {"ohem": 0.5}, "belong to the terms ce and bce"),
+        ("binary", {"bce": 1}, {"ohem": 1.5}, "expected ohem in 0 .. 1"),
+        ("binary", {"bce": 1}, {"ohem": 0.5, "ohem_min": 0}, "ohem_min of at least 1"),
     ],
 )
 def test_impossible_losses_are_refused(kind, terms, options, words):

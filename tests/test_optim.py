@@ -1,17 +1,30 @@
-"""Parameter groups, schedules, freezing and the moving average, against their formulas."""
+"""Parameter groups, schedules and freezing, against their formulas and against timm and torch."""
 
 import copy
 import math
 import pickle
 
 import pytest
+import timm
 import torch
+from timm.optim import param_groups_layer_decay
+from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 from lib.errors import ConfigError
 from lib.models import build
-from lib.training.ema import Ema
-from lib.training.optim import Schedule, build_optimizer, freeze, is_frozen, param_groups, set_lr, unfreeze
+from lib.training.optim import (
+    Plateau,
+    Schedule,
+    build_optimizer,
+    freeze,
+    is_frozen,
+    layers_below_head,
+    param_groups,
+    scaled_lr,
+    set_lr,
+    unfreeze,
+)
 
 
 class Net(nn.Module):
@@ -114,6 +127,68 @@ def test_a_gradient_that_overflowed_moves_nothing():
     assert torch.allclose(net.head.weight, before["head.weight"] - 0.1, atol=1e-6)  # Adam's first step is lr * sign
 
 
+def test_without_the_exception_everything_decays():
+    groups = param_groups(Net(), 1e-3, 0.01, no_bias_decay=False)
+    assert [(group["name"], group["weight_decay"]) for group in groups] == [("encoder", 0.01), ("rest", 0.01)]
+    assert sum(len(group["params"]) for group in groups) == len(list(Net().parameters()))
+
+
+def test_the_learning_rate_is_scaled_with_the_batch():
+    assert scaled_lr(0.1, 256, 1024) == pytest.approx(0.4)  # He et al. 2018: 0.1 * b / 256
+    assert scaled_lr(0.1, 256, 8) == pytest.approx(0.003125)
+    with pytest.raises(ConfigError, match="lr scaling"):
+        scaled_lr(0.1, 0, 8)
+
+
+# ---- layer-wise decay ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_efficientnet", "test_convnext", "test_resnet"])
+def test_layer_decay_of_a_classifier_is_timms(name):
+    theirs = timm.create_model(name, num_classes=2)
+    scales = {id(p): group["lr_scale"] for group in param_groups_layer_decay(theirs, layer_decay=0.5)
+              for p in group["params"]}  # fmt: skip
+    expected = {name: scales[id(p)] for name, p in theirs.named_parameters()}
+    net = build("classifier", classes=2, images=1, encoder=name)
+    groups = param_groups(net, 1.0, 0.01, layer_decay=0.5)
+    ours = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    named = {name: ours[id(p)] for name, p in net.encoder.model.named_parameters()}
+    assert named == {name: pytest.approx(expected[name]) for name in named}
+    assert len(set(named.values())) > 3
+    assert {ours[id(p)] for p in net.head.parameters()} == {1.0}
+    for group in groups:
+        assert group["lr"] == group["lr_scale"]
+        assert group["weight_decay"] == (0.0 if group["name"].endswith("no decay") else 0.01)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "below"),
+    [
+        ("tu-test_efficientnet", {"conv_stem": 5, "blocks.0": 5, "blocks.1": 4, "blocks.4": 1}),
+        ("tu-test_resnet", {"conv1": 5, "bn1": 5, "layer1": 4, "layer4": 1}),
+        ("tu-test_convnext", {"stem_0": 4, "stages_0": 4, "stages_1": 3, "stages_3": 1}),
+        ("resnet18", {"conv1": 6, "bn1": 5, "layer1": 4, "layer4": 1}),
+    ],
+)
+def test_an_encoder_of_feature_maps_falls_from_map_to_map(encoder, below):
+    net = build("segmentation", classes=1, images=1, encoder=encoder, decoder="fpn")
+    layers = layers_below_head(net.encoder)
+    assert layers.keys() == dict(net.encoder.named_parameters()).keys()
+    for name, layer in layers.items():
+        for start, expected in below.items():
+            if name.removeprefix("model.").startswith(f"{start}."):
+                assert layer == expected, name
+    groups = param_groups(net, 1e-2, 0.0, encoder_lr_scale=0.1, layer_decay=0.5)
+    assert len({id(p) for group in groups for p in group["params"]}) == len(list(net.parameters()))
+    assert {group["lr_scale"] for group in groups if group["name"].startswith("rest")} == {1.0}
+    assert max(g["lr_scale"] for g in groups if g["name"].startswith("encoder")) == pytest.approx(0.1 * 0.5)
+
+
+def test_layer_decay_outside_its_range_is_refused():
+    with pytest.raises(ConfigError, match="layer_decay"):
+        build_optimizer("adamw", Net(), 0.1, layer_decay=1.5)
+
+
 # ---- schedules ----------------------------------------------------------------------------------------
 
 
@@ -135,6 +210,68 @@ def test_cosine_counts_its_steps_without_the_warmup():
     assert floor.lr_at(0) == pytest.approx(0.4)
     assert floor.lr_at(10) == pytest.approx(0.25)
     assert floor.lr_at(20) == floor.lr_at(99) == pytest.approx(0.1)
+
+
+def test_cosine_is_timms_with_its_warmup_outside_of_t():
+    """timm's warmup starts at 0 and ours at 1 / warmup_steps: a step earlier; the cosines are the same."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.4)
+    theirs = CosineLRScheduler(optimizer, t_initial=20, lr_min=0.01, warmup_t=5, warmup_prefix=True)
+    ours = Schedule("cosine", 25, lr=0.4, warmup_steps=5, min_lr=0.01)
+    assert [ours.lr_at(s) for s in range(5, 25)] == pytest.approx([theirs._get_lr(s)[0] for s in range(5, 25)])
+    assert [ours.lr_at(s) for s in range(4)] == pytest.approx([theirs._get_lr(s + 1)[0] for s in range(4)])
+
+
+def test_step_and_exponential():
+    n = 3
+    step = Schedule("step", 120 * n, lr=0.1, steps_per_epoch=n, factor=0.1, every=30, warmup_steps=5 * n)
+    expected = [0.1] * 30 * n + [0.01] * 30 * n + [0.001] * 30 * n + [0.0001] * 30 * n  # He et al. 2018
+    expected[: 5 * n] = [0.1 * (i + 1) / (5 * n) for i in range(5 * n)]
+    assert [step.lr_at(s) for s in range(120 * n)] == pytest.approx(expected)
+    exponential = Schedule("exponential", 120 * n, lr=0.1, steps_per_epoch=n, factor=0.94)
+    expected = [0.1 * 0.94 ** (s // n) for s in range(120 * n)]
+    assert [exponential.lr_at(s) for s in range(120 * n)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"peak_at": 0.1, "div": 10.0, "final_div": 100.0}, {"peak_at": 0.0}, {"peak_at": 0.01}]
+)
+def test_one_cycle_is_torchs(options):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    names = {"peak_at": "pct_start", "div": "div_factor", "final_div": "final_div_factor"}
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.4, total_steps=47, cycle_momentum=False, **{names[k]: v for k, v in options.items()}
+    )
+    ours = Schedule("one_cycle", 47, lr=0.4, **options)
+    for step in range(47):
+        assert ours.lr_at(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), step
+        optimizer.step()
+        if step < 46:
+            theirs.step()
+    assert ours.lr_at(99) == ours.lr_at(46)
+
+
+def test_a_cycle_of_few_steps_still_has_its_peak():
+    assert Schedule("one_cycle", 2, lr=0.4, peak_at=0.5).lr_at(0) == pytest.approx(0.4)
+    assert Schedule("one_cycle", 1, lr=0.4).lr_at(0) == pytest.approx(0.4 / 25 / 1e4)
+
+
+def test_plateau_is_torchs(tmp_path):
+    scores = [0.1, 0.2, 0.2, 0.15, 0.19, 0.3, 0.3, 0.3, 0.3, 0.29, 0.31, 0.0, 0.0, 0.0, 0.0, 0.0]
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", factor=0.5, patience=1, threshold=0.0)
+    schedule, plateau = Schedule("plateau", 100, lr=1.0, factor=0.5, min_lr=0.05), Plateau(patience=2)
+    for i, score in enumerate(scores):
+        theirs.step(score)
+        before = plateau.reductions
+        assert plateau.update(score) == (plateau.reductions > before)
+        expected = max(0.05, optimizer.param_groups[0]["lr"])
+        assert schedule.lr_at(i, plateau.reductions) == pytest.approx(expected)
+        torch.save(plateau.state_dict(), tmp_path / "plateau.pt")  # a run may stop after any validation
+        plateau = Plateau(patience=2)
+        plateau.load_state_dict(torch.load(tmp_path / "plateau.pt", weights_only=True))
+    assert plateau.reductions == 5
+    with pytest.raises(ConfigError, match="patience"):
+        Plateau(0)
 
 
 def test_poly_and_constant():
@@ -163,7 +300,12 @@ def test_a_step_within_the_warmup_scales_it():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"kind": "step"}, "expected one of piecewise, cosine, constant, poly, multistep"),
+        ({"kind": "steps"}, "expected one of piecewise, cosine, constant, poly, multistep, step, exponential"),
+        ({"kind": "step"}, "step needs a factor above 0"),
+        ({"kind": "exponential", "factor": 1.5}, "at most 1, got 1.5"),
+        ({"kind": "step", "factor": 0.1, "every": 0}, "every 1 epoch or more"),
+        ({"kind": "one_cycle", "peak_at": 1.2}, "peak_at in 0..1"),
+        ({"kind": "one_cycle", "warmup_steps": 5}, "rises by itself"),
         ({"kind": "multistep"}, "factors of epoch: share"),
         ({"kind": "multistep", "factors": {0: 0.5}}, "from epoch 1 on"),
         ({"kind": "multistep", "factors": {5: -0.5}}, "at least 0"),
@@ -213,69 +355,3 @@ def test_freezing_survives_copies():
         step(other)
         assert other.encoder[1].training
     assert is_frozen(net.encoder)
-
-
-# ---- moving average -----------------------------------------------------------------------------------
-
-
-def test_the_average_is_its_closed_form():
-    net = nn.Linear(1, 1, bias=False)
-    values = [3.0, -1.0, 4.0, 1.0, 5.0]
-    net.weight.data.fill_(values[0])
-    ema = Ema(net, decay=0.25)
-    expected = values[0]
-    for t, value in enumerate(values[1:]):
-        net.weight.data.fill_(value)
-        ema.update(net)
-        decay = min(0.25, (1 + t) / (10 + t))  # 1/10, 2/11, then 0.25
-        expected = decay * expected + (1 - decay) * value
-    assert float(ema.tensors["weight"]) == pytest.approx(expected, rel=1e-6)
-    assert ema.updates == 4
-
-
-def test_statistics_are_averaged_and_counters_copied():
-    net = Net()
-    ema = Ema(net, decay=0.9)
-    before = net.encoder[1].running_mean.clone()
-    step(net.train())
-    ema.update(net)
-    expected = 0.1 * before + 0.9 * net.encoder[1].running_mean
-    assert torch.allclose(ema.tensors["encoder.1.running_mean"], expected)
-    assert int(ema.tensors["encoder.1.num_batches_tracked"]) == 1
-
-
-def test_equal_weights_average_to_themselves():
-    net = Net()
-    ema = Ema(net, decay=0.999)
-    for _ in range(20):
-        ema.update(net)
-    assert all(ema.tensors[name].equal(tensor) for name, tensor in net.state_dict().items())
-
-
-def test_the_average_is_lent_and_given_back():
-    net = Net()
-    ema = Ema(net, decay=0.5)
-    optimizer = build_optimizer("sgd", net, 0.1)
-    step(net, optimizer)
-    own = copy.deepcopy(net.state_dict())
-    with pytest.raises(KeyboardInterrupt), ema.swapped_in(net):
-        assert all(tensor.equal(ema.tensors[name]) for name, tensor in net.state_dict().items())
-        assert not net.head.weight.equal(own["head.weight"])
-        raise KeyboardInterrupt
-    assert all(tensor.equal(own[name]) for name, tensor in net.state_dict().items())
-    assert optimizer.param_groups[0]["params"][0] is net.encoder[0].weight
-
-
-def test_the_average_goes_on_from_a_checkpoint(tmp_path):
-    net = Net()
-    one = Ema(net, decay=0.99)
-    step(net.train())
-    one.update(net)
-    torch.save(one.state_dict(), tmp_path / "ema.pt")
-    two = Ema(Net(), decay=0.5)
-    two.load_state_dict(torch.load(tmp_path / "ema.pt", weights_only=True))
-    step(net)
-    for ema in (one, two):
-        ema.update(net)
-    assert two.updates == 2
-    assert all(two.tensors[name].equal(tensor) for name, tensor in one.tensors.items())

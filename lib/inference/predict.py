@@ -61,7 +61,7 @@ class Predictor:
         """Predict one scene; the network is left in eval mode. pixel_size: the scene's, where the view needs it."""
         self.network.eval()
         native = image.shape[-2:]
-        height, width = self.view.shape(native, pixel_size)
+        height, width = self.view.whole(native, pixel_size)
         predict = self._frames if image.ndim == 4 else self._image
         total = None
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
@@ -71,7 +71,13 @@ class Predictor:
         return total if len(self.scales) == 1 else total / len(self.scales)
 
     def _image(self, image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-        """Predict (C, H, W) seen at ``shape``: probs (K, H, W), at the image's own size again."""
+        """Predict (C, H, W) seen at ``shape``: probs (K, H, W), at the image's own size again.
+
+        Raises ConfigError for a view that crops: what lies outside would have no probabilities.
+        """
+        if self.view.crop is not None:
+            raise ConfigError(f"view.crop: expected a network of one label per image, got one that answers every "
+                              f"pixel, which a centre crop of {self.view.crop} leaves out; remove it")  # fmt: skip
         # contiguous: an image stacked from (H, W, 3) arrays has other strides, from which a batch of one comes out with
         # a layout that every convolution converts again (twice the time)
         seen = torch.from_numpy(_resized(image, shape)).contiguous()
@@ -81,11 +87,12 @@ class Predictor:
     def _frames(self, frames: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         """Predict (F, C, H, W), each frame seen whole at ``shape``: probs (K, 1, F)."""
         stride = self.network.stride
-        height, width = (-(-side // stride) * stride for side in shape)
+        rows, columns = self.view.centre(shape)
+        height, width = (-(-(part.stop - part.start) // stride) * stride for part in (rows, columns))
         found = []
         for first in range(0, len(frames), FRAMES):
-            some = [torch.from_numpy(_resized(frame, shape)) for frame in frames[first : first + FRAMES]]
-            x = torch.stack([mirror(frame, height, width) for frame in some])  # (B, C, height, width)
+            some = [_resized(frame, shape)[:, rows, columns] for frame in frames[first : first + FRAMES]]
+            x = torch.stack([mirror(torch.from_numpy(frame), height, width) for frame in some])  # (B, C, height, width)
             found.append(self.views_of(x)[:, :, 0, 0].float().cpu().numpy())  # (B, K)
         return np.concatenate(found).T[:, None]  # (K, 1, F)
 

@@ -9,6 +9,7 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
+import lib.models.resnet  # noqa: F401 - gives timm the names resnet50a, resnet101a, resnet152a
 from lib.errors import ConfigError
 from lib.models import weights
 from lib.models.layers import Normalize, train_depthwise_in_float32
@@ -72,7 +73,7 @@ def build(
 ) -> Classifier:
     """Build a classifier that sees all ``images`` at once, as 3 * images input channels.
 
-    encoder: a timm name, with or without ``tu-``, with or without a pretraining tag. encoder_weights: see
+    encoder: a timm name (or one of ``resnet.py``), with or without ``tu-`` or a pretraining tag. encoder_weights: see
     ``weights.find``. encoder_options: further keywords of timm's model. drop_rate: dropout before the last layer.
     drop_path_rate: stochastic depth, for networks that have it. grad_checkpointing: recompute activations in the
     backward pass. Raises ConfigError for names and options that do not exist.

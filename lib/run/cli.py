@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib.competitions import open_competition, synthetic
+from lib.competitions import open_competition
 from lib.competitions.contract import Competition, Scene
 from lib.errors import ArtifactError, PipelineError
 from lib.run import runtime
 from lib.run.artifacts import Store, Unit
 from lib.run.config import Experiment, load
-from lib.run.graph import SPLITS, Graph, check_only
+from lib.run.graph import SPLITS, Graph, check_only, teachers
 
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
 
@@ -141,6 +141,8 @@ def open_run(args: argparse.Namespace, task: str | None = None) -> Run:
     quiet()
     config = load(args.config, args.overrides)
     if config.data.synthetic:
+        from lib.competitions import synthetic  # here, since inference elsewhere goes without it
+
         wanted = config.data.synthetic
         synthetic.write(config.competition, config.data.root, scenes=wanted.scenes,
                         test_scenes=wanted.test_scenes, size=wanted.size, seed=wanted.seed)  # fmt: skip
@@ -152,6 +154,7 @@ def open_run(args: argparse.Namespace, task: str | None = None) -> Run:
         train_ids=() if frozen else [scene.id for scene in competition.scenes("train")],
         test_ids=[scene.id for scene in competition.scenes("test")],
         flags=_flags(args),
+        teachers={} if frozen else teachers(config, args.workdir),
     )
     check_only(graph, task, args.only, args.fold)
     return Run(config, competition, store, graph, args.only, args.fold, (args.split,) if args.split else SPLITS,

@@ -92,8 +92,10 @@ class View(Section):
     """Resample so that a pixel has this physical size, in the competition's unit."""
     size: int | None = Field(None, ge=32)
     """The whole image at this many pixels."""
-    fit: Literal["longest", "square"] = "longest"
-    """With ``size``: the longer side, or both sides."""
+    fit: Literal["longest", "short", "square"] = "longest"
+    """With ``size``: the longer side, the shorter side, or both sides."""
+    crop: int | None = Field(None, ge=32)
+    """With ``fit: short``, labels only: the square of so many pixels in the middle."""
 
     @model_validator(mode="after")
     def _one_of_three(self):
@@ -121,6 +123,14 @@ class Loss(Section):
     """Pixels from a boundary that the term boundary_bce calls boundary."""
     aux_weight: float = Field(0.4, ge=0)
     """Weight of the same terms on a network's auxiliary head."""
+    smoothing: float = Field(0.0, ge=0, lt=1)
+    """Label smoothing of ce and bce."""
+    smoothing_form: Literal["paper", "torch"] = "paper"
+    """The share of the other classes: smoothing / (K - 1) each, or smoothing / K for all classes alike."""
+    ohem: float | None = Field(None, gt=0, le=1)
+    """Online hard example mining: only this share of the pixels, the hardest, counts in ce and bce."""
+    ohem_min: int = Field(1, ge=1)
+    """The fewest pixels that ``ohem`` keeps."""
     tversky_alpha: float = Field(0.3, gt=0)
     """Weight of false positives in the tversky term."""
     tversky_beta: float = Field(0.7, gt=0)
@@ -128,23 +138,39 @@ class Loss(Section):
 
 
 class Optimizer(Section):
-    """Who moves the weights. Norms and biases never decay."""
+    """Who moves the weights."""
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
     """sgd is Nesterov with momentum 0.9."""
-    lr: float = Field(gt=0)
+    lr: float | None = Field(None, gt=0)
     """Peak learning rate (piecewise schedules state their own)."""
+    lr_base: float | None = Field(None, gt=0)
+    """Instead of ``lr``: the learning rate for a batch of ``lr_base_batch``, scaled linearly to ``batch_size``."""
+    lr_base_batch: int = Field(256, ge=1)
+    """The batch that ``lr_base`` is for."""
     weight_decay: float = Field(0.0, ge=0)
-    """Decoupled decay of weights, not of norms and biases."""
+    """Decay of weights (decoupled for adamw)."""
+    no_bias_decay: bool = True
+    """Norms and biases do not decay; false: all weights do."""
     encoder_lr_scale: float = Field(1.0, gt=0)
     """The encoder's learning rate as a share of the rest's."""
+    layer_decay: float | None = Field(None, gt=0, le=1)
+    """Each layer of the encoder learns at this share of the rate of the one above it."""
+
+    @model_validator(mode="after")
+    def _one_learning_rate(self):
+        if (self.lr is None) == (self.lr_base is None):
+            raise ValueError("optimizer: give one of lr and lr_base")
+        return self
 
 
 class Schedule(Section):
     """Learning rate as a function of the step."""
 
-    kind: Literal["constant", "cosine", "multistep", "piecewise", "poly"] = "cosine"
-    """Form of the decay; cosine and poly end at zero."""
+    kind: Literal[
+        "constant", "cosine", "exponential", "multistep", "one_cycle", "piecewise", "plateau", "poly", "step"
+    ] = "cosine"
+    """Form of the decay; cosine and poly end at ``min_lr``."""
     factors: dict[int, float] | None = None
     """Multistep: epoch -> share of the peak learning rate from there on."""
     table: dict[int, float] | None = None
@@ -153,6 +179,20 @@ class Schedule(Section):
     """Linear ramp from 0, per step."""
     power: float = 0.9
     """Exponent of ``poly``."""
+    factor: float | None = Field(None, gt=0, lt=1)
+    """Step, exponential, plateau: what the learning rate is multiplied by."""
+    every: int = Field(1, ge=1)
+    """Step: epochs between two reductions."""
+    min_lr: float = Field(0.0, ge=0)
+    """Where cosine and poly end."""
+    peak_at: float = Field(0.3, gt=0, lt=1)
+    """One-cycle: share of the steps at which the learning rate peaks."""
+    div: float = Field(25.0, ge=1)
+    """One-cycle: peak over start."""
+    final_div: float = Field(1.0e4, ge=1)
+    """One-cycle: start over end."""
+    patience: int | None = Field(None, ge=1)
+    """Plateau: validations without a new best before a reduction."""
 
     @model_validator(mode="after")
     def _table_belongs_to_piecewise(self):
@@ -162,7 +202,33 @@ class Schedule(Section):
             raise ValueError("table: expected an entry for epoch 0")
         if (self.kind == "multistep") != (self.factors is not None):
             raise ValueError("kind: multistep needs factors, and only multistep takes them")
+        if (self.kind in ("step", "exponential", "plateau")) != (self.factor is not None):
+            raise ValueError("kind: step, exponential and plateau need a factor, and only these take one")
+        if (self.kind == "plateau") != (self.patience is not None):
+            raise ValueError("kind: plateau needs a patience, and only plateau takes one")
         return self
+
+
+class Mix(Section):
+    """Mixing of the samples of a batch; with both alphas a batch is mixed one way or the other."""
+
+    mixup: float = Field(0.0, ge=0)
+    """Alpha of mixup (Zhang et al. 2018; the bag of tricks takes 0.2); 0: none."""
+    cutmix: float = Field(0.0, ge=0)
+    """Alpha of CutMix (Yun et al. 2019); 0: none."""
+    probability: float = Field(1.0, ge=0, le=1)
+    """Share of batches that are mixed."""
+
+
+class Distill(Section):
+    """Knowledge distillation (Hinton et al. 2015): learn the averaged out-of-fold probabilities of an experiment."""
+
+    experiment: str
+    """Name of the teaching experiment in the same workdir, finished up to stage 05."""
+    weight: float = Field(1.0, gt=0)
+    """Weight of the term beside the others."""
+    temperature: float = Field(20.0, gt=0)
+    """Softens both distributions; the term is multiplied by its square."""
 
 
 class Sampling(Section):
@@ -180,6 +246,8 @@ class Sampling(Section):
     """Take the next scene and then a class it holds, or draw the class first and then a scene that holds it."""
     focus_probability: float = Field(0.0, ge=0, le=1)
     """Share of crops that show such a component; the others lie anywhere."""
+    balance: bool = False
+    """Labels: draw the class first, so that every class comes equally often."""
     scale: tuple[float, float] | None = None
     """The window's side as a multiple of ``crop`` before it is resized to ``crop``; none: as the preset says."""
 
@@ -201,6 +269,10 @@ class Train(Section):
     """Same colour jitter for all images of a scene, or one each; none: as the preset says."""
     sampling: Sampling = Sampling()
     """Repetition and placement of crops."""
+    mix: Mix = Mix()
+    """Mixup and CutMix."""
+    distill: Distill | None = None
+    """Learn from another experiment's probabilities too."""
     loss: Loss
     """The weighted loss terms."""
     optimizer: Optimizer
@@ -213,6 +285,16 @@ class Train(Section):
     """Largest norm of the gradient."""
     ema: float | None = Field(None, gt=0, lt=1)
     """Decay of the exponential moving average; validation and the checkpoint use the average."""
+    swa_from: int | None = Field(None, ge=0)
+    """Stochastic weight averaging: the equal mean of the weights at the ends of the epochs after this one, its norm
+    statistics estimated anew; validation and the checkpoint use it."""
+    swa_batches: int = Field(50, ge=1)
+    """Batches for these statistics."""
+    init: Literal["default", "xavier"] = "default"
+    """Start without pretrained weights: as the library has it, or Xavier uniform."""
+    zero_gamma: bool | None = None
+    """Start the last norm of every residual block at zero, so that the block passes its input on; false: at one; none:
+    as the library has it. Without pretrained weights only."""
     precision: Precision = "float32"
     """Arithmetic of the forward pass; float16 scales the loss."""
     cpu_precision: Precision = "bfloat16"
@@ -350,6 +432,11 @@ class Experiment(Section):
                 raise ValueError(f"{where}: network.options.boundary and the loss term boundary_bce go together")
             if options.get("aux_head") and not model.train.loss.aux_weight:
                 raise ValueError(f"{where}.train.loss.aux_weight: network.options.aux_head learns nothing at 0")
+            started = model.train.init != "default" or model.train.zero_gamma is not None
+            if started and (model.network.encoder_weights != "none" or model.train.init_from):
+                raise ValueError(f"{where}.train: init and zero_gamma are for networks without pretrained weights")
+            if model.train.swa_from is not None and model.train.ema:
+                raise ValueError(f"{where}.train: choose one of ema and swa_from")
             if model.train.batch_size % model.train.accumulate:
                 raise ValueError(f"{where}.train: batch_size is no multiple of accumulate")
         return self

@@ -4,11 +4,12 @@ Facts are config sections, fold numbers and scene ids. Code is recorded in manif
 after an edit, ``--force``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lib.errors import ArtifactError
-from lib.run.artifacts import Unit
+from lib.run.artifacts import MANIFEST, Unit, read_json
 from lib.run.config import Experiment, Model, plain
 
 STAGE_OF_TASK = {"loc": ("02_loc", "02_train_loc.py"), "cls": ("03_cls", "03_train_cls.py")}
@@ -17,11 +18,32 @@ STAGE_OF_TASK = {"loc": ("02_loc", "02_train_loc.py"), "cls": ("03_cls", "03_tra
 SPLITS = ("oof", "test")
 
 
+def teacher_folder(workdir: Path, experiment: str) -> Path:
+    """Return where the averaged out-of-fold probabilities of a teaching experiment lie."""
+    return workdir / experiment / "05_ensemble" / "oof"
+
+
+def teachers(config: Experiment, workdir: Path) -> dict[str, str | None]:
+    """Return the fingerprints of all teachers of an experiment. ArtifactError where one has not finished stage 05."""
+    found = {}
+    for model in config.models.values():
+        if model.train.distill:
+            name = model.train.distill.experiment
+            path = teacher_folder(workdir, name) / MANIFEST
+            if not path.exists():
+                raise ArtifactError(f"{path.parent}: the teacher {name} has no out-of-fold probabilities; run it first")
+            found[name] = read_json(path)["fingerprint"]
+    return found
+
+
 class Graph:
     """The units of one experiment. ``flags`` is the common part of every command, e.g. ``--config configs/x.yaml``."""
 
-    def __init__(self, config: Experiment, train_ids: Sequence[str], test_ids: Sequence[str], flags: str = ""):
+    def __init__(self, config: Experiment, train_ids: Sequence[str], test_ids: Sequence[str], flags: str = "",
+                 teachers: Mapping[str, str | None] | None = None):  # fmt: skip
+        """``teachers``: experiment -> fingerprint of the probabilities that students of it learn from."""
         self.config, self.train_ids, self.test_ids, self.flags = config, tuple(train_ids), tuple(test_ids), flags
+        self.teachers = teachers or {}
 
     def _command(self, script: str, extra: str = "") -> str:
         return " ".join(part for part in ("python", script, self.flags, extra) if part)
@@ -61,6 +83,8 @@ class Graph:
             "view": plain(model.view),
             "train": {k: v for k, v in plain(model.train).items() if k not in ("workers", "cache", "save_minutes")},
         }
+        if model.train.distill:
+            facts["teacher"] = self.teachers.get(model.train.distill.experiment)
         if model.train.select != "last" or model.train.patience:  # how validation decodes decides what is kept
             predict = self.config.predict
             facts["judged"] = {"precision": predict.precision, "tile": predict.tile, "overlap": predict.overlap,

@@ -61,6 +61,10 @@ class Preset:
     scale: tuple[float, float] = (1.0, 1.0)
     """Side of the window over side of the crop, uniform."""
     scale_p: float = 1.0
+    area: tuple[float, float] | None = None
+    """Instead of ``scale``: share of the scene's area in the window, uniform; whole pictures of one thing."""
+    ratio: tuple[float, float] = (1.0, 1.0)
+    """With ``area``: width over height of the window, uniform in its logarithm."""
     rotate: float = 0.0
     """Largest angle in degrees, either way."""
     rotate_p: float = 0.0
@@ -153,8 +157,17 @@ PRESETS = {
             A.ImageCompression(quality_range=(40, 95), p=0.6),
             A.CoarseDropout(num_holes_range=(1, 1), hole_height_range=(0.1, 0.3), hole_width_range=(0.1, 0.3), p=0.3),
         ]),
+    # Bag of tricks (He et al. 2019). A hue has no coefficient: it turns by up to 0.4 of a half-turn, as MXNet has it.
+    "bag_of_tricks": Preset(
+        area=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip="horizontal",
+        colour=lambda: [
+            A.ColorJitter(brightness=(0.6, 1.4), contrast=(1, 1), saturation=(0.6, 1.4), hue=(-0.2, 0.2), p=1),
+            Lighting(sigma=0.1, p=1),
+        ]),
 }
 
+TRIES = 10
+"""How often a window of some area and proportions is drawn before one that fits the scene is taken."""
 JITTERS = ("shared", "per_image")
 
 
@@ -208,31 +221,51 @@ class Augment:
         (nearest, filled border).
         """
         preset, crop, (height, width) = self.preset, self.crop, shape
-        side = crop
-        if rng.random() < preset.scale_p:
-            side = round(crop * rng.uniform(*preset.scale))
-        side = min(side, max(height, crop), max(width, crop))  # no border where the scene is large enough
+        tall, wide = self.draw_window(rng, shape)
         angle = 0.0
         if rng.random() < preset.rotate_p:
             angle = math.radians(rng.uniform(-preset.rotate, preset.rotate))
         element = int(rng.integers(FLIPS[preset.flip]))
 
         box, point = focus or (None, None)
-        top = place(rng, height, side, focus and (box[0], box[2], point[0]))
-        left = place(rng, width, side, focus and (box[1], box[3], point[1]))
+        top = place(rng, height, tall, focus and (box[0], box[2], point[0]))
+        left = place(rng, width, wide, focus and (box[1], box[3], point[1]))
         bends = preset.elastic is not None and rng.random() < preset.elastic_p
-        if side == crop and angle == 0 and not bends:
+        if tall == wide == crop and angle == 0 and not bends:
             return lambda array, fill: turn(cut(array, top, left, crop, fill), element)
 
-        zoom = side / crop
-        cos, sin = zoom * math.cos(angle), zoom * math.sin(angle)
-        y, x = point or (top + side // 2, left + side // 2)  # the pixel that rotation and bending leave in its place
-        v, u = ((y - top + 0.5) / zoom - 0.5, (x - left + 0.5) / zoom - 0.5)  # where the unturned crop shows the point
-        matrix = np.array([[cos, -sin, x - cos * u + sin * v], [sin, cos, y - sin * u - cos * v]])  # crop -> scene
+        down, along, cos, sin = tall / crop, wide / crop, math.cos(angle), math.sin(angle)
+        y, x = point or (top + tall // 2, left + wide // 2)  # the pixel that rotation and bending leave in its place
+        v, u = (y - top + 0.5) / down - 0.5, (x - left + 0.5) / along - 0.5  # where the unturned crop shows the point
+        linear = np.array([[along * cos, -down * sin], [along * sin, down * cos]])
+        matrix = np.column_stack([linear, (x, y) - linear @ (u, v)])  # crop -> scene, (2, 3)
         if not bends:
             return lambda array, fill: turn(warp(array, matrix, crop, fill), element)
         points = bent(matrix, elastic(rng, crop, *preset.elastic), u, v)
         return lambda array, fill: turn(bend(array, points, fill), element)
+
+    def draw_window(self, rng: np.random.Generator, shape: tuple[int, int]) -> tuple[int, int]:
+        """Draw the window that a scene of ``shape`` shows, (height, width) in its pixels.
+
+        With ``area`` it lies inside the scene, as Inception's random resized crop (Szegedy et al. 2015): after TRIES
+        windows that stick out, the largest one of allowed proportions.
+        """
+        preset, crop, (height, width) = self.preset, self.crop, shape
+        if preset.area is None:
+            side = crop
+            if rng.random() < preset.scale_p:
+                side = round(crop * rng.uniform(*preset.scale))
+            side = min(side, max(height, crop), max(width, crop))  # no border where the scene is large enough
+            return side, side
+        low, high = preset.ratio
+        for _ in range(TRIES):
+            area = height * width * rng.uniform(*preset.area)
+            ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
+            tall, wide = max(1, round(math.sqrt(area / ratio))), max(1, round(math.sqrt(area * ratio)))
+            if tall <= height and wide <= width:
+                return tall, wide
+        ratio = min(max(width / height, low), high)
+        return max(1, min(height, round(width / ratio))), max(1, min(width, round(height * ratio)))
 
     def recolour(self, images: Images, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Change the colours of all images alike, or of each on its own.
@@ -255,13 +288,13 @@ def build(preset: str, crop: int, images: Sequence[str], scale: tuple[float, flo
           jitter: str | None = None) -> Augment:
     """Build the augmentation named ``preset`` for crops of ``crop`` pixels of the named images of a scene.
 
-    scale, jitter: replace the preset's own. Raises ConfigError for unknown names.
+    scale, jitter: replace the preset's own; a scale also its area. Raises ConfigError for unknown names.
     """
     if preset not in PRESETS:
         raise ConfigError(f"augment: expected one of {', '.join(PRESETS)}, got {preset!r}")
     row = PRESETS[preset]
     if scale is not None:
-        row = replace(row, scale=scale)
+        row = replace(row, scale=scale, area=None)
     if jitter is not None:
         row = replace(row, jitter=jitter)
     if row.jitter not in JITTERS:

@@ -3,6 +3,8 @@
 A dataset is an endless stream of samples, ``dataset[0], dataset[1], ...``. Sample i is a function of (seed, i) alone,
 so the stream is the same for any number of workers and ranks, and after a resume. Each round through ``order`` is a
 new permutation. An epoch is a stretch of the stream, and ``BatchSampler`` deals it out.
+
+Longer than 300 lines because crops of scenes and frames of videos are two answers to the same questions.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +17,7 @@ from torch.utils.data import Dataset
 
 from lib.errors import ConfigError, DataError
 from lib.scenes.augment import Augment, Focus
-from lib.tasks import Task
+from lib.tasks import IGNORE, Task
 
 CACHES = ("none", "memory")
 FOCUS_FIRST = ("scene", "class")
@@ -66,11 +68,12 @@ def components(mask: np.ndarray, value: int) -> list[Focus]:
 
 
 class SampleStream(Dataset):
-    """An endless stream of samples {"image", "target", "id"}, of a teacher's scenes "teacher" too: which comes when.
+    """An endless stream of samples {"image", "target", "id"}: which scene comes when.
 
     order: scene indices of one round, with repetitions (``repeat_scenes``); default: each once. samples_per_epoch:
     length of an epoch where it is not one round. cache: "memory" decodes all scenes at once, before workers are forked,
-    which then share them; "none" decodes each time. A subclass says what ``decode`` and ``sample`` are.
+    which then share them; "none" decodes each time. teacher: adds {"teacher": levels uint8}, (C, h, w) cut like the
+    target, of a label (C, 1, 1). A subclass says what ``decode`` and ``sample`` are.
     OpenCV is set to one thread: samples are made in parallel, not their pixels.
     """
 
@@ -84,9 +87,8 @@ class SampleStream(Dataset):
         self.scenes, self.seed, self.teacher = scenes, seed, teacher
         self.order = np.arange(len(scenes)) if order is None else np.asarray(order)
         self.samples_per_epoch = samples_per_epoch or len(self.order)
-        self.round, self.permutation = -1, self.order
         self.decoded = [self.decode(scene) for scene in scenes] if cache == "memory" else None
-        self.decks: dict[tuple[int, ...], tuple[int, np.ndarray]] = {}
+        self.rounds: dict[tuple[int, ...], tuple[int, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return self.samples_per_epoch
@@ -101,29 +103,48 @@ class SampleStream(Dataset):
 
     def scene_of(self, sample: int) -> int:
         """Return the index of the scene that a sample of the stream is cut from."""
-        round_, position = divmod(sample, len(self.order))
-        if round_ != self.round:
-            shuffled = np.random.default_rng((self.seed, ORDER, round_)).permutation(self.order)
-            self.round, self.permutation = round_, shuffled
-        return int(self.permutation[position])
+        return self.deal((ORDER,), self.order, sample)
+
+    def deal(self, stream: tuple[int, ...], entries: Sequence[int], number: int) -> int:
+        """Return entry ``number`` of endless rounds through ``entries``, each round newly shuffled."""
+        round_, position = divmod(number, len(entries))
+        if self.rounds.get(stream, (-1,))[0] != round_:
+            shuffled = np.random.default_rng((self.seed, *stream, round_)).permutation(entries)
+            self.rounds[stream] = round_, shuffled
+        return int(self.rounds[stream][1][position])
 
     def stack(self, images: Mapping[str, np.ndarray], names: Sequence[str]) -> torch.Tensor:
         """Stack named images (h, w, 3) as one tensor (3n, h, w) uint8."""
         return torch.from_numpy(np.stack([plane for name in names for plane in cv2.split(images[name])]))
+
+    def teach(self, scene: Any, shape: tuple[int, int]) -> dict[str, np.ndarray]:
+        """Return the teacher's levels of a scene, a plane (H, W) per channel. DataError where they are not of shape."""
+        if self.teacher is None:
+            return {}
+        levels = self.teacher(scene)
+        if levels.ndim != 3 or levels.shape[1:] != shape or levels.dtype != np.uint8:
+            raise DataError(f"scene {scene.id}, teacher: expected levels uint8 (C, {shape[0]}, {shape[1]}), got "
+                            f"{levels.dtype} {levels.shape}")
+        return {f"teacher {channel}": plane for channel, plane in enumerate(levels)}
 
 
 class FrameDataset(SampleStream):
     """Serve augmented frames with their label: {"image": (3n, h, w) uint8, "target": (1, 1) uint8, "id": str}.
 
     read: (scene, image name) -> (F, H, W, 3) uint8. target: scene -> (1, 1) uint8. A sample is one frame, each equally
-    likely; the other arguments are as in ``CropDataset``.
+    likely. balance: draw the class first and then a scene of it, so that every class comes equally often: each once in
+    every round of as many samples as there are classes, its scenes in turn as ``order`` has them, newly shuffled each
+    time through; scenes without a label never come. The other arguments are as in ``CropDataset``.
     """
 
     def __init__(self, read: Callable[[Any, str], np.ndarray], target: Callable[[Any], np.ndarray],
                  scenes: Sequence[Any], images: Sequence[str], augment: Augment, *, seed: int,
-                 order: Sequence[int] | None = None, samples_per_epoch: int | None = None, cache: str = "none"):
+                 order: Sequence[int] | None = None, samples_per_epoch: int | None = None, cache: str = "none",
+                 balance: bool = False, teacher: Teacher | None = None):
         self.read, self.target, self.images, self.augment = read, target, tuple(images), augment
-        super().__init__(scenes, seed=seed, order=order, samples_per_epoch=samples_per_epoch, cache=cache)
+        super().__init__(scenes, seed=seed, order=order, samples_per_epoch=samples_per_epoch, cache=cache,
+                         teacher=teacher)
+        self.members = self.find_members() if balance else {}
 
     def __getitem__(self, sample: int) -> dict[str, Any]:
         """Return sample 0, 1, 2, ... of the stream; it does not end at ``len``."""
@@ -134,8 +155,26 @@ class FrameDataset(SampleStream):
         images = {name: frames[name][k] for name in self.images}
         nothing = np.zeros(images[self.images[0]].shape[:2], np.uint8)
         images, _ = self.augment(images, nothing, int(rng.integers(2**63)))
-        return {"image": self.stack(images, self.images), "target": torch.from_numpy(target.copy()),
+        item = {"image": self.stack(images, self.images), "target": torch.from_numpy(target.copy()),
                 "id": self.scenes[index].id}
+        planes = [frames[name][:, k:k + 1] for name in frames if name not in self.images]
+        return item | ({"teacher": torch.from_numpy(np.stack(planes))} if planes else {})  # (C, 1, 1)
+
+    def find_members(self) -> dict[int, np.ndarray]:
+        """List the entries of ``order`` of each class that occurs."""
+        labels = [target for _, target in self.decoded] if self.decoded else map(self.target, self.scenes)
+        found = np.array([label.item() for label in labels])[self.order]
+        members = {int(value): self.order[found == value] for value in np.unique(found) if value != IGNORE}
+        if not members:
+            raise DataError("balance: expected training scenes with a label, got none; check the labels")
+        return members
+
+    def scene_of(self, sample: int) -> int:
+        """Return the index of the scene that a sample of the stream is a frame of."""
+        if not self.members:
+            return super().scene_of(sample)
+        value = self.deal((BALANCE, 0), list(self.members), sample)
+        return self.deal((BALANCE, 1 + value), self.members[value], sample // len(self.members))
 
     def decode(self, scene: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Read frames and label of a scene."""
@@ -144,7 +183,7 @@ class FrameDataset(SampleStream):
             if array.ndim != 4 or not len(array) or array.shape[-1] != 3 or array.dtype != np.uint8:
                 raise DataError(f"scene {scene.id}, image {name}: expected frames (F, H, W, 3) uint8, got "
                                 f"{array.dtype} {array.shape}")
-        return frames, target
+        return frames | self.teach(scene, (1, len(frames[self.images[0]]))), target
 
 
 class CropDataset(SampleStream):
@@ -152,7 +191,7 @@ class CropDataset(SampleStream):
 
     read: (scene, image name) -> (H, W, 3) uint8. target: scene -> (H, W) uint8, 255 = ignored. scenes have an ``id``.
     images: names of the n images of a sample, stacked in this order. augment: gives crops of those images.
-    seed: int >= 0; order, samples_per_epoch, cache: as in ``SampleStream``.
+    seed: int >= 0; order, samples_per_epoch, cache, teacher: as in ``SampleStream``.
     focus: target value -> weight: with ``focus_probability`` a crop shows a component of a class, drawn by weight,
     every component of it in the scene equally likely. focus_first: "scene" takes the scene that is next in ``order``
     and draws among the classes it holds (a scene that holds none gives a random crop); "class" draws among all classes
@@ -164,13 +203,14 @@ class CropDataset(SampleStream):
                  scenes: Sequence[Any], images: Sequence[str], augment: Augment, *, seed: int,
                  order: Sequence[int] | None = None, samples_per_epoch: int | None = None,
                  focus: Mapping[int, float] | None = None, focus_probability: float = 1.0,
-                 focus_first: str = "scene", cache: str = "none"):
+                 focus_first: str = "scene", cache: str = "none", teacher: Teacher | None = None):
         if focus_first not in FOCUS_FIRST:
             raise ConfigError(f"focus_first: expected one of {', '.join(FOCUS_FIRST)}, got {focus_first!r}")
         self.read, self.target, self.images, self.augment = read, target, tuple(images), augment
         self.focus, self.focus_probability = dict(focus or {}), focus_probability
         self.spots: dict[int, dict[int, list[Focus]]] = {}
-        super().__init__(scenes, seed=seed, order=order, samples_per_epoch=samples_per_epoch, cache=cache)
+        super().__init__(scenes, seed=seed, order=order, samples_per_epoch=samples_per_epoch, cache=cache,
+                         teacher=teacher)
         for index, (_, mask) in enumerate(self.decoded or ()):
             self.find_spots(index, mask)
         self.holders = self.find_holders() if focus_first == "class" else {}
@@ -186,7 +226,9 @@ class CropDataset(SampleStream):
             images, mask = self.images_of(index)
             focus = None if self.holders else self.choose_focus(rng, index, mask)
         images, mask = self.augment(images, mask, int(rng.integers(2**63)), focus)
-        return {"image": self.stack(images, self.images), "target": torch.from_numpy(mask), "id": self.scenes[index].id}
+        item = {"image": self.stack(images, self.images), "target": torch.from_numpy(mask), "id": self.scenes[index].id}
+        planes = [name for name in images if name not in self.images]
+        return item | ({"teacher": self.stack(images, planes)} if planes else {})
 
     def find_holders(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """List, for each focus class that occurs at all, the scenes that hold it and how likely each is drawn."""
@@ -217,7 +259,7 @@ class CropDataset(SampleStream):
             if image.shape != (*mask.shape, 3) or image.dtype != np.uint8:
                 raise DataError(f"scene {scene.id}, image {name}: expected uint8 {(*mask.shape, 3)} like its target, "
                                 f"got {image.dtype} {image.shape}")
-        return images, mask
+        return images | self.teach(scene, mask.shape), mask
 
     def find_spots(self, index: int, mask: np.ndarray) -> dict[int, list[Focus]]:
         """List the components of each focus class that the scene holds; found once per scene and process."""

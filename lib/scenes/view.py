@@ -1,39 +1,67 @@
 """At which size a network sees a scene: as it is, scaled, at a pixel size of the real world, or as a whole.
 
 Only images and training targets are resized. Probabilities come back to the scene's own size before anything is
-decided, so masks are never scaled where probabilities can be.
+decided, so masks are never scaled where probabilities can be. A centre crop has no way back: it is for labels only.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
-from lib.errors import DataError
+from lib.errors import ConfigError, DataError
 
-FITS = ("longest", "square")
+FITS = ("longest", "short", "square")
 
 
 @dataclass(frozen=True)
 class View:
     """One of: a factor ``scale``, a target ``pixel_size`` (in the scene's unit), or a whole image of ``size`` pixels.
 
-    fit: ``longest`` makes the longer side ``size`` and keeps proportions; ``square`` makes both sides ``size``.
+    fit: ``longest`` makes the longer side ``size`` and keeps proportions, ``short`` the shorter one; ``square`` makes
+    both sides ``size``. crop: then only the square of so many pixels in the middle is seen (with ``short``; 224 of 256
+    is how ImageNet networks are judged). Raises ConfigError for a crop without ``short`` or larger than ``size``.
     """
 
     scale: float = 1.0
     pixel_size: float | None = None
     size: int | None = None
     fit: str = "longest"
+    crop: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.fit not in FITS:
+            raise ConfigError(f"view.fit: expected one of {', '.join(FITS)}, got {self.fit!r}")
+        if self.crop is not None and (self.fit != "short" or self.size is None or not 1 <= self.crop <= self.size):
+            raise ConfigError(f"view.crop: expected fit short and a size of at least the crop {self.crop}, got "
+                              f"{self.fit} and {self.size}")  # fmt: skip
+
+    def for_training(self) -> "View":
+        """Return how training sees scenes: as they are in place of a centre crop, training draws crops of its own."""
+        return self if self.crop is None else replace(self, size=None, crop=None)
 
     def shape(self, shape: tuple[int, int], pixel_size: float | None = None) -> tuple[int, int]:
         """Return the (height, width) in which a scene of ``shape`` is seen. DataError for an unknown pixel size."""
+        rows, columns = self.centre(self.whole(shape, pixel_size))
+        return rows.stop - rows.start, columns.stop - columns.start
+
+    def centre(self, shape: tuple[int, int]) -> tuple[slice, slice]:
+        """Return the rows and columns that are seen of a scene resized to ``shape``, which may be a multiple of the
+        view's size: all, or the centre crop."""
+        height, width = shape
+        if self.crop is not None:
+            height = width = max(1, round(min(shape) * self.crop / self.size))
+        top, left = (shape[0] - height) // 2, (shape[1] - width) // 2
+        return slice(top, top + height), slice(left, left + width)
+
+    def whole(self, shape: tuple[int, int], pixel_size: float | None = None) -> tuple[int, int]:
+        """Return the (height, width) to which a scene of ``shape`` is resized. DataError for an unknown pixel size."""
         height, width = shape
         if self.size is not None and self.fit == "square":
             return self.size, self.size
         factor = self.scale
         if self.size is not None:
-            factor = self.size / max(height, width)
+            factor = self.size / (min(shape) if self.fit == "short" else max(shape))
         elif self.pixel_size is not None:
             if not pixel_size:
                 raise DataError("view.pixel_size: the scene's own pixel size is not known; use view.scale or view.size")
@@ -42,17 +70,19 @@ class View:
 
     def image(self, image: np.ndarray, pixel_size: float | None = None) -> np.ndarray:
         """Resize (H, W, 3) or frames (F, H, W, 3) uint8 to what the network sees."""
-        wanted = self.shape(image.shape[-3:-1], pixel_size)
+        wanted = self.whole(image.shape[-3:-1], pixel_size)
+        rows, columns = self.centre(wanted)
         if image.ndim == 4:
-            return np.stack([resize(frame, wanted) for frame in image])
-        return resize(image, wanted)
+            return np.stack([resize(frame, wanted)[rows, columns] for frame in image])
+        return resize(image, wanted)[rows, columns]
 
     def mask(self, mask: np.ndarray, pixel_size: float | None = None) -> np.ndarray:
         """Resize a training target (H, W) uint8 alike, by nearest pixels."""
-        height, width = self.shape(mask.shape, pixel_size)
-        if (height, width) == mask.shape:
-            return mask
-        return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+        height, width = self.whole(mask.shape, pixel_size)
+        rows, columns = self.centre((height, width))
+        if (height, width) != mask.shape:
+            mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+        return mask[rows, columns]
 
 
 def resize(plane: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

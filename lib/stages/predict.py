@@ -13,9 +13,10 @@ from lib.models import checkpoint
 from lib.run import runtime
 from lib.run.artifacts import Unit
 from lib.run.cli import Run, say
+from lib.run.config import Model
 from lib.scenes.probs import file_name, quantise, write_levels
+from lib.scenes.view import View
 from lib.stages import folds
-from lib.stages.train import view_of
 
 
 def fold_splits(run: Run) -> Iterator[list[Unit]]:
@@ -58,6 +59,11 @@ def open_predictor(run: Run, folder: Path, name: str) -> tuple[Predictor, str]:
                           overlap=int(asked.tile * asked.overlap), view=view_of(model),
                           scales=asked.scales)  # fmt: skip
     return predictor, used
+
+
+def view_of(model: Model) -> View:
+    """Return the size at which a model sees scenes."""
+    return View(**model.view.model_dump())
 
 
 def scenes_of(run: Run, split: str, fold: int) -> list[Scene]:

@@ -1,6 +1,6 @@
 """Stages 02 and 03: one network of a task on one fold. The two stages differ only in their task."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,21 @@ import torch
 from torch import nn
 
 from lib.competitions.contract import Scene
+from lib.errors import ArtifactError, ConfigError
 from lib.inference.predict import Predictor
 from lib.inference.scene import read_stack
-from lib.models import build, checkpoint, licences, weights
+from lib.models import build, checkpoint, init, licences, weights
 from lib.run import runtime
 from lib.run.artifacts import Unit
 from lib.run.cli import Run, say
 from lib.run.config import Model, Train
+from lib.run.graph import teacher_folder
 from lib.scenes.augment import build as build_augment
 from lib.scenes.dataset import CropDataset, FrameDataset, SampleStream, focus_values, repeat_scenes
-from lib.scenes.probs import quantise
-from lib.scenes.view import View
+from lib.scenes.probs import file_name, quantise, read_levels
+from lib.scenes.view import View, resize
 from lib.stages import folds
+from lib.stages.predict import view_of
 from lib.tasks import Task
 from lib.training.balance import median_frequency
 from lib.training.fit import Fit
@@ -78,6 +81,8 @@ def start_network(run: Run, model: Model, fold: int, task: Task, folder: Path) -
                  "encoder": spec.encoder, **spec.options}  # fmt: skip
     source = None if model.train.init_from else spec.encoder_weights
     network = build(encoder_weights=source or "none", **arguments)
+    if model.train.init != "default" or model.train.zero_gamma is not None:
+        init.start(network, model.train.init, model.train.zero_gamma)
     arrived: dict[str, Any] = {"source": "none"}
     if model.train.init_from:
         parent = run.store.require(run.graph.checkpoint(model.train.init_from, fold))
@@ -93,7 +98,7 @@ def start_network(run: Run, model: Model, fold: int, task: Task, folder: Path) -
 def samples(run: Run, model: Model, scenes: list[Scene]) -> SampleStream:
     """Return the training samples of a model: crops of scenes with their masks, or frames with their label."""
     train, sampling = model.train, model.train.sampling
-    competition, view, task = run.competition, view_of(model), run.competition.tasks[model.task]
+    competition, view, task = run.competition, view_of(model).for_training(), run.competition.tasks[model.task]
     order = repeat_scenes([competition.strata(scene) for scene in scenes], sampling.repeat, sampling.multiplier)
     augment = build_augment(train.augment, train.crop, model.network.images, sampling.scale, train.colour)
 
@@ -104,17 +109,37 @@ def samples(run: Run, model: Model, scenes: list[Scene]) -> SampleStream:
         mask = competition.target(scene, model.task)
         return view.mask(mask, scene.pixel_size) if task.dense else mask
 
-    common = {"seed": run.config.seed, "order": order, "samples_per_epoch": sampling.samples, "cache": train.cache}
+    if sampling.balance and task.dense:
+        raise ConfigError("sampling.balance: for labels; masks are balanced by sampling.focus")
+    common = {"seed": run.config.seed, "order": order, "samples_per_epoch": sampling.samples, "cache": train.cache,
+              "teacher": teacher_levels(run, model, task, view)}  # fmt: skip
     if not task.dense:
-        return FrameDataset(read, target, scenes, model.network.images, augment, **common)
+        return FrameDataset(read, target, scenes, model.network.images, augment, **common, balance=sampling.balance)
     return CropDataset(read, target, scenes, model.network.images, augment, **common,
                        focus=focus_values(task, sampling.focus), focus_probability=sampling.focus_probability,
                        focus_first=sampling.focus_first)  # fmt: skip
 
 
-def view_of(model: Model) -> View:
-    """Return the size at which a model sees scenes."""
-    return View(**model.view.model_dump())
+def teacher_levels(run: Run, model: Model, task: Task, view: View) -> Callable[[Scene], np.ndarray] | None:
+    """Return the averaged out-of-fold levels of the teaching experiment, at the size the student sees.
+
+    The teacher's networks for a scene have seen the scenes of the student's validation fold, so a distilled student's
+    out-of-fold score is a little too good.
+    """
+    if model.train.distill is None:
+        return None
+    folder = teacher_folder(run.store.root.parent, model.train.distill.experiment) / model.task
+
+    def levels(scene: Scene) -> np.ndarray:
+        found, names = read_levels(folder / file_name(scene.id))
+        if names != task.classes:
+            raise ArtifactError(f"{folder}: expected channels {task.classes}, got {names}")
+        if not task.dense:
+            return found
+        shape = view.shape(found.shape[1:], scene.pixel_size)
+        return np.stack([resize(plane, shape) for plane in found])
+
+    return levels
 
 
 def with_class_weights(run: Run, model: Model, task: Task, scenes: list[Scene], record: dict[str, Any]) -> Train:

@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from lib.errors import ArtifactError, NonFiniteError
+from lib.errors import ArtifactError, ConfigError, NonFiniteError
 from lib.models.checkpoint import save_weights
 from lib.run import runtime
 from lib.run.artifacts import write_bytes
@@ -26,9 +26,10 @@ from lib.run.config import Train
 from lib.scenes.dataset import BatchSampler, SampleStream
 from lib.tasks import Task
 from lib.training import state
-from lib.training.ema import Ema
+from lib.training.ema import Ema, Swa
 from lib.training.losses import Loss
-from lib.training.optim import Schedule, build_optimizer, freeze, set_lr, unfreeze
+from lib.training.mix import Mixing, mix
+from lib.training.optim import Plateau, Schedule, build_optimizer, freeze, scaled_lr, set_lr, unfreeze
 from lib.training.precision import Arithmetic, first_nonfinite, first_nonfinite_gradient
 
 Judge = Callable[[nn.Module], Mapping[str, float]]
@@ -51,18 +52,29 @@ class Fit:
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         self.layout = layout
         self.loss = Loss(task.kind, **train.loss.model_dump(),
+                         distill=train.distill and train.distill.model_dump(exclude={"experiment"}),
                          reduce=all_sum if runtime.world_size() > 1 else None)  # fmt: skip
+        self.dense, self.mixing = task.dense, Mixing(**train.mix.model_dump())
         self.sampler = BatchSampler(len(dataset), train.batch_size, runtime.rank(), runtime.world_size())
         self.steps = len(self.sampler)
-        self.schedule = Schedule(train.schedule.kind, self.steps * train.epochs, lr=train.optimizer.lr,
-                                 steps_per_epoch=self.steps, table=train.schedule.table or {},
-                                 factors=train.schedule.factors or {},
-                                 warmup_steps=round(train.schedule.warmup_epochs * self.steps),
-                                 power=train.schedule.power)  # fmt: skip
-        self.optimizer = build_optimizer(train.optimizer.name, self.network, train.optimizer.lr,
-                                         weight_decay=train.optimizer.weight_decay,
-                                         encoder_lr_scale=train.optimizer.encoder_lr_scale)  # fmt: skip
-        self.ema = Ema(self.network, train.ema) if train.ema else None
+        optimizer, schedule = train.optimizer, train.schedule
+        lr = optimizer.lr or scaled_lr(optimizer.lr_base, optimizer.lr_base_batch, train.batch_size)
+        self.schedule = Schedule(schedule.kind, self.steps * train.epochs, lr=lr, steps_per_epoch=self.steps,
+                                 table=schedule.table or {}, factors=schedule.factors or {},
+                                 warmup_steps=round(schedule.warmup_epochs * self.steps), power=schedule.power,
+                                 factor=schedule.factor, every=schedule.every, min_lr=schedule.min_lr,
+                                 peak_at=schedule.peak_at, div=schedule.div,
+                                 final_div=schedule.final_div)  # fmt: skip
+        self.plateau = Plateau(schedule.patience) if schedule.kind == "plateau" else None
+        self.optimizer = build_optimizer(optimizer.name, self.network, lr, weight_decay=optimizer.weight_decay,
+                                         encoder_lr_scale=optimizer.encoder_lr_scale,
+                                         no_bias_decay=optimizer.no_bias_decay,
+                                         layer_decay=optimizer.layer_decay)  # fmt: skip
+        if train.swa_from is not None and runtime.world_size() > 1:
+            raise ConfigError("train.swa_from: its norm statistics are estimated in one process; leave it out here")
+        self.average = Ema(self.network, train.ema) if train.ema else None
+        if train.swa_from is not None:
+            self.average = Swa(self.network)
         self.epoch, self.step, self.best, self.since_best, self.stop = 0, 0, None, 0, False
         self.meter: dict[str, float] = {}
         self.accumulate = train.accumulate
@@ -130,19 +142,23 @@ class Fit:
     def _step(self, forward: nn.Module, batch: dict[str, Any]) -> float:
         """Move the weights once; returns the loss. The batch is computed in ``accumulate`` equal parts."""
         train = self.train
-        lr = self.schedule.lr_at(self.epoch * self.steps + self.step)
+        step = self.epoch * self.steps + self.step
+        lr = self.schedule.lr_at(step, self.plateau.reductions if self.plateau else 0)
         set_lr(self.optimizer, lr)
         image = batch["image"].to(self.device, memory_format=self.layout, non_blocking=True)  # (B, 3n, h, w) uint8
         target = batch["target"].to(self.device, non_blocking=True)  # (B, h, w) uint8
         self.optimizer.zero_grad(set_to_none=True)
+        teacher = batch["teacher"].to(self.device).float() / 255 if "teacher" in batch else None
+        mixed = mix(image, target, self.dense, self.mixing, self.seed, step, teacher)
         total, raw = 0.0, defaultdict(float)
-        parts = list(zip(image.chunk(self.accumulate), target.chunk(self.accumulate), strict=True))
-        for part, (x, y) in enumerate(parts):
+        columns = (mixed.image, mixed.target, mixed.other, mixed.teacher)
+        parts = list(zip(*(_chunks(column, self.accumulate) for column in columns), strict=True))
+        for part, (x, y, other, teaching) in enumerate(parts):
             if isinstance(forward, DistributedDataParallel):
                 forward.require_backward_grad_sync = part == len(parts) - 1
             with self.arithmetic.autocast():
                 logits = forward(x)
-            loss, terms = self.loss(logits, y)
+            loss, terms = self.loss(logits, y, other, mixed.lam, teaching)
             if not torch.isfinite(loss):
                 self._refuse(batch, x, terms)
             self.arithmetic.scaler.scale(loss / len(parts)).backward()
@@ -155,8 +171,8 @@ class Fit:
             self.arithmetic.first_bad_layer = first_nonfinite_gradient(self.network)
         elif not self.arithmetic.scaler.is_enabled() and not math.isfinite(norm):
             raise NonFiniteError(f"epoch {self.epoch + 1}: the gradient is not finite; scenes {_names(batch)}")
-        if self.arithmetic.step(self.optimizer) and self.ema:
-            self.ema.update(self.network)
+        if self.arithmetic.step(self.optimizer) and train.ema:
+            self.average.update(self.network)
         for name, value in raw.items():
             self.meter[f"raw_{name}"] += value
         self.meter["loss"] += total
@@ -180,10 +196,16 @@ class Fit:
         line: dict[str, Any] = {"epoch": self.epoch, "lr": self.meter.pop("lr", None)}
         line |= {name: round(value / self.steps, 6) for name, value in sorted(self.meter.items())}
         weights = {**train.loss.terms, "aux": train.loss.aux_weight}
+        if train.distill:
+            weights["distill"] = train.distill.weight
         line |= {f"weighted_{n}": round(w * line[f"raw_{n}"], 6) for n, w in weights.items() if f"raw_{n}" in line}
         line["amp"] = {"precision": self.arithmetic.name, **self.arithmetic.health()}
+        if train.swa_from is not None and self.epoch > train.swa_from:
+            self.average.update(self.network)
+        falls = False
         if runtime.rank() == 0 and (last or self.epoch % train.validate_every == 0):
             started = time.monotonic()
+            self._estimate_norms()
             scores = self._validate()
             line |= {"scores": scores, "validate_seconds": round(time.monotonic() - started, 1)}
             better = self.best is None or scores["select"] > self.best["select"]
@@ -193,25 +215,41 @@ class Fit:
                 self.best = {**scores, "epoch": self.epoch}
                 save_weights(self.folder, self._averaged_state())
             self.stop = train.patience is not None and self.since_best >= train.patience
+            falls = bool(self.plateau and self.plateau.update(scores["select"]))
             shown = " ".join(f"{name} {scores[name]:.4f}" for name in _heads(scores))
             self.say(f"  epoch {self.epoch}/{train.epochs} loss {line['loss']:.4f} {shown}{' *' if keep else ''}")
             if scores.get("collapsed"):
                 self.say("  ! the network gives one answer everywhere: look at class weights, sampling, learning rate")
         self.stop = runtime.agree(self.stop)
+        if runtime.agree(falls) and runtime.rank() > 0:
+            self.plateau.reductions += 1
         line |= {**pace, "peak_memory_mib": runtime.peak_memory_mib(self.device)}
         if runtime.rank() == 0:
             _append(self.folder / "log.jsonl", line, self.epoch)
             self._save()
 
+    def _estimate_norms(self) -> None:
+        """Give averaged weights the norm statistics that they have on the coming batches of the stream."""
+        if self.train.swa_from is None or not self.average.updates:
+            return
+        self.sampler.set_epoch(self.epoch)
+        batches = list(self.sampler)[: self.train.swa_batches]
+        loader = DataLoader(self.dataset, batch_sampler=batches, num_workers=0)
+        self.average.reestimate(self.network, loader, device=self.device, autocast=self.arithmetic.autocast)
+
+    def _averages(self) -> bool:
+        """Tell whether there is an average to use in place of the weights."""
+        return self.average is not None and (self.train.swa_from is None or self.average.updates > 0)
+
     def _validate(self) -> dict[str, float]:
         network = self.network
-        if self.ema:
-            with self.ema.swapped_in(network):
+        if self._averages():
+            with self.average.swapped_in(network):
                 return dict(self.judge(network))
         return dict(self.judge(network))
 
     def _averaged_state(self) -> dict[str, Tensor]:
-        return self.ema.tensors if self.ema else self.network.state_dict()
+        return self.average.tensors if self._averages() else self.network.state_dict()
 
     # ---- state ----------------------------------------------------------------------------------------
     def _save(self) -> None:
@@ -222,7 +260,8 @@ class Fit:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.arithmetic.scaler.state_dict(),
             "amp": [self.arithmetic.skipped, self.arithmetic.first_bad_layer],
-            "ema": self.ema.state_dict() if self.ema else None,
+            "average": self.average.state_dict() if self.average else None,
+            "plateau": self.plateau.state_dict() if self.plateau else None,
             "epoch": self.epoch, "step": self.step, "meter": dict(self.meter),
             "best": self.best, "since_best": self.since_best, "stop": self.stop,
         })  # fmt: skip
@@ -237,12 +276,19 @@ class Fit:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.arithmetic.scaler.load_state_dict(saved["scaler"])
         self.arithmetic.skipped, self.arithmetic.first_bad_layer = saved["amp"]
-        if self.ema:
-            self.ema.load_state_dict(saved["ema"])
+        if self.average:
+            self.average.load_state_dict(saved["average"])
+        if self.plateau:
+            self.plateau.load_state_dict(saved["plateau"])
         self.epoch, self.step, self.meter = saved["epoch"], saved["step"], defaultdict(float, saved["meter"])
         self.best, self.since_best, self.stop = saved["best"], saved["since_best"], saved["stop"]
         state.restore_rng(saved)
         self.say(f"  resumed after epoch {self.epoch}" + (f", step {self.step}" if self.step else ""))
+
+
+def _chunks(value: Tensor | None, parts: int) -> Sequence[Tensor | None]:
+    """Divide a batch into equal parts; None stays None in each."""
+    return [None] * parts if value is None else value.chunk(parts)
 
 
 def all_sum(value: Tensor) -> Tensor:

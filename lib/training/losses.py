@@ -2,8 +2,6 @@
 
 FocalLossWithDice of xView2's second place 2020 is {"focal": ce_weight, "damage_dice": d, "building_dice": d}; its
 localization loss is {"dice": 1, "focal": 1} of kind binary.
-
-Longer than 300 lines because each option is explained and refused here, where it is used wrongly.
 """
 
 from collections.abc import Mapping, Sequence
