@@ -29,6 +29,20 @@ EXPERIMENTS = {
             }
         },
     },
+    "labels": {
+        "competition": "labels",
+        "folds": {"n": 2, "scheme": "group"},
+        "data": {"synthetic": {"scenes": 16, "test_scenes": 3, "size": 80, "seed": 1}},
+        "models": {
+            "pictures": {
+                "task": "cls",
+                "view": {"size": 64, "fit": "square"},
+                "network": {"architecture": "classifier", "encoder": "tu-test_efficientnet", "images": ["image"]},
+                "train": {**TRAIN, "augment": "bag_of_tricks", "precision": "float16", "loss": {"terms": {"ce": 1}}},
+            }
+        },
+        "search": {"axes": {"gain_rings": [0.5, 1.0, 2.0], "gain_checks": [0.5, 1.0, 2.0]}},
+    },
     "voc": {
         "competition": "voc",
         "folds": {"n": 2, "scheme": "group"},

@@ -14,13 +14,13 @@ from lib.competitions import NAMES
 class Sister:
     """One sister's tiny experiment in a folder of its own."""
 
-    def __init__(self, folder: Path, name: str, **changes):
-        experiment = {**COMMON, "name": name, **EXPERIMENTS[name], **changes}
+    def __init__(self, folder: Path, sister: str, **changes):
+        experiment = {**COMMON, "name": sister, **EXPERIMENTS[sister], **changes}
         experiment["data"] = {"root": str(folder / "data"), **experiment["data"]}
-        self.config = folder / f"{name}.yaml"
+        self.config = folder / f"{experiment['name']}.yaml"
         self.config.write_text(yaml.safe_dump(experiment))
         self.flags = ("--config", str(self.config), "--workdir", str(folder / "workdir"))
-        self.root = folder / "workdir" / name
+        self.root = folder / "workdir" / experiment["name"]
 
     def run(self, name: str, *arguments: str) -> int:
         return stage(name, *self.flags, *arguments)
@@ -93,3 +93,25 @@ def test_patches_and_whole_images_are_fused_with_weights_fitted_out_of_fold(tmp_
     assert decode["scores"]["score"] >= decode["score_without_search"]
     assert own.json("06_submission/oof/manifest.json")["scores"] == decode["scores"]
     assert set(decode["per_domain"]) == {"kidney", "spleen"}
+
+
+@pytest.mark.slow
+def test_a_student_learns_from_another_experiments_probabilities(tmp_path, capsys):
+    """Teacher and student share a workdir; a teacher trained anew makes the student stale."""
+    teacher = Sister(tmp_path, "labels")
+    model = EXPERIMENTS["labels"]["models"]["pictures"]
+    train = {**model["train"], "distill": {"experiment": "labels", "temperature": 4}, "mix": {"mixup": 0.2},
+             "loss": {"terms": {"ce": 1}, "smoothing": 0.1}}  # fmt: skip
+    student = Sister(tmp_path, "labels", name="student", models={"pictures": {**model, "train": train}})
+    assert teacher.run("01_prepare_folds") == 0 and student.run("01_prepare_folds") == 2
+    assert "the teacher labels has no out-of-fold probabilities; run it first" in capsys.readouterr().err
+    for name in STAGES[1:5]:
+        assert teacher.run(name) == 0, name
+    for name in STAGES[:5]:
+        assert student.run(name) == 0, name
+    log = [json.loads(line) for line in (student.root / "03_cls/pictures/fold0/log.jsonl").read_text().splitlines()]
+    assert all(line["raw_distill"] > 0 and line["weighted_distill"] == line["raw_distill"] for line in log)
+    capsys.readouterr()
+    assert teacher.run("05_ensemble", "--set", "blend.truncate=true") == 0
+    assert student.run("03_train_cls", "--fold", "0") == 0
+    assert "stale" in capsys.readouterr().out

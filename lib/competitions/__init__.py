@@ -7,7 +7,7 @@ from typing import Any
 from lib.competitions.contract import Competition
 from lib.errors import ConfigError
 
-NAMES = ("binary_rle", "videos", "voc", "xview2")
+NAMES = ("binary_rle", "labels", "videos", "voc", "xview2")
 
 
 def open_competition(name: str, root: str | Path, options: dict[str, Any] | None = None) -> Competition:
