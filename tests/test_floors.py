@@ -19,6 +19,7 @@ FLOORS = [
     {"training"},
     {"stages"},
     {"report", "kaggle"},
+    {"tools"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

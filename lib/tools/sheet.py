@@ -1,0 +1,246 @@
+"""The experiment sheet: a CSV row for every experiment of a workdir, from what its manifests say.
+
+A row holds name, status, git commit ("+": with uncommitted changes), the out-of-fold score, what to expect on unseen
+scenes, the score without the search, every other named score, folds, scenes, seconds per stage, and of the settings
+those that are not the same everywhere. Unfinished, stale and damaged experiments have a row too: ``status`` says why
+they hold no score, or one of other settings.
+
+    python -m lib.tools.sheet --workdir workdir
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from lib.errors import ArtifactError
+from lib.run import cli
+from lib.run.artifacts import MANIFEST, Store, read_json
+from lib.run.config import Experiment
+from lib.stages.ensemble import DECODE
+from lib.tools import table
+
+FOLDS = "01_folds"
+CHOICE = "05_ensemble/decode"
+FINISHED = "finished"
+STAGES = ("01", "02", "03", "04", "05", "06")
+
+Manifests = Mapping[str, Mapping[str, Any]]
+"""Unit -> what it says of itself."""
+
+
+def experiments(workdir: Path) -> list[Path]:
+    """Return the folders of a workdir that hold anything a stage has written, by name. Raises ArtifactError."""
+    if not workdir.is_dir():
+        raise ArtifactError(f"{workdir}: expected a workdir with experiments, found no such folder; see --workdir")
+    return sorted(folder for folder in workdir.iterdir() if folder.is_dir() and any(folder.glob("0[1-6]_*")))
+
+
+def sheet(folders: Iterable[Path]) -> list[dict[str, Any]]:
+    """Return a row per experiment folder; every row has the same columns, None where there is no value."""
+    rows, settings, whole = [], [], []
+    for folder in folders:
+        try:
+            row, own, known = _read(folder)
+        except (ArtifactError, KeyError, TypeError) as error:
+            row, own, known = {"status": f"damaged: {_sentence(error)}"}, {}, False
+        rows.append({"name": folder.name, **row})
+        settings.append(own)
+        whole.append(known)
+    differing = differences(settings, whole)
+    columns = list(dict.fromkeys([*_FIRST, *(name for row in rows for name in row if name not in _LAST), *_LAST]))
+    return [{**{name: row.get(name) for name in columns}, **{key: own.get(key) for key in differing}}
+            for row, own in zip(rows, settings, strict=True)]  # fmt: skip
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], bool]:
+    """Return an experiment's row, its settings, and whether these are all."""
+    found = manifests(folder)
+    row = {"status": standing(folder, found), **_facts(found)}
+    if CHOICE in found and not row["status"].startswith("damaged"):
+        row |= outcome(read_json(folder / CHOICE / DECODE))
+    return row | seconds(found), stated(found), CHOICE in found
+
+
+_FIRST = ("name", "status", "commit", "score", "expected_score", "score_without_search", "low95", "high95")
+_LAST = ("folds", "scenes", "seconds", *(f"seconds.{stage}" for stage in STAGES))
+
+
+def _sentence(error: Exception) -> str:
+    return str(error) if isinstance(error, ArtifactError) else f"a manifest lacks {error}"
+
+
+# ---- what one experiment says -------------------------------------------------------------------------
+def manifests(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the manifests of an experiment's finished units. Raises ArtifactError for one that is broken."""
+    found = {}
+    for path in sorted(folder.glob(f"0[1-6]_*/**/{MANIFEST}")):
+        key = path.parent.relative_to(folder).as_posix()
+        if not any(part.endswith((".partial", ".old")) for part in key.split("/")):
+            found[key] = read_json(path)
+    return found
+
+
+def standing(folder: Path, found: Manifests) -> str:
+    """Say how far an experiment is: finished, or what is unfinished, stale or damaged."""
+    half = [path.parent.relative_to(folder).as_posix() for path in folder.glob("0[1-6]_*/**/unit.json")]
+    begun = sorted(key.removesuffix(".partial") for key in half)
+    if CHOICE not in found:
+        last = max(found, default="nothing")
+        return f"unfinished: {len(found)} units done, last {last}" + (f"; begun {', '.join(begun)}" if begun else "")
+    if fault := Store.fault(folder / CHOICE):
+        return f"damaged: {fault}"
+    if old := _outdated(found):
+        return f"stale: {old[0]} was made with another {old[1]}"
+    return FINISHED
+
+
+def _outdated(found: Manifests) -> tuple[str, str] | None:
+    """Return a unit below decode.json, and what it reads, where that was made anew with other settings since."""
+    waiting, seen = [CHOICE], {CHOICE}
+    while waiting:
+        key = waiting.pop()
+        for source, fingerprint in found[key]["upstream"].items():
+            if source not in found:  # taken from --inputs
+                continue
+            if found[source]["fingerprint"] != fingerprint:
+                return key, source
+            if source not in seen:
+                seen.add(source)
+                waiting.append(source)
+    return None
+
+
+def _facts(found: Manifests) -> dict[str, Any]:
+    """Return commit and the number of folds that networks were trained on."""
+    newest = found.get(CHOICE) or (found[max(found)] if found else {})
+    git = newest.get("git", {})
+    commit = git.get("commit", "")[:12] + ("+" if git.get("dirty") else "")
+    folds = {m["facts"]["fold"] for m in found.values() if "network" in m["facts"]}
+    return {"commit": commit, "folds": len(folds)}
+
+
+def outcome(decode: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the scores of a decode.json, other named ones as ``oof.<name>``.
+
+    Where nothing was searched, nothing was chosen on these scenes: the score without the search, and what to expect,
+    is the score itself. A search on one fold has no expectation: None.
+    """
+    scores = decode["scores"]
+    score = scores.get("score", next(iter(scores.values())))
+    low, high = decode["interval95"]
+    row = {
+        "score": score,
+        "expected_score": decode.get("expected_score", score),
+        "score_without_search": decode.get("score_without_search", score),
+        "low95": low,
+        "high95": high,
+        "scenes": decode["scenes"],
+    }
+    return row | {f"oof.{name}": value for name, value in scores.items() if name != "score"}
+
+
+def seconds(found: Manifests) -> dict[str, float]:
+    """Return the seconds of all units and of those of each stage; of a unit that was resumed, its last part only."""
+    spent = {"seconds": sum(m["seconds"] for m in found.values())}
+    for stage in STAGES:
+        spent[f"seconds.{stage}"] = sum(m["seconds"] for key, m in found.items() if key.startswith(stage))
+    return {name: round(value, 1) for name, value in spent.items()}
+
+
+# ---- settings -----------------------------------------------------------------------------------------
+def stated(found: Manifests) -> dict[str, Any]:
+    """Return the settings that finished units were made with: dotted key of the experiment file -> value.
+
+    Of a finished experiment all settings, defaults filled in; of another one those that are known and no default.
+    Name, folder of the data and reference are no settings.
+    """
+    tree: dict[str, Any] = {}
+    models: dict[str, Any] = {}
+    for key, manifest in found.items():
+        facts = manifest["facts"]
+        if key == FOLDS:
+            tree |= {"competition": facts["competition"], "data": {"options": facts["options"]}}
+            tree["folds"] = facts["folds"]
+        elif "network" in facts:
+            tree["seed"] = facts["seed"]
+            parts = {name: facts[name] for name in ("task", "network", "view", "train") if name in facts}
+            models.setdefault(key.split("/")[1], {}).update(parts)
+        elif "predict" in facts:
+            tree["predict"] = facts["predict"]
+        elif key == CHOICE:
+            tree |= {name: facts[name] for name in ("decode", "search", "blend")}
+            for name, weight in facts["weights"].items():
+                models.setdefault(name, {})["weight"] = weight
+    tree["models"] = models
+    return flat(_with_defaults(tree) if CHOICE in found else tree)
+
+
+def _with_defaults(tree: dict[str, Any]) -> dict[str, Any]:
+    """Fill in the defaults; the settings stay as they are where units of other experiments or versions are missing."""
+    try:
+        whole = Experiment.model_validate({**tree, "name": "any", "data": {**tree.get("data", {}), "root": "."}})
+    except ValidationError:
+        return tree
+    return whole.model_dump(mode="json", exclude={"name": True, "reference": True, "data": {"root", "synthetic"}})
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested sections as dotted keys; lists stay values."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves |= flat(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+def differences(settings: Sequence[Mapping[str, Any]], whole: Sequence[bool]) -> list[str]:
+    """Return the keys whose values are not the same everywhere, sorted.
+
+    ``whole``: whether all settings of an experiment are known; of others a missing key says nothing.
+    """
+    differing = []
+    for key in sorted({key for own in settings for key in own}):
+        values = {json.dumps(own.get(key)) for own, known in zip(settings, whole, strict=True) if known or key in own}
+        if len(values) > 1:
+            differing.append(key)
+    return differing
+
+
+# ---- terminal -----------------------------------------------------------------------------------------
+def shown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the sheet for a terminal: scores and differing settings, then a line for everything not finished."""
+    done = [row for row in rows if row["status"] == FINISHED]
+    scores = ["name", "score", "expected_score", "score_without_search", "seconds"]
+    columns = table.columns_of(rows)
+    settings = columns[columns.index(_LAST[-1]) + 1 :] if rows else []
+    lines = [table.text(sorted(done, key=lambda row: -row["score"]), scores + settings)] if done else []
+    lines += [f"{row['name']}: {row['status']}" for row in rows if row["status"] != FINISHED]
+    return "\n".join(lines)
+
+
+@cli.exits
+def main(argv=None):
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("names", nargs="*", help="experiments of the workdir (default: all)")
+    flags.add_argument("--workdir", type=Path, default=Path("workdir"), help="where results lie (default: workdir)")
+    flags.add_argument("--out", type=Path, help="the CSV (default: sheet.csv in the workdir)")
+    args = flags.parse_args(argv)
+    folders = experiments(args.workdir)
+    if unknown := set(args.names) - {folder.name for folder in folders}:
+        raise ArtifactError(f"{args.workdir}: holds no experiment {', '.join(sorted(unknown))}")
+    rows = sheet(folder for folder in folders if not args.names or folder.name in args.names)
+    out = args.out or args.workdir / "sheet.csv"
+    table.write_csv(out, rows)
+    print(shown(rows) or f"{args.workdir}: no experiments yet")
+    print(f"sheet: {out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
