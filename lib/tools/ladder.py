@@ -126,7 +126,8 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
         if key not in new:
             said.append(f"no {word}")
         else:
-            said.append(f"{word} {sweep.yaml_value(new[key])}" + (f" (not {sweep.yaml_value(old[key])})" if key in old else ""))
+            instead = f" (not {sweep.yaml_value(old[key])})" if key in old else ""
+            said.append(f"{word} {sweep.yaml_value(new[key])}{instead}")
     return ", ".join(said)
 
 
