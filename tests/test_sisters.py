@@ -93,6 +93,16 @@ def test_patches_and_whole_images_are_fused_with_weights_fitted_out_of_fold(tmp_
     assert decode["scores"]["score"] >= decode["score_without_search"]
     assert own.json("06_submission/oof/manifest.json")["scores"] == decode["scores"]
     assert set(decode["per_domain"]) == {"kidney", "spleen"}
+    other = [part for change in ("blend.fit=null", "blend.select=greedy", "blend.rounds=2", "blend.calibrate=true",
+                                 "blend.crf={iterations: 1}", "search.per_domain=false")
+             for part in ("--set", change)]  # fmt: skip
+    for name in STAGES[4:]:
+        assert own.run(name, *other) == 0, name
+    chosen = own.json("05_ensemble/decode/decode.json")
+    assert sum(chosen["weights"].values()) == pytest.approx(1) and set(chosen["temperatures"]) == {"patch", "full"}
+    for fitted in chosen["calibration"].values():
+        assert fitted["accepted"] == (fitted["after"]["log_loss"] < fitted["before"]["log_loss"])
+    assert own.json("06_submission/oof/manifest.json")["scores"] == chosen["scores"]
 
 
 @pytest.mark.slow

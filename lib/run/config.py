@@ -363,6 +363,26 @@ class Blend(Section):
     fit: float | None = Field(None, gt=0, le=0.5)
     """Fit the models' weights on out-of-fold scenes, jointly with the search, in steps of this share; none: as given.
     Fuses patch and full-image networks, or any others."""
+    select: Literal["greedy"] | None = None
+    """Choose the models' weights by greedy selection with replacement (Caruana et al. 2004), for many models."""
+    rounds: int = Field(10, ge=1)
+    """Rounds of the greedy selection."""
+    calibrate: bool = False
+    """Give each model the temperature that fits the out-of-fold truth best before it is averaged."""
+    crf: dict[str, int | float] | None = None
+    """Refine averages by a dense CRF on the scene's first image: options of ``lib/ensemble/crf.py``, {} for its own
+    values."""
+
+    @model_validator(mode="after")
+    def _one_choice_of_weights(self):
+        if self.fit is not None and self.select is not None:
+            raise ValueError("blend: give one of fit and select")
+        return self
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether averages depend on what decode.json chose."""
+        return self.fit is not None or self.select is not None or self.calibrate
 
 
 class Search(Section):

@@ -1,15 +1,17 @@
 """Stage 05: choose weights and decode settings on out-of-fold scenes, and say what to expect of them."""
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from lib.competitions.contract import Scene, settings_for
+from lib.competitions.contract import Grid, Scene, settings_for
+from lib.ensemble import calibration, selection
 from lib.ensemble import search as searching
 from lib.errors import DataError
 from lib.run.artifacts import write_json
@@ -17,6 +19,9 @@ from lib.run.cli import Run, say
 from lib.run.config import Search
 from lib.stages import folds
 from lib.stages.ensemble import DECODE, Parts, Weights, candidates, parts, stated
+
+Source = Callable[[], Iterator[tuple[Scene, Parts]]]
+"""Gives one pass over the out-of-fold scenes."""
 
 MIN_SCENES = 2
 """A domain with fewer out-of-fold scenes to choose on takes the settings of all."""
@@ -46,36 +51,108 @@ def fit_decode(run: Run, folder: Path) -> dict[str, Any]:
     """Choose weights and decode settings on out-of-fold scenes and write decode.json; returns what it holds."""
     table = folds.table(run)
     fold_of = dict(zip(table["id"], table["fold"], strict=True))
+    temperatures, result = _temperatures(run, fold_of) if run.config.blend.calibrate else ({}, {})
+    source = partial(parts, run, "oof", temperatures)
     weights = candidates(run)
     fixed = Choice(stated(run), {**run.competition.defaults(), **run.config.decode})
-    choice, without, result = fixed, {}, {}
-    if run.config.search or len(weights) > 1:
-        choice, without, found = _search(run, fold_of, weights, fixed)
+    choice, without = fixed, {}
+    if run.config.blend.select:
+        choice, without, found = _greedy(run, source, fold_of, fixed)
+        result |= found
+    elif run.config.search or len(weights) > 1:
+        choice, without, found = _search(run, source, fold_of, weights, fixed)
         result |= found
     if run.config.search and run.config.search.postprocess:
-        choice, found = _postprocess(run, fold_of, choice, without)
+        choice, found = _postprocess(run, source, fold_of, choice, without)
         result |= found
-    result |= _outcome(run, fold_of, choice)
+    result |= _outcome(run, source, fold_of, choice)
     groups = sorted({int(k) for k in result["per_fold"]})
     result["coverage"] = f"{result['scenes']} of {len(table)} scenes, folds {_span(groups)}"
-    result = {"params": choice.params, "weights": choice.weights, **result}
+    result = {"params": choice.params, "weights": choice.weights, "temperatures": temperatures, **result}
     write_json(folder / DECODE, result)
     return result
 
 
-def _search(run: Run, fold_of: Mapping[str, int], weights: Sequence[Weights], fixed: Choice):
+def _grid(run: Run, fixed: Choice) -> Grid:
+    """Return the lattice of settings that is searched around the fixed ones; a single point without a search."""
+    common = {name: value for name, value in fixed.params.items() if name != "per_domain"}
+    return run.competition.grid(run.config.search.axes if run.config.search else {}, common)
+
+
+def _temperatures(run: Run, fold_of: Mapping[str, int]) -> tuple[dict[str, float], dict[str, Any]]:
+    """Fit each model's temperature on out-of-fold scenes; kept at 1 where held-out log-loss does not fall.
+
+    Returns (model -> temperature, what decode.json says of it: reliability before and after, each fold held out).
+    """
+    evidence: dict[str, dict[int, calibration.Evidence]] = defaultdict(dict)
+    for scene, found in tqdm(parts(run, "oof"), "calibrate", leave=False, disable=None):
+        fold = fold_of[scene.id]
+        for task, members in found.levels.items():
+            target = run.competition.target(scene, task)
+            for model, _, levels in members:
+                own = np.broadcast_to(target, levels.shape[1:])
+                new = calibration.gather(run.competition.tasks[task], levels, own)
+                known = evidence[model]
+                known[fold] = known[fold] + new if fold in known else new
+    temperatures, said = {}, {}
+    for model, by_fold in evidence.items():
+        if len(by_fold) < 2:
+            say(f"  {model}: one fold only, its temperature stays 1")
+            temperatures[model] = 1.0
+            continue
+        fitted = calibration.cross_fit(by_fold)
+        temperatures[model] = fitted.temperature if fitted.accepted else 1.0
+        said[model] = {"temperature": fitted.temperature, "accepted": fitted.accepted,
+                       "before": asdict(fitted.before), "after": asdict(fitted.after)}  # fmt: skip
+        say(f"  {model}: temperature {fitted.temperature:.2f}{'' if fitted.accepted else ', not taken'}; held out, "
+            f"log-loss {fitted.before.log_loss:.4f} -> {fitted.after.log_loss:.4f}, "
+            f"calibration error {fitted.before.error:.4f} -> {fitted.after.error:.4f}")  # fmt: skip
+    return temperatures, {"calibration": said}
+
+
+def _greedy(run: Run, source: Source, fold_of: Mapping[str, int], fixed: Choice):
+    """Select the models' weights greedily, the settings chosen with them; returns as ``_search``."""
+    competition, search = run.competition, run.config.search or Search(axes={})
+    grid = _grid(run, fixed)
+    baseline = 0
+
+    def evaluate(lists: Sequence[Weights]) -> list[dict[int, np.ndarray]]:
+        tables: list[dict[int, np.ndarray]] = [{} for _ in lists]
+        for scene, found in tqdm(source(), "greedy selection", leave=False, disable=None):
+            truth, fold = competition.truth(scene), fold_of[scene.id]
+            for table, weights in zip(tables, lists, strict=True):
+                counts = competition.count(found.average(weights), truth, grid)
+                table[fold] = table[fold] + counts if fold in table else counts
+        return tables
+
+    for scene, found in source():
+        baseline = baseline + fixed.tally(run, scene, found)
+    tasks = dict.fromkeys(model.task for model in run.config.models.values())
+    groups = [list(run.graph.models(task)) for task in tasks]
+    found = selection.greedy(groups, evaluate, competition.score, run.config.blend.rounds, grid.shape, search.plateau)
+    best = Choice(found.weights, dict(grid.points[found.point]))
+    without = {k: Choice(weights, dict(grid.points[point])) for k, (weights, point) in found.without.items()}
+    base = float(competition.score(baseline))
+    return best, without, {
+        "points": found.evaluated * len(grid.points), "score_without_search": base, "searched_score": found.in_sample,
+        "expected_score": found.expected, "expected_with_equal_weights": found.equal,
+        "greedy_path": [{"weights": dict(weights), "score": score} for weights, score in found.path],
+        "chosen_without_fold": {str(k): {"params": c.params, "weights": c.weights} for k, c in without.items()},
+    }  # fmt: skip
+
+
+def _search(run: Run, source: Source, fold_of: Mapping[str, int], weights: Sequence[Weights], fixed: Choice):
     """Count all points of the grid under all weights in one pass over the scenes, choose, cross-validate the choice.
 
     Returns (the choice, fold -> the choice without that fold, what decode.json says of it).
     """
     competition, search = run.competition, run.config.search or Search(axes={})
-    common = {name: value for name, value in fixed.params.items() if name != "per_domain"}
-    grid = competition.grid(search.axes, common)
+    grid = _grid(run, fixed)
     shape = (len(weights), *grid.shape)
     counts: dict[tuple[int, str], np.ndarray] = {}  # (fold, domain) -> (weights x points, K)
     baseline: dict[int, np.ndarray] = {}
     scenes_in: Counter[tuple[int, str]] = Counter()
-    for scene, found in tqdm(parts(run, "oof"), "search", leave=False, disable=None):
+    for scene, found in tqdm(source(), "search", leave=False, disable=None):
         truth, key = competition.truth(scene), (fold_of[scene.id], scene.domain if search.per_domain else "")
         table = np.concatenate([competition.count(found.average(w), truth, grid) for w in weights])
         counts[key] = counts[key] + table if key in counts else table
@@ -159,7 +236,7 @@ def _for_domains(common: Choice, points: Mapping[str, int], choice: Callable[[in
     return replace(common, params={**common.params, "per_domain": apart}) if apart else common
 
 
-def _postprocess(run: Run, fold_of: Mapping[str, int], choice: Choice, without: Mapping[int, Choice]):
+def _postprocess(run: Run, source: Source, fold_of: Mapping[str, int], choice: Choice, without: Mapping[int, Choice]):
     """Try each chain of steps; keep the best that is accepted. Each held-out fold repeats the choice without itself.
 
     Returns (the choice with its steps, what decode.json says of it).
@@ -169,7 +246,7 @@ def _postprocess(run: Run, fold_of: Mapping[str, int], choice: Choice, without: 
     full = [0] * len(chains)
     # held[k][j][c]: counts of fold j's scenes under the settings chosen without fold k and chain c
     held = {k: {j: [0] * len(chains) for j in without} for k in without}
-    for scene, found in tqdm(parts(run, "oof"), "post-processing", leave=False, disable=None):
+    for scene, found in tqdm(source(), "post-processing", leave=False, disable=None):
         fold = fold_of[scene.id]
         known: dict[str, list[np.ndarray]] = {}  # folds often choose the same settings
         for some, sums in [(choice, full), *((without[k], held[k][fold]) for k in without)]:
@@ -202,11 +279,11 @@ def _best_chain(competition, counts: list[np.ndarray]) -> int:
     return max(accepted, key=lambda c: float(competition.score(counts[c])), default=0)
 
 
-def _outcome(run: Run, fold_of: Mapping[str, int], choice: Choice) -> dict[str, Any]:
+def _outcome(run: Run, source: Source, fold_of: Mapping[str, int], choice: Choice) -> dict[str, Any]:
     """Decode every out-of-fold scene with the final settings; score them in all, per fold and per domain."""
     competition = run.competition
     tallies, domains, own_folds, details = [], [], [], []
-    for scene, found in tqdm(parts(run, "oof"), "score", leave=False, disable=None):
+    for scene, found in tqdm(source(), "score", leave=False, disable=None):
         answer, truth = choice.answer(run, scene, found), competition.truth(scene)
         tallies.append(competition.tally(answer, truth))
         details.append(competition.detail(answer, truth))

@@ -1,7 +1,7 @@
 """Stage 05: what is averaged for each scene, and the averages on disk."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from lib.competitions.contract import Levels, Scene
 from lib.ensemble import blend as blending
+from lib.ensemble import calibration, crf
 from lib.errors import ArtifactError
 from lib.run.artifacts import Unit, read_json
 from lib.run.cli import Run
@@ -25,6 +26,8 @@ Members = dict[str, dict[str, list[Path]]]
 """Task -> model -> the folders of levels of one scene: one of its own fold, or all folds' for a test scene."""
 Weights = Mapping[str, float]
 """Model -> its weight in the average of its task."""
+Calibrate = Callable[[str, str, np.ndarray], np.ndarray]
+Refine = Callable[[str, np.ndarray], np.ndarray]
 
 
 def members(run: Run, split: str) -> dict[str, Members]:
@@ -55,10 +58,14 @@ def members(run: Run, split: str) -> dict[str, Members]:
 
 
 class Parts:
-    """The levels of one scene's members, read once, averaged under any weights."""
+    """The levels of one scene's members, read once, averaged under any weights.
 
-    def __init__(self, scene: Scene, members: Members, truncate: bool):
-        self.truncate, self.names = truncate, {}
+    calibrate: (task, model, levels) -> levels, done to each member; refine: (task, levels) -> levels, to each average.
+    """
+
+    def __init__(self, scene: Scene, members: Members, truncate: bool, calibrate: Calibrate | None = None,
+                 refine: Refine | None = None):  # fmt: skip
+        self.truncate, self.refine, self.names = truncate, refine, {}
         self.levels: dict[str, list[tuple[str, int, np.ndarray]]] = {}  # task -> (model, folds, (C, H, W) uint8)
         for task, folders in members.items():
             self.levels[task] = []
@@ -67,6 +74,7 @@ class Parts:
                     levels, names = read_levels(source / file_name(scene.id))
                     if self.names.setdefault(task, names) != names:
                         raise ArtifactError(f"{source}: expected channels {self.names[task]}, got {names}")
+                    levels = calibrate(task, model, levels) if calibrate else levels
                     self.levels[task].append((model, len(sources), levels))
 
     def average(self, weights: Weights) -> Levels:
@@ -75,15 +83,41 @@ class Parts:
         for task, parts in self.levels.items():
             shares = [Fraction(str(weights[model])) / folds for model, folds, _ in parts]
             averaged[task] = blending.blend([levels for _, _, levels in parts], shares, self.truncate)
+            if self.refine:
+                averaged[task] = self.refine(task, averaged[task])
         return averaged
 
 
-def parts(run: Run, split: str) -> Iterator[tuple[Scene, Parts]]:
-    """Yield every scene of a split that the ensemble has predicted, one at a time."""
+def parts(run: Run, split: str, temperatures: Mapping[str, float] | None = None) -> Iterator[tuple[Scene, Parts]]:
+    """Yield every scene of a split that the ensemble has predicted, one at a time; ``temperatures``: of its models."""
     sources = members(run, split)
     for scene in run.scenes("train" if split == "oof" else "test"):
         if scene.id in sources:
-            yield scene, Parts(scene, sources[scene.id], run.config.blend.truncate)
+            yield scene, Parts(scene, sources[scene.id], run.config.blend.truncate, _calibrate(run, temperatures or {}),
+                               _refine(run, scene))  # fmt: skip
+
+
+def _calibrate(run: Run, temperatures: Mapping[str, float]) -> Calibrate | None:
+    """Return what gives each model its temperature, None where none has one."""
+    tasks = run.competition.tasks
+    if all(temperature == 1 for temperature in temperatures.values()):
+        return None
+    return lambda task, model, levels: calibration.apply(levels, temperatures[model], tasks[task].kind == "multiclass")
+
+
+def _refine(run: Run, scene: Scene) -> Refine | None:
+    """Return the CRF on the scene's first image, None where it is off."""
+    options, tasks = run.config.blend.crf, run.competition.tasks
+    if options is None:
+        return None
+
+    def refine(task: str, levels: np.ndarray) -> np.ndarray:
+        if not tasks[task].dense:
+            return levels
+        image = run.competition.read(scene, run.competition.images[0])
+        return crf.refine(levels, image, tasks[task].kind == "multiclass", **options)
+
+    return refine
 
 
 def stated(run: Run) -> dict[str, float]:
@@ -105,10 +139,11 @@ def candidates(run: Run) -> list[dict[str, float]]:
 # ---- blend --------------------------------------------------------------------------------------------
 def blend(run: Run, split: str, folder: Path) -> int:
     """Write the average over models and folds for every scene of a split; returns the number of scenes."""
-    weights, done = stated(run), 0
-    if run.config.blend.fit is not None:
-        weights = read_json(run.store.require(run.graph.decode()) / DECODE)["weights"]
-    for scene, found in tqdm(parts(run, split), f"blend {split}", leave=False, disable=None):
+    weights, temperatures, done = stated(run), {}, 0
+    if run.config.blend.is_fitted:
+        chosen = read_json(run.store.require(run.graph.decode()) / DECODE)
+        weights, temperatures = chosen["weights"], chosen["temperatures"]
+    for scene, found in tqdm(parts(run, split, temperatures), f"blend {split}", leave=False, disable=None):
         for task, levels in found.average(weights).items():
             path = folder / task / file_name(scene.id)
             path.parent.mkdir(exist_ok=True)

@@ -1,0 +1,226 @@
+"""Which members an average takes, and how much of each: greedy selection, and what fits a number of seconds.
+
+A member is a name: a model, a view, or both. Weights and subsets are judged by functions that are given, so nothing
+here knows an image or a metric. What is chosen on folds is counted on the fold that had no part in it.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, combinations, product
+from math import gcd, inf
+
+import numpy as np
+
+from lib.ensemble.search import Score, choose
+
+Weights = dict[str, float]
+Bag = tuple[str, ...]
+"""Members by name, sorted, repeated as often as they were drawn."""
+Counts = Mapping[Hashable, np.ndarray]
+"""Fold -> additive counts, (K,) int64 or (P, K) for P decode settings."""
+Evaluate = Callable[[list[Weights]], Sequence[Counts]]
+
+ALL = object()  # the path that leaves no fold out
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What greedy selection found and what may be expected of it on unseen scenes."""
+
+    weights: Weights
+    """Shares that add up to 1 within each group of names; names that were never drawn have 0."""
+    point: int
+    """Decode setting chosen with these weights, 0 where counts have no settings."""
+    in_sample: float
+    expected: float | None
+    """Score of the held-out counts under the weights and setting that the other folds chose; None for one fold."""
+    equal: float | None
+    """The same for equal weights of all names, the setting chosen without the fold as well."""
+    without: Mapping[Hashable, tuple[Weights, int]]
+    """Fold -> what the others chose."""
+    path: tuple[tuple[Weights, float], ...]
+    """Best weights after each round and their score on all folds."""
+    evaluated: int
+    """Different weights that were counted."""
+
+
+def greedy(
+    groups: Sequence[Sequence[str]],
+    evaluate: Evaluate,
+    score: Score,
+    rounds: int,
+    shape: Sequence[int] = (),
+    plateau: float = 0.0,
+    replacement: bool = True,
+) -> Selection:
+    """Select members one at a time, each round the one that helps the average most (Caruana et al. 2004).
+
+    groups: the names that are averaged with one another (the models of a task); every group keeps at least one. The
+    first bag is the best combination of single members; ``rounds`` more are drawn, with ``replacement`` a name as often
+    as it helps, so that its weight grows. Of the bags on the way, the smallest within ``plateau`` of the best is used.
+
+    evaluate: weights -> for each {fold: counts}; called once per round with all that is new, for one pass over the
+    scenes. ``score``, ``shape`` and ``plateau`` choose the decode setting of (P, K) counts, as ``search.choose`` does.
+    A function of the weights alone fits as ``evaluate=lambda lists: [{0: np.array([f(w)])} for w in lists]`` with
+    ``score=lambda counts: counts[..., 0]``. Raises ValueError on groups that are empty or share a name.
+    """
+    names = [name for group in groups for name in group]
+    if not groups or not all(groups) or len(set(names)) < len(names) or rounds < 0:
+        raise ValueError(f"greedy: expected groups of distinct names and rounds >= 0, got {list(groups)}, {rounds}")
+    known: dict[tuple, dict[Hashable, np.ndarray]] = {}
+
+    def count(bags: Sequence[Bag]) -> None:
+        """Evaluate what no bag of the same shares has been evaluated for."""
+        new = list({_shares(bag, groups): bag for bag in bags if _shares(bag, groups) not in known}.values())
+        if not new:
+            return
+        for bag, counts in zip(new, evaluate([_weights(bag, groups) for bag in new]), strict=True):
+            known[_shares(bag, groups)] = {k: np.atleast_2d(table) for k, table in counts.items()}
+
+    def judge(bag: Bag, left_out: Hashable) -> tuple[int, float]:
+        """Return the setting that all folds but one choose for a bag, and its score on them."""
+        counts = known[_shares(bag, groups)]
+        total = sum(table for fold, table in counts.items() if fold != left_out)
+        point = choose(total, score, shape, plateau)
+        return point, float(score(total[point]))
+
+    singles, everything = [tuple(sorted(one)) for one in product(*groups)], tuple(sorted(names))
+    count([*singles, everything])
+    folds = list(known[_shares(everything, groups)])
+    left_out = [ALL, *(folds if len(folds) > 1 else ())]
+    paths: dict[Hashable, list[Bag]] = {k: [_best(singles, lambda bag, k=k: judge(bag, k)[1])] for k in left_out}
+    for _ in range(rounds):
+        grown = {
+            k: [tuple(sorted((*path[-1], name))) for name in names if replacement or name not in path[-1]]
+            for k, path in paths.items()
+        }
+        count(list(chain.from_iterable(grown.values())))
+        for k, bags in grown.items():
+            if bags:
+                paths[k].append(_best(bags, lambda bag, k=k: judge(bag, k)[1]))
+
+    def kept(k: Hashable) -> Bag:
+        scores = [judge(bag, k)[1] for bag in paths[k]]
+        return next(bag for bag, value in zip(paths[k], scores) if value >= max(scores) - plateau)
+
+    def held_out(bag_of: Mapping[Hashable, Bag]) -> float:
+        return float(score(sum(known[_shares(bag, groups)][k][judge(bag, k)[0]] for k, bag in bag_of.items())))
+
+    best = kept(ALL)
+    point, in_sample = judge(best, ALL)
+    bag_of = {k: kept(k) for k in left_out if k is not ALL}
+    return Selection(
+        weights=_weights(best, groups),
+        point=point,
+        in_sample=in_sample,
+        expected=held_out(bag_of) if bag_of else None,
+        equal=held_out(dict.fromkeys(bag_of, everything)) if bag_of else None,
+        without={k: (_weights(bag, groups), judge(bag, k)[0]) for k, bag in bag_of.items()},
+        path=tuple((_weights(bag, groups), judge(bag, ALL)[1]) for bag in paths[ALL]),
+        evaluated=len(known),
+    )
+
+
+def _best(bags: Sequence[Bag], value: Callable[[Bag], float]) -> Bag:
+    """Return the bag with the highest value, the first one of equals."""
+    return max(bags, key=value)
+
+
+def _shares(bag: Bag, groups: Sequence[Sequence[str]]) -> tuple:
+    """Return what decides an average: the ratios within each group, in lowest terms."""
+    drawn = Counter(bag)
+    times = [[drawn[name] for name in group] for group in groups]
+    return tuple(tuple(n // gcd(*own) for n in own) for own in times)
+
+
+def _weights(bag: Bag, groups: Sequence[Sequence[str]]) -> Weights:
+    drawn = Counter(bag)
+    return {name: drawn[name] / sum(drawn[other] for other in group) for group in groups for name in group}
+
+
+# ---- seconds ------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Plan:
+    """Members to keep, what they cost and what they give."""
+
+    names: tuple[str, ...]
+    seconds: float
+    gain: float
+
+
+Gains = Mapping[str, float] | Callable[[tuple[str, ...]], float]
+"""Gain of each member (they add up), or a function of the names kept, such as the score of their average on OOF."""
+
+
+def plan(
+    gains: Gains, seconds: Mapping[str, float], budget: float, one_of: Sequence[Sequence[str]] = (), exact: int = 12
+) -> Plan:
+    """Say which members to keep for ``budget`` seconds per scene: the best of ``front`` that fits.
+
+    Where not even the least fits, the cheapest allowed plan is returned: an answer late is worth more than none, and
+    its ``seconds`` show it.
+    """
+    return front(gains, seconds, one_of, exact, budget)[-1]
+
+
+def front(
+    gains: Gains, seconds: Mapping[str, float], one_of: Sequence[Sequence[str]] = (), exact: int = 12,
+    budget: float = inf,
+) -> list[Plan]:  # fmt: skip
+    """List the plans that no other beats in both seconds and gain, from the cheapest to the best.
+
+    one_of: groups of names of which at least one stays (the models of a task); without groups, one of all. Up to
+    ``exact`` members every subset is looked at (2 ** members calls of ``gains``); above, members are added greedily by
+    gain per second to the cheapest start and to the best one that fits, which comes near the best where gains have
+    diminishing returns (Khuller et al. 1999). Plans over ``budget`` are left out, but for a cheapest one.
+    """
+    names = list(seconds)
+    one_of = [tuple(group) for group in one_of] or [tuple(names)]
+    if not names or not all(one_of) or any(set(group) - set(names) for group in one_of):
+        raise ValueError(f"plan: expected seconds of every name, got {names} for groups {one_of}")
+    if any(not cost >= 0 for cost in seconds.values()):
+        raise ValueError(f"plan: expected seconds >= 0, got {dict(seconds)}")
+    value = gains if callable(gains) else lambda kept: sum(gains[name] for name in kept)
+    costs: dict[tuple[str, ...], Plan] = {}
+
+    def cost(kept) -> float:
+        return float(sum(seconds[name] for name in kept))
+
+    def made(kept) -> Plan:
+        key = tuple(name for name in names if name in kept)
+        if key not in costs:
+            costs[key] = Plan(key, cost(key), float(value(key)))
+        return costs[key]
+
+    cheapest = {min(group, key=lambda name: seconds[name]) for group in one_of}
+    if len(names) <= exact:
+        for kept in chain.from_iterable(combinations(names, size) for size in range(1, len(names) + 1)):
+            if cost(kept) <= budget and all(set(group) & set(kept) for group in one_of):
+                made(kept)
+    else:
+        starts = [set(start) for start in product(*one_of) if cost(set(start)) <= budget]
+        made(cheapest)
+        if starts:
+            best = max(starts, key=lambda start: made(start).gain)
+            for start in (cheapest, best):
+                _grow(made(start), names, seconds, budget, made)
+    plans = sorted(costs.values() or [made(cheapest)], key=lambda p: (p.seconds, -p.gain, len(p.names)))
+    kept, highest = [], -inf
+    for candidate in plans:
+        if candidate.gain > highest:
+            kept.append(candidate)
+            highest = candidate.gain
+    return [p for p in kept if p.seconds <= budget] or kept[:1]
+
+
+def _grow(start: Plan, names: Sequence[str], seconds: Mapping[str, float], budget: float, made: Callable) -> None:
+    """Add the member with the most gain per second until none that fits gains anything."""
+    current = start
+    while True:
+        larger = [made({*current.names, name}) for name in names
+                  if name not in current.names and current.seconds + seconds[name] <= budget]  # fmt: skip
+        larger = [p for p in larger if p.gain > current.gain]
+        if not larger:
+            return
+        current = max(larger, key=lambda p: (p.gain - current.gain) / max(p.seconds - current.seconds, 1e-12))

@@ -1,0 +1,136 @@
+"""A threshold as something uncertain: averages of binarisations, how far the best one moves, and none to be had.
+
+Levels are uint8, level / 255 = probability; a pixel is called from ``threshold_level(threshold)`` on.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lib.ensemble.decode import threshold_level
+from lib.ensemble.search import Score, choose
+
+CHUNK = 1 << 24
+"""Numbers of drawn count tables that are held at a time: 128 MB."""
+
+
+# ---- average of binarisations ---------------------------------------------------------------------------
+def average(
+    levels: Sequence[np.ndarray], thresholds: Sequence[Sequence[float]], times: Sequence[int] | None = None
+) -> np.ndarray:
+    """Let every map, binarised at every threshold of its own, vote: (H, W) uint8 in {0, 1}, 1 from half of it on.
+
+    levels: K arrays (H, W) uint8; thresholds: K lists; times: how many votes a map has in all, 1 by default.
+    One map alone is thereby cut at the (lower) median of its thresholds and nowhere else: an ensemble of thresholds is
+    more than one threshold only where several maps vote.
+    """
+    times = [1] * len(levels) if times is None else times
+    if not len(levels) == len(thresholds) == len(times) or not all(map(len, thresholds)) or sum(times) <= 0:
+        raise ValueError(f"thresholds: expected a list of thresholds and a number of votes per map, got {len(levels)} "
+                         f"maps, {len(thresholds)} lists and votes {list(times)}")  # fmt: skip
+    common = int(np.lcm.reduce([len(own) for own in thresholds]))  # all shares are whole multiples of 1 / common
+    votes = np.zeros(levels[0].shape, np.int64)
+    for array, own, share in zip(levels, thresholds, times):
+        votes += (ballots(own) * (share * common // len(own)))[array]
+    return (2 * votes >= common * sum(times)).view(np.uint8)
+
+
+def ballots(thresholds: Sequence[float]) -> np.ndarray:
+    """Return how many of the thresholds call a pixel of each level: (256,) int64."""
+    at = np.array([threshold_level(threshold) for threshold in thresholds])
+    return (np.arange(256)[:, None] >= at).sum(axis=1)
+
+
+# ---- how far the best threshold moves -------------------------------------------------------------------
+@dataclass(frozen=True)
+class Spread:
+    """Which values win when scenes are drawn anew."""
+
+    wins: np.ndarray
+    """(P,) share of the draws that a value wins."""
+    quantiles: Mapping[float, float]
+    """Quantile -> value; 0.5 is the (lower) median of the winners."""
+    regret: tuple[float, float]
+    """Score lost against the best value of the draw, by the value that wins on all scenes: mean and 95 % quantile."""
+
+    @property
+    def median(self) -> int:
+        """Index of the median winner: what the average of binarisations at all winners comes to (for sorted values)."""
+        return int(np.searchsorted(np.cumsum(self.wins), 0.5 - 1e-9))
+
+
+def spread(
+    tables: np.ndarray, values: Sequence[float], score: Score, plateau: float = 0.0, n: int = 1000, seed: int = 0,
+    quantiles: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95),
+) -> Spread:  # fmt: skip
+    """Choose a value (a threshold) again on each of ``n`` sets of scenes drawn with replacement (Efron 1979).
+
+    tables: (S, P, K) int64, additive counts of S scenes at P ascending ``values``; add up what must not be split (a
+    video's scenes) beforehand. The choice is that of ``search.choose``, its plateau included.
+    """
+    if tables.ndim != 3 or not tables.shape[0] or tables.shape[1] != len(values) or list(values) != sorted(values):
+        raise ValueError(f"spread: expected counts (S, {len(values)}, K) of ascending values and at least one scene, "
+                         f"got {tables.shape} at {list(values)}")  # fmt: skip
+    scenes, points, _ = tables.shape
+    usual = choose(tables.sum(0), score, (points,), plateau)
+    times_drawn = np.random.default_rng(seed).multinomial(scenes, np.full(scenes, 1 / scenes), size=n)  # (n, S)
+    winners, lost = np.empty(n, np.intp), np.empty(n)
+    step = max(1, CHUNK // tables[0].size)
+    for start in range(0, n, step):
+        for i, drawn in enumerate(np.tensordot(times_drawn[start : start + step], tables, 1), start):  # (P, K)
+            winners[i] = choose(drawn, score, (points,), plateau)
+            scores = score(drawn)
+            lost[i] = scores.max() - scores[usual]
+    wins = np.bincount(winners, minlength=points) / n
+    reached = np.cumsum(wins)
+    found = {q: float(values[min(int(np.searchsorted(reached, q - 1e-9)), points - 1)]) for q in quantiles}
+    return Spread(wins, found, (float(lost.mean()), float(np.quantile(lost, 0.95))))
+
+
+def nested_median(
+    tables: np.ndarray, groups: Sequence[Hashable], values: Sequence[float], score: Score, plateau: float = 0.0,
+    n: int = 200, seed: int = 0,
+) -> tuple[dict[Hashable, int], float]:  # fmt: skip
+    """Say what the median winner is worth: chosen on the other groups, counted on the one left out.
+
+    tables: (S, P, K); groups: the fold of each scene. Returns group -> index of the value, and the score of the pooled
+    held-out counts, comparable with ``search.Nested.expected``. Raises ValueError on fewer than two groups.
+    """
+    names = list(dict.fromkeys(groups))
+    if len(names) < 2:
+        raise ValueError(f"nested_median: expected at least 2 groups to hold out one at a time, got {len(names)}")
+    chosen, held_out = {}, 0
+    for name in names:
+        own = np.array([group == name for group in groups])
+        chosen[name] = spread(tables[~own], values, score, plateau, n, seed, ()).median
+        held_out = held_out + tables[own, chosen[name]].sum(0)
+    return chosen, float(score(held_out))
+
+
+# ---- without a truth ------------------------------------------------------------------------------------
+def histogram(levels: np.ndarray) -> np.ndarray:
+    """Count the levels of an array of any shape: (256,) int64, additive over scenes."""
+    return np.bincount(levels.ravel(), minlength=256).astype(np.int64)
+
+
+def otsu(counts: np.ndarray) -> tuple[float, float] | None:
+    """Part a histogram (256,) of levels in two, for a domain that no labelled scene shows (Otsu 1979).
+
+    Returns (threshold, separability): the cut with the largest variance between the two classes, the middle one where
+    several have it (a gap without pixels), and that variance as a share of the whole, 1 for two single levels. None
+    where fewer than two levels occur. An even slope has 0.75, so that near or below it there are no two classes.
+    """
+    counts, level = np.asarray(counts, np.float64), np.arange(256)
+    total = counts.sum()
+    if (counts > 0).sum() < 2:
+        return None
+    below, mass = counts.cumsum()[:-1], (counts * level).cumsum()[:-1]  # (255,) up to and with each level
+    mean = (counts * level).sum() / total
+    inside = (below > 0) & (below < total)
+    between = np.zeros(255)
+    np.divide((mean * below - mass) ** 2, below * (total - below), out=between, where=inside)
+    best = np.flatnonzero(between >= between.max() * (1 - 1e-12))
+    cut = (best[0] + best[-1]) / 2 + 0.5  # between this level and the next
+    variance = (counts * (level - mean) ** 2).sum() / total
+    return float(cut / 255), float(between.max() / variance)

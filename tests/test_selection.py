@@ -1,0 +1,167 @@
+"""Greedy weights against a plain loop and against leakage, plans for a budget against all subsets."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from lib.ensemble.selection import front, greedy, plan
+
+NAMES = ("a", "b", "c")
+
+
+def accuracy(counts):
+    right, wrong = np.moveaxis(counts, -1, 0)
+    return right / np.maximum(right + wrong, 1)
+
+
+class Members:
+    """Noisy opinions on yes or no, three folds; ``evaluate`` counts right and wrong answers of averages."""
+
+    def __init__(self, seed=0, noise=(0.5, 0.6, 1.5), thresholds=(0.5,), size=400):
+        rng = np.random.default_rng(seed)
+        self.truth = rng.random((3, size)) < 0.5
+        self.said = {name: self.truth + rng.normal(0, s, self.truth.shape) for name, s in zip(NAMES, noise)}
+        self.thresholds, self.calls = thresholds, []
+
+    def counts(self, weights):
+        mean = sum(weights[name] * said for name, said in self.said.items())
+        right = np.stack([((mean >= t) == self.truth).sum(1) for t in self.thresholds], 1)  # (3, P)
+        return {fold: np.stack([r, self.truth.shape[1] - r], -1) for fold, r in enumerate(right)}
+
+    def evaluate(self, lists):
+        self.calls.append(lists)
+        return [self.counts(weights) for weights in lists]
+
+
+def by_hand(members, folds, rounds):
+    """Caruana's loop on some folds, one threshold; returns the best bag as weights."""
+    def value(bag):
+        weights = {name: bag.count(name) / len(bag) for name in NAMES}
+        counts = members.counts(weights)
+        return accuracy(sum(counts[k][0] for k in folds))
+
+    bag = max([[name] for name in NAMES], key=value)
+    path = [bag]
+    for _ in range(rounds):
+        bag = max([[*bag, name] for name in NAMES], key=value)
+        path.append(bag)
+    best = max(path, key=value)
+    return {name: best.count(name) / len(best) for name in NAMES}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_greedy_equals_a_plain_loop_with_every_fold_left_out_once(seed):
+    members = Members(seed)
+    found = greedy([NAMES], members.evaluate, accuracy, rounds=6)
+    assert found.weights == pytest.approx(by_hand(members, (0, 1, 2), 6))
+    held_out = 0
+    for k in range(3):
+        weights = by_hand(members, [j for j in range(3) if j != k], 6)
+        assert found.without[k][0] == pytest.approx(weights)
+        held_out = held_out + members.counts(found.without[k][0])[k][0]
+    assert found.expected == accuracy(held_out)
+    assert found.equal == accuracy(sum(t[0] for t in members.counts(dict.fromkeys(NAMES, 1 / 3)).values()))
+    assert found.in_sample == max(score for _, score in found.path) >= found.path[0][1]
+
+
+def test_each_round_is_one_pass_and_no_weights_are_counted_twice():
+    members = Members()
+    found = greedy([NAMES], members.evaluate, accuracy, rounds=5)
+    assert len(members.calls) <= 6 and all(members.calls)
+    keys = [tuple(round(w[name], 9) for name in NAMES) for call in members.calls for w in call]
+    assert len(set(keys)) == len(keys) == found.evaluated
+
+
+def test_a_name_drawn_twice_weighs_more_and_a_bad_one_nothing():
+    found = greedy([NAMES], Members(1, noise=(0.5, 0.7, 30.0), size=4000).evaluate, accuracy, rounds=8)
+    assert found.weights["a"] > found.weights["b"] > found.weights["c"] == 0
+    assert sum(found.weights.values()) == pytest.approx(1) and found.expected > found.equal
+    once = greedy([NAMES], Members(1).evaluate, accuracy, rounds=8, replacement=False)
+    assert len(once.path) == 3 and {round(1 / w, 9) for w in once.weights.values() if w} <= {1, 2, 3}
+
+
+def test_thresholds_are_chosen_with_the_weights_on_the_same_folds():
+    members = Members(2, thresholds=(0.1, 0.4, 0.5, 0.9))
+    found = greedy([NAMES], members.evaluate, accuracy, rounds=4, shape=(4,))
+    table = sum(members.counts(found.weights).values())
+    assert found.point == accuracy(table).argmax() and found.in_sample == accuracy(table).max()
+    for k, (weights, point) in found.without.items():
+        counts = members.counts(weights)
+        assert point == accuracy(sum(t for j, t in counts.items() if j != k)).argmax()
+
+
+def test_chosen_on_noise_the_expectation_is_no_better_than_chance():
+    gains = []
+    for seed in range(12):
+        found = greedy([NAMES], Members(seed, noise=(60, 60, 60), size=60).evaluate, accuracy, rounds=2)
+        gains.append((found.in_sample - 0.5, found.expected - 0.5))
+    searched, honest = np.mean(gains, 0)
+    assert searched > 0.02 and abs(honest) < searched / 2
+
+
+def test_every_group_keeps_a_member_and_a_plain_score_is_enough():
+    aim = {"a": 0.75, "b": 0.25, "x": 0.0, "y": 1.0}
+    found = greedy(
+        [("a", "b"), ("x", "y")],
+        lambda lists: [{0: np.array([-sum((w[n] - aim[n]) ** 2 for n in aim)])} for w in lists],
+        lambda counts: counts[..., 0],
+        rounds=4,
+    )
+    assert found.weights == aim and found.expected is None and not found.without
+    small = greedy([("a", "b")], lambda lists: [{0: np.array([-abs(w["a"] - 0.6)])} for w in lists],
+                   lambda counts: counts[..., 0], rounds=5, plateau=0.11)  # fmt: skip
+    assert small.weights == {"a": 0.5, "b": 0.5}  # near enough, and smaller than three to two
+    for groups in ([], [()], [("a",), ("a",)]):
+        with pytest.raises(ValueError, match="distinct names"):
+            greedy(groups, None, None, 1)
+
+
+# ---- seconds ------------------------------------------------------------------------------------------
+def oracle(value, seconds, budget, must):
+    """Best gain of all subsets that fit, the cheapest such one."""
+    fitting = [
+        (value(kept), -sum(seconds[n] for n in kept))
+        for size in range(1, len(seconds) + 1) for kept in combinations(seconds, size)
+        if sum(seconds[n] for n in kept) <= budget and all(set(kept) & set(group) for group in must)
+    ]  # fmt: skip
+    return max(fitting, default=None)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_plan_is_the_best_of_all_subsets_and_greedy_comes_near(seed):
+    rng = np.random.default_rng(seed)
+    seconds = {f"m{i}": int(s) for i, s in enumerate(rng.integers(1, 9, 9))}
+    reach = {name: set(rng.choice(40, 12, replace=False).tolist()) for name in seconds}
+
+    def covered(kept):
+        return len(set().union(*(reach[name] for name in kept)))  # diminishing returns
+
+    must = [("m0", "m1"), ("m2", "m3", "m4")]
+    for budget in (12, 20, 60):
+        gain, cost = oracle(covered, seconds, budget, must)
+        best = plan(covered, seconds, budget, must)
+        assert (best.gain, best.seconds) == (gain, -cost) and all(set(best.names) & set(g) for g in must)
+        quick = plan(covered, seconds, budget, must, exact=0)
+        assert quick.seconds <= budget and 0.8 * gain <= quick.gain <= gain
+        assert all(set(quick.names) & set(g) for g in must)
+
+
+def test_front_has_no_plan_that_another_beats_and_holds_the_plan_of_every_budget():
+    gains, seconds = {"a": 5.0, "b": 4.0, "c": 3.0, "d": -1.0}, {"a": 4, "b": 3, "c": 3, "d": 1}
+    plans = front(gains, seconds)
+    assert all(x.seconds < y.seconds and x.gain < y.gain for x, y in zip(plans, plans[1:]))
+    assert plans[-1].names == ("a", "b", "c")  # what only costs is dropped
+    for budget in range(1, 12):
+        assert plan(gains, seconds, budget) == [p for p in plans if p.seconds <= budget][-1]
+    assert plan(gains, seconds, 6).names == ("b", "c")  # 7 in 6 s; the best single one first would give 5
+
+
+@pytest.mark.parametrize("exact", [12, 0])
+def test_an_answer_is_planned_even_where_nothing_fits(exact):
+    late = plan({"a": 1.0, "b": 2.0, "c": 1.0}, {"a": 5, "b": 9, "c": 2}, 1, [("a", "b"), ("c",)], exact)
+    assert late.names == ("a", "c") and late.seconds == 7
+    with pytest.raises(ValueError, match="seconds"):
+        plan({"a": 1.0}, {"a": float("nan")}, 1)
+    with pytest.raises(ValueError, match="seconds"):
+        plan({"a": 1.0}, {"a": 1.0}, 1, [("z",)])
