@@ -43,7 +43,9 @@ def decode_table(run: Run) -> str:
     lines.append("  settings: " + ", ".join(f"{name} {value}" for name, value in common.items()))
     lines += [f"  {domain}: " + ", ".join(f"{n} {v}" for n, v in own.items()) for domain, own in apart.items()]
     lines.append("  weights: " + ", ".join(f"{name} {value:g}" for name, value in found["weights"].items()))
-    lines += _by_table(found["per_domain"], "domain") + _by_table(found["per_fold"], "fold")
+    if len(found["per_domain"]) > 1:
+        lines += _by_table(found["per_domain"], "domain")
+    lines += _by_table(found["per_fold"], "fold")
     for name, table in found["tables"].items():
         lines += _matrix(name, table)
     return "\n".join([*lines, ""])

@@ -1,8 +1,8 @@
 """Stage 05: choose weights and decode settings on out-of-fold scenes, and say what to expect of them."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ import numpy as np
 from tqdm import tqdm
 
 from lib.competitions.contract import Grid, Scene, settings_for
-from lib.ensemble import calibration, selection
 from lib.ensemble import search as searching
+from lib.ensemble import selection
 from lib.errors import DataError
 from lib.run.artifacts import write_json
 from lib.run.cli import Run, say
 from lib.run.config import Search
 from lib.stages import folds
+from lib.stages.calibrate import temperatures_of
 from lib.stages.ensemble import DECODE, Parts, Weights, candidates, parts, stated
 
 Source = Callable[[], Iterator[tuple[Scene, Parts]]]
@@ -51,7 +52,7 @@ def fit_decode(run: Run, folder: Path) -> dict[str, Any]:
     """Choose weights and decode settings on out-of-fold scenes and write decode.json; returns what it holds."""
     table = folds.table(run)
     fold_of = dict(zip(table["id"], table["fold"], strict=True))
-    temperatures, result = _temperatures(run, fold_of) if run.config.blend.calibrate else ({}, {})
+    temperatures, result = temperatures_of(run, fold_of) if run.config.blend.calibrate else ({}, {})
     source = partial(parts, run, "oof", temperatures)
     weights = candidates(run)
     fixed = Choice(stated(run), {**run.competition.defaults(), **run.config.decode})
@@ -77,37 +78,6 @@ def _grid(run: Run, fixed: Choice) -> Grid:
     """Return the lattice of settings that is searched around the fixed ones; a single point without a search."""
     common = {name: value for name, value in fixed.params.items() if name != "per_domain"}
     return run.competition.grid(run.config.search.axes if run.config.search else {}, common)
-
-
-def _temperatures(run: Run, fold_of: Mapping[str, int]) -> tuple[dict[str, float], dict[str, Any]]:
-    """Fit each model's temperature on out-of-fold scenes; kept at 1 where held-out log-loss does not fall.
-
-    Returns (model -> temperature, what decode.json says of it: reliability before and after, each fold held out).
-    """
-    evidence: dict[str, dict[int, calibration.Evidence]] = defaultdict(dict)
-    for scene, found in tqdm(parts(run, "oof"), "calibrate", leave=False, disable=None):
-        fold = fold_of[scene.id]
-        for task, members in found.levels.items():
-            target = run.competition.target(scene, task)
-            for model, _, levels in members:
-                own = np.broadcast_to(target, levels.shape[1:])
-                new = calibration.gather(run.competition.tasks[task], levels, own)
-                known = evidence[model]
-                known[fold] = known[fold] + new if fold in known else new
-    temperatures, said = {}, {}
-    for model, by_fold in evidence.items():
-        if len(by_fold) < 2:
-            say(f"  {model}: one fold only, its temperature stays 1")
-            temperatures[model] = 1.0
-            continue
-        fitted = calibration.cross_fit(by_fold)
-        temperatures[model] = fitted.temperature if fitted.accepted else 1.0
-        said[model] = {"temperature": fitted.temperature, "accepted": fitted.accepted,
-                       "before": asdict(fitted.before), "after": asdict(fitted.after)}  # fmt: skip
-        say(f"  {model}: temperature {fitted.temperature:.2f}{'' if fitted.accepted else ', not taken'}; held out, "
-            f"log-loss {fitted.before.log_loss:.4f} -> {fitted.after.log_loss:.4f}, "
-            f"calibration error {fitted.before.error:.4f} -> {fitted.after.error:.4f}")  # fmt: skip
-    return temperatures, {"calibration": said}
 
 
 def _greedy(run: Run, source: Source, fold_of: Mapping[str, int], fixed: Choice):

@@ -2,6 +2,8 @@
 
 Every random choice is a function of (seed, position in the stream of samples), and the whole state is saved between
 steps, so a run that is killed and started again ends with the same bytes as an unbroken one (on a CPU).
+
+Longer than 300 lines because step, epoch, validation and the state that is saved between them are one thing.
 """
 
 import json
