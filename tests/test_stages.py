@@ -176,3 +176,17 @@ def test_two_experiments_are_compared_score_by_score(finished, tmp_path):
 def test_the_report_tells_the_new_bests_of_training(finished):
     page = (finished.root / "report/report.html").read_text()
     assert "cls fold 1, epoch: validation score of each new best: 2: " in page
+
+
+@pytest.mark.slow
+def test_what_training_scored_is_what_the_submission_scores(experiment):
+    """Through tiling, levels, average, decode, PNGs and back, without views and search: the score of stage 03."""
+    plain = ("--set", "predict.tta=none", "--set", "search=null")
+    for name in STAGES[3:]:
+        assert experiment.run(name, *plain, "--split", "oof") == 0, name
+    per_fold = decode_of(experiment)["per_fold"]
+    for fold in (0, 1):
+        trained = json.loads((experiment.root / f"03_cls/cls/fold{fold}/manifest.json").read_text())["scores"]
+        assert per_fold[str(fold)]["score"] == pytest.approx(trained["score"], abs=1e-3)
+    files = json.loads((experiment.root / "06_submission/oof/manifest.json").read_text())["scores"]
+    assert files == decode_of(experiment)["scores"]

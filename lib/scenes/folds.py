@@ -1,6 +1,6 @@
 """Divide scenes into folds: groups stay whole, flags and sizes are balanced, the result depends on the seed alone.
 
-``folds.csv`` has a row per scene: ``id`` (a string, whatever it looks like), ``fold`` (0 .. n-1), then yes/no flags as
+``folds.csv`` has a row per scene: ``id`` (a string, whatever it looks like), ``fold`` (0 .. n-1), yes/no flags as
 ``True``/``False``; any other column stays text. The layout is that of selimsef's xView2 file
 (``id, fold, nondamage, minor, major, destroyed, empty``), so his file can be given in place of ours.
 """
@@ -167,7 +167,7 @@ def read_folds(path: str | Path) -> pd.DataFrame:
         wrong = [f"{row.id} has {row.fold!r}" for row in table[~is_number].itertuples()]
         raise DataError(f"{path}: expected folds 0, 1, 2 ..., but {_listed(wrong)}")
     table["fold"] = table["fold"].astype("int64")
-    for name in table.columns.difference(["id", "fold", "group"]):
+    for name in table.columns.difference(["id", "fold", "group", "domain"]):
         said = table[name].str.lower()  # spreadsheets write TRUE
         if len(table) and said.isin(["true", "false"]).all():
             table[name] = (said == "true").astype(bool)

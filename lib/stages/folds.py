@@ -39,13 +39,14 @@ def split(competition: Competition, section: Folds, folder: Path) -> Iterator[st
     groups = folds.groups(scenes, section.scheme, section.block_km)
     flags = list(competition.flags)
     strata = pd.DataFrame([competition.strata(scene) for scene in scenes], columns=flags)
-    table = pd.DataFrame({"id": [s.id for s in scenes], "group": groups}).join(strata)
+    table = pd.DataFrame({"id": [s.id for s in scenes], "group": groups, "domain": [s.domain for s in scenes]})
+    table = table.join(strata)
     if section.file is None:
         table.insert(1, "fold", folds.assign(table, flags, section.n, section.seed))
     else:
         table, unused = _given(section, table)
         yield f"  folds taken from {section.file}" + (f"; {unused} of its ids are not in the data" if unused else "")
-    folds.write_folds(folder / "folds.csv", table.drop(columns="group"))
+    folds.write_folds(folder / "folds.csv", table)
     report = audit_report(competition, table, groups)
     write_json(folder / "audit.json", report)
     for k, row in report["folds"].items():
