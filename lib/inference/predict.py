@@ -57,9 +57,10 @@ class Predictor:
         return average(self.forward, x.to(self.device), self.views, self.batch_views)
 
     @torch.inference_mode()
-    def __call__(self, image: np.ndarray, pixel_size: float | None = None) -> np.ndarray:
+    def __call__(self, image: np.ndarray | Tensor, pixel_size: float | None = None) -> np.ndarray:
         """Predict one scene; the network is left in eval mode. pixel_size: the scene's, where the view needs it."""
         self.network.eval()
+        image = np.asarray(image)
         native = image.shape[-2:]
         height, width = self.view.whole(native, pixel_size)
         predict = self._frames if image.ndim == 4 else self._image

@@ -3,7 +3,8 @@
 Geometry (place, scale, rotation, elastic bending) is one warp from the scene into the crop, and a flip or quarter
 turn. So a rotation takes its corners from the scene, not from a border, and pixels are interpolated once. Where a
 window leaves the scene the image is mirrored and the mask is ``IGNORE`` (the 2020 codes wrote a black background).
-Colour is albumentations, ``strict=True``: a misspelt argument is an error, not a warning. A new augmentation is one more row in ``PRESETS``.
+Colour is albumentations, ``strict=True``: a misspelt argument is an error, not a warning. A new augmentation is one
+more row in ``PRESETS``.
 """
 
 import math
