@@ -64,6 +64,8 @@ class Folds(Section):
     """Take this folds.csv instead (columns id, fold, and the class flags)."""
     too_good: float | None = 0.98
     """A validation score above this runs the audit of the folds again and prints it; none: never."""
+    embed: bool = True
+    """The audit compares scenes by a network's features too, 30 ms an image; false: by hashes alone."""
 
 
 class Network(Section):

@@ -62,7 +62,7 @@ class Graph:
         facts = {
             "competition": config.competition,
             "options": config.data.options,
-            "folds": {key: value for key, value in plain(config.folds).items() if key != "too_good"},
+            "folds": {key: value for key, value in plain(config.folds).items() if key not in ("too_good", "embed")},
             "train": self.train_ids,
         }
         return Unit("01_folds", _json(facts), self._command("01_prepare_folds.py"))

@@ -47,17 +47,18 @@ def split(competition: Competition, section: Folds, folder: Path) -> Iterator[st
         table, unused = _given(section, table)
         yield f"  folds taken from {section.file}" + (f"; {unused} of its ids are not in the data" if unused else "")
     folds.write_folds(folder / "folds.csv", table)
-    report = audit_report(competition, table, groups)
+    report = audit_report(competition, table, groups, section.embed)
     write_json(folder / "audit.json", report)
     for k, row in report["folds"].items():
         yield f"  fold {k}: {row['scenes']} scenes; with " + ", ".join(f"{flag} {row[flag]}" for flag in flags)
     yield from (f"  audit: {line}" for line in audit.lines(report))
 
 
-def audit_report(competition: Competition, table: pd.DataFrame, groups: list[str] | None = None) -> dict:
+def audit_report(competition: Competition, table: pd.DataFrame, groups: list[str] | None = None,
+                 by_features: bool = True) -> dict:  # fmt: skip
     """Audit a division of the labelled scenes into folds; ``groups``: what was meant to stay whole."""
     scenes = competition.scenes("train")
-    embedder, absent = embed.load()
+    embedder, absent = embed.load() if by_features else (None, "")
     if absent:
         say(f"  {absent}")
     hashes, embeddings = _looks(competition, scenes, embedder)
