@@ -1,6 +1,7 @@
 """The same six stages for every sister competition, and the law that a submission scores what training saw."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from conftest import STAGES, stage
 from sisters import COMMON, EXPERIMENTS
 
 from lib.competitions import NAMES
+from lib.run import cli
+from lib.stages import train
 
 
 class Sister:
@@ -61,6 +64,16 @@ def test_what_training_scored_is_what_the_submission_scores(sister):
         assert per_fold[str(fold)]["score"] == pytest.approx(trained["score"], abs=1e-3)
     files = sister.json("06_submission/oof/manifest.json")["scores"]
     assert files == sister.json("05_ensemble/decode/decode.json")["scores"]
+
+
+@pytest.mark.slow
+def test_samples_can_be_sent_to_loader_processes_that_are_not_forked(sister):
+    """Python 3.14 no longer forks them."""
+    run = cli.start("", [*sister.flags])
+    (model,) = run.config.models.values()
+    dataset = train.samples(run, model, run.scenes("train"))
+    sent = pickle.loads(pickle.dumps(dataset))
+    assert sent[5]["image"].equal(dataset[5]["image"]) and sent[5]["target"].equal(dataset[5]["target"])
 
 
 @pytest.mark.slow

@@ -3,8 +3,7 @@
 Geometry (place, scale, rotation, elastic bending) is one warp from the scene into the crop, and a flip or quarter
 turn. So a rotation takes its corners from the scene, not from a border, and pixels are interpolated once. Where a
 window leaves the scene the image is mirrored and the mask is ``IGNORE`` (the 2020 codes wrote a black background).
-Colour is albumentations, ``strict=True``: a misspelt argument is an error, not a warning. A new augmentation is one
-more row in ``PRESETS``.
+Colour is albumentations, ``strict=True``: a misspelt argument is an error. A new augmentation is a row in ``PRESETS``.
 """
 
 import math
@@ -194,8 +193,9 @@ class Augment:
     """
 
     def __init__(self, preset: Preset, crop: int, images: Sequence[str]):
-        self.preset, self.crop, self.images = preset, crop, tuple(images)
         transforms = preset.colour()
+        self.preset = replace(preset, colour=list)  # what is done with it; a lambda cannot be sent to loader processes
+        self.crop, self.images = crop, tuple(images)
         self.together = preset.jitter == "shared"
         self.pipeline = compose(transforms, images if self.together else images[:1]) if transforms else None
 

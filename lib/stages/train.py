@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lib.competitions.contract import Scene
+from lib.competitions.contract import Competition, Scene
 from lib.errors import ArtifactError, ConfigError
 from lib.inference.predict import Predictor
 from lib.inference.scene import read_stack
@@ -102,13 +102,8 @@ def samples(run: Run, model: Model, scenes: list[Scene]) -> SampleStream:
     order = repeat_scenes([competition.strata(scene) for scene in scenes], sampling.repeat, sampling.multiplier)
     augment = build_augment(train.augment, train.crop, model.network.images, sampling.scale, train.colour)
 
-    def read(scene: Scene, name: str) -> np.ndarray:
-        return view.image(competition.read(scene, name), scene.pixel_size)
-
-    def target(scene: Scene) -> np.ndarray:
-        mask = competition.target(scene, model.task)
-        return view.mask(mask, scene.pixel_size) if task.dense else mask
-
+    read = partial(read_seen, competition, view)
+    target = partial(target_seen, competition, model.task, view if task.dense else None)
     if sampling.balance and task.dense:
         raise ConfigError("sampling.balance: for labels; masks are balanced by sampling.focus")
     common = {"seed": run.config.seed, "order": order, "samples_per_epoch": sampling.samples, "cache": train.cache,
@@ -120,6 +115,17 @@ def samples(run: Run, model: Model, scenes: list[Scene]) -> SampleStream:
                        focus_first=sampling.focus_first)  # fmt: skip
 
 
+def read_seen(competition: Competition, view: View, scene: Scene, name: str) -> np.ndarray:
+    """Read an image at the size a network sees; a function of the module, since loader processes must pickle it."""
+    return view.image(competition.read(scene, name), scene.pixel_size)
+
+
+def target_seen(competition: Competition, task: str, view: View | None, scene: Scene) -> np.ndarray:
+    """Return a target at the size a network sees; a label has none."""
+    target = competition.target(scene, task)
+    return view.mask(target, scene.pixel_size) if view else target
+
+
 def teacher_levels(run: Run, model: Model, task: Task, view: View) -> Callable[[Scene], np.ndarray] | None:
     """Return the averaged out-of-fold levels of the teaching experiment, at the size the student sees.
 
@@ -129,17 +135,18 @@ def teacher_levels(run: Run, model: Model, task: Task, view: View) -> Callable[[
     if model.train.distill is None:
         return None
     folder = teacher_folder(run.store.root.parent, model.train.distill.experiment) / model.task
+    return partial(levels_seen, folder, task, view)
 
-    def levels(scene: Scene) -> np.ndarray:
-        found, names = read_levels(folder / file_name(scene.id))
-        if names != task.classes:
-            raise ArtifactError(f"{folder}: expected channels {task.classes}, got {names}")
-        if not task.dense:
-            return found
-        shape = view.shape(found.shape[1:], scene.pixel_size)
-        return np.stack([resize(plane, shape) for plane in found])
 
-    return levels
+def levels_seen(folder: Path, task: Task, view: View, scene: Scene) -> np.ndarray:
+    """Read a scene's levels of ``folder`` at the size a network sees. ArtifactError where they are of other classes."""
+    found, names = read_levels(folder / file_name(scene.id))
+    if names != task.classes:
+        raise ArtifactError(f"{folder}: expected channels {task.classes}, got {names}")
+    if not task.dense:
+        return found
+    shape = view.shape(found.shape[1:], scene.pixel_size)
+    return np.stack([resize(plane, shape) for plane in found])
 
 
 def with_class_weights(run: Run, model: Model, task: Task, scenes: list[Scene], record: dict[str, Any]) -> Train:
