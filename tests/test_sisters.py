@@ -71,7 +71,7 @@ def test_samples_can_be_sent_to_loader_processes_that_are_not_forked(sister):
     """Python 3.14 no longer forks them."""
     run = cli.start("", [*sister.flags])
     (model,) = run.config.models.values()
-    dataset = train.samples(run, model, run.scenes("train"))
+    dataset = train.samples(run, model, run.scenes("train"), 0)
     sent = pickle.loads(pickle.dumps(dataset))
     assert sent[5]["image"].equal(dataset[5]["image"]) and sent[5]["target"].equal(dataset[5]["target"])
 
@@ -138,3 +138,31 @@ def test_a_student_learns_from_another_experiments_probabilities(tmp_path, capsy
     assert teacher.run("05_ensemble", "--set", "blend.truncate=true") == 0
     assert student.run("03_train_cls", "--fold", "0") == 0
     assert "stale" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_round_of_pseudo_labels_uses_for_each_fold_the_networks_that_have_not_seen_it(tmp_path, capsys):
+    earlier = Sister(tmp_path, "binary_rle")
+    model = EXPERIMENTS["binary_rle"]["models"]["patch"]
+    pseudo = {"experiment": "binary_rle", "models": ["patch"], "ratio": 1.5, "share": 0.5}
+    later = Sister(tmp_path, "binary_rle", name="later",
+                   models={"patch": {**model, "train": {**model["train"], "pseudo": pseudo}}})  # fmt: skip
+    assert earlier.run("01_prepare_folds") == 0 and later.run("01_prepare_folds") == 2
+    assert "no probabilities for pseudo-labels; run stage 04 there first" in capsys.readouterr().err
+    for name in STAGES[1:4]:
+        assert earlier.run(name) == 0, name
+    for name in STAGES[:2]:
+        assert later.run(name) == 0, name
+    assert "4 scenes to train on and 3 pseudo-labelled" in capsys.readouterr().out
+    run = cli.start("", [*later.flags])
+    labelled = [run.scenes("train")[k] for k in (0, 1, 2, 3)]
+    dataset = train.samples(run, run.config.models["patch"], labelled, 1)
+    seen = [dataset[k]["id"] for k in range(8)]  # one round: four labelled, four others
+    assert sorted(set(seen) - {s.id for s in labelled}) == [s.id for s in run.scenes("test")]
+    assert sum(name in {s.id for s in labelled} for name in seen) == 4
+    source = dataset.target.args[1].args[0]
+    assert source == [later.root.with_name("binary_rle") / "04_probs/loc/patch/fold1/test"]
+    # other folds may not be mixed up
+    assert later.run("01_prepare_folds", "--set", "folds.seed=5") == 0
+    assert later.run("02_train_loc", "--set", "folds.seed=5") == 2
+    assert "divides the scenes into other folds" in capsys.readouterr().err

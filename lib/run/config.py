@@ -233,6 +233,19 @@ class Distill(Section):
     """Softens both distributions; the term is multiplied by its square."""
 
 
+class Pseudo(Section):
+    """Pseudo-labels: the unlabelled scenes, as an earlier experiment of the same workdir and folds sees them."""
+
+    experiment: str
+    """Name of the earlier experiment, finished up to stage 04."""
+    models: tuple[str, ...] = Field(min_length=1)
+    """Its models; for fold k, their networks of fold k are averaged."""
+    ratio: float = Field(2.0, gt=1)
+    """A pixel counts where the best class is this many times as probable as the next."""
+    share: float = Field(0.3, gt=0, lt=1)
+    """Share of the samples that come from these scenes."""
+
+
 class Sampling(Section):
     """Which scenes and which places a network sees."""
 
@@ -275,6 +288,8 @@ class Train(Section):
     """Mixup and CutMix."""
     distill: Distill | None = None
     """Learn from another experiment's probabilities too."""
+    pseudo: Pseudo | None = None
+    """Learn from unlabelled scenes too."""
     loss: Loss
     """The weighted loss terms."""
     optimizer: Optimizer
@@ -457,6 +472,8 @@ class Experiment(Section):
             started = model.train.init != "default" or model.train.zero_gamma is not None
             if started and (model.network.encoder_weights != "none" or model.train.init_from):
                 raise ValueError(f"{where}.train: init and zero_gamma are for networks without pretrained weights")
+            if model.train.distill and model.train.pseudo:
+                raise ValueError(f"{where}.train: choose one of distill and pseudo: no teacher knows unlabelled scenes")
             if model.train.swa_from is not None and model.train.ema:
                 raise ValueError(f"{where}.train: choose one of ema and swa_from")
             if model.train.batch_size % model.train.accumulate:

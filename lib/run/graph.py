@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import ArtifactError
-from lib.run.artifacts import MANIFEST, Unit, read_json
+from lib.run.artifacts import MANIFEST, Unit, digest, read_json
 from lib.run.config import Experiment, Model, plain
 
 STAGE_OF_TASK = {"loc": ("02_loc", "02_train_loc.py"), "cls": ("03_cls", "03_train_cls.py")}
@@ -23,10 +23,26 @@ def teacher_folder(workdir: Path, experiment: str) -> Path:
     return workdir / experiment / "05_ensemble" / "oof"
 
 
+def pseudo_folders(workdir: Path, model: Model, fold: int) -> list[Path]:
+    """Return where an earlier experiment's probabilities of unlabelled scenes lie, from networks without the fold."""
+    pseudo = model.train.pseudo
+    root = workdir / pseudo.experiment / "04_probs" / model.task
+    return [root / name / f"fold{fold}" / "test" for name in pseudo.models]
+
+
 def teachers(config: Experiment, workdir: Path) -> dict[str, str | None]:
-    """Return the fingerprints of all teachers of an experiment. ArtifactError where one has not finished stage 05."""
+    """Return the fingerprints of all that an experiment learns from: teacher, or pseudo-labels and fold.
+
+    ArtifactError where such an experiment has not come so far.
+    """
     found = {}
     for model in config.models.values():
+        for fold in config.folds_of(model) if model.train.pseudo else ():
+            paths = [folder / MANIFEST for folder in pseudo_folders(workdir, model, fold)]
+            if missing := [path.parent for path in paths if not path.exists()]:
+                raise ArtifactError(f"{missing[0]}: no probabilities for pseudo-labels; run stage 04 there first")
+            known = digest([read_json(path)["fingerprint"] for path in paths])
+            found[f"{model.train.pseudo.experiment}/{model.task}/{','.join(model.train.pseudo.models)}/{fold}"] = known
         if model.train.distill:
             name = model.train.distill.experiment
             path = teacher_folder(workdir, name) / MANIFEST
@@ -85,6 +101,9 @@ class Graph:
         }
         if model.train.distill:
             facts["teacher"] = self.teachers.get(model.train.distill.experiment)
+        if pseudo := model.train.pseudo:
+            key = f"{pseudo.experiment}/{model.task}/{','.join(pseudo.models)}/{fold}"
+            facts["pseudo"] = self.teachers.get(key)
         if model.train.select != "last" or model.train.patience:  # how validation decodes decides what is kept
             predict = self.config.predict
             facts["judged"] = {"precision": predict.precision, "tile": predict.tile, "overlap": predict.overlap,

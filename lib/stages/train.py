@@ -23,12 +23,14 @@ from lib.scenes.augment import build as build_augment
 from lib.scenes.dataset import CropDataset, FrameDataset, SampleStream, focus_values, repeat_scenes
 from lib.scenes.probs import file_name, quantise, read_levels
 from lib.scenes.view import View, resize
-from lib.stages import folds
+from lib.stages import folds, pseudo
 from lib.stages.predict import view_of
 from lib.tasks import Task
 from lib.training.balance import median_frequency
 from lib.training.fit import Fit
 from lib.training.judge import Judge
+
+Target = Callable[[Scene], np.ndarray]
 
 
 def checkpoints(run: Run, task: str) -> Iterator[Unit]:
@@ -48,13 +50,15 @@ def train(run: Run, unit: Unit) -> None:
     with run.build(unit, record) as folder:
         training, validation = split(run, fold)
         network, arrived = start_network(run, model, fold, task, folder)
-        dataset = samples(run, model, training)
+        dataset = samples(run, model, training, fold)
         judge = Judge(run.competition, model.task, validation, model.network.images,
                       partial(validation_predictor, run, view_of(model)), model.train.select, run.config.decode,
                       localization(run, model, fold))  # fmt: skip
         settings = with_class_weights(run, model, task, training, record)
         fit = Fit(network, task, dataset, judge, settings, run.config.seed, folder, run.device, say)
-        say(f"  {len(training)} scenes to train on, {len(validation)} to validate; {len(dataset)} samples an epoch, "
+        extra = len(dataset.scenes) - len(training)
+        say(f"  {len(training)} scenes to train on{f' and {extra} pseudo-labelled' if extra else ''}, "
+            f"{len(validation)} to validate; {len(dataset)} samples an epoch, "
             f"{fit.steps} steps; {_precision_line(model, fit.arithmetic.name)}; "
             f"encoder weights: {arrived['source']}")  # fmt: skip
         record["precision"] = {"asked": model.train.precision, "used": fit.arithmetic.name, "tf32": model.train.tf32}
@@ -95,7 +99,7 @@ def start_network(run: Run, model: Model, fold: int, task: Task, folder: Path) -
     return network, arrived
 
 
-def samples(run: Run, model: Model, scenes: list[Scene]) -> SampleStream:
+def samples(run: Run, model: Model, scenes: list[Scene], fold: int) -> SampleStream:
     """Return the training samples of a model: crops of scenes with their masks, or frames with their label."""
     train, sampling = model.train, model.train.sampling
     competition, view, task = run.competition, view_of(model).for_training(), run.competition.tasks[model.task]
@@ -103,7 +107,13 @@ def samples(run: Run, model: Model, scenes: list[Scene]) -> SampleStream:
     augment = build_augment(train.augment, train.crop, model.network.images, sampling.scale, train.colour)
 
     read = partial(read_seen, competition, view)
-    target = partial(target_seen, competition, model.task, view if task.dense else None)
+    resized = view if task.dense else None
+    target = partial(target_seen, competition, model.task, resized)
+    if train.pseudo:
+        unlabelled = pseudo.scenes(run, model, fold)
+        order = pseudo.order(order, len(scenes), len(unlabelled), train.pseudo.share)
+        target = partial(target_of, target, pseudo.target(run, model, fold, resized), frozenset(s.id for s in scenes))
+        scenes = [*scenes, *unlabelled]
     if sampling.balance and task.dense:
         raise ConfigError("sampling.balance: for labels; masks are balanced by sampling.focus")
     common = {"seed": run.config.seed, "order": order, "samples_per_epoch": sampling.samples, "cache": train.cache,
@@ -124,6 +134,11 @@ def target_seen(competition: Competition, task: str, view: View | None, scene: S
     """Return a target at the size a network sees; a label has none."""
     target = competition.target(scene, task)
     return view.mask(target, scene.pixel_size) if view else target
+
+
+def target_of(labelled: Target, unlabelled: Target, known: frozenset[str], scene: Scene) -> np.ndarray:
+    """Return a scene's target: its label's, or its pseudo-label."""
+    return labelled(scene) if scene.id in known else unlabelled(scene)
 
 
 def teacher_levels(run: Run, model: Model, task: Task, view: View) -> Callable[[Scene], np.ndarray] | None:
