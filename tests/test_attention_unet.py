@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
+from overfitting import overfit
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -83,12 +83,7 @@ def test_one_batch_can_be_overfitted(architecture):
         target[place] = value
         x[:, :, 4:28, 12 * value - 6 : 12 * value + 2] += 80 * value
     net = tiny(architecture)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
-    for _ in range(40):
-        loss = F.cross_entropy(net(x), target)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    overfit(net, x, target, lr=1e-2, steps=40)
     with torch.inference_mode():
         assert (net(x).argmax(1) == target).float().mean() > 0.97
 

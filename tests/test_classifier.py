@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from overfitting import overfit
 from safetensors.torch import save_file
 
 from lib.errors import ConfigError
@@ -139,12 +140,7 @@ def test_checkpointed_gradients_are_the_same():
 def test_one_batch_can_be_overfitted():
     x, target = picture(8, 32), torch.arange(8).remainder(4).view(8, 1, 1)
     net = tiny("test_resnet")
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
-    for _ in range(15):
-        loss = F.cross_entropy(net(x), target)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    overfit(net, x, target, lr=1e-3, steps=15)
     assert net(x).argmax(1).equal(target)
 
 

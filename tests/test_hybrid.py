@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from overfitting import overfit
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lib.errors import ConfigError
@@ -63,12 +64,7 @@ def test_one_batch_can_be_overfitted(architecture):
         x[:, :, 8:56, 24 * value - 12 : 24 * value + 4] += 80 * value
     short = {"upsample_logits": 4, "decoder_channels": [16, 16, 8], "aspp_dropout": 0.0}
     net = tiny(architecture, **(short if architecture == "hybrid" else {}))
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2 if architecture == "hybrid" else 3e-3)
-    for _ in range(30):
-        loss = F.cross_entropy(net(x), target)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    overfit(net, x, target, lr=1e-2 if architecture == "hybrid" else 3e-3, steps=30)
     assert (net(x).argmax(1) == target).float().mean() > 0.95
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from overfitting import overfit
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -249,12 +250,7 @@ def test_one_batch_can_be_overfitted():
         target[place] = value
         x[:, 3:][:, :, 8:56, 12 * value - 4 : 12 * value + 4] += 45 * value - 20
     net = tiny(dropout=0.1)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
-    for _ in range(40):
-        loss = F.cross_entropy(net(x), target)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    overfit(net, x, target, lr=1e-2, steps=40)
     with torch.inference_mode():
         net.dropout.eval()
         assert (net(x).argmax(1) == target).float().mean() > 0.95

@@ -14,6 +14,7 @@ from skimage.morphology import local_maxima, reconstruction
 from skimage.segmentation import relabel_sequential, watershed
 
 from lib.ensemble.decode import threshold_level
+from lib.ensemble.steps import resolve
 from lib.errors import ConfigError
 
 DEFAULTS: dict[str, Any] = {
@@ -132,13 +133,7 @@ STEPS: Mapping[str, Callable[..., np.ndarray]] = {"remove_small": remove_small, 
 def postprocess(steps: Sequence[Mapping[str, Any]], answer: np.ndarray) -> np.ndarray:
     """Run steps in order; each is ``{"name": <one of STEPS>, <option>: <value>, ...}``. Raises ConfigError."""
     for step in steps:
-        options = {key: value for key, value in step.items() if key != "name"}
-        if step.get("name") not in STEPS:
-            raise ConfigError(f"postprocess: expected a name out of {', '.join(STEPS)}, got {step.get('name')!r}")
-        try:
-            answer = STEPS[step["name"]](answer, **options)
-        except TypeError as error:
-            raise ConfigError(f"postprocess.{step['name']}: {error}") from error
+        answer = resolve(step, STEPS, 1)(answer)
     return answer
 
 

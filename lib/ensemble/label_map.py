@@ -3,13 +3,13 @@
 step(label_map, **options) -> label_map. Inputs are never changed; outputs may share memory with them.
 """
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 
+from lib.ensemble.steps import resolve
 from lib.errors import ConfigError
 
 GAIN_STEPS = 1000
@@ -79,14 +79,5 @@ STEPS: Mapping[str, Callable[..., np.ndarray]] = {
 def apply(steps: Sequence[Mapping[str, Any]], label_map: np.ndarray) -> np.ndarray:
     """Run steps in order; each is ``{"name": <one of STEPS>, <option>: <value>, ...}``. Raises ConfigError."""
     for step in steps:
-        options = {key: value for key, value in step.items() if key != "name"}
-        if step.get("name") not in STEPS:
-            raise ConfigError(f"postprocess: expected a name out of {', '.join(STEPS)}, got {step.get('name')!r}")
-        function = STEPS[step["name"]]
-        try:
-            inspect.signature(function).bind(label_map, **options)
-        except TypeError as error:
-            known = list(inspect.signature(function).parameters)[1:]
-            raise ConfigError(f"postprocess.{step['name']}: {error}; its options are {', '.join(known)}") from error
-        label_map = function(label_map, **options)
+        label_map = resolve(step, STEPS, 1)(label_map)
     return label_map

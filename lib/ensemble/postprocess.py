@@ -7,7 +7,6 @@ localization: (H, W) uint8 in {0, 1}; damage: (H, W) uint8 in {0 .. 4}; loc_leve
 outputs may share memory with them. Whether a step stays in the pipeline is for ``lib.ensemble.search.accept`` to say.
 """
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 from skimage.measure import label, regionprops
 from skimage.segmentation import watershed
 
-from lib.errors import ConfigError
+from lib.ensemble.steps import resolve
 
 Masks = tuple[np.ndarray, np.ndarray]
 
@@ -141,14 +140,5 @@ def apply(
 ) -> Masks:
     """Run steps in order; each is ``{"name": <one of STEPS>, <option>: <value>, ...}``. Raises ConfigError."""
     for step in steps:
-        options = {key: value for key, value in step.items() if key != "name"}
-        if step.get("name") not in STEPS:
-            raise ConfigError(f"postprocess: expected a name out of {', '.join(STEPS)}, got {step.get('name')!r}")
-        function = STEPS[step["name"]]
-        try:
-            inspect.signature(function).bind(localization, damage, loc_levels, cls_levels, **options)
-        except TypeError as error:
-            known = list(inspect.signature(function).parameters)[4:]
-            raise ConfigError(f"postprocess.{step['name']}: {error}; its options are {', '.join(known)}") from error
-        localization, damage = function(localization, damage, loc_levels, cls_levels, **options)
+        localization, damage = resolve(step, STEPS, 4)(localization, damage, loc_levels, cls_levels)
     return localization, damage

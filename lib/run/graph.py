@@ -41,8 +41,7 @@ def teachers(config: Experiment, workdir: Path) -> dict[str, str | None]:
             paths = [folder / MANIFEST for folder in pseudo_folders(workdir, model, fold)]
             if missing := [path.parent for path in paths if not path.exists()]:
                 raise ArtifactError(f"{missing[0]}: no probabilities for pseudo-labels; run stage 04 there first")
-            known = digest([read_json(path)["fingerprint"] for path in paths])
-            found[f"{model.train.pseudo.experiment}/{model.task}/{','.join(model.train.pseudo.models)}/{fold}"] = known
+            found[_pseudo_key(model, fold)] = digest([read_json(path)["fingerprint"] for path in paths])
         if model.train.distill:
             name = model.train.distill.experiment
             path = teacher_folder(workdir, name) / MANIFEST
@@ -50,6 +49,11 @@ def teachers(config: Experiment, workdir: Path) -> dict[str, str | None]:
                 raise ArtifactError(f"{path.parent}: the teacher {name} has no out-of-fold probabilities; run it first")
             found[name] = read_json(path)["fingerprint"]
     return found
+
+
+def _pseudo_key(model: Model, fold: int) -> str:
+    pseudo = model.train.pseudo
+    return f"{pseudo.experiment}/{model.task}/{','.join(pseudo.models)}/{fold}"
 
 
 class Graph:
@@ -101,9 +105,8 @@ class Graph:
         }
         if model.train.distill:
             facts["teacher"] = self.teachers.get(model.train.distill.experiment)
-        if pseudo := model.train.pseudo:
-            key = f"{pseudo.experiment}/{model.task}/{','.join(pseudo.models)}/{fold}"
-            facts["pseudo"] = self.teachers.get(key)
+        if model.train.pseudo:
+            facts["pseudo"] = self.teachers.get(_pseudo_key(model, fold))
         if model.train.select != "last" or model.train.patience:  # how validation decodes decides what is kept
             predict = self.config.predict
             facts["judged"] = {"precision": predict.precision, "tile": predict.tile, "overlap": predict.overlap,
