@@ -99,3 +99,23 @@ def test_frames_are_predicted_one_by_one():
     np.testing.assert_allclose(probs[0, 0], frames.mean((1, 2, 3)) / 255, atol=1e-5)
     small = Predictor(Mean(), lambda z: z, view=View(size=10, fit="square"))(frames)
     np.testing.assert_allclose(small[0, 0], frames.mean((1, 2, 3)) / 255, atol=2e-2)
+
+
+class Corner(nn.Module):
+    """Answers differently in every view: the image weighed by the column and row of the window."""
+
+    stride = 32
+
+    def forward(self, x):
+        x = x[:, :2].float() / 255
+        return x * torch.arange(1.0, x.shape[-1] + 1) / x.shape[-1] * torch.arange(x.shape[-2])[:, None] / x.shape[-2]
+
+
+@pytest.mark.parametrize("options", [{}, {"tile": 32, "overlap": 0}, {"view": View(scale=0.5), "scales": (0.75, 1.0)}])
+def test_every_set_of_views_is_predicted_as_if_alone(options):
+    sets = ("none", "hflip", "d4")
+    found = Predictor(Corner(), lambda z: z, views=sets, **options).every_set(image())
+    assert list(found) == list(sets)
+    for name, probs in found.items():
+        np.testing.assert_array_equal(probs, Predictor(Corner(), lambda z: z, views=name, **options)(image()))
+    assert not np.array_equal(found["none"], found["d4"])

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from lib.inference.tta import VIEWS, average
+from lib.errors import ConfigError
+from lib.inference.tta import VIEWS, average, averages, nested
 
 IMAGE = torch.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)
 
@@ -61,3 +62,18 @@ def test_batching_makes_one_call_for_a_square_and_one_per_view_otherwise():
     shapes.clear()
     average(forward, IMAGE, VIEWS["d4"], batched=True)
     assert shapes == [(2, 3, 4, 5)] * 4 + [(2, 3, 5, 4)] * 4
+
+
+def test_every_set_begins_with_the_one_before_and_its_average_is_that_of_the_set_alone():
+    names = list(VIEWS)
+    for smaller, larger in zip(names, names[1:]):
+        assert VIEWS[larger][: len(VIEWS[smaller])] == VIEWS[smaller]
+    square = IMAGE[..., :4]
+    together = averages(uneven, square, nested(names), [len(VIEWS[name]) for name in names])
+    assert all(torch.equal(found, average(uneven, square, VIEWS[name])) for name, found in zip(names, together))
+
+
+@pytest.mark.parametrize("names", [(), ("flips", "none"), ("none", "none"), ("none", "turns")])
+def test_sets_that_do_not_grow_are_refused(names):
+    with pytest.raises(ConfigError, match="views: expected"):
+        nested(names)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lib.errors import ConfigError
 from lib.inference.tiles import mirror, predict_tiled
-from lib.inference.tta import VIEWS, average
+from lib.inference.tta import VIEWS, averages, nested
 from lib.scenes.view import View, resize
 
 NATIVE = View()
@@ -23,7 +23,8 @@ class Predictor:
     or frames (F, C, H, W) -> (K, 1, F).
 
     network: forward(x (B, C, h, w) in 0..255) -> logits, ``stride`` = the multiple its input sides must be.
-    activate: logits float32 -> probs, a task's ``activate``. views: a row of ``VIEWS``. tile, overlap: pixels.
+    activate: logits float32 -> probs, a task's ``activate``. views: a row of ``VIEWS``, or several, from the smallest to
+    the largest, for ``every_set``. tile, overlap: pixels.
     batch_views: all views in one forward. view: the size the network was trained at; scales: multiples of it whose
     probabilities, each brought back to the scene's own size, are averaged. channels_last: layout of the input; the
     network's own weights are not touched, since it may be in training.
@@ -31,19 +32,19 @@ class Predictor:
     """
 
     def __init__(self, network: nn.Module, activate: Callable[[Tensor], Tensor], device: str | torch.device = "cpu",
-                 precision: str = "float32", views: str = "none", tile: int = 1024, overlap: int = 256,
+                 precision: str = "float32", views: str | Sequence[str] = "none", tile: int = 1024, overlap: int = 256,
                  blend: str = "pyramid", channels_last: bool = True, batch_views: bool = False,
                  view: View = NATIVE, scales: Sequence[float] = (1.0,)):
-        for key, value, known in (("precision", precision, PRECISIONS), ("views", views, VIEWS)):
-            if value not in known:
-                raise ConfigError(f"{key}: expected one of {', '.join(known)}, got {value!r}")
+        if precision not in PRECISIONS:
+            raise ConfigError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
         self.device = torch.device(device)
         if precision == "float16" and self.device.type == "cpu":
             raise ValueError("precision: expected float32 or bfloat16 on a CPU, got float16")
         self.network = network.to(self.device)
         self.activate = activate
         self.dtype = PRECISIONS[precision]
-        self.views, self.batch_views = VIEWS[views], batch_views
+        self.sets = (views,) if isinstance(views, str) else tuple(views)
+        self.views, self.batch_views = nested(self.sets), batch_views
         self.tile, self.overlap, self.blend = tile, overlap, blend
         self.view, self.scales = view, tuple(scales)
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -53,12 +54,20 @@ class Predictor:
         return self.activate(self.network(x.contiguous(memory_format=self.layout)).float())
 
     def views_of(self, x: Tensor) -> Tensor:
-        """Turn x (B, C, h, w) into probs (B, K, h, w), averaged over the views."""
-        return average(self.forward, x.to(self.device), self.views, self.batch_views)
+        """Turn x (B, C, h, w) into probs (B, S * K, h, w): the averages over each of the S sets of views."""
+        ends = [len(VIEWS[name]) for name in self.sets]
+        return torch.cat(averages(self.forward, x.to(self.device), self.views, ends, self.batch_views), 1)
+
+    def __call__(self, image: np.ndarray | Tensor, pixel_size: float | None = None) -> np.ndarray:
+        """Predict one scene with the largest set of views; arguments as of ``every_set``."""
+        return self.every_set(image, pixel_size)[self.sets[-1]]
 
     @torch.inference_mode()
-    def __call__(self, image: np.ndarray | Tensor, pixel_size: float | None = None) -> np.ndarray:
-        """Predict one scene; the network is left in eval mode. pixel_size: the scene's, where the view needs it."""
+    def every_set(self, image: np.ndarray | Tensor, pixel_size: float | None = None) -> dict[str, np.ndarray]:
+        """Predict one scene: set of views -> probs, each as if it had been predicted with that set alone.
+
+        The network is left in eval mode. pixel_size: the scene's, where the view needs it.
+        """
         self.network.eval()
         image = np.asarray(image)
         native = image.shape[-2:]
@@ -69,7 +78,8 @@ class Predictor:
             for scale in self.scales:
                 probs = predict(image, (max(1, round(height * scale)), max(1, round(width * scale))))
                 total = probs if total is None else total + probs
-        return total if len(self.scales) == 1 else total / len(self.scales)
+        mean = total if len(self.scales) == 1 else total / len(self.scales)
+        return dict(zip(self.sets, np.split(mean, len(self.sets))))
 
     def _image(self, image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         """Predict (C, H, W) seen at ``shape``: probs (K, H, W), at the image's own size again.

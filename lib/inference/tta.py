@@ -1,6 +1,7 @@
 """Test-time augmentation: a view of the image carries its undo, and the undone probabilities are averaged.
 
-A new set of views is one more row in ``VIEWS``.
+A new set of views is one more row in ``VIEWS``; every row begins with the one before, so that one pass over the largest
+set tells what the smaller ones would have given.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from lib.errors import ConfigError
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -42,17 +45,37 @@ VIEWS: dict[str, tuple[View, ...]] = {
 
 
 def average(forward: Forward, x: Tensor, views: Sequence[View], batched: bool = False) -> Tensor:
-    """Average ``forward`` over ``views``: x (B, C, H, W) -> probs (B, K, H, W).
+    """Average ``forward`` over ``views``: x (B, C, H, W) -> probs (B, K, H, W)."""
+    return averages(forward, x, views, (len(views),), batched)[0]
+
+
+def averages(
+    forward: Forward, x: Tensor, views: Sequence[View], ends: Sequence[int], batched: bool = False
+) -> list[Tensor]:
+    """Average ``forward`` over the first views, as many as each of ``ends`` says: probs (B, K, H, W) each.
 
     forward: (B, C, h, w) -> probs (B, K, h, w). batched: all views of a square input in one call; it pays on a GPU,
-    on a CPU it never did. A running sum holds one view at a time.
+    on a CPU it never did. A running sum holds one view at a time, so several averages cost no more than the largest.
     """
     if batched and x.shape[-1] == x.shape[-2]:
         outputs = forward(torch.cat([view.do(x) for view in views])).chunk(len(views))
     else:
         outputs = (forward(view.do(x)) for view in views)
-    total = None
-    for view, output in zip(views, outputs):
+    total, found = None, {}
+    for number, (view, output) in enumerate(zip(views, outputs), 1):
         output = view.undo(output)
         total = output if total is None else total + output
-    return total / len(views)
+        if number in ends:
+            found[number] = total / number
+    return [found[number] for number in ends]
+
+
+def nested(names: Sequence[str]) -> tuple[View, ...]:
+    """Return the views of the largest of several sets, each the beginning of the next. ConfigError for others."""
+    for name in names:
+        if name not in VIEWS:
+            raise ConfigError(f"views: expected one of {', '.join(VIEWS)}, got {name!r}")
+    sizes = [len(VIEWS[name]) for name in names]
+    if not names or sizes != sorted(set(sizes)):
+        raise ConfigError(f"views: expected sets from the smallest to the largest, got {', '.join(names) or 'none'}")
+    return VIEWS[names[-1]]

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from lib.errors import ConfigError
 
 Precision = Literal["float32", "float16", "bfloat16"]
+Views = Literal["none", "hflip", "flips", "d4"]
 
 
 class Section(BaseModel):
@@ -360,8 +361,9 @@ class Predict(Section):
 
     precision: Precision = "bfloat16"
     """float16 becomes bfloat16 on a CPU."""
-    tta: Literal["none", "hflip", "flips", "d4"] = "flips"
-    """Views that are predicted, undone and averaged as probabilities."""
+    tta: Views | tuple[Views, ...] = "flips"
+    """Views that are predicted, undone and averaged as probabilities: one set, or several, from the smallest to the
+    largest, of which stage 05 chooses out of fold (all are predicted in one go, at the price of the largest)."""
     tile: int = Field(1024, ge=32)
     """Largest window a network sees at once."""
     overlap: float = Field(0.25, ge=0, lt=1)
@@ -370,6 +372,18 @@ class Predict(Section):
     """Multiples of the view's size whose probabilities are averaged."""
     truncate: bool = False
     """Cut probabilities to uint8 as the 2020 code did, instead of rounding."""
+
+    @model_validator(mode="after")
+    def _sets_of_views_grow(self):
+        order = ["none", "hflip", "flips", "d4"]
+        if list(self.tta_sets) != [name for name in order if name in self.tta_sets] or not self.tta_sets:
+            raise ValueError(f"tta: expected one or several of {', '.join(order)}, in this order")
+        return self
+
+    @property
+    def tta_sets(self) -> tuple[str, ...]:
+        """Return the sets of views, the largest last."""
+        return (self.tta,) if isinstance(self.tta, str) else self.tta
 
 
 class Blend(Section):

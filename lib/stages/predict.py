@@ -1,6 +1,7 @@
 """Stage 04: the probabilities of one checkpoint, on its own validation scenes and on the test scenes."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lib.models import checkpoint
 from lib.run import runtime
 from lib.run.artifacts import Unit
 from lib.run.cli import Run, say
-from lib.run.config import Model
+from lib.run.config import Model, Predict
 from lib.scenes.probs import file_name, quantise, write_levels
 from lib.scenes.view import View
 from lib.stages import folds
@@ -41,11 +42,29 @@ def predict(run: Run, units: list[Unit]) -> None:
         with run.build(unit, record) as out:
             scenes = scenes_of(run, split, int(fold.removeprefix("fold")))
             record["scenes"] = len(scenes)
+            seconds = []
             for scene in tqdm(scenes, unit.key, leave=False, disable=None):
-                path = out / file_name(scene.id)
-                if not path.exists():  # files of an interrupted run are whole
-                    probs = predictor(read_stack(run.competition, scene, description["images"]), scene.pixel_size)
-                    write_levels(path, quantise(probs, run.config.predict.truncate), description["classes"])
+                seconds.append(predict_scene(run, predictor, description, scene, out))
+            if timed := sorted(filter(None, seconds)):
+                record["seconds_per_scene"] = round(timed[len(timed) // 2], 4)  # the median: the first one warms up
+
+
+def predict_scene(run: Run, predictor: Predictor, description: Mapping[str, Any], scene: Scene, out: Path) -> float:
+    """Write the levels of one scene, one file per set of views; returns the seconds it took, 0 for what was there."""
+    paths = {name: levels_path(out, run.config.predict, name, scene.id) for name in predictor.sets}
+    if all(path.exists() for path in paths.values()):  # files of an interrupted run are whole
+        return 0.0
+    started = time.perf_counter()
+    image = read_stack(run.competition, scene, description["images"])
+    for name, probs in predictor.every_set(image, scene.pixel_size).items():
+        paths[name].parent.mkdir(exist_ok=True)
+        write_levels(paths[name], quantise(probs, run.config.predict.truncate), description["classes"])
+    return time.perf_counter() - started
+
+
+def levels_path(folder: Path, predict: Predict, views: str, scene: str) -> Path:
+    """Return where a unit of this stage has a scene's levels; several sets of views lie in a folder each."""
+    return (folder if len(predict.tta_sets) == 1 else folder / views) / file_name(scene)
 
 
 def open_predictor(run: Run, folder: Path, name: str) -> tuple[Predictor, str]:
@@ -55,7 +74,7 @@ def open_predictor(run: Run, folder: Path, name: str) -> tuple[Predictor, str]:
     if used != asked.precision:
         say(f"  {asked.precision} asked, {used} used on this CPU")
     predictor = Predictor(checkpoint.load_network(folder), run.competition.tasks[model.task].activate,
-                          run.device, used, views=asked.tta, tile=asked.tile,
+                          run.device, used, views=asked.tta_sets, tile=asked.tile,
                           overlap=int(asked.tile * asked.overlap), view=view_of(model),
                           scales=asked.scales)  # fmt: skip
     return predictor, used
