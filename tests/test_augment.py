@@ -28,6 +28,15 @@ def coordinates(height: int = 200, width: int = 180) -> tuple[dict[str, np.ndarr
     return {"pre": image, "post": image.copy()}, row, column
 
 
+def mirrored(places: np.ndarray, n: int) -> np.ndarray:
+    """Return the indices below ``n`` of places on a line that is mirrored at its ends, which are not repeated.
+
+    np.pad does the same since numpy 2.0; before, it is wrong where more is added than there is.
+    """
+    away = np.abs(places) % max(2 * (n - 1), 1)
+    return np.minimum(away, 2 * (n - 1) - away)
+
+
 def photo(seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {name: rng.integers(0, 256, (90, 110, 3), dtype=np.uint8) for name in PAIR}
@@ -231,12 +240,8 @@ def test_a_small_scene_is_mirrored_and_its_border_ignored(height, width):
         top, left = np.argwhere(inside)[0]
         start = out["pre"][top, left, 0]
         scene = images["pre"][start:start + 64]
-        padded = scene
-        for axis, before in ((0, top), (1, left)):
-            pads = [(0, 0)] * 3
-            pads[axis] = (before, 64 - before - scene.shape[axis])
-            padded = np.pad(padded, pads, mode="reflect" if scene.shape[axis] > 1 else "edge")
-        np.testing.assert_array_equal(out["pre"], padded)
+        rows, columns = (mirrored(np.arange(64) - before, n) for before, n in zip((top, left), scene.shape))
+        np.testing.assert_array_equal(out["pre"], scene[np.ix_(rows, columns)])
 
 
 def test_the_focus_component_is_in_the_crop():

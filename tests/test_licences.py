@@ -3,8 +3,12 @@
 import pytest
 import segmentation_models_pytorch as smp
 import timm
+from packaging import version
 
 from lib.models.licences import NON_COMMERCIAL, licence, warning
+
+TIMM = version.parse(timm.__version__)
+stated = pytest.mark.skipif(TIMM < version.parse("1.0.22"), reason="timm states every licence from 1.0.22 on")
 
 
 @pytest.mark.parametrize(
@@ -18,10 +22,10 @@ from lib.models.licences import NON_COMMERCIAL, licence, warning
         ("resnext101_32x16d", "cc-by-nc-4.0"),  # smp has no ImageNet weights of it, only Instagram's
         ("tu-swin_tiny_patch4_window7_224", "mit"),
         ("swin_tiny_patch4_window7_224", "mit"),
-        ("tu-tf_efficientnet_b4.ns_jft_in1k", "apache-2.0"),
+        pytest.param("tu-tf_efficientnet_b4.ns_jft_in1k", "apache-2.0", marks=stated),
         ("tu-convnextv2_tiny.fcmae_ft_in22k_in1k", "cc-by-nc-4.0"),
         ("tu-resnet50.fb_swsl_ig1b_ft_in1k", "cc-by-nc-4.0"),
-        ("tu-test_vit", "apache-2.0"),
+        pytest.param("tu-test_vit", "apache-2.0", marks=stated),
         ("tu-tf_efficientnet_b4.no_such_tag", None),
         ("tu-no_such_model", None),
         ("none", None),
@@ -36,9 +40,11 @@ def test_every_native_encoder_has_one():
 
 
 def test_what_timm_calls_non_commercial_is_in_the_table():
+    """And nothing else is there but Nvidia's, as far as this timm knows: each release names more licences."""
     known = {timm.get_pretrained_cfg(name).license for name in timm.list_pretrained()}
     marked = {name for name in known if name and any(part in name for part in ("-nc", "noncommercial", "amlr", "seer"))}
-    assert marked == NON_COMMERCIAL.keys() - {"nvidia-source-code-license"}
+    table = NON_COMMERCIAL.keys() - {"nvidia-source-code-license"}
+    assert marked <= table and (marked == table or TIMM < version.parse("1.0.31"))
 
 
 def test_a_warning_is_one_sentence_and_only_for_what_excludes_commercial_use():

@@ -55,6 +55,12 @@ def test_vertices_are_rounded_not_cut():
     assert rasterize([("POLYGON ((0.5 0.5, 2.5 0.5, 2.5 2.5, 0.5 2.5, 0.5 0.5))", 1)], (6, 6)).sum() == 9  # 0..2
 
 
+def test_a_thin_triangle_has_no_pixel_too_many():
+    """OpenCV before 4.11 draws a fourth pixel, (1, 2), and differs from xBD's targets wherever an edge is steep."""
+    mask = rasterize([("POLYGON ((1 1, 0 3, 0 2, 1 1))", 1)], (5, 5))
+    assert np.argwhere(mask).tolist() == [[1, 1], [2, 0], [3, 0]]
+
+
 def test_later_polygons_cover_earlier_ones_and_show_through_holes():
     below, ring = shapely.box(0, 0, 9, 9), shapely.box(1, 1, 8, 8) - shapely.box(3, 3, 6, 6)
     mask = rasterize([(below, 1), (ring, 2)], (10, 10))

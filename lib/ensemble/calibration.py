@@ -54,7 +54,7 @@ def gather(task: Task, levels: np.ndarray, target: np.ndarray, limit: int = 20_0
             rows = rows[np.linspace(0, len(rows) - 1, limit).astype(np.intp)]
         return _together(rows, np.ones(len(rows), np.int64))
     truth = np.broadcast_to(task.truth(target), levels.shape)[:, counted]
-    found = np.bincount(levels[:, counted].ravel() * np.intp(2) + truth.ravel(), minlength=512)
+    found = np.bincount(levels[:, counted].ravel().astype(np.intp) * 2 + truth.ravel(), minlength=512)
     seen = np.flatnonzero(found)
     return Evidence((seen // 2)[:, None].astype(np.uint8), (seen % 2).astype(np.uint8), found[seen].astype(np.int64))
 

