@@ -1,12 +1,13 @@
 """Stage 04: the probabilities of one checkpoint, on its own validation scenes and on the test scenes."""
 
 import copy
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -86,7 +87,7 @@ def fall_back(run: Run, name: str, scenes: list[Scene], failed: Mapping[str, str
     """
     failed = dict(sorted(failed.items()))
     if len(failed) == len(scenes):
-        raise ArtifactError(f"{name}: every one of {len(scenes)} scenes failed, so they get no fallback; {told(failed)}")
+        raise ArtifactError(f"{name}: each of {len(scenes)} scenes failed, which no fallback is for; {told(failed)}")
     task, value = run.competition.tasks[run.config.models[name].task], run.config.predict.fallback
     size_of = sizes(run.competition, scenes) if task.dense else dict.fromkeys(failed, (1, 1))
     for scene in failed:
@@ -113,6 +114,16 @@ class Outcome:
     scene: str
     seconds: float
     error: str = ""
+
+
+class Measured(NamedTuple):
+    """What a network takes in a worker: seconds to load it, and of each scene (read and write, predict)."""
+
+    load: float
+    seconds: dict[str, tuple[float, float]]
+    failed: dict[str, str]
+    folder: Path
+    """Where the levels of these scenes lie."""
 
 
 class Networks:
@@ -144,22 +155,57 @@ class Networks:
             return Outcome(scene.id, 0.0)
         started = time.perf_counter()
         try:
-            levels = self.levels(scene)
+            levels = self.levels(scene, self.read(scene))
         except Exception as error:  # noqa: BLE001 whatever is wrong with this scene, the others go on
             if predict.fallback is None:
                 raise
-            self.check_device()
-            words = str(error).strip().splitlines() or ["no message"]
-            said = words[0] if isinstance(error, PipelineError) else f"{type(error).__name__}: {words[0]}"
-            return Outcome(scene.id, time.perf_counter() - started, said)
+            return Outcome(scene.id, time.perf_counter() - started, self.reason(error))
+        self.write(levels, paths)
+        return Outcome(scene.id, time.perf_counter() - started)
+
+    def measure(self, run: Run, name: str, fold: int, scenes: Sequence[Scene], wanted: int, folder: Path) -> Measured:
+        """Load a checkpoint and predict ``wanted`` of the scenes, the first one twice, since the first time warms up.
+
+        Levels go below ``folder``, to a place of this worker's own; scenes that fail are passed over.
+        """
+        started = time.perf_counter()
+        self.load(run, name, fold)
+        found = Measured(time.perf_counter() - started, {}, {}, folder / str(os.getpid()))
+        found.folder.mkdir(parents=True)
+        warm = False
+        for scene in scenes:
+            paths = {tta: levels_path(found.folder, run.config.predict, tta, scene.id) for tta in self.predictor.sets}
+            try:
+                if not warm:
+                    self.levels(scene, self.read(scene))
+                    warm = True
+                started = time.perf_counter()
+                image = self.read(scene)
+                read = time.perf_counter()
+                levels = self.levels(scene, image)
+                predicted = time.perf_counter()
+            except Exception as error:  # noqa: BLE001 as in ``predict``
+                found.failed[scene.id] = self.reason(error)
+                continue
+            self.write(levels, paths)
+            written = time.perf_counter()
+            found.seconds[scene.id] = read - started + written - predicted, predicted - read
+            if len(found.seconds) == wanted:
+                break
+        return found
+
+    def read(self, scene: Scene) -> np.ndarray:
+        """Read what the network is given of a scene."""
+        return read_stack(self.run.competition, scene, self.description["images"])
+
+    def write(self, levels: Mapping[str, np.ndarray], paths: Mapping[str, Path]) -> None:
+        """Write the levels of each set of views."""
         for name, found in levels.items():
             paths[name].parent.mkdir(exist_ok=True)
             write_levels(paths[name], found, self.description["classes"])
-        return Outcome(scene.id, time.perf_counter() - started)
 
-    def levels(self, scene: Scene) -> dict[str, np.ndarray]:
-        """Return set of views -> levels (C, H, W) uint8; a scene too large for the GPU is tried with smaller windows."""
-        image = read_stack(self.run.competition, scene, self.description["images"])
+    def levels(self, scene: Scene, image: np.ndarray) -> dict[str, np.ndarray]:
+        """Return set of views -> levels (C, H, W) uint8; a scene too large for the GPU is tried in smaller windows."""
         smaller = None
         try:
             probs = self.predictor.every_set(image, scene.pixel_size)
@@ -173,14 +219,19 @@ class Networks:
             probs = smaller.every_set(image, scene.pixel_size)
         return {name: quantise(found, self.run.config.predict.truncate) for name, found in probs.items()}
 
-    def check_device(self) -> None:
-        """Raise ArtifactError where the GPU does nothing any more: then no scene is to blame, and all would fail."""
+    def reason(self, error: Exception) -> str:
+        """Return in one line why a scene failed.
+
+        ArtifactError where the GPU does nothing any more: then no scene is to blame, and all would fail.
+        """
         if self.device.type == "cuda":
             try:
                 torch.ones(8, device=self.device).sum().item()
-            except RuntimeError as error:
-                said = str(error).splitlines()[0]
-                raise ArtifactError(f"{self.device}: the GPU no longer answers ({said}); run again") from error
+            except RuntimeError as fault:
+                said = str(fault).splitlines()[0]
+                raise ArtifactError(f"{self.device}: the GPU no longer answers ({said}); run again") from fault
+        words = (str(error).strip().splitlines() or ["no message"])[0]
+        return words if isinstance(error, PipelineError) else f"{type(error).__name__}: {words}"
 
 
 def halved(predictor: Predictor) -> Predictor | None:

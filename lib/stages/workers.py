@@ -163,7 +163,9 @@ class Pool:
                              "happens again")  # fmt: skip
 
 
-def _serve(end: Connection, inherited: Sequence[Connection], make: Callable, device: torch.device, threads: int) -> None:
+def _serve(
+    end: Connection, inherited: Sequence[Connection], make: Callable, device: torch.device, threads: int
+) -> None:
     """Make the object, answer calls with (result, error, its traceback) until the pool closes or goes away.
 
     As many threads as in the parent: sums of convolutions on a CPU depend on their number.
