@@ -71,12 +71,18 @@ def open_job(config: Path, args: argparse.Namespace, clock: Callable[[], float])
     scenes = run.scenes("test")
     gates.check_disk(args.scratch, estimate(run, scenes))
     pool = open_pool(run, args.start)
-    places = Counter(torch.cuda.get_device_name(d) if d.type == "cuda" else "the CPU" for d in pool.devices)
     minutes = run.config.predict.budget_minutes
-    say(f"kernel: {len(scenes)} test scenes in {data}; predicted by "
-        + ", ".join(f"{count} x {place}" if count > 1 else place for place, count in places.items())
+    say(f"kernel: {len(scenes)} test scenes in {data}; predicted by {workers(pool)}"
         + (f" in {minutes:g} minutes" if minutes else ""))  # fmt: skip
     return Job(run, full, options, pool, Budget(60 * minutes if minutes else inf, clock))
+
+
+def workers(pool: Pool) -> str:
+    """Say how many workers there are, and where."""
+    if pool.devices[0].type == "cpu":
+        return f"{len(pool)} worker{'s' * (len(pool) > 1)} on the CPU, no GPU here"
+    places = Counter(torch.cuda.get_device_name(device) for device in dict.fromkeys(pool.devices))
+    return f"{len(pool)} worker{'s' * (len(pool) > 1)} on " + ", ".join(f"{n} x {name}" for name, n in places.items())
 
 
 def settings(experiment: Experiment, args: argparse.Namespace) -> Iterator[str]:

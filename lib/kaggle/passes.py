@@ -9,9 +9,9 @@ from statistics import mean
 
 from lib.competitions.contract import Levels, Scene, settings_for
 from lib.errors import ArtifactError, PipelineError
-from lib.kaggle.plan import Costs, Plan, Timing, minutes, reduced
+from lib.kaggle.plan import Costs, Plan, Timing, reduced
 from lib.run.artifacts import read_json
-from lib.run.cli import Run, say
+from lib.run.cli import Run, duration, say
 from lib.run.graph import Graph
 from lib.scenes.probs import read_levels
 from lib.stages import ensemble
@@ -127,14 +127,14 @@ def carry_out(run: Run, plan: Plan, pool: Pool, hand_in: Callable[[Run], None], 
 
     def tick() -> None:
         if budget.left() < finishing * members(done + 1):
-            raise OutOfTime(f"the budget of {minutes(budget.seconds)} is used up in fold {done + 1} of {count}")
+            raise OutOfTime(f"the budget of {duration(budget.seconds)} is used up in fold {done + 1} of {count}")
 
     while done < count:
         names = [name for name, folds in networks.items() if len(folds) > done]
         needed = sum(took.get(name, 0) for name in names) + finishing * members(done + 1)
         if done and needed > budget.left():
-            say(f"kernel: {count - done} of {count} folds left out: the next one needs {minutes(needed)}, "
-                f"{minutes(budget.left())} are left")  # fmt: skip
+            say(f"kernel: {count - done} of {count} folds left out: the next one needs {duration(needed)}, "
+                f"{duration(max(0, budget.left()))} are left")  # fmt: skip
             break
         try:
             for name in names:

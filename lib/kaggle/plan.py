@@ -11,6 +11,7 @@ from typing import Any
 
 from lib.errors import ArtifactError
 from lib.inference.tta import VIEWS
+from lib.run.cli import duration
 from lib.run.config import Experiment
 
 RESERVE = 0.1
@@ -133,7 +134,7 @@ def sentence(costs: Costs, full: Option, plan: Plan | None, left: float) -> str:
     measured = ", ".join(f"{name} {t.scene:.3f} s and {t.view:.3f} s per view" for name, t in costs.timings.items())
     shared = f" in each of {costs.workers} workers" if costs.workers > 1 else ""
     said = (f"a scene takes{shared} {measured}, its answer {costs.finish:.3f} s; everything needs "
-            f"{minutes(costs.total(full.models, full.tta, costs.most))}, {minutes(left)} are left")  # fmt: skip
+            f"{duration(costs.total(full.models, full.tta, costs.most))}, {duration(max(0, left))} are left")  # fmt: skip
     if plan is None:
         return f"{said}; not even one fold with one view fits, so nothing is predicted"
     dropped = []
@@ -148,12 +149,7 @@ def sentence(costs: Costs, full: Option, plan: Plan | None, left: float) -> str:
         return f"{said}; nothing is left out"
     scores = "" if plan.score is None else f"; out-of-fold score {plan.score:.4f}" + (
         "" if full.score is None else f", {full.score:.4f} with everything")  # fmt: skip
-    return f"{said}; left out: {'; '.join(dropped)}; so it needs {minutes(plan.seconds)}{scores}"
-
-
-def minutes(seconds: float) -> str:
-    """Write seconds as minutes, to a tenth and small ones to a hundredth."""
-    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds / 60:.2f} min"
+    return f"{said}; left out: {'; '.join(dropped)}; so it needs {duration(plan.seconds)}{scores}"
 
 
 # ---- the experiment -----------------------------------------------------------------------------------
