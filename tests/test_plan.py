@@ -98,7 +98,7 @@ def test_the_plan_is_told_with_what_it_costs():
     assert "everything needs 7 min 04 s, 1 min 30 s are left" in said
     assert "left out: the model a; views: none (1) instead of flips (4); so it needs 1 min 08 s" in said
     assert "out-of-fold score 0.7200, 0.8000 with everything" in said
-    assert sentence(costs(), FULL, choose(costs(), FULL, [], inf), inf).endswith("nothing is left out")
+    assert sentence(costs(), FULL, choose(costs(), FULL, [], inf), 9999).endswith("nothing is left out")
     fewer = choose(costs(), FULL, [FULL], needed(FULL, 2))
     assert "folds: 2 of 4 (what they are worth is not known out of fold)" in sentence(costs(), FULL, fewer, 9)
     assert "nothing is predicted" in sentence(costs(), FULL, None, -5) and "0.0 s are left" in sentence(
