@@ -30,7 +30,7 @@ from lib.run.config import Experiment, load
 from lib.stages import ensemble
 from lib.stages.predict import open_pool, told
 from lib.stages.submit import write
-from lib.stages.workers import Pool
+from lib.stages.workers import STARTS, Pool
 
 SUBMISSION = "submission.csv"
 SAMPLES = "*sample_submission*.csv"
@@ -86,7 +86,9 @@ def workers(pool: Pool) -> str:
 
 
 def settings(experiment: Experiment, args: argparse.Namespace) -> Iterator[str]:
-    """Yield what the kernel's settings change in the experiment. ConfigError for one that is no number as expected."""
+    """Yield what the kernel's settings change in the experiment. ConfigError for one that means nothing."""
+    if args.start not in STARTS:
+        raise ConfigError(f"KERNEL_START: expected {' or '.join(STARTS)}, got {args.start!r}")
     for name, kind, value in (("workers", int, args.workers), ("budget_minutes", float, args.budget_minutes)):
         if value:
             try:

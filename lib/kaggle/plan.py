@@ -133,8 +133,9 @@ def sentence(costs: Costs, full: Option, plan: Plan | None, left: float) -> str:
     """Say what was measured, what all of it needs, what is left of the budget, and what the plan leaves out."""
     measured = ", ".join(f"{name} {t.scene:.3f} s and {t.view:.3f} s per view" for name, t in costs.timings.items())
     shared = f" in each of {costs.workers} workers" if costs.workers > 1 else ""
-    said = (f"a scene takes{shared} {measured}, its answer {costs.finish:.3f} s; everything needs "
-            f"{duration(costs.total(full.models, full.tta, costs.most))}, {duration(max(0, left))} are left")  # fmt: skip
+    whole = duration(costs.total(full.models, full.tta, costs.most))
+    said = (f"a scene takes{shared} {measured}, its answer {costs.finish:.3f} s; everything needs {whole}, "
+            f"{duration(max(0, left))} are left")  # fmt: skip
     if plan is None:
         return f"{said}; not even one fold with one view fits, so nothing is predicted"
     dropped = []
