@@ -1,7 +1,7 @@
 """Start inference from a bundle: check what can be checked without any package, then predict.
 
-Exit code 2: something is not as it must be, and nothing was predicted; 1: prediction failed after the first
-submission was written, which stands.
+Exit code 2: something is not as it must be, and nothing was predicted; 1: prediction failed, or nothing fits the
+budget, after the first submission was written; the last one that was stands.
 """
 
 import argparse

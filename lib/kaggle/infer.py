@@ -188,14 +188,14 @@ def predict(job: Job, working: Path) -> int:
         with job.pool as pool:
             pool.start()  # first of all: what is forked later would inherit threads
             say(f"kernel: {target}: {first_submission(run, target)}, until the networks have answered")
-            plan = Plan(job.full.models, job.full.tta, run.config.folds.n, 0.0)
+            plan, reading = Plan(job.full.models, job.full.tta, run.config.folds.n, 0.0), 0.0
             if budget.seconds < inf:
                 costs = measure(run, pool, run.store.root / "measured")
-                plan = choose(costs, job.full, job.options, budget.left())
+                plan, reading = choose(costs, job.full, job.options, budget.left()), costs.scenes * costs.read
                 say("kernel: plan: " + sentence(costs, job.full, plan, budget.left()))
             if plan is None:
                 return 1
-            failed = carry_out(run, plan, pool, hand_in, budget)
+            failed = carry_out(run, plan, pool, hand_in, budget, reading)
     except PipelineError as error:
         say(f"kernel: {error}")
         return 1

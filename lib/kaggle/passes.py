@@ -101,12 +101,15 @@ def rehearse(run: Run, scenes: Sequence[Scene], folders: Mapping[str, Path], out
 
 
 # ---- predicting ---------------------------------------------------------------------------------------
-def carry_out(run: Run, plan: Plan, pool: Pool, hand_in: Callable[[Run], None], budget: Budget) -> dict[str, str]:
+def carry_out(
+    run: Run, plan: Plan, pool: Pool, hand_in: Callable[[Run], None], budget: Budget, reading: float = 0.0
+) -> dict[str, str]:
     """Predict one fold of every model after the other; hand in what is there after the first pass and after the last.
 
     A further pass begins only if it and the last submission will end in the budget, as far as the earlier ones tell,
-    and is given up when the budget is used up. Returns scene id -> why it has the fallback in some network's answer.
-    OutOfTime where not even the first pass ends in time.
+    and is given up when the budget is used up. ``reading``: seconds that one network more in a submission takes.
+    Returns scene id -> why it has the fallback in some network's answer. OutOfTime where not even the first pass ends
+    in time.
     """
     whole = part(run, plan.models, plan.tta, plan.folds)
     networks = {name: whole.config.folds_of(model) for name, model in whole.config.models.items()}
@@ -114,7 +117,7 @@ def carry_out(run: Run, plan: Plan, pool: Pool, hand_in: Callable[[Run], None], 
     took: dict[str, float] = {}  # model -> seconds of one network
     failed: dict[str, str] = {}
     done = handed = 0  # passes that are predicted, and in the submission
-    finishing = 0.0  # seconds that the last submission took for each network in it
+    finishing = 0.0  # seconds that the last submission took
 
     def members(passes: int) -> int:
         return sum(min(passes, len(folds)) for folds in networks.values())
@@ -123,15 +126,18 @@ def carry_out(run: Run, plan: Plan, pool: Pool, hand_in: Callable[[Run], None], 
         nonlocal finishing, handed
         started = budget.clock()
         hand_in(part(run, plan.models, plan.tta, done))
-        finishing, handed = (budget.clock() - started) / members(done), done
+        finishing, handed = budget.clock() - started, done
+
+    def ending() -> float:
+        return finishing + reading * (members(done + 1) - members(handed)) if handed else 0.0
 
     def tick() -> None:
-        if budget.left() < finishing * members(done + 1):
+        if budget.left() < ending():
             raise OutOfTime(f"the budget of {duration(budget.seconds)} is used up in fold {done + 1} of {count}")
 
     while done < count:
         names = [name for name, folds in networks.items() if len(folds) > done]
-        needed = sum(took.get(name, 0) for name in names) + finishing * members(done + 1)
+        needed = sum(took.get(name, 0) for name in names) + ending()
         if done and needed > budget.left():
             say(f"kernel: {count - done} of {count} folds left out: the next one needs {duration(needed)}, "
                 f"{duration(max(0, budget.left()))} are left")  # fmt: skip

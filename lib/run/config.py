@@ -376,7 +376,8 @@ class Predict(Section):
     """Probability that every class gets for a scene that cannot be read or predicted; none: the stage stops (in a
     kernel, where nothing may stop the rest, it is 0)."""
     workers: int | None = Field(None, ge=1)
-    """Processes that share the scenes; none: one per GPU, or one on the CPU."""
+    """Processes that share the scenes, each with as many threads as one alone has; none: one per GPU, or one on the
+    CPU. More than GPUs let one read scenes while another predicts."""
     budget_minutes: float | None = Field(None, gt=0)
     """Time that a kernel has from its start to its end; it leaves out views, models and folds to keep to it."""
 

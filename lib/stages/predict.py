@@ -54,7 +54,7 @@ def predict(run: Run, units: list[Unit], pool: Pool | None = None, tick: Callabl
         return
     _, _, name, fold, _ = units[0].key.split("/")
     fold = int(fold.removeprefix("fold"))
-    pool = pool or Pool(Networks, [run.device])
+    pool = Pool(Networks, [run.device]) if pool is None else pool
     asked = run.config.predict.precision
     used = pool.each("load", run, name, fold)[0]
     if used != asked:
