@@ -15,9 +15,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from lib.competitions.contract import Competition, Scene, settings_for
+from lib.competitions.contract import APART, Competition, Scene, settings_for
 from lib.run.artifacts import read_json
 from lib.run.cli import Run
+from lib.stages import plans
 from lib.stages.ensemble import DECODE, blended
 
 PICTURES = 4
@@ -39,10 +40,15 @@ def decode_table(run: Run) -> str:
         shown = "unknown (one fold only)" if expected is None else f"{expected:.4f}"
         lines.append(f"  {'expected on unseen scenes':32s} {shown}  (nested cross-validation)")
     apart = found["params"].get("per_domain", {})
-    common = {name: value for name, value in found["params"].items() if name != "per_domain"}
+    common = {name: value for name, value in found["params"].items() if name not in APART}
     lines.append("  settings: " + ", ".join(f"{name} {value}" for name, value in common.items()))
+    apart = apart | ({"unseen domains": found["params"]["unseen"]} if "unseen" in found["params"] else {})
     lines += [f"  {domain}: " + ", ".join(f"{n} {v}" for n, v in own.items()) for domain, own in apart.items()]
     lines.append("  weights: " + ", ".join(f"{name} {value:g}" for name, value in found["weights"].items()))
+    if run.config.averages_are_fitted:
+        lines.append(f"  views: {found['tta']}" + (", refined by a CRF" if found["crf"] else ""))
+    if found.get("plans"):
+        lines += plans.table(found["plans"], list(run.config.models))
     if len(found["per_domain"]) > 1:
         lines += _by_table(found["per_domain"], "domain")
     lines += _by_table(found["per_fold"], "fold")

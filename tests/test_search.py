@@ -1,11 +1,12 @@
 """Flat tops, nested validation against a plain loop, acceptance and intervals, on a metric made for the test."""
 
+from functools import partial
 from itertools import product
 
 import numpy as np
 import pytest
 
-from lib.ensemble.search import MAX_POINTS, accept, bootstrap, choose, lattice, nested
+from lib.ensemble.search import MAX_POINTS, accept, bootstrap, choose, choose_variant, lattice, nested
 from lib.errors import ConfigError
 
 
@@ -185,3 +186,32 @@ def test_bootstrap_of_equal_scenes_is_a_point():
     assert bootstrap(scenes, share) == (0.75, 0.75)
     with pytest.raises(ValueError, match="at least one scene"):
         bootstrap(scenes[:0], share)
+
+
+# ---- variants -----------------------------------------------------------------------------------------
+def two_classes(counts):
+    """Mean of the right answers of two classes out of ten each, (..., 2)."""
+    return counts.mean(-1) / 10
+
+
+def test_a_variant_is_taken_only_where_it_scores_higher_and_no_class_gets_worse():
+    plain = np.array([[5, 5], [6, 4]])  # two points
+    better, uneven, best = [[6, 6], [5, 5]], [[10, 4], [3, 3]], [[5, 5], [7, 6]]
+
+    def chosen(*variants):
+        table = np.concatenate([plain, *map(np.array, variants)])
+        return choose_variant(table, 1 + len(variants), two_classes, lambda c: c / 10, (2,), 0.0)
+
+    assert chosen() == choose(plain, two_classes, (2,), 0.0)
+    assert chosen(better) == 2 and chosen(uneven) < 2, "the second class of the uneven one falls from 5 to 4"
+    assert chosen(better, uneven, best) == 7 and chosen(best, better) == 3
+    assert chosen(plain) < 2, "the same score is no reason"
+
+
+def test_nested_choice_of_a_variant_never_sees_the_fold_it_is_scored_on():
+    folds = {0: np.array([[9, 9], [1, 1]]), 1: np.array([[1, 1], [2, 2]]), 2: np.array([[1, 1], [2, 2]])}
+    pick = partial(choose_variant, variants=2, score=two_classes, class_scores=lambda c: c / 10, shape=(1,),
+                   plateau=0.0)  # fmt: skip
+    found = nested(folds, two_classes, (1,), 0.0, pick=pick)
+    assert found.point == 0 and found.chosen == {0: 1, 1: 0, 2: 0}
+    assert found.expected == two_classes(np.array([1 + 1 + 1, 3]))

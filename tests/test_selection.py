@@ -1,11 +1,9 @@
-"""Greedy weights against a plain loop and against leakage, plans for a budget against all subsets."""
-
-from itertools import combinations
+"""Greedy weights against a plain loop and against leakage."""
 
 import numpy as np
 import pytest
 
-from lib.ensemble.selection import front, greedy, plan
+from lib.ensemble.selection import greedy
 
 NAMES = ("a", "b", "c")
 
@@ -115,53 +113,3 @@ def test_every_group_keeps_a_member_and_a_plain_score_is_enough():
     for groups in ([], [()], [("a",), ("a",)]):
         with pytest.raises(ValueError, match="distinct names"):
             greedy(groups, None, None, 1)
-
-
-# ---- seconds ------------------------------------------------------------------------------------------
-def oracle(value, seconds, budget, must):
-    """Best gain of all subsets that fit, the cheapest such one."""
-    fitting = [
-        (value(kept), -sum(seconds[n] for n in kept))
-        for size in range(1, len(seconds) + 1) for kept in combinations(seconds, size)
-        if sum(seconds[n] for n in kept) <= budget and all(set(kept) & set(group) for group in must)
-    ]  # fmt: skip
-    return max(fitting, default=None)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_plan_is_the_best_of_all_subsets_and_greedy_comes_near(seed):
-    rng = np.random.default_rng(seed)
-    seconds = {f"m{i}": int(s) for i, s in enumerate(rng.integers(1, 9, 9))}
-    reach = {name: set(rng.choice(40, 12, replace=False).tolist()) for name in seconds}
-
-    def covered(kept):
-        return len(set().union(*(reach[name] for name in kept)))  # diminishing returns
-
-    must = [("m0", "m1"), ("m2", "m3", "m4")]
-    for budget in (12, 20, 60):
-        gain, cost = oracle(covered, seconds, budget, must)
-        best = plan(covered, seconds, budget, must)
-        assert (best.gain, best.seconds) == (gain, -cost) and all(set(best.names) & set(g) for g in must)
-        quick = plan(covered, seconds, budget, must, exact=0)
-        assert quick.seconds <= budget and 0.8 * gain <= quick.gain <= gain
-        assert all(set(quick.names) & set(g) for g in must)
-
-
-def test_front_has_no_plan_that_another_beats_and_holds_the_plan_of_every_budget():
-    gains, seconds = {"a": 5.0, "b": 4.0, "c": 3.0, "d": -1.0}, {"a": 4, "b": 3, "c": 3, "d": 1}
-    plans = front(gains, seconds)
-    assert all(x.seconds < y.seconds and x.gain < y.gain for x, y in zip(plans, plans[1:]))
-    assert plans[-1].names == ("a", "b", "c")  # what only costs is dropped
-    for budget in range(1, 12):
-        assert plan(gains, seconds, budget) == [p for p in plans if p.seconds <= budget][-1]
-    assert plan(gains, seconds, 6).names == ("b", "c")  # 7 in 6 s; the best single one first would give 5
-
-
-@pytest.mark.parametrize("exact", [12, 0])
-def test_an_answer_is_planned_even_where_nothing_fits(exact):
-    late = plan({"a": 1.0, "b": 2.0, "c": 1.0}, {"a": 5, "b": 9, "c": 2}, 1, [("a", "b"), ("c",)], exact)
-    assert late.names == ("a", "c") and late.seconds == 7
-    with pytest.raises(ValueError, match="seconds"):
-        plan({"a": 1.0}, {"a": float("nan")}, 1)
-    with pytest.raises(ValueError, match="seconds"):
-        plan({"a": 1.0}, {"a": 1.0}, 1, [("z",)])

@@ -141,6 +141,35 @@ def test_patches_and_whole_images_are_fused_with_weights_fitted_out_of_fold(tmp_
 
 
 @pytest.mark.slow
+def test_views_crf_thresholds_and_settings_for_new_domains_are_chosen_out_of_fold(tmp_path, capsys):
+    data = {**EXPERIMENTS["binary_rle"]["data"], "options": {"domain": "organ"}}
+    own = Sister(tmp_path, "binary_rle", data=data, blend={"crf": {"iterations": 1}, "choose_crf": True},
+                 predict={"tta": ["none", "hflip", "d4"], "tile": 128},
+                 search={"axes": {"threshold": [0.3, 0.4, 0.5, 0.6]}, "choose": "median",
+                         "unseen": {"threshold": "otsu"}})  # fmt: skip
+    for name in STAGES:
+        assert own.run(name) == 0, name
+    decode = own.json("05_ensemble/decode/decode.json")
+    assert decode["points"] == 3 * 2 * 4 and decode["tta"] in ("none", "hflip", "d4")
+    assert {row["tta"] for row in decode["plans"]} == {"none", "hflip", "d4"}
+    assert {"expected_with_flattest_best", "expected_score"} <= set(decode) and "unseen_domains" in decode
+    (known,) = [row for row in decode["plans"] if row["tta"] == decode["tta"]]
+    assert known["score"] == decode["scores"]["score"]
+    assert own.json("06_submission/oof/manifest.json")["scores"] == decode["scores"]
+    said = capsys.readouterr().out
+    assert f"views: {decode['tta']}" in said and "seconds a scene" in said
+    # the submission is what predicting with the chosen views alone would have given
+    alone = [part for change in (f"predict.tta={decode['tta']}", "blend.choose_crf=false",
+                                 "blend.crf=" + ("{iterations: 1}" if decode["crf"] else "null"))
+             for part in ("--set", change)]  # fmt: skip
+    before = (own.root / "06_submission/test/submission.csv").read_bytes()
+    for name in STAGES[3:]:
+        assert own.run(name, *alone) == 0, name
+    assert own.json("05_ensemble/decode/decode.json")["params"] == decode["params"]
+    assert (own.root / "06_submission/test/submission.csv").read_bytes() == before
+
+
+@pytest.mark.slow
 def test_a_student_learns_from_another_experiments_probabilities(tmp_path, capsys):
     """Teacher and student share a workdir; a teacher trained anew makes the student stale."""
     teacher = Sister(tmp_path, "labels")

@@ -1,6 +1,4 @@
-"""Votes of binarisations against a loop, Otsu against scikit-image, bootstrap of the best threshold against a loop."""
-
-from fractions import Fraction
+"""Otsu against scikit-image, bootstrap of the best threshold against a loop."""
 
 import numpy as np
 import pytest
@@ -8,7 +6,7 @@ from skimage.filters import threshold_otsu
 
 from lib.ensemble.decode import threshold_level
 from lib.ensemble.instances import count_thresholds
-from lib.ensemble.thresholds import average, histogram, nested_median, otsu, spread
+from lib.ensemble.thresholds import histogram, of_scene, otsu, spread
 
 VALUES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
@@ -29,35 +27,6 @@ def tables(seed, scenes, best, noise=0.15, size=30):
     return np.stack(found)
 
 
-@pytest.mark.parametrize("times", [None, [1, 3, 2]])
-def test_average_equals_a_count_of_votes(times):
-    rng = np.random.default_rng(0)
-    levels = [rng.integers(0, 256, (7, 9), dtype=np.uint8) for _ in range(3)]
-    lists = [(0.3, 0.5), (0.2,), (0.4, 0.45, 0.9)]
-    mask = average(levels, lists, times)
-    for i, j in np.ndindex(mask.shape):
-        share = sum(
-            Fraction(votes, len(own)) * (array[i, j] >= threshold_level(t))
-            for array, own, votes in zip(levels, lists, times or [1, 1, 1]) for t in own
-        )  # fmt: skip
-        assert mask[i, j] == (share >= Fraction(sum(times or [1, 1, 1]), 2))
-
-
-@pytest.mark.parametrize("own", [(0.3,), (0.7, 0.1, 0.4), (0.2, 0.3, 0.5, 0.9), (0.1, 0.1, 0.8, 0.8)])
-def test_one_map_is_cut_at_the_lower_median_of_its_thresholds(own):
-    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    median = sorted(own)[(len(own) - 1) // 2]
-    assert np.array_equal(average([ramp], [own]), ramp >= threshold_level(median))
-
-
-def test_votes_refuse_what_does_not_fit():
-    ramp = np.zeros((2, 2), np.uint8)
-    for lists, times in (([()], [1]), ([(0.5,)], [0]), ([(0.5,), (0.5,)], [1, 1])):
-        with pytest.raises(ValueError, match="thresholds"):
-            average([ramp], lists, times)
-
-
-# ---- otsu -----------------------------------------------------------------------------------------------
 def test_otsu_equals_scikit_image_where_no_gap_leaves_a_choice():
     rng = np.random.default_rng(1)
     for a, b in ((30, 180), (80, 140), (10, 250)):
@@ -100,16 +69,17 @@ def test_the_median_is_what_binarisations_at_all_winners_come_to():
     winners = np.repeat(VALUES, np.rint(found.wins * 40).astype(int))
     ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
     assert len(set(winners)) > 1
-    assert np.array_equal(average([ramp], [winners]), ramp >= threshold_level(VALUES[found.median]))
+    votes = np.mean([ramp >= threshold_level(winner) for winner in winners], axis=0)
+    assert np.array_equal(votes >= 0.5, ramp >= threshold_level(VALUES[found.median]))
 
 
-def test_the_median_of_a_group_is_chosen_without_it():
-    counts = np.concatenate([tables(5, 6, best=0.3), tables(6, 6, best=0.6)])
-    groups = ["low"] * 6 + ["high"] * 6
-    chosen, expected = nested_median(counts, groups, VALUES, dice, n=30)
-    assert VALUES[chosen["low"]] in (0.5, 0.6, 0.7) and VALUES[chosen["high"]] in (0.2, 0.3, 0.4)
-    assert expected == dice(counts[:6, chosen["low"]].sum(0) + counts[6:, chosen["high"]].sum(0))
-    with pytest.raises(ValueError, match="at least 2 groups"):
-        nested_median(counts, ["a"] * 12, VALUES, dice)
+def test_values_must_ascend():
     with pytest.raises(ValueError, match="ascending"):
-        spread(counts, VALUES[::-1], dice)
+        spread(tables(5, 2, best=0.3), VALUES[::-1], dice)
+
+
+def test_a_scene_without_two_classes_takes_the_other_threshold():
+    two = np.where(np.arange(4000).reshape(50, 80) % 7 == 0, 90, 20).astype(np.uint8)
+    assert 20 / 255 < of_scene(two, 0.5) < 90 / 255
+    slope = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    assert of_scene(slope, 0.5) == 0.5 and of_scene(np.zeros((4, 4), np.uint8), 0.3) == 0.3

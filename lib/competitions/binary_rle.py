@@ -42,6 +42,7 @@ from lib.competitions import contract
 from lib.competitions.contract import Answer, Finding, Grid, Levels, Scene
 from lib.ensemble import instances as objects
 from lib.ensemble import search
+from lib.ensemble.thresholds import of_scene
 from lib.errors import ConfigError, DataError
 from lib.scenes import raster, rle, stain
 from lib.scenes.view import resize
@@ -60,6 +61,7 @@ RLE_COLUMNS = ("rle", "rle_mask", "encoding", "EncodedPixels")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 METRICS = ("dice", "dice_pooled", "object_map")
 CSV = "submission.csv"
+OTSU = "otsu"
 PIXEL_COUNTS = 5
 """Images, the sum of their Dice in fixed point, then tp, fp, fn of pixels; object counts follow for "object_map"."""
 COLOURFUL = 8.0
@@ -305,10 +307,13 @@ class Competition(contract.Competition):
     def decode(self, levels: Levels, params: Mapping[str, Any]) -> Answer:
         """Turn levels into a mask, or with ``instances`` into objects; settings of ``lib/ensemble/instances.py``.
 
-        "postprocess" may hold a list of its steps. Raises ConfigError for anything else.
+        "postprocess" may hold a list of its steps; "threshold" may be "otsu", told from the scene's own levels. Raises
+        ConfigError for anything else.
         """
         given = dict(params)
         steps = given.pop("postprocess", ())
+        if given.get("threshold") == OTSU:
+            given["threshold"] = of_scene(levels["loc"][0], objects.DEFAULTS["threshold"])
         return objects.postprocess(steps, objects.decode(levels["loc"], {**self.defaults(), **given}))
 
     def defaults(self) -> dict[str, Any]:

@@ -59,9 +59,16 @@ def summarize(findings: Iterable[Finding], names: int = 3) -> list[str]:
     return lines
 
 
+APART = ("per_domain", "seen", "unseen")
+"""Keys of chosen settings that say for which scenes other settings hold."""
+
+
 def settings_for(scene: Scene, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the decode settings of a scene: ``params``, and over them what ``params["per_domain"]`` has for it."""
-    common = {name: value for name, value in params.items() if name != "per_domain"}
+    """Return the decode settings of a scene: ``params``, and over them what ``params["per_domain"]`` has for its domain,
+    or ``params["unseen"]`` where ``params["seen"]`` does not list its domain."""
+    common = {name: value for name, value in params.items() if name not in APART}
+    if "unseen" in params and scene.domain not in params["seen"]:
+        return common | dict(params["unseen"])
     return common | dict(params.get("per_domain", {}).get(scene.domain, {}))
 
 

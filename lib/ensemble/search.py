@@ -7,6 +7,7 @@ added before scoring, so one table per group of scenes is all that a search has 
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -83,6 +84,23 @@ def choose(counts: np.ndarray, score: Score, shape: Sequence[int], plateau: floa
     return int(near_best[np.lexsort((-scores[near_best], -surroundings[near_best]))[0]])
 
 
+def choose_variant(
+    counts: np.ndarray, variants: int, score: Score, class_scores: Score, shape: Sequence[int], plateau: float
+) -> int:
+    """Pick the point to use where the lattice was counted once per variant (a set of views, a refinement).
+
+    counts: (variants * P, K), variant by variant. The first variant is the plain one; another is taken only where, each
+    at its own best point, it scores higher and no class gets worse (``accept``). Returns the index of the point.
+    """
+    tables = counts.reshape(variants, -1, counts.shape[-1])
+    points = [choose(table, score, shape, plateau) for table in tables]
+    best, chosen = 0, [table[point] for table, point in zip(tables, points)]
+    for variant in range(1, variants):
+        if accept(chosen[0], chosen[variant], score, class_scores) and score(chosen[variant]) > score(chosen[best]):
+            best = variant
+    return best * tables.shape[1] + points[best]
+
+
 def _mean_of_neighbours(values: np.ndarray, axis: int) -> np.ndarray:
     """Average each value with those one step before and after it along ``axis``, as far as they exist."""
     values = np.moveaxis(values, axis, 0)
@@ -130,10 +148,12 @@ def nested(
     shape: Sequence[int],
     plateau: float,
     baseline: Mapping[Hashable, np.ndarray] | None = None,
+    pick: Callable[[np.ndarray], int] | None = None,
 ) -> Nested:
     """Search with nested cross-validation: what is held out never takes part in the choice it is scored with.
 
-    counts_by_group: group (a fold, an event) -> (P, K); baseline: group -> (K,) of the settings used without a search.
+    counts_by_group: group (a fold, an event) -> (P, K); baseline: group -> (K,) of the settings used without a search;
+    pick: counts (P, K) -> the point to use, ``choose`` by default.
     Held-out counts are added over groups and scored once, because the mean of group scores is another metric (a group
     that lacks a class would sink it). Raises ValueError on fewer than two groups.
     """
@@ -142,10 +162,11 @@ def nested(
     if baseline is not None and set(baseline) != set(counts_by_group):
         raise ValueError(f"nested: expected a baseline for groups {sorted(map(str, counts_by_group))}, "
                          f"got {sorted(map(str, baseline))}")
+    pick = pick or partial(choose, score=score, shape=shape, plateau=plateau)
     total = sum(counts_by_group.values())
-    chosen = {group: choose(total - counts, score, shape, plateau) for group, counts in counts_by_group.items()}
+    chosen = {group: pick(total - counts) for group, counts in counts_by_group.items()}
     held_out = sum(counts_by_group[group][point] for group, point in chosen.items())
-    point = choose(total, score, shape, plateau)
+    point = pick(total)
     return Nested(
         point=point,
         in_sample=float(score(total[point])),

@@ -1,4 +1,4 @@
-"""Which members an average takes, and how much of each: greedy selection, and what fits a number of seconds.
+"""Which members an average takes, and how much of each: greedy selection.
 
 A member is a name: a model, a view, or both. Weights and subsets are judged by functions that are given, so nothing
 here knows an image or a metric. What is chosen on folds is counted on the fold that had no part in it.
@@ -7,8 +7,8 @@ here knows an image or a metric. What is chosen on folds is counted on the fold 
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, combinations, product
-from math import gcd, inf
+from itertools import chain, product
+from math import gcd
 
 import numpy as np
 
@@ -137,90 +137,3 @@ def _shares(bag: Bag, groups: Sequence[Sequence[str]]) -> tuple:
 def _weights(bag: Bag, groups: Sequence[Sequence[str]]) -> Weights:
     drawn = Counter(bag)
     return {name: drawn[name] / sum(drawn[other] for other in group) for group in groups for name in group}
-
-
-# ---- seconds ------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Plan:
-    """Members to keep, what they cost and what they give."""
-
-    names: tuple[str, ...]
-    seconds: float
-    gain: float
-
-
-Gains = Mapping[str, float] | Callable[[tuple[str, ...]], float]
-"""Gain of each member (they add up), or a function of the names kept, such as the score of their average on OOF."""
-
-
-def plan(
-    gains: Gains, seconds: Mapping[str, float], budget: float, one_of: Sequence[Sequence[str]] = (), exact: int = 12
-) -> Plan:
-    """Say which members to keep for ``budget`` seconds per scene: the best of ``front`` that fits.
-
-    Where not even the least fits, the cheapest allowed plan is returned: an answer late is worth more than none, and
-    its ``seconds`` show it.
-    """
-    return front(gains, seconds, one_of, exact, budget)[-1]
-
-
-def front(
-    gains: Gains, seconds: Mapping[str, float], one_of: Sequence[Sequence[str]] = (), exact: int = 12,
-    budget: float = inf,
-) -> list[Plan]:  # fmt: skip
-    """List the plans that no other beats in both seconds and gain, from the cheapest to the best.
-
-    one_of: groups of names of which at least one stays (the models of a task); without groups, one of all. Up to
-    ``exact`` members every subset is looked at (2 ** members calls of ``gains``); above, members are added greedily by
-    gain per second to the cheapest start and to the best one that fits, which comes near the best where gains have
-    diminishing returns (Khuller et al. 1999). Plans over ``budget`` are left out, but for a cheapest one.
-    """
-    names = list(seconds)
-    one_of = [tuple(group) for group in one_of] or [tuple(names)]
-    if not names or not all(one_of) or any(set(group) - set(names) for group in one_of):
-        raise ValueError(f"plan: expected seconds of every name, got {names} for groups {one_of}")
-    if any(not cost >= 0 for cost in seconds.values()):
-        raise ValueError(f"plan: expected seconds >= 0, got {dict(seconds)}")
-    value = gains if callable(gains) else lambda kept: sum(gains[name] for name in kept)
-    costs: dict[tuple[str, ...], Plan] = {}
-
-    def cost(kept) -> float:
-        return float(sum(seconds[name] for name in kept))
-
-    def made(kept) -> Plan:
-        key = tuple(name for name in names if name in kept)
-        if key not in costs:
-            costs[key] = Plan(key, cost(key), float(value(key)))
-        return costs[key]
-
-    cheapest = {min(group, key=lambda name: seconds[name]) for group in one_of}
-    if len(names) <= exact:
-        for kept in chain.from_iterable(combinations(names, size) for size in range(1, len(names) + 1)):
-            if cost(kept) <= budget and all(set(group) & set(kept) for group in one_of):
-                made(kept)
-    else:
-        starts = [set(start) for start in product(*one_of) if cost(set(start)) <= budget]
-        made(cheapest)
-        if starts:
-            best = max(starts, key=lambda start: made(start).gain)
-            for start in (cheapest, best):
-                _grow(made(start), names, seconds, budget, made)
-    plans = sorted(costs.values() or [made(cheapest)], key=lambda p: (p.seconds, -p.gain, len(p.names)))
-    kept, highest = [], -inf
-    for candidate in plans:
-        if candidate.gain > highest:
-            kept.append(candidate)
-            highest = candidate.gain
-    return [p for p in kept if p.seconds <= budget] or kept[:1]
-
-
-def _grow(start: Plan, names: Sequence[str], seconds: Mapping[str, float], budget: float, made: Callable) -> None:
-    """Add the member with the most gain per second until none that fits gains anything."""
-    current = start
-    while True:
-        larger = [made({*current.names, name}) for name in names
-                  if name not in current.names and current.seconds + seconds[name] <= budget]  # fmt: skip
-        larger = [p for p in larger if p.gain > current.gain]
-        if not larger:
-            return
-        current = max(larger, key=lambda p: (p.gain - current.gain) / max(p.seconds - current.seconds, 1e-12))

@@ -1,45 +1,20 @@
-"""A threshold as something uncertain: averages of binarisations, how far the best one moves, and none to be had.
+"""A threshold as something uncertain: how far the best one moves, and what to take where none can be chosen.
 
-Levels are uint8, level / 255 = probability; a pixel is called from ``threshold_level(threshold)`` on.
+Levels are uint8, level / 255 = probability.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from lib.ensemble.decode import threshold_level
 from lib.ensemble.search import Score, choose
+
+CLEAR = 0.8
+"""Separability from which on levels are taken for two classes: an even slope has 0.75."""
 
 CHUNK = 1 << 24
 """Numbers of drawn count tables that are held at a time: 128 MB."""
-
-
-# ---- average of binarisations ---------------------------------------------------------------------------
-def average(
-    levels: Sequence[np.ndarray], thresholds: Sequence[Sequence[float]], times: Sequence[int] | None = None
-) -> np.ndarray:
-    """Let every map, binarised at every threshold of its own, vote: (H, W) uint8 in {0, 1}, 1 from half of it on.
-
-    levels: K arrays (H, W) uint8; thresholds: K lists; times: how many votes a map has in all, 1 by default.
-    One map alone is thereby cut at the (lower) median of its thresholds and nowhere else: an ensemble of thresholds is
-    more than one threshold only where several maps vote.
-    """
-    times = [1] * len(levels) if times is None else times
-    if not len(levels) == len(thresholds) == len(times) or not all(map(len, thresholds)) or sum(times) <= 0:
-        raise ValueError(f"thresholds: expected a list of thresholds and a number of votes per map, got {len(levels)} "
-                         f"maps, {len(thresholds)} lists and votes {list(times)}")  # fmt: skip
-    common = int(np.lcm.reduce([len(own) for own in thresholds]))  # all shares are whole multiples of 1 / common
-    votes = np.zeros(levels[0].shape, np.int64)
-    for array, own, share in zip(levels, thresholds, times):
-        votes += (ballots(own) * (share * common // len(own)))[array]
-    return (2 * votes >= common * sum(times)).view(np.uint8)
-
-
-def ballots(thresholds: Sequence[float]) -> np.ndarray:
-    """Return how many of the thresholds call a pixel of each level: (256,) int64."""
-    at = np.array([threshold_level(threshold) for threshold in thresholds])
-    return (np.arange(256)[:, None] >= at).sum(axis=1)
 
 
 # ---- how far the best threshold moves -------------------------------------------------------------------
@@ -56,7 +31,7 @@ class Spread:
 
     @property
     def median(self) -> int:
-        """Index of the median winner: what the average of binarisations at all winners comes to (for sorted values)."""
+        """Index of the (lower) median winner: where a map is cut whose binarisations at all winners vote, half a majority."""
         return int(np.searchsorted(np.cumsum(self.wins), 0.5 - 1e-9))
 
 
@@ -88,30 +63,16 @@ def spread(
     return Spread(wins, found, (float(lost.mean()), float(np.quantile(lost, 0.95))))
 
 
-def nested_median(
-    tables: np.ndarray, groups: Sequence[Hashable], values: Sequence[float], score: Score, plateau: float = 0.0,
-    n: int = 200, seed: int = 0,
-) -> tuple[dict[Hashable, int], float]:  # fmt: skip
-    """Say what the median winner is worth: chosen on the other groups, counted on the one left out.
-
-    tables: (S, P, K); groups: the fold of each scene. Returns group -> index of the value, and the score of the pooled
-    held-out counts, comparable with ``search.Nested.expected``. Raises ValueError on fewer than two groups.
-    """
-    names = list(dict.fromkeys(groups))
-    if len(names) < 2:
-        raise ValueError(f"nested_median: expected at least 2 groups to hold out one at a time, got {len(names)}")
-    chosen, held_out = {}, 0
-    for name in names:
-        own = np.array([group == name for group in groups])
-        chosen[name] = spread(tables[~own], values, score, plateau, n, seed, ()).median
-        held_out = held_out + tables[own, chosen[name]].sum(0)
-    return chosen, float(score(held_out))
-
-
 # ---- without a truth ------------------------------------------------------------------------------------
 def histogram(levels: np.ndarray) -> np.ndarray:
     """Count the levels of an array of any shape: (256,) int64, additive over scenes."""
     return np.bincount(levels.ravel(), minlength=256).astype(np.int64)
+
+
+def of_scene(levels: np.ndarray, otherwise: float) -> float:
+    """Return the threshold that parts a scene's levels (H, W) uint8, ``otherwise`` where there are no two classes."""
+    found = otsu(histogram(levels))
+    return found[0] if found and found[1] >= CLEAR else otherwise
 
 
 def otsu(counts: np.ndarray) -> tuple[float, float] | None:

@@ -411,17 +411,23 @@ class Blend(Section):
     crf: dict[str, int | float] | None = None
     """Refine averages by a dense CRF on the scene's first image: options of ``lib/ensemble/crf.py``, {} for its own
     values."""
+    choose_crf: bool = False
+    """Use the CRF only where out-of-fold scenes score higher with it and no class gets worse."""
 
     @model_validator(mode="after")
     def _one_choice_of_weights(self):
         if self.fit is not None and self.select is not None:
             raise ValueError("blend: give one of fit and select")
+        if self.choose_crf and self.crf is None:
+            raise ValueError("blend.choose_crf: needs crf, its options ({} for its own values)")
+        if self.choose_crf and self.select is not None:
+            raise ValueError("blend: greedy selection goes with a CRF that is on or off, not with choose_crf")
         return self
 
     @property
     def is_fitted(self) -> bool:
         """Whether averages depend on what decode.json chose."""
-        return self.fit is not None or self.select is not None or self.calibrate
+        return self.fit is not None or self.select is not None or self.calibrate or self.choose_crf
 
 
 class Search(Section):
@@ -435,6 +441,17 @@ class Search(Section):
     """Chains of post-processing steps to try; each is kept only where the score rises and no class gets worse."""
     per_domain: bool = False
     """Choose the settings for each domain (organ, source) apart where that is expected to be better."""
+    choose: Literal["plateau", "median"] = "plateau"
+    """What is used of the best points: the flattest, or, axis by axis, the median of what wins on scenes drawn anew."""
+    unseen: dict[str, Any] = {}
+    """Settings for domains that no labelled scene shows, such as {threshold: otsu}; kept only where domains that are
+    held out score higher with them."""
+
+    @model_validator(mode="after")
+    def _medians_are_of_all_domains(self):
+        if self.choose == "median" and self.per_domain:
+            raise ValueError("search.choose: median goes with one setting for all domains")
+        return self
 
 
 class Experiment(Section):
@@ -465,6 +482,8 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _references_exist(self):
+        if self.blend.select is not None and len(self.predict.tta_sets) > 1:
+            raise ValueError("blend.select: greedy selection goes with one set of views in predict.tta")
         for name, model in self.models.items():
             where = f"models.{name}"
             if not name.replace("_", "").replace("-", "").replace(".", "").isalnum():
@@ -501,6 +520,11 @@ class Experiment(Section):
             if model.train.batch_size % model.train.accumulate:
                 raise ValueError(f"{where}.train: batch_size is no multiple of accumulate")
         return self
+
+    @property
+    def averages_are_fitted(self) -> bool:
+        """Whether the averages of stage 05 depend on what decode.json chose."""
+        return self.blend.is_fitted or len(self.predict.tta_sets) > 1
 
     def folds_of(self, model: Model) -> tuple[int, ...]:
         """Return the folds ``model`` is trained on."""

@@ -130,7 +130,7 @@ class Graph:
     def blend(self, split: str) -> Unit:
         """Stage 05: the average over models, folds and views."""
         upstream = self._members(split)
-        if self.config.blend.is_fitted:  # decode.json holds weights and temperatures
+        if self.config.averages_are_fitted:  # decode.json holds weights, temperatures, views
             upstream = (*upstream, self.decode())
         command = self._command("05_ensemble.py", f"--split {split}")
         return Unit(f"05_ensemble/{split}", _json(self._blend_facts()), command, upstream, portable=split == "oof")

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from lib.ensemble import calibration
 from lib.run.cli import Run, say
-from lib.stages.ensemble import parts
+from lib.stages.ensemble import parts, usual
 
 
 def temperatures_of(run: Run, fold_of: Mapping[str, int]) -> tuple[dict[str, float], dict[str, Any]]:
@@ -21,7 +21,7 @@ def temperatures_of(run: Run, fold_of: Mapping[str, int]) -> tuple[dict[str, flo
     evidence: dict[str, dict[int, calibration.Evidence]] = defaultdict(dict)
     for scene, found in tqdm(parts(run, "oof"), "calibrate", leave=False, disable=None):
         fold = fold_of[scene.id]
-        for task, members in found.levels.items():
+        for task, members in found.levels(usual(run).tta).items():
             target = run.competition.target(scene, task)
             for model, _, levels in members:
                 own = np.broadcast_to(target, levels.shape[1:])

@@ -17,9 +17,9 @@ from lib.errors import DataError
 from lib.run.artifacts import write_json
 from lib.run.cli import Run, say
 from lib.run.config import Search
-from lib.stages import folds
+from lib.stages import folds, plans, stability, unseen
 from lib.stages.calibrate import temperatures_of
-from lib.stages.ensemble import DECODE, Parts, Weights, candidates, parts, stated
+from lib.stages.ensemble import DECODE, Parts, Variant, Weights, candidates, parts, stated, usual, variants
 
 Source = Callable[[], Iterator[tuple[Scene, Parts]]]
 """Gives one pass over the out-of-fold scenes."""
@@ -34,14 +34,19 @@ class Choice:
 
     weights: Weights
     params: Mapping[str, Any]
+    variant: Variant
 
     def answer(self, run: Run, scene: Scene, found: Parts) -> Any:
         """Average and decode one scene."""
-        return run.competition.decode(found.average(self.weights), settings_for(scene, self.params))
+        return run.competition.decode(found.average(self.weights, self.variant), settings_for(scene, self.params))
 
     def tally(self, run: Run, scene: Scene, found: Parts) -> np.ndarray:
         """Count one scene's answer."""
         return run.competition.tally(self.answer(run, scene, found), run.competition.truth(scene))
+
+    def said(self) -> dict[str, Any]:
+        """Return the choice as decode.json has it."""
+        return {"params": self.params, "weights": self.weights, "tta": self.variant.tta, "crf": self.variant.crf}
 
     def with_steps(self, steps: Sequence[Mapping[str, Any]]) -> "Choice":
         """Return the same choice with a chain of post-processing steps."""
@@ -55,21 +60,28 @@ def fit_decode(run: Run, folder: Path) -> dict[str, Any]:
     temperatures, result = temperatures_of(run, fold_of) if run.config.blend.calibrate else ({}, {})
     source = partial(parts, run, "oof", temperatures)
     weights = candidates(run)
-    fixed = Choice(stated(run), {**run.competition.defaults(), **run.config.decode})
+    fixed = Choice(stated(run), {**run.competition.defaults(), **run.config.decode}, usual(run))
     choice, without = fixed, {}
     if run.config.blend.select:
         choice, without, found = _greedy(run, source, fold_of, fixed)
         result |= found
-    elif run.config.search or len(weights) > 1:
-        choice, without, found = _search(run, source, fold_of, weights, fixed)
+    elif run.config.search or len(weights) * len(variants(run)) > 1:
+        choice, without, found = _search(run, source, fold_of, weights, fixed, variants(run))
         result |= found
-    if run.config.search and run.config.search.postprocess:
+    search = run.config.search
+    if search and search.choose == "median" and without:
+        choice, without, found = stability.median(run, source, fold_of, choice, without)
+        result |= {"expected_with_flattest_best": result.get("expected_score")} | found
+    if search and search.unseen:
+        choice, found = unseen.settle(run, source, choice, _grid(run, fixed))
+        result |= found
+    if search and search.postprocess:
         choice, found = _postprocess(run, source, fold_of, choice, without)
         result |= found
-    result |= _outcome(run, source, fold_of, choice)
+    result |= _outcome(run, source, fold_of, choice) | {"plans": plans.judge(run, source, choice)}
     groups = sorted({int(k) for k in result["per_fold"]})
     result["coverage"] = f"{result['scenes']} of {len(table)} scenes, folds {_span(groups)}"
-    result = {"params": choice.params, "weights": choice.weights, "temperatures": temperatures, **result}
+    result = {**choice.said(), "temperatures": temperatures, **result}
     write_json(folder / DECODE, result)
     return result
 
@@ -91,7 +103,7 @@ def _greedy(run: Run, source: Source, fold_of: Mapping[str, int], fixed: Choice)
         for scene, found in tqdm(source(), "greedy selection", leave=False, disable=None):
             truth, fold = competition.truth(scene), fold_of[scene.id]
             for table, weights in zip(tables, lists, strict=True):
-                counts = competition.count(found.average(weights), truth, grid)
+                counts = competition.count(found.average(weights, fixed.variant), truth, grid)
                 table[fold] = table[fold] + counts if fold in table else counts
         return tables
 
@@ -100,19 +112,20 @@ def _greedy(run: Run, source: Source, fold_of: Mapping[str, int], fixed: Choice)
     tasks = dict.fromkeys(model.task for model in run.config.models.values())
     groups = [list(run.graph.models(task)) for task in tasks]
     found = selection.greedy(groups, evaluate, competition.score, run.config.blend.rounds, grid.shape, search.plateau)
-    best = Choice(found.weights, dict(grid.points[found.point]))
-    without = {k: Choice(weights, dict(grid.points[point])) for k, (weights, point) in found.without.items()}
+    best = Choice(found.weights, dict(grid.points[found.point]), fixed.variant)
+    without = {k: Choice(w, dict(grid.points[point]), fixed.variant) for k, (w, point) in found.without.items()}
     base = float(competition.score(baseline))
     return best, without, {
         "points": found.evaluated * len(grid.points), "score_without_search": base, "searched_score": found.in_sample,
         "expected_score": found.expected, "expected_with_equal_weights": found.equal,
         "greedy_path": [{"weights": dict(weights), "score": score} for weights, score in found.path],
-        "chosen_without_fold": {str(k): {"params": c.params, "weights": c.weights} for k, c in without.items()},
+        "chosen_without_fold": {str(k): c.said() for k, c in without.items()},
     }  # fmt: skip
 
 
-def _search(run: Run, source: Source, fold_of: Mapping[str, int], weights: Sequence[Weights], fixed: Choice):
-    """Count all points of the grid under all weights in one pass over the scenes, choose, cross-validate the choice.
+def _search(run: Run, source: Source, fold_of: Mapping[str, int], weights: Sequence[Weights], fixed: Choice,
+            variants: Sequence[Variant]):  # fmt: skip
+    """Count all points of the grid under all variants and weights in one pass over the scenes, choose, cross-validate.
 
     Returns (the choice, fold -> the choice without that fold, what decode.json says of it).
     """
@@ -124,7 +137,9 @@ def _search(run: Run, source: Source, fold_of: Mapping[str, int], weights: Seque
     scenes_in: Counter[tuple[int, str]] = Counter()
     for scene, found in tqdm(source(), "search", leave=False, disable=None):
         truth, key = competition.truth(scene), (fold_of[scene.id], scene.domain if search.per_domain else "")
-        table = np.concatenate([competition.count(found.average(w), truth, grid) for w in weights])
+        table = np.concatenate(
+            [competition.count(found.average(w, variant), truth, grid) for variant in variants for w in weights]
+        )
         counts[key] = counts[key] + table if key in counts else table
         baseline[key[0]] = baseline.get(key[0], 0) + fixed.tally(run, scene, found)
         scenes_in[key] += 1
@@ -133,17 +148,23 @@ def _search(run: Run, source: Source, fold_of: Mapping[str, int], weights: Seque
 
     def choice(point: int) -> Choice:
         place, inner = divmod(point, len(grid.points))
-        return Choice(weights[place], dict(grid.points[inner]))
+        variant, which = divmod(place, len(weights))
+        return Choice(weights[which], dict(grid.points[inner]), variants[variant])
+
+    def pick(table: np.ndarray) -> int:
+        return searching.choose_variant(
+            table, len(variants), competition.score, competition.class_scores, shape, search.plateau
+        )
 
     by_fold = searching.merge(counts, lambda key: key[0])
-    said = {"points": len(weights) * len(grid.points)}
+    said = {"points": len(variants) * len(weights) * len(grid.points)}
     if len(by_fold) < 2:
         total = next(iter(by_fold.values()))
         say("  one fold only: the gain of the search on unseen scenes cannot be estimated")
-        best = choice(searching.choose(total, competition.score, shape, search.plateau))
+        best = choice(pick(total))
         base = float(competition.score(sum(baseline.values())))
         return best, {}, said | {"score_without_search": base, "expected_score": None}
-    nested = searching.nested(by_fold, competition.score, shape, search.plateau, baseline)
+    nested = searching.nested(by_fold, competition.score, shape, search.plateau, baseline, pick)
     said["score_without_search"] = nested.baseline
     if nested.in_sample <= nested.baseline:
         say("  the search found nothing better than the fixed settings, which are kept; do its axes hold them?")
@@ -160,7 +181,7 @@ def _search(run: Run, source: Source, fold_of: Mapping[str, int], weights: Seque
             without = {k: _for_domains(without[k], points, choice) for k, points in apart.without.items()}
         else:
             say(f"  all domains keep the same settings: expected {nested.expected:.4f}, apart {apart.expected:.4f}")
-    said["chosen_without_fold"] = {str(k): {"params": c.params, "weights": c.weights} for k, c in without.items()}
+    said["chosen_without_fold"] = {str(k): c.said() for k, c in without.items()}
     return best, without, said
 
 
@@ -186,7 +207,7 @@ def _per_domain(competition, counts, scenes_in: Mapping, nested: searching.Neste
         keys = [key for key in counts if key[1] == domain and key[0] != left_out]
         if sum(scenes_in[key] for key in keys) < MIN_SCENES:
             return common
-        first = common // size * size  # the first point under the common weights
+        first = common // size * size  # the first point under the common variant and weights
         table = sum(counts[key][first : first + size] for key in keys)
         return first + searching.choose(table, competition.score, shape, plateau)
 

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
@@ -15,8 +16,10 @@ from lib.ensemble import calibration, crf
 from lib.errors import ArtifactError
 from lib.run.artifacts import Unit, read_json
 from lib.run.cli import Run
+from lib.run.config import Predict
 from lib.scenes.probs import file_name, read_levels, write_levels
 from lib.stages import folds
+from lib.stages.predict import levels_path
 
 DECODE = "decode.json"
 
@@ -26,6 +29,16 @@ Members = dict[str, dict[str, list[Path]]]
 """Task -> model -> the folders of levels of one scene: one of its own fold, or all folds' for a test scene."""
 Weights = Mapping[str, float]
 """Model -> its weight in the average of its task."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What besides the weights decides an average: the set of views, whether a CRF refines it."""
+
+    tta: str
+    crf: bool = False
+
+
 Calibrate = Callable[[str, str, np.ndarray], np.ndarray]
 Refine = Callable[[str, np.ndarray], np.ndarray]
 
@@ -58,32 +71,41 @@ def members(run: Run, split: str) -> dict[str, Members]:
 
 
 class Parts:
-    """The levels of one scene's members, read once, averaged under any weights.
+    """The levels of one scene's members, each read once, averaged under any weights and variant.
 
-    calibrate: (task, model, levels) -> levels, done to each member; refine: (task, levels) -> levels, to each average.
+    predict: how they were predicted; calibrate: (task, model, levels) -> levels, done to each member; refine: (task,
+    levels) -> levels, to each average of a variant with a CRF.
     """
 
-    def __init__(self, scene: Scene, members: Members, truncate: bool, calibrate: Calibrate | None = None,
-                 refine: Refine | None = None):  # fmt: skip
-        self.truncate, self.refine, self.names = truncate, refine, {}
-        self.levels: dict[str, list[tuple[str, int, np.ndarray]]] = {}  # task -> (model, folds, (C, H, W) uint8)
-        for task, folders in members.items():
-            self.levels[task] = []
-            for model, sources in folders.items():
-                for source in sources:
-                    levels, names = read_levels(source / file_name(scene.id))
-                    if self.names.setdefault(task, names) != names:
-                        raise ArtifactError(f"{source}: expected channels {self.names[task]}, got {names}")
-                    levels = calibrate(task, model, levels) if calibrate else levels
-                    self.levels[task].append((model, len(sources), levels))
+    def __init__(self, scene: Scene, members: Members, predict: Predict, truncate: bool = False,
+                 calibrate: Calibrate | None = None, refine: Refine | None = None):  # fmt: skip
+        self.scene, self.members, self.predict = scene, members, predict
+        self.truncate, self.calibrate, self.refine = truncate, calibrate, refine
+        self.names: dict[str, tuple[str, ...]] = {}
+        """Task -> names of its channels, of what has been read."""
+        self._read: dict[str, dict[str, list[tuple[str, int, np.ndarray]]]] = {}
 
-    def average(self, weights: Weights) -> Levels:
-        """Return task -> (C, H, W) uint8; the folds of a model share its weight."""
+    def levels(self, tta: str) -> dict[str, list[tuple[str, int, np.ndarray]]]:
+        """Return task -> (model, number of its folds, (C, H, W) uint8) of each member under a set of views."""
+        if tta not in self._read:
+            self._read[tta] = {task: list(self._levels(tta, task, own)) for task, own in self.members.items()}
+        return self._read[tta]
+
+    def _levels(self, tta: str, task: str, folders: dict[str, list[Path]]) -> Iterator[tuple[str, int, np.ndarray]]:
+        for model, sources in folders.items():
+            for source in sources:
+                levels, names = read_levels(levels_path(source, self.predict, tta, self.scene.id))
+                if self.names.setdefault(task, names) != names:
+                    raise ArtifactError(f"{source}: expected channels {self.names[task]}, got {names}")
+                yield model, len(sources), self.calibrate(task, model, levels) if self.calibrate else levels
+
+    def average(self, weights: Weights, variant: Variant) -> Levels:
+        """Return task -> (C, H, W) uint8; the folds of a model share its weight, models without a weight are out."""
         averaged = {}
-        for task, parts in self.levels.items():
-            shares = [Fraction(str(weights[model])) / folds for model, folds, _ in parts]
-            averaged[task] = blending.blend([levels for _, _, levels in parts], shares, self.truncate)
-            if self.refine:
+        for task, members in self.levels(variant.tta).items():
+            kept = [(Fraction(str(weights[model])) / folds, own) for model, folds, own in members if model in weights]
+            averaged[task] = blending.blend([own for _, own in kept], [share for share, _ in kept], self.truncate)
+            if variant.crf and self.refine:
                 averaged[task] = self.refine(task, averaged[task])
         return averaged
 
@@ -93,8 +115,8 @@ def parts(run: Run, split: str, temperatures: Mapping[str, float] | None = None)
     sources = members(run, split)
     for scene in run.scenes("train" if split == "oof" else "test"):
         if scene.id in sources:
-            yield scene, Parts(scene, sources[scene.id], run.config.blend.truncate, _calibrate(run, temperatures or {}),
-                               _refine(run, scene))  # fmt: skip
+            yield scene, Parts(scene, sources[scene.id], run.config.predict, run.config.blend.truncate,
+                               _calibrate(run, temperatures or {}), _refine(run, scene))  # fmt: skip
 
 
 def _calibrate(run: Run, temperatures: Mapping[str, float]) -> Calibrate | None:
@@ -125,6 +147,17 @@ def stated(run: Run) -> dict[str, float]:
     return {name: model.weight for name, model in run.config.models.items()}
 
 
+def usual(run: Run) -> Variant:
+    """Return the variant that is used where nothing is chosen: the largest set of views, the CRF where it is on."""
+    return Variant(run.config.predict.tta_sets[-1], run.config.blend.crf is not None and not run.config.blend.choose_crf)
+
+
+def variants(run: Run) -> list[Variant]:
+    """Return the variants to choose from, the plainest first."""
+    refined = (False, True) if run.config.blend.choose_crf else (usual(run).crf,)
+    return [Variant(tta, crf) for crf in refined for tta in run.config.predict.tta_sets]
+
+
 def candidates(run: Run) -> list[dict[str, float]]:
     """Return the weights to try: those of the experiment, or all shares in steps of ``blend.fit`` for every task."""
     if run.config.blend.fit is None:
@@ -139,12 +172,12 @@ def candidates(run: Run) -> list[dict[str, float]]:
 # ---- blend --------------------------------------------------------------------------------------------
 def blend(run: Run, split: str, folder: Path) -> int:
     """Write the average over models and folds for every scene of a split; returns the number of scenes."""
-    weights, temperatures, done = stated(run), {}, 0
-    if run.config.blend.is_fitted:
+    weights, temperatures, variant, done = stated(run), {}, usual(run), 0
+    if run.config.averages_are_fitted:
         chosen = read_json(run.store.require(run.graph.decode()) / DECODE)
-        weights, temperatures = chosen["weights"], chosen["temperatures"]
+        weights, temperatures, variant = chosen["weights"], chosen["temperatures"], Variant(chosen["tta"], chosen["crf"])
     for scene, found in tqdm(parts(run, split, temperatures), f"blend {split}", leave=False, disable=None):
-        for task, levels in found.average(weights).items():
+        for task, levels in found.average(weights, variant).items():
             path = folder / task / file_name(scene.id)
             path.parent.mkdir(exist_ok=True)
             write_levels(path, levels, found.names[task])

@@ -13,6 +13,7 @@ from lib.competitions.contract import Scene
 from lib.ensemble.blend import blend
 from lib.ensemble.pseudo import confident
 from lib.errors import ConfigError
+from lib.run.artifacts import MANIFEST, read_json
 from lib.run.cli import Run
 from lib.run.config import Model, Pseudo
 from lib.run.graph import pseudo_folders
@@ -45,8 +46,14 @@ def scenes(run: Run, model: Model, fold: int) -> list[Scene]:
 def target(run: Run, model: Model, fold: int, view: View | None):
     """Return scene -> pseudo-label at the size the network sees."""
     task = run.competition.tasks[model.task]
-    sources = pseudo_folders(run.store.root.parent, model, fold)
+    sources = [_largest(folder) for folder in pseudo_folders(run.store.root.parent, model, fold)]
     return partial(target_seen, sources, task, model.train.pseudo, view)
+
+
+def _largest(folder: Path) -> Path:
+    """Return where the levels of the largest set of views lie, which have a folder of their own beside others."""
+    sets = read_json(folder / MANIFEST)["facts"]["predict"].get("tta", "")
+    return folder if isinstance(sets, str) else folder / sets[-1]
 
 
 def target_seen(sources: list[Path], task: Task, pseudo: Pseudo, view: View | None, scene: Scene) -> np.ndarray:
