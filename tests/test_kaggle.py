@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,8 +27,9 @@ from lib import models
 from lib.competitions import NAMES, open_competition, synthetic
 from lib.errors import ArtifactError, ConfigError, DataError
 from lib.kaggle import driver, gates, infer, passes, sources, text, weights
+from lib.kaggle.__main__ import experiment
 from lib.kaggle.__main__ import main as build
-from lib.kaggle.plan import Costs, Timing
+from lib.kaggle.plan import Costs, Timing, options_of
 from lib.models import checkpoint
 from lib.run.config import load
 from lib.stages.predict import Networks
@@ -555,6 +557,47 @@ def test_only_the_views_that_were_chosen_out_of_fold_are_predicted(kernel, tmp_p
     assert job.run.config.predict.tta_sets == ("hflip",) and job.full.tta == "hflip"
     assert infer.predict(job, tmp_path) == 0
     assert not list((tmp_path / "scratch").glob("*/04_probs/loc/patch/fold0/test/*/*.tif")), "one set, no folders"
+
+
+@pytest.mark.slow
+def test_of_views_compared_out_of_fold_a_budget_takes_the_best_that_fit(kernel, broken, tmp_path, monkeypatch, capsys):
+    """With and without a budget: the submission of the repository with the views that the kernel says it keeps.
+
+    A CRF reads the image again, and must do without where there is none that can be read.
+    """
+    data, images = broken
+    images[0].write_bytes(b"no image")
+
+    def repository(name: str, tta: str) -> tuple[list, Path]:
+        root = tmp_path / name / kernel.reference.parents[2].name
+        for unit in ("01_folds", "02_loc"):
+            shutil.copytree(kernel.reference.parents[2] / unit, root / unit)
+        changes = ("data.synthetic=null", f"predict.tta={tta}", "predict.fallback=0", "blend.crf={iterations: 1}")
+        flags = ["--config", kernel.config, "--workdir", tmp_path / name, "--set", f"data.root={data}"]
+        flags += [word for change in changes for word in ("--set", change)]
+        for script in STAGES[3:]:
+            assert stage(script, *flags) == 0, script
+        return flags, root / "06_submission/test/submission.csv"
+
+    flags, everything = repository("both", "[none, hflip]")
+    _, plain = repository("plain", "none")
+    (tmp_path / "bundle").mkdir()
+    own = Kernel(tmp_path / "bundle", tuple(map(str, flags)), data, everything)
+    decode = json.loads((own.folder / "kernel/weights/05_ensemble/decode/decode.json").read_text())
+    assert {(*row["models"], row["tta"]) for row in decode["plans"]} == {("patch", "none"), ("patch", "hflip")}
+    config = tmp_path / "bundle/experiment.yaml"
+    config.write_text(experiment(load(kernel.config, flags[5::2]), SimpleNamespace(config=kernel.config, overrides=[1])))
+    assert infer.predict(own.open_job(tmp_path / "a", config=config), tmp_path) == 0
+    assert (tmp_path / "submission.csv").read_bytes() == everything.read_bytes()
+    assert f"fallback: {images[0].stem} (" in capsys.readouterr().out
+
+    timings = {"patch": Timing(0.0, 0.0, 100.0)}
+    monkeypatch.setattr(infer, "measure", lambda *_: Costs(3, 1, {"patch": 2}, timings, 0.0, 0.0))
+    full, options = options_of(load(config), decode)
+    monkeypatch.setattr(infer, "options_of", lambda *_: (replace(full, tta="hflip"), options))  # whatever was chosen
+    assert infer.predict(own.open_job(tmp_path / "b", config=config, budget_minutes="12"), tmp_path) == 0
+    assert "left out: views: none (1) instead of hflip (2); so it needs 11 min 00 s" in capsys.readouterr().out
+    assert (tmp_path / "submission.csv").read_bytes() == plain.read_bytes()
 
 
 @pytest.mark.slow
