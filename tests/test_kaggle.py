@@ -545,14 +545,23 @@ def test_scenes_that_fail_are_passed_over_in_measuring(kernel, broken, tmp_path)
 def test_only_the_views_that_were_chosen_out_of_fold_are_predicted(kernel, tmp_path):
     config = tmp_path / "views.yaml"
     config.write_text(kernel.config.read_text().replace("tta: none", "tta: [none, hflip, flips]"))
-    assert kernel.open_job(tmp_path, config=config).run.config.predict.tta_sets == ("flips",), "none chosen: all"
-    weights_with_views, path = tmp_path / "weights", "05_ensemble/decode"
-    shutil.copytree(kernel.folder / "kernel/weights", weights_with_views)
-    decode = json.loads((weights_with_views / path / "decode.json").read_text()) | {"tta": "hflip"}
-    (weights_with_views / path / "decode.json").write_text(json.dumps(decode))
-    manifest = json.loads((weights_with_views / path / "manifest.json").read_text())
-    manifest["files"]["decode.json"] = (weights_with_views / path / "decode.json").stat().st_size
-    (weights_with_views / path / "manifest.json").write_text(json.dumps(manifest))
+
+    def attached(change: dict) -> Path:
+        """Return a copy of the weights with another decode.json; None takes an entry away."""
+        folder = tmp_path / f"weights{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(kernel.folder / "kernel/weights", folder)
+        unit = folder / "05_ensemble/decode"
+        decode = json.loads((unit / "decode.json").read_text()) | change
+        text = json.dumps({key: value for key, value in decode.items() if value is not None})
+        (unit / "decode.json").write_text(text)
+        manifest = json.loads((unit / "manifest.json").read_text())
+        manifest["files"]["decode.json"] = len(text)
+        (unit / "manifest.json").write_text(json.dumps(manifest))
+        return folder
+
+    older = kernel.open_job(tmp_path, config=config, weights=attached({"tta": None, "plans": None}))
+    assert older.run.config.predict.tta_sets == ("flips",) and older.options == [], "nothing chosen: the largest set"
+    weights_with_views = attached({"tta": "hflip"})
     job = kernel.open_job(tmp_path, config=config, weights=weights_with_views)
     assert job.run.config.predict.tta_sets == ("hflip",) and job.full.tta == "hflip"
     assert infer.predict(job, tmp_path) == 0
@@ -586,7 +595,8 @@ def test_of_views_compared_out_of_fold_a_budget_takes_the_best_that_fit(kernel, 
     decode = json.loads((own.folder / "kernel/weights/05_ensemble/decode/decode.json").read_text())
     assert {(*row["models"], row["tta"]) for row in decode["plans"]} == {("patch", "none"), ("patch", "hflip")}
     config = tmp_path / "bundle/experiment.yaml"
-    config.write_text(experiment(load(kernel.config, flags[5::2]), SimpleNamespace(config=kernel.config, overrides=[1])))
+    changed = SimpleNamespace(config=kernel.config, overrides=flags[5::2])
+    config.write_text(experiment(load(kernel.config, changed.overrides), changed))
     assert infer.predict(own.open_job(tmp_path / "a", config=config), tmp_path) == 0
     assert (tmp_path / "submission.csv").read_bytes() == everything.read_bytes()
     assert f"fallback: {images[0].stem} (" in capsys.readouterr().out
