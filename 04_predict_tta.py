@@ -12,14 +12,15 @@ import sys
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from lib.run import cli
-from lib.stages.predict import fold_splits, predict
+from lib.stages.predict import fold_splits, open_pool, predict
 
 
 @cli.exits
 def main(argv=None):
     run = cli.start(__doc__, argv)
-    for units in fold_splits(run):
-        predict(run, list(run.pending(units)))
+    with open_pool(run) as pool:
+        for units in fold_splits(run):
+            predict(run, list(run.pending(units)), pool)
 
 
 if __name__ == "__main__":

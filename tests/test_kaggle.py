@@ -2,30 +2,44 @@
 
 import ast
 import hashlib
+import importlib.util
 import json
 import os
+import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conftest import STAGES, stage
 from sisters import EXPERIMENTS
 
 from lib import models
 from lib.competitions import NAMES, open_competition, synthetic
 from lib.errors import ArtifactError, ConfigError, DataError
-from lib.kaggle import driver, gates, infer, sources, text, weights
+from lib.kaggle import driver, gates, infer, passes, sources, text, weights
+from lib.kaggle.__main__ import experiment
 from lib.kaggle.__main__ import main as build
+from lib.kaggle.plan import Costs, Timing, options_of
 from lib.models import checkpoint
+from lib.run.config import load
+from lib.stages.predict import Networks
 
 ROOT = Path(__file__).resolve().parents[1]
+DEMO = ROOT / "configs" / "demo.yaml"
+NBCONVERT = all(importlib.util.find_spec(name) for name in ("nbconvert", "ipykernel"))
+LOOPBACK = ("import fcntl, socket, struct; "
+            "fcntl.ioctl(socket.socket(), 0x8914, struct.pack('16sh', b'lo', 1))")  # SIOCSIFFLAGS, IFF_UP  # fmt: skip
+"""A notebook talks to its kernel through the loopback device, which a new network namespace has switched off."""
 ISOLATED = shutil.which("unshare") and not subprocess.run(["unshare", "-n", "-r", "-m", "true"]).returncode
 
 
@@ -315,18 +329,30 @@ class Kernel:
 
     def __init__(self, folder: Path, flags: tuple[str, ...], data: Path, reference: Path, *more: str):
         assert build([*flags, "--out", str(folder / "kernel"), "--user", "me", *more]) == 0
-        self.folder, self.reference = folder, reference
+        self.folder, self.reference, self.config = folder, reference, Path(flags[1])
         self.inputs = folder / "inputs"
         shutil.copytree(folder / "kernel" / "weights", self.inputs / "datasets" / "me" / "weights")
         shutil.copytree(data, self.inputs / "competition")
 
-    def command(self, form: str) -> list[str]:
+    def command(self, form: str, working: Path) -> list[str]:
+        file = self.folder / "kernel" / form / ("kernel.py" if form == "script" else "kernel.ipynb")
         if form == "script":
-            return [sys.executable, str(self.folder / "kernel/script/kernel.py")]
+            return [sys.executable, str(file)]
+        if form == "nbconvert":
+            file = self.folder / "kernel/notebook/kernel.ipynb"
+            return [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute",
+                    "--output", str(working.with_name("executed.ipynb")), str(file)]  # fmt: skip
         play = ("import json, sys; space = {'__name__': '__main__'}\n"
                 "for cell in json.load(open(sys.argv[1]))['cells']:\n"
                 "    if cell['cell_type'] == 'code': exec(''.join(cell['source']), space)")  # fmt: skip
-        return [sys.executable, "-c", play, str(self.folder / "kernel/notebook/kernel.ipynb")]
+        return [sys.executable, "-c", play, str(file)]
+
+    def open_job(self, folder: Path, data: Path | None = None, config: Path | None = None, **settings) -> infer.Job:
+        """Open it in this process, with time standing still."""
+        args = {"data": data or self.inputs / "competition", "weights": self.folder / "kernel/weights",
+                "competition": "", "working": folder, "scratch": folder / "scratch", "workers": "",
+                "budget_minutes": "", "start": "fork"}  # fmt: skip
+        return infer.open_job(config or self.config, SimpleNamespace(**args | settings), lambda: 0.0)
 
     def start(self, working: Path, form: str = "script", alone: bool = False, **settings: str) -> subprocess.Popen:
         """Run in an empty folder; ``alone``: without network, the inputs mounted read-only."""
@@ -335,9 +361,10 @@ class Kernel:
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "KERNEL_"))}
         environment |= {f"KERNEL_{key}": value for key, value in stated.items()}
         environment |= {"OMP_NUM_THREADS": "1", "TMPDIR": str(self.folder)}
-        command = self.command(form)
+        command = self.command(form, working)
         if alone:
             mount = f"mount --bind {self.inputs} {self.inputs} && mount -o remount,ro,bind {self.inputs} && "
+            mount += f'{sys.executable} -c "{LOOPBACK}" && '
             command = ["unshare", "-n", "-r", "-m", "sh", "-c", mount + 'exec "$@"', "sh", *command]
         return subprocess.Popen(command, cwd=working, env=environment, text=True, start_new_session=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
@@ -351,7 +378,6 @@ class Kernel:
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory) -> Kernel:
     """The bundle of a sister's tiny experiment."""
-    from conftest import STAGES
     from test_sisters import Sister
 
     folder = tmp_path_factory.mktemp("kernel")
@@ -375,23 +401,33 @@ def test_a_bundle_holds_what_inference_reads_and_lists_it(kernel):
         assert about["kernel_type"] == form and (kernel.folder / "kernel" / form / about["code_file"]).is_file()
 
 
+@pytest.fixture(scope="module")
+def pairs(finished, scenes, tmp_path_factory) -> Kernel:
+    """The bundle of xView2's tiny experiment."""
+    folder = tmp_path_factory.mktemp("pairs")
+    return Kernel(folder, finished.flags, scenes, finished.root / "06_submission/test/submission.csv")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not ISOLATED, reason="needs unshare, to cut the network off and to mount read-only")
-@pytest.mark.parametrize("form", ["script", "notebook"])
-def test_without_network_and_with_read_only_inputs_the_submission_has_the_same_bytes(kernel, form, tmp_path):
-    code, said = kernel.run(tmp_path / form, form=form, alone=True)
+@pytest.mark.parametrize(("bundle", "form", "workers", "start"), [
+    ("kernel", "script", "2", "fork"),
+    ("kernel", "notebook", "2", "spawn"),
+    pytest.param("kernel", "nbconvert", "", "spawn", marks=pytest.mark.skipif(not NBCONVERT, reason="no nbconvert")),
+    ("pairs", "script", "", "spawn"),
+    ("pairs", "notebook", "2", "fork"),
+])  # fmt: skip
+def test_without_network_and_with_read_only_inputs_the_submission_has_the_same_bytes(
+    bundle, form, workers, start, request, tmp_path
+):
+    own, working = request.getfixturevalue(bundle), tmp_path / form
+    code, said = own.run(working, form=form, alone=True, WORKERS=workers, START=start)
     assert code == 0, said
-    assert (tmp_path / form / "submission.csv").read_bytes() == kernel.reference.read_bytes()
-    assert os.listdir(tmp_path / form) == ["submission.csv"]
-    assert "nothing is missing" in said and "until the networks have answered" in said
-
-
-@pytest.mark.slow
-def test_the_demos_kind_of_experiment_gives_the_same_bytes(finished, scenes, tmp_path):
-    own = Kernel(tmp_path, finished.flags, scenes, finished.root / "06_submission/test/submission.csv")
-    code, said = own.run(tmp_path / "working")
-    assert code == 0, said
-    assert (tmp_path / "working/submission.csv").read_bytes() == own.reference.read_bytes()
+    assert (working / "submission.csv").read_bytes() == own.reference.read_bytes()
+    assert os.listdir(working) == ["submission.csv"]
+    if form != "nbconvert":
+        assert "nothing is missing" in said and "until the networks have answered" in said
+        assert f"predicted by {workers or 1} worker" in said
 
 
 @pytest.mark.slow
@@ -408,32 +444,202 @@ def test_a_hidden_test_set_of_other_number_and_size_is_answered(kernel, tmp_path
 @pytest.mark.slow
 def test_killed_at_any_moment_a_valid_submission_is_there(kernel, tmp_path):
     competition = open_competition("binary_rle", kernel.inputs / "competition")
-    for number, wait in enumerate((0.0, 0.15, 0.6)):
+    some = random.Random(0)
+    for number, (words, workers) in enumerate([("until the networks", "2"), ("fold0", ""), ("by 1 network", "")]):
         working = tmp_path / str(number)
-        process = kernel.start(working)
-        while not (working / "submission.csv").exists():
-            assert process.poll() is None, process.communicate()[0]
-            time.sleep(0.01)
-        time.sleep(wait)
+        process = kernel.start(working, WORKERS=workers, START="fork")
+        while words not in (line := process.stdout.readline()):
+            assert line, "it ended before"
+        time.sleep(some.uniform(0, 0.3))
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         assert competition.lint(working / "submission.csv", competition.scenes("test")) == []
 
 
+@pytest.fixture
+def broken(kernel, tmp_path) -> tuple[Path, list[Path]]:
+    """A copy of the data, and the images of its test scenes."""
+    data = tmp_path / "data"
+    shutil.copytree(kernel.inputs / "competition", data)
+    return data, [scene.files["image"] for scene in open_competition("binary_rle", data).scenes("test")]
+
+
 @pytest.mark.slow
-def test_a_broken_scene_leaves_the_first_submission_and_says_so(kernel, tmp_path):
-    broken = tmp_path / "data"
-    shutil.copytree(kernel.inputs / "competition", broken)
-    competition = open_competition("binary_rle", broken)
-    image = competition.scenes("test")[0].files["image"]
-    image.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
-    for setting, expected in (("keep", 0), ("stop", 1)):
-        code, said = kernel.run(tmp_path / setting, DATA=str(broken), ON_ERROR=setting)
-        assert code == expected and str(image) in said and "Traceback" not in said
-        assert ("FAILED" in said) == (setting == "keep")
-        assert competition.lint(tmp_path / setting / "submission.csv", competition.scenes("test")) == []
+def test_a_broken_scene_has_the_empty_answer_is_named_and_stops_nothing(kernel, broken, tmp_path):
+    data, images = broken
+    images[0].write_bytes(images[0].read_bytes()[: images[0].stat().st_size // 2])
+    code, said = kernel.run(tmp_path / "working", DATA=str(data))
+    assert code == 0 and "FAILED" not in said and "Traceback" not in said
+    assert "1 of 3 scenes could not be predicted and have the fallback: " in said.splitlines()[-2]
+    assert str(images[0]) in said.splitlines()[-2], "and why"
+    mine, theirs = ((tmp_path / "working/submission.csv").read_text(), kernel.reference.read_text())
+    assert mine.splitlines()[2:] == theirs.splitlines()[2:] and mine.splitlines()[1].endswith(",")
 
 
+@pytest.mark.slow
+def test_where_every_scene_fails_the_first_submission_stands_and_the_kernel_fails(kernel, broken, tmp_path):
+    data, images = broken
+    for image in images[1:]:
+        image.write_bytes(image.read_bytes()[:-30])
+    images[0].write_bytes(b"no image")
+    code, said = kernel.run(tmp_path / "working", DATA=str(data), ON_ERROR="stop")
+    assert code == 1 and "patch: each of 3 scenes failed, which no fallback is for" in said and "Traceback" not in said
+    competition = open_competition("binary_rle", data)
+    assert competition.lint(tmp_path / "working/submission.csv", competition.scenes("test")) == []
+
+
+# ---- budget, views, workers: in this process ----------------------------------------------------------
+@pytest.mark.slow
+def test_a_budget_too_small_for_anything_leaves_the_first_submission_and_says_so(kernel, tmp_path):
+    code, said = kernel.run(tmp_path / "working", BUDGET_MINUTES="0.001")
+    assert code == 0 and "0.0 s are left; not even one fold with one view fits" in said and "FAILED" in said
+    sample = kernel.inputs / "competition/sample_submission.csv"
+    assert (tmp_path / "working/submission.csv").read_bytes() == sample.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_budget_of_a_third_leaves_out_a_fold_and_is_the_experiment_without_it(kernel, tmp_path, monkeypatch, capsys):
+    seconds = {"scenes": 3, "workers": 1, "folds": {"patch": 2}, "read": 0.0, "finish": 0.0}
+    costs = Costs(**seconds, timings={"patch": Timing(0.0, 0.0, 100.0)})
+    monkeypatch.setattr(infer, "measure", lambda *_: costs)
+    assert infer.predict(kernel.open_job(tmp_path, budget_minutes="11.5"), tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "everything needs 11 min 00 s, 11 min 30 s are left; nothing is left out" in said
+    assert (tmp_path / "submission.csv").read_bytes() == kernel.reference.read_bytes()
+    shutil.rmtree(tmp_path / "scratch")
+    assert infer.predict(kernel.open_job(tmp_path, budget_minutes="6"), tmp_path) == 0
+    assert "left out: folds: 1 of 2" in capsys.readouterr().out
+    flags = ["--config", kernel.config, "--workdir", tmp_path / "repository",
+             "--inputs", kernel.reference.parents[2], "--split", "test", "--set", "models.patch.folds=[0]"]  # fmt: skip
+    for name in STAGES[3:]:
+        assert stage(name, *flags) == 0
+    (same,) = (tmp_path / "repository").glob("*/06_submission/test/submission.csv")
+    assert (tmp_path / "submission.csv").read_bytes() == same.read_bytes() != kernel.reference.read_bytes()
+
+
+@pytest.mark.slow
+def test_what_is_measured_is_the_cost_of_every_part(kernel, tmp_path):
+    for workers in ("1", "2"):
+        job = kernel.open_job(tmp_path / workers, workers=workers)
+        with job.pool as pool:
+            costs = passes.measure(job.run, pool, tmp_path / workers / "measured")
+        assert (costs.scenes, costs.workers, costs.folds) == (3, int(workers), {"patch": 2})
+        timing = costs.timings["patch"]
+        assert min(timing.load, timing.scene, timing.view, costs.read, costs.finish) > 0
+        assert not (tmp_path / workers / "measured").exists()
+
+
+@pytest.mark.slow
+def test_scenes_that_fail_are_passed_over_in_measuring(kernel, broken, tmp_path):
+    data, images = broken
+    images[0].write_bytes(b"no image")
+    job = kernel.open_job(tmp_path, data)
+    assert passes.measure(job.run, job.pool, tmp_path / "measured").timings["patch"].view > 0
+    for image in images[1:]:
+        image.write_bytes(b"no image")
+    with pytest.raises(ArtifactError, match="none of 3 scenes could be predicted; "):
+        passes.measure(job.run, job.pool, tmp_path / "again")
+
+
+@pytest.mark.slow
+def test_only_the_views_that_were_chosen_out_of_fold_are_predicted(kernel, tmp_path):
+    config = tmp_path / "views.yaml"
+    config.write_text(kernel.config.read_text().replace("tta: none", "tta: [none, hflip, flips]"))
+
+    def attached(change: dict) -> Path:
+        """Return a copy of the weights with another decode.json; None takes an entry away."""
+        folder = tmp_path / f"weights{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(kernel.folder / "kernel/weights", folder)
+        unit = folder / "05_ensemble/decode"
+        decode = json.loads((unit / "decode.json").read_text()) | change
+        text = json.dumps({key: value for key, value in decode.items() if value is not None})
+        (unit / "decode.json").write_text(text)
+        manifest = json.loads((unit / "manifest.json").read_text())
+        manifest["files"]["decode.json"] = len(text)
+        (unit / "manifest.json").write_text(json.dumps(manifest))
+        return folder
+
+    older = kernel.open_job(tmp_path, config=config, weights=attached({"tta": None, "plans": None}))
+    assert older.run.config.predict.tta_sets == ("flips",) and older.options == [], "nothing chosen: the largest set"
+    weights_with_views = attached({"tta": "hflip"})
+    job = kernel.open_job(tmp_path, config=config, weights=weights_with_views)
+    assert job.run.config.predict.tta_sets == ("hflip",) and job.full.tta == "hflip"
+    assert infer.predict(job, tmp_path) == 0
+    assert not list((tmp_path / "scratch").glob("*/04_probs/loc/patch/fold0/test/*/*.tif")), "one set, no folders"
+
+
+@pytest.mark.slow
+def test_of_views_compared_out_of_fold_a_budget_takes_the_best_that_fit(kernel, broken, tmp_path, monkeypatch, capsys):
+    """With and without a budget: the submission of the repository with the views that the kernel says it keeps.
+
+    A CRF reads the image again, and must do without where there is none that can be read.
+    """
+    data, images = broken
+    images[0].write_bytes(b"no image")
+
+    def repository(name: str, tta: str) -> tuple[list, Path]:
+        root = tmp_path / name / kernel.reference.parents[2].name
+        for unit in ("01_folds", "02_loc"):
+            shutil.copytree(kernel.reference.parents[2] / unit, root / unit)
+        changes = ("data.synthetic=null", f"predict.tta={tta}", "predict.fallback=0", "blend.crf={iterations: 1}")
+        flags = ["--config", kernel.config, "--workdir", tmp_path / name, "--set", f"data.root={data}"]
+        flags += [word for change in changes for word in ("--set", change)]
+        for script in STAGES[3:]:
+            assert stage(script, *flags) == 0, script
+        return flags, root / "06_submission/test/submission.csv"
+
+    flags, everything = repository("both", "[none, hflip]")
+    _, plain = repository("plain", "none")
+    (tmp_path / "bundle").mkdir()
+    own = Kernel(tmp_path / "bundle", tuple(map(str, flags)), data, everything)
+    decode = json.loads((own.folder / "kernel/weights/05_ensemble/decode/decode.json").read_text())
+    assert {(*row["models"], row["tta"]) for row in decode["plans"]} == {("patch", "none"), ("patch", "hflip")}
+    config = tmp_path / "bundle/experiment.yaml"
+    changed = SimpleNamespace(config=kernel.config, overrides=flags[5::2])
+    config.write_text(experiment(load(kernel.config, changed.overrides), changed))
+    assert infer.predict(own.open_job(tmp_path / "a", config=config), tmp_path) == 0
+    assert (tmp_path / "submission.csv").read_bytes() == everything.read_bytes()
+    assert f"fallback: {images[0].stem} (" in capsys.readouterr().out
+
+    timings = {"patch": Timing(0.0, 0.0, 100.0)}
+    monkeypatch.setattr(infer, "measure", lambda *_: Costs(3, 1, {"patch": 2}, timings, 0.0, 0.0))
+    full, options = options_of(load(config), decode)
+    monkeypatch.setattr(infer, "options_of", lambda *_: (replace(full, tta="hflip"), options))  # whatever was chosen
+    assert infer.predict(own.open_job(tmp_path / "b", config=config, budget_minutes="12"), tmp_path) == 0
+    assert "left out: views: none (1) instead of hflip (2); so it needs 11 min 00 s" in capsys.readouterr().out
+    assert (tmp_path / "submission.csv").read_bytes() == plain.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_leaves_the_first_submission(kernel, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Networks, "predict", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    assert infer.predict(kernel.open_job(tmp_path, workers="2"), tmp_path) == 1
+    assert "of 2 on cpu died (exit code -9)" in capsys.readouterr().out
+    competition = open_competition("binary_rle", kernel.inputs / "competition")
+    assert competition.lint(tmp_path / "submission.csv", competition.scenes("test")) == []
+
+
+@pytest.mark.parametrize(("settings", "expected"), [
+    ({}, ["predict.fallback=0"]),
+    ({"workers": "2", "budget_minutes": "7.5"},
+     ["predict.workers=2", "predict.budget_minutes=7.5", "predict.fallback=0"]),
+    ({"workers": "0"}, "KERNEL_WORKERS: expected a number above 0, or nothing, got '0'"),
+    ({"workers": "1.5"}, "KERNEL_WORKERS"),
+    ({"budget_minutes": "soon"}, "KERNEL_BUDGET_MINUTES: expected a number above 0, or nothing, got 'soon'"),
+    ({"budget_minutes": "nan"}, "KERNEL_BUDGET_MINUTES"),
+    ({"start": "thread"}, "KERNEL_START: expected spawn or fork, got 'thread'"),
+])  # fmt: skip
+def test_settings_change_the_experiment_or_are_refused(settings, expected):
+    args = SimpleNamespace(**{"workers": "", "budget_minutes": "", "start": "spawn"} | settings)
+    if isinstance(expected, list):
+        assert list(infer.settings(load(DEMO), args)) == expected
+        assert list(infer.settings(load(DEMO, ["predict.fallback=0.5"]), args)) == expected[:-1]
+    else:
+        with pytest.raises(ConfigError, match=re.escape(expected)):
+            list(infer.settings(load(DEMO), args))
+
+
+# ---- refusals by the whole kernel ---------------------------------------------------------------------
 @pytest.mark.slow
 def test_refusals_come_before_any_prediction_with_exit_code_2(kernel, tmp_path):
     wrong = tmp_path / "weights"

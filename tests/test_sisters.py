@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,27 @@ def test_samples_can_be_sent_to_loader_processes_that_are_not_forked(sister):
     dataset = train.samples(run, model, run.scenes("train"), 0)
     sent = pickle.loads(pickle.dumps(dataset))
     assert sent[5]["image"].equal(dataset[5]["image"]) and sent[5]["target"].equal(dataset[5]["target"])
+
+
+@pytest.mark.slow
+def test_a_test_scene_of_which_nothing_can_be_read_has_an_answer_and_stops_nothing(sister, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(sister.config.parent / "data", data)
+    run = cli.start("", [*sister.flags, "--set", f"data.root={data}"])
+    (broken, _, _) = run.scenes("test")
+    (path,) = broken.files.values()
+    path.write_bytes(b"nothing that can be read")
+    flags = ("--set", f"data.root={data}", "--set", "data.synthetic=null", "--set", "predict.fallback=0",
+             "--workdir", tmp_path, "--inputs", sister.root, "--split", "test")  # fmt: skip
+    for name in STAGES[3:]:
+        assert sister.run(name, *flags) == 0, name
+    assert f"1 of 3 scenes could not be predicted and have the fallback 0.0: {broken.id} (" in capsys.readouterr().out
+    mine, theirs = (
+        (root / "06_submission/test/submission.csv").read_text().splitlines()
+        for root in (tmp_path / sister.root.name, sister.root)
+    )
+    others = [[line for line in lines if not line.startswith(broken.id)] for lines in (mine, theirs)]
+    assert others[0] == others[1] and len(mine) == len(theirs) > len(others[0])
 
 
 @pytest.mark.slow

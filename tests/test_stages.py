@@ -11,6 +11,7 @@ import rasterio
 from conftest import STAGES, Experiment
 
 from lib import report
+from lib.competitions import open_competition
 from lib.scenes.probs import read_levels
 
 
@@ -152,6 +153,28 @@ def test_a_truncated_image_is_found_by_stage_01_and_strict_makes_it_an_error(tmp
     assert image.stem.removesuffix("_post_disaster") in capsys.readouterr().err
     assert own.run("01_prepare_folds") in (0, 2)
     assert image.stem.removesuffix("_post_disaster") in "".join(capsys.readouterr())
+
+
+@pytest.mark.slow
+def test_a_test_pair_of_which_nothing_can_be_read_has_an_answer_and_stops_nothing(tmp_path, scenes, finished, capsys):
+    """Its files, the archive and the linter want 1024 x 1024 pixels of every scene; two workers share them."""
+    data = tmp_path / "xbd"
+    shutil.copytree(scenes, data)
+    scene = open_competition("xview2", data).scenes("test")[1]
+    for side in ("pre", "post"):
+        scene.files[side].write_bytes(b"no image")
+    own = Experiment(tmp_path, data)
+    flags = ("--inputs", finished.root, "--split", "test")
+    assert own.run(STAGES[3], *flags) == 2 and f"scene {scene.id}: " in capsys.readouterr().err
+    for name in STAGES[3:]:
+        assert own.run(name, *flags, "--set", "predict.fallback=0", "--set", "predict.workers=2") == 0, name
+    assert "1 of 2 scenes could not be predicted and have the fallback 0.0" in capsys.readouterr().out
+    manifest = json.loads((own.root / "04_probs/loc/loc/fold0/test/manifest.json").read_text())
+    assert list(manifest["failed"]) == [scene.id] and manifest["scenes"] == 2
+    mine, theirs = (
+        (e.root / "06_submission/test/submission.csv").read_text().splitlines() for e in (own, finished)
+    )
+    assert mine[:6] == theirs[:6] and mine[6:] == [f"{scene.id}_{part}," for part in range(5)]
 
 
 def test_probabilities_open_as_named_bands(finished):

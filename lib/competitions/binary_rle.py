@@ -439,7 +439,7 @@ class Competition(contract.Competition):
         if not path.exists():
             return [f"{path}: expected a submission (a CSV, or the folder it lies in), found nothing there"]
         asked = scenes if scenes is not None or sample is not None else self.scenes("test") or None
-        shapes = None if asked is None else {scene.id: raster.image_size(scene.files["image"]) for scene in asked}
+        shapes = None if asked is None else {scene.id: raster.stated_size(scene.files["image"]) for scene in asked}
         return submission.lint_rle_csv(
             path, shapes, sample, columns=self.header, origin=self.rule.origin, repeats=self.metric == "object_map"
         )

@@ -372,7 +372,7 @@ class Competition(contract.Competition):
         path = Path(path)
         if not path.exists():
             return [f"{path}: expected a submission (folder or .csv), found nothing there"]
-        sizes = None if scenes is None else {s.id: raster.image_size(s.files["image"]) for s in scenes}
+        sizes = None if scenes is None else {s.id: raster.stated_size(s.files["image"]) for s in scenes}
         if path.is_file():
             return self._lint_table(path, sizes, sample)
         table, pictures = path / CSV, path / MASKS
@@ -403,7 +403,7 @@ class Competition(contract.Competition):
             except DataError:
                 faults.append(Finding("not a readable index PNG", path.name))
                 continue
-            if size is not None and mask.shape != tuple(size):
+            if size not in (None, (None, None)) and mask.shape != tuple(size):
                 faults.append(Finding("not of its picture's size", path.name))
             if mask.max(initial=0) >= len(self.names):
                 faults.append(Finding(f"values that are none of the classes 0..{len(self.names) - 1}", path.name))

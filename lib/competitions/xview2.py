@@ -304,7 +304,7 @@ def _lint_table(table: Path, scenes: Sequence[Scene] | None, sample: Path | None
         rows = [row_id] if sample else [f"{row_id.rpartition('_')[0]}_{part}" for part in range(CSV_ROWS)]
         shapes |= dict.fromkeys(rows, TILE)
     for scene in scenes or ():
-        size = raster.image_size(scene.files["pre"])
+        size = raster.stated_size(scene.files["pre"])
         shapes |= dict.fromkeys((f"{scene.id}_{part}" for part in range(CSV_ROWS)), size)
     return submission.lint_rle_csv(table, shapes or None, sample)
 

@@ -76,7 +76,8 @@ Attach the dataset {dataset} (weights {bundle}) and the competition's data; no n
 
 The sources below are written to a temporary folder and run: every checkpoint predicts every test scene, the
 probabilities are averaged and decoded with the settings found out of fold. Before that submission.csv is written with
-the sample or with empty answers, and only ever replaced by a better one.
+the sample or with empty answers, and only ever replaced by a better one: after the first fold, and after the last. With
+BUDGET_MINUTES, views, models and folds that do not fit are left out; what is, is printed.
 """
     for form, file in FORMS.items():
         target = args.out / form

@@ -1,7 +1,7 @@
 """Start inference from a bundle: check what can be checked without any package, then predict.
 
-Exit code 2: something is not as it must be, and nothing was predicted; 1: prediction failed after the first
-submission was written, which stands.
+Exit code 2: something is not as it must be, and nothing was predicted; 1: prediction failed, or nothing fits the
+budget, after the first submission was written; the last one that was stands.
 """
 
 import argparse
@@ -26,6 +26,9 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--competition", default="", help="name of that folder below --input, where it is known")
     parser.add_argument("--working", type=Path, required=True, help="where submission.csv goes")
     parser.add_argument("--scratch", type=Path, required=True, help="where probabilities lie meanwhile")
+    parser.add_argument("--budget-minutes", default="", help="time from start to end (default: as the experiment says)")
+    parser.add_argument("--workers", default="", help="processes that share the scenes (default: one per GPU)")
+    parser.add_argument("--start", default="spawn", help="how they begin: spawn, or fork without a GPU")
     parser.add_argument("--versions", choices=("tested", "any"), default="tested", help="which packages will do")
     return parser
 
@@ -47,12 +50,12 @@ def main(argv: list[str] | None = None) -> int:
 
         from lib.kaggle import infer  # only now are its packages known to be there
 
-        run = infer.open_run(HERE / "experiment.yaml", args)
+        job = infer.open_job(HERE / "experiment.yaml", args, lambda: time.monotonic() - started)
     except PipelineError as error:
         print(f"kernel: {error}", flush=True)
         return 2
     print(f"kernel: checked in {time.monotonic() - started:.1f} s, nothing is missing", flush=True)
-    return infer.predict(run, args.working)
+    return infer.predict(job, args.working)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ import argparse
 import json
 import os
 import shutil
-import time
 import traceback
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,18 @@ import torch
 from lib.competitions import open_competition
 from lib.competitions.contract import Answer, Competition, Scene
 from lib.errors import ArtifactError, ConfigError, DataError, PipelineError
+from lib.inference.scene import sizes
 from lib.kaggle import gates
+from lib.kaggle.passes import Budget, carry_out, measure, part
+from lib.kaggle.plan import Option, Plan, choose, options_of, sentence
 from lib.run import cli, runtime
+from lib.run.artifacts import read_json
 from lib.run.cli import Run, say
-from lib.run.config import load
-from lib.scenes import raster
-from lib.stages import ensemble, submit
-from lib.stages.predict import fold_splits
-from lib.stages.predict import predict as predict_scenes
+from lib.run.config import Experiment, load
+from lib.stages import ensemble
+from lib.stages.predict import open_pool, told
+from lib.stages.submit import write
+from lib.stages.workers import STARTS, Pool
 
 SUBMISSION = "submission.csv"
 SAMPLES = "*sample_submission*.csv"
@@ -36,18 +42,64 @@ ESTIMATE_FROM = 32
 
 
 # ---- checks -------------------------------------------------------------------------------------------
-def open_run(config: Path, args: argparse.Namespace) -> Run:
-    """Open the experiment on the data found here; PipelineError where data, device or disk will not do."""
+@dataclass
+class Job:
+    """What a kernel does: the run of everything that it may predict, what was compared out of fold, and who works."""
+
+    run: Run
+    full: Option
+    options: list[Option]
+    pool: Pool
+    budget: Budget
+
+
+def open_job(config: Path, args: argparse.Namespace, clock: Callable[[], float]) -> Job:
+    """Open the experiment on the data found here; PipelineError where data, device, disk or settings will not do.
+
+    Of several sets of views only the one is left that was chosen out of fold. ``clock``: seconds since the start.
+    """
+    changes = settings(load(config), args)
     check_device()
     data = find_data(config, args)
-    wanted = ["--config", config, "--workdir", args.scratch, "--inputs", args.weights, "--split", "test",
-              "--set", f"data.root={json.dumps(str(data))}", "--set", "data.synthetic=null"]  # fmt: skip
+    wanted = ["--config", config, "--workdir", args.scratch, "--inputs", args.weights, "--split", "test"]
+    for change in (f"data.root={json.dumps(str(data))}", "data.synthetic=null", *changes):
+        wanted += ["--set", change]
     run = cli.open_run(cli.parser("").parse_args([str(word) for word in wanted]))
+    decode = read_json(run.store.require(run.graph.decode()) / ensemble.DECODE)
+    full, options = options_of(run.config, decode)
+    run = part(run, full.models, full.tta)
     scenes = run.scenes("test")
     gates.check_disk(args.scratch, estimate(run, scenes))
-    device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "no GPU here, the CPU"
-    say(f"kernel: {len(scenes)} test scenes in {data}; {device} predicts")
-    return run
+    pool = open_pool(run, args.start)
+    minutes = run.config.predict.budget_minutes
+    say(f"kernel: {len(scenes)} test scenes in {data}; predicted by {workers(pool)}"
+        + (f" in {minutes:g} minutes" if minutes else ""))  # fmt: skip
+    return Job(run, full, options, pool, Budget(60 * minutes if minutes else inf, clock))
+
+
+def workers(pool: Pool) -> str:
+    """Say how many workers there are, and where."""
+    if pool.devices[0].type == "cpu":
+        return f"{len(pool)} worker{'s' * (len(pool) > 1)} on the CPU, no GPU here"
+    places = Counter(torch.cuda.get_device_name(device) for device in dict.fromkeys(pool.devices))
+    return f"{len(pool)} worker{'s' * (len(pool) > 1)} on " + ", ".join(f"{n} x {name}" for name, n in places.items())
+
+
+def settings(experiment: Experiment, args: argparse.Namespace) -> Iterator[str]:
+    """Yield what the kernel's settings change in the experiment. ConfigError for one that means nothing."""
+    if args.start not in STARTS:
+        raise ConfigError(f"KERNEL_START: expected {' or '.join(STARTS)}, got {args.start!r}")
+    for name, kind, value in (("workers", int, args.workers), ("budget_minutes", float, args.budget_minutes)):
+        if value:
+            try:
+                number = kind(value)
+            except ValueError:
+                number = 0
+            if not 0 < number < inf:
+                raise ConfigError(f"KERNEL_{name.upper()}: expected a number above 0, or nothing, got {value!r}")
+            yield f"predict.{name}={number}"
+    if experiment.predict.fallback is None:
+        yield "predict.fallback=0"  # nothing may stop the rest
 
 
 def check_device() -> None:
@@ -115,48 +167,65 @@ def estimate(run: Run, scenes: list[Scene]) -> float:
     )
     first = scenes[:: max(1, len(scenes) // ESTIMATE_FROM)]
     tasks = run.competition.tasks.values()
-    pixels = np.mean([np.prod(size(run.competition, scene)) for scene in first]) if any(t.dense for t in tasks) else 1
+    dense = any(task.dense for task in tasks)
+    pixels = np.mean([np.prod(size) for size in sizes(run.competition, first).values()]) if dense else 1
     return float(pixels) * len(scenes) * channels * BYTES_PER_LEVEL
 
 
-def size(competition: Competition, scene: Scene) -> tuple[int, int]:
-    """Return the (height, width) of a scene, from the header of its image where there is one."""
-    for role in (*competition.images, "image"):
-        if role in scene.files:
-            return raster.image_size(scene.files[role])
-    return competition.read(scene, competition.images[0]).shape[-3:-1]
-
-
 # ---- submissions --------------------------------------------------------------------------------------
-def predict(run: Run, working: Path) -> int:
-    """Write a first submission, predict, replace it by the real one; returns the exit code.
+def predict(job: Job, working: Path) -> int:
+    """Write a first submission, predict, replace it by better ones; returns the exit code.
 
     Whatever fails is printed and ends with 1: the submission that stands then is worth more than none.
     """
-    target = working / SUBMISSION
+    target, run, budget = working / SUBMISSION, job.run, job.budget
+
+    def hand_in(part: Run) -> None:
+        submit(part, target)
+        say(f"kernel: {target} holds the predictions of {len(part.graph.test_ids)} scenes by {networks(part)}, linted")
+
     try:
-        say(f"kernel: {target}: {first_submission(run, target)}, until the networks have answered")
-        started = time.monotonic()
-        for units in fold_splits(run):
-            predict_scenes(run, list(run.pending(units)))
-        for unit in run.pending(ensemble.units(run)):
-            record: dict[str, Any] = {"stage": "05"}
-            with run.build(unit, record) as folder:
-                record["scenes"] = ensemble.blend(run, "test", folder)
-        for unit in run.pending([run.graph.submission("test")]):
-            record = {"stage": "06"}
-            with run.build(unit, record) as folder:
-                record |= submit.write(run, "test", folder)
-        put(run.store.require(run.graph.submission("test")) / SUBMISSION, target)
+        with job.pool as pool:
+            pool.start()  # first of all: what is forked later would inherit threads
+            say(f"kernel: {target}: {first_submission(run, target)}, until the networks have answered")
+            plan, reading = Plan(job.full.models, job.full.tta, run.config.folds.n, 0.0), 0.0
+            if budget.seconds < inf:
+                costs = measure(run, pool, run.store.root / "measured")
+                plan, reading = choose(costs, job.full, job.options, budget.left()), costs.scenes * costs.read
+                say("kernel: plan: " + sentence(costs, job.full, plan, budget.left()))
+            if plan is None:
+                return 1
+            failed = carry_out(run, plan, pool, hand_in, budget, reading)
     except PipelineError as error:
         say(f"kernel: {error}")
         return 1
     except Exception:  # noqa: BLE001 any fault of data, library or machine; the submission outlives it
         traceback.print_exc()
         return 1
-    say(f"kernel: {target} holds the predictions of {len(run.graph.test_ids)} scenes "
-        f"({cli.duration(time.monotonic() - started)}), linted")  # fmt: skip
+    if failed:
+        say(f"kernel: {len(failed)} of {len(run.graph.test_ids)} scenes could not be predicted and have the fallback: "
+            + told(failed))  # fmt: skip
+    say(f"kernel: done in {cli.duration(budget.clock())}")
     return 0
+
+
+def networks(run: Run) -> str:
+    """Say how many networks a run averages."""
+    count = sum(len(run.config.folds_of(model)) for model in run.config.models.values())
+    return f"{count} network{'s' * (count > 1)}"
+
+
+def submit(run: Run, target: Path) -> None:
+    """Average, decode, write and lint what a run's networks have predicted, then put it in place."""
+    for unit in run.pending(ensemble.units(run)):
+        record: dict[str, Any] = {"stage": "05"}
+        with run.build(unit, record) as folder:
+            record["scenes"] = ensemble.blend(run, "test", folder)
+    for unit in run.pending([run.graph.submission("test")]):
+        record = {"stage": "06"}
+        with run.build(unit, record) as folder:
+            record |= write(run, "test", folder)
+    put(run.store.require(run.graph.submission("test")) / SUBMISSION, target)
 
 
 def first_submission(run: Run, target: Path) -> str:
@@ -189,8 +258,9 @@ def empty(competition: Competition, scenes: list[Scene]) -> Iterator[tuple[Scene
         return competition.decode(levels, competition.defaults())
 
     dense = any(task.dense for task in competition.tasks.values())
+    size_of = sizes(competition, scenes) if dense else {}
     for scene in scenes:
-        yield scene, answer(size(competition, scene) if dense else (1, 1))
+        yield scene, answer(size_of.get(scene.id, (1, 1)))
 
 
 def put(source: Path, target: Path) -> None:

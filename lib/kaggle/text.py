@@ -41,6 +41,9 @@ SETTINGS = {
     "COMPETITION": @COMPETITION@,  # name of that folder, where there are several
     "WORKING": "/kaggle/working",  # where submission.csv goes
     "SCRATCH": "",  # where probabilities lie meanwhile; "": a temporary folder
+    "BUDGET_MINUTES": "",  # from start to end; "": as the experiment says, else as long as it takes
+    "WORKERS": "",  # processes that share the scenes; "": as the experiment says, else one per GPU
+    "START": "spawn",  # how they begin; "fork" is for the CPU alone
     "VERSIONS": "tested",  # "any": packages of other versions than those tested will do
     "ON_ERROR": "keep",  # a failure after the first submission keeps it and ends well; "stop": ends as a failure
 }
@@ -68,7 +71,8 @@ scratch = os.path.abspath(SETTINGS["SCRATCH"] or SOURCES / "scratch")
 command = [sys.executable, "-m", "lib.kaggle.driver", "--bundle", BUNDLE, "--scratch", scratch]
 for name in ("INPUT", "WEIGHTS", "DATA", "WORKING"):
     command += ["--" + name.lower(), os.path.abspath(SETTINGS[name])] if SETTINGS[name] else []
-command += ["--competition", SETTINGS["COMPETITION"], "--versions", SETTINGS["VERSIONS"]]
+for name in ("COMPETITION", "BUDGET_MINUTES", "WORKERS", "START", "VERSIONS"):
+    command += ["--" + name.lower().replace("_", "-"), str(SETTINGS[name])]
 environment = {
     **os.environ,
     "PYTHONPATH": os.pathsep.join([str(SOURCES), *filter(None, [os.environ.get("PYTHONPATH")])]),

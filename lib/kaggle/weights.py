@@ -16,7 +16,7 @@ import torch
 
 from lib.competitions.contract import settings_for
 from lib.errors import ArtifactError, ConfigError
-from lib.kaggle import gates
+from lib.kaggle import gates, passes, plan
 from lib.models import checkpoint
 from lib.run import cli, runtime
 from lib.run.artifacts import MANIFEST, digest, read_json, write_json
@@ -68,13 +68,15 @@ def out_of_fold(config: Path, overrides: Sequence[str], weights: Path) -> dict[s
         words = ["--config", config, "--workdir", scratch, "--inputs", weights, "--split", "oof"]
         words += [word for override in overrides for word in ("--set", override)]
         run = cli.open_run(cli.parser("").parse_args([str(word) for word in words]))
+        decode = read_json(run.store.require(run.graph.decode()) / ensemble.DECODE)
+        full, _ = plan.options_of(run.config, decode)
+        run = passes.part(run, full.models, full.tta)
         for units in fold_splits(run):
             predict(run, list(run.pending(units)))
         for unit in run.pending([run.graph.blend("oof")]):
             with run.build(unit, {"stage": "05"}) as folder:
                 ensemble.blend(run, "oof", folder)
-        params = read_json(run.store.require(run.graph.decode()) / ensemble.DECODE)["params"]
-        competition = run.competition
+        params, competition = decode["params"], run.competition
         counts = [
             competition.tally(competition.decode(levels, settings_for(scene, params)), competition.truth(scene))
             for scene, levels in ensemble.blended(run, "oof")

@@ -372,6 +372,14 @@ class Predict(Section):
     """Multiples of the view's size whose probabilities are averaged."""
     truncate: bool = False
     """Cut probabilities to uint8 as the 2020 code did, instead of rounding."""
+    fallback: float | None = Field(None, ge=0, le=1)
+    """Probability that every class gets for a scene that cannot be read or predicted; none: the stage stops (in a
+    kernel, where nothing may stop the rest, it is 0)."""
+    workers: int | None = Field(None, ge=1)
+    """Processes that share the scenes, each with as many threads as one alone has; none: one per GPU, or one on the
+    CPU. More than GPUs let one read scenes while another predicts."""
+    budget_minutes: float | None = Field(None, gt=0)
+    """Time that a kernel has from its start to its end; it leaves out views, models and folds to keep to it."""
 
     @model_validator(mode="after")
     def _sets_of_views_grow(self):

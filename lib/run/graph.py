@@ -116,7 +116,8 @@ class Graph:
 
     def probs(self, name: str, fold: int, split: str) -> Unit:
         """Stage 04: probabilities of one checkpoint, on its own validation scenes (oof) or on the test scenes."""
-        facts: dict[str, Any] = {"predict": plain(self.config.predict), "split": split}
+        predict = {k: v for k, v in plain(self.config.predict).items() if k not in ("workers", "budget_minutes")}
+        facts: dict[str, Any] = {"predict": predict, "split": split}
         if split == "test":
             facts["scenes"] = self.test_ids
         task = self.config.models[name].task

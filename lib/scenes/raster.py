@@ -68,6 +68,14 @@ def image_size(path: str | Path) -> tuple[int, int]:
         return source.height, source.width
 
 
+def stated_size(path: str | Path) -> tuple[int, int] | tuple[None, None]:
+    """Return ``image_size``, or (None, None) of a file without a header that can be read."""
+    try:
+        return image_size(path)
+    except DataError:
+        return None, None
+
+
 def centre(path: str | Path) -> tuple[float, float] | None:
     """Return (longitude, latitude) in degrees of a georeferenced image's centre, from the header; else None."""
     with _open(path, whole=False) as source:

@@ -1,23 +1,34 @@
 """Stage 04: the probabilities of one checkpoint, on its own validation scenes and on the test scenes."""
 
+import copy
+import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from tqdm import tqdm
 
 from lib.competitions.contract import Scene
+from lib.errors import ArtifactError, PipelineError
 from lib.inference.predict import Predictor
-from lib.inference.scene import read_stack
+from lib.inference.scene import read_stack, sizes
 from lib.models import checkpoint
 from lib.run import runtime
 from lib.run.artifacts import Unit
-from lib.run.cli import Run, say
+from lib.run.cli import Run, quiet, say
 from lib.run.config import Model, Predict
 from lib.scenes.probs import file_name, quantise, write_levels
 from lib.scenes.view import View
 from lib.stages import folds
+from lib.stages.workers import Pool, devices
+
+NAMED = 3
+"""Failed scenes whose errors are printed."""
 
 
 def fold_splits(run: Run) -> Iterator[list[Unit]]:
@@ -28,38 +39,210 @@ def fold_splits(run: Run) -> Iterator[list[Unit]]:
                 yield [run.graph.probs(name, fold, split) for split in run.splits if run.has_split(split)]
 
 
-def predict(run: Run, units: list[Unit]) -> None:
-    """Predict the given splits with one checkpoint, which is loaded once; scene by scene, each file whole."""
+def open_pool(run: Run, start: str = "spawn") -> Pool:
+    """Return the processes that share the scenes of a run; they begin when they are first needed."""
+    return Pool(Networks, devices(run.config.predict.workers, run.device), start)
+
+
+def predict(run: Run, units: list[Unit], pool: Pool | None = None, tick: Callable[[], None] | None = None) -> None:
+    """Predict the given splits with one checkpoint, which is loaded once; scene by scene, each file whole.
+
+    A scene that fails gets ``predict.fallback`` and is named in the manifest; without a fallback, or where every scene
+    fails, its error is raised. ``tick`` is called after every scene; what it raises stops the unit, to be resumed.
+    """
     if not units:
         return
     _, _, name, fold, _ = units[0].key.split("/")
-    folder = run.store.require(run.graph.checkpoint(name, int(fold.removeprefix("fold"))))
-    description = checkpoint.read_description(folder)
-    predictor, used = open_predictor(run, folder, name)
+    fold = int(fold.removeprefix("fold"))
+    pool = Pool(Networks, [run.device]) if pool is None else pool
+    asked = run.config.predict.precision
+    used = pool.each("load", run, name, fold)[0]
+    if used != asked:
+        say(f"  {asked} asked, {used} used on this CPU")
     for unit in units:
-        split = unit.key.rsplit("/", 1)[1]
-        record: dict[str, Any] = {"stage": "04", "precision": {"asked": run.config.predict.precision, "used": used}}
+        record: dict[str, Any] = {"stage": "04", "precision": {"asked": asked, "used": used}}
         with run.build(unit, record) as out:
-            scenes = scenes_of(run, split, int(fold.removeprefix("fold")))
+            scenes = scenes_of(run, unit.key.rsplit("/", 1)[1], fold)
             record["scenes"] = len(scenes)
-            seconds = []
-            for scene in tqdm(scenes, unit.key, leave=False, disable=None):
-                seconds.append(predict_scene(run, predictor, description, scene, out))
+            seconds, failed = [], {}
+            calls = ((scene, out) for scene in scenes)
+            with closing(pool.share("predict", calls)) as outcomes:
+                for outcome in tqdm(outcomes, unit.key, len(scenes), leave=False, disable=None):
+                    seconds.append(outcome.seconds)
+                    if outcome.error:
+                        failed[outcome.scene] = outcome.error
+                    if tick:
+                        tick()
+            if failed:
+                record["failed"] = fall_back(run, name, scenes, failed, out)
             if timed := sorted(filter(None, seconds)):
                 record["seconds_per_scene"] = round(timed[len(timed) // 2], 4)  # the median: the first one warms up
 
 
-def predict_scene(run: Run, predictor: Predictor, description: Mapping[str, Any], scene: Scene, out: Path) -> float:
-    """Write the levels of one scene, one file per set of views; returns the seconds it took, 0 for what was there."""
-    paths = {name: levels_path(out, run.config.predict, name, scene.id) for name in predictor.sets}
-    if all(path.exists() for path in paths.values()):  # files of an interrupted run are whole
-        return 0.0
-    started = time.perf_counter()
-    image = read_stack(run.competition, scene, description["images"])
-    for name, probs in predictor.every_set(image, scene.pixel_size).items():
-        paths[name].parent.mkdir(exist_ok=True)
-        write_levels(paths[name], quantise(probs, run.config.predict.truncate), description["classes"])
-    return time.perf_counter() - started
+def fall_back(run: Run, name: str, scenes: list[Scene], failed: Mapping[str, str], out: Path) -> dict[str, str]:
+    """Write the fallback of the scenes that failed; returns scene id -> its error, sorted.
+
+    They come last, so that a unit that is resumed tries them again. ArtifactError where every scene failed: then the
+    network or the machine is at fault.
+    """
+    failed = dict(sorted(failed.items()))
+    if len(failed) == len(scenes):
+        raise ArtifactError(f"{name}: each of {len(scenes)} scenes failed, which no fallback is for; {told(failed)}")
+    task, value = run.competition.tasks[run.config.models[name].task], run.config.predict.fallback
+    size_of = sizes(run.competition, scenes) if task.dense else dict.fromkeys(failed, (1, 1))
+    for scene in failed:
+        levels = quantise(np.full((task.channels, *size_of[scene]), value, np.float32), run.config.predict.truncate)
+        for views in run.config.predict.tta_sets:
+            path = levels_path(out, run.config.predict, views, scene)
+            path.parent.mkdir(exist_ok=True)
+            write_levels(path, levels, task.classes)
+    say(f"  {len(failed)} of {len(scenes)} scenes could not be predicted and have the fallback {value}: {told(failed)}")
+    return failed
+
+
+def told(failed: Mapping[str, str]) -> str:
+    """Say which scenes failed, and of the first ones why."""
+    first = [f"{scene} ({error})" for scene, error in list(failed.items())[:NAMED]]
+    return "; ".join(first) + (f"; and {len(failed) - NAMED} more" if len(failed) > NAMED else "")
+
+
+# ---- in a worker --------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a scene. ``seconds``: 0 for one that was there; ``error``: "" for one that is written."""
+
+    scene: str
+    seconds: float
+    error: str = ""
+
+
+class Measured(NamedTuple):
+    """What a network takes in a worker: seconds to load it, and of each scene (read and write, predict)."""
+
+    load: float
+    seconds: dict[str, tuple[float, float]]
+    failed: dict[str, str]
+    folder: Path
+    """Where the levels of these scenes lie."""
+
+
+class Networks:
+    """What a worker predicts with: a device, and the checkpoint that it has loaded."""
+
+    def __init__(self, device: torch.device):
+        quiet()
+        self.device = device
+        self.run: Run | None = None
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+
+    def load(self, run: Run, name: str, fold: int) -> str:
+        """Load a checkpoint of model ``name``; returns the precision that is really used."""
+        self.run = replace(run, device=self.device)
+        folder = run.store.require(run.graph.checkpoint(name, fold))
+        self.description = checkpoint.read_description(folder)
+        self.predictor, used = open_predictor(self.run, folder, name)
+        return used
+
+    def predict(self, scene: Scene, out: Path) -> Outcome:
+        """Write the levels of one scene, one file per set of views, if they are not there.
+
+        An error of the scene is returned where there is a fallback; an error of the disk or of the GPU is raised.
+        """
+        predict = self.run.config.predict
+        paths = {name: levels_path(out, predict, name, scene.id) for name in self.predictor.sets}
+        if all(path.exists() for path in paths.values()):  # files of an interrupted run are whole
+            return Outcome(scene.id, 0.0)
+        started = time.perf_counter()
+        try:
+            levels = self.levels(scene, self.read(scene))
+        except Exception as error:  # noqa: BLE001 whatever is wrong with this scene, the others go on
+            if predict.fallback is None:
+                raise
+            return Outcome(scene.id, time.perf_counter() - started, self.reason(error))
+        self.write(levels, paths)
+        return Outcome(scene.id, time.perf_counter() - started)
+
+    def measure(self, run: Run, name: str, fold: int, scenes: Sequence[Scene], wanted: int, folder: Path) -> Measured:
+        """Load a checkpoint and predict ``wanted`` of the scenes, the first one twice, since the first time warms up.
+
+        Levels go below ``folder``, to a place of this worker's own; scenes that fail are passed over.
+        """
+        started = time.perf_counter()
+        self.load(run, name, fold)
+        found = Measured(time.perf_counter() - started, {}, {}, folder / str(os.getpid()))
+        found.folder.mkdir(parents=True)
+        warm = False
+        for scene in scenes:
+            paths = {tta: levels_path(found.folder, run.config.predict, tta, scene.id) for tta in self.predictor.sets}
+            try:
+                if not warm:
+                    self.levels(scene, self.read(scene))
+                    warm = True
+                started = time.perf_counter()
+                image = self.read(scene)
+                read = time.perf_counter()
+                levels = self.levels(scene, image)
+                predicted = time.perf_counter()
+            except Exception as error:  # noqa: BLE001 as in ``predict``
+                found.failed[scene.id] = self.reason(error)
+                continue
+            self.write(levels, paths)
+            written = time.perf_counter()
+            found.seconds[scene.id] = read - started + written - predicted, predicted - read
+            if len(found.seconds) == wanted:
+                break
+        return found
+
+    def read(self, scene: Scene) -> np.ndarray:
+        """Read what the network is given of a scene."""
+        return read_stack(self.run.competition, scene, self.description["images"])
+
+    def write(self, levels: Mapping[str, np.ndarray], paths: Mapping[str, Path]) -> None:
+        """Write the levels of each set of views."""
+        for name, found in levels.items():
+            paths[name].parent.mkdir(exist_ok=True)
+            write_levels(paths[name], found, self.description["classes"])
+
+    def levels(self, scene: Scene, image: np.ndarray) -> dict[str, np.ndarray]:
+        """Return set of views -> levels (C, H, W) uint8; a scene too large for the GPU is tried in smaller windows."""
+        smaller = None
+        try:
+            probs = self.predictor.every_set(image, scene.pixel_size)
+        except torch.cuda.OutOfMemoryError:
+            smaller = halved(self.predictor)
+            if smaller is None:
+                raise
+        if smaller is not None:  # only here, since the error holds what fills the memory
+            torch.cuda.empty_cache()
+            say(f"  {scene.id}: the GPU's memory is full, windows of {smaller.tile} pixels instead")
+            probs = smaller.every_set(image, scene.pixel_size)
+        return {name: quantise(found, self.run.config.predict.truncate) for name, found in probs.items()}
+
+    def reason(self, error: Exception) -> str:
+        """Return in one line why a scene failed.
+
+        ArtifactError where the GPU does nothing any more: then no scene is to blame, and all would fail.
+        """
+        if self.device.type == "cuda":
+            try:
+                torch.ones(8, device=self.device).sum().item()
+            except RuntimeError as fault:
+                said = str(fault).splitlines()[0]
+                raise ArtifactError(f"{self.device}: the GPU no longer answers ({said}); run again") from fault
+        words = (str(error).strip().splitlines() or ["no message"])[0]
+        return words if isinstance(error, PipelineError) else f"{type(error).__name__}: {words}"
+
+
+def halved(predictor: Predictor) -> Predictor | None:
+    """Return the predictor with windows of half the side, a multiple of the network's stride; None for the smallest."""
+    stride = predictor.network.stride
+    tile = predictor.tile // 2 // stride * stride
+    if tile < stride:
+        return None
+    smaller = copy.copy(predictor)
+    smaller.tile, smaller.overlap = tile, min(predictor.overlap // 2, tile - stride)
+    return smaller
 
 
 def levels_path(folder: Path, predict: Predict, views: str, scene: str) -> Path:
@@ -71,8 +254,6 @@ def open_predictor(run: Run, folder: Path, name: str) -> tuple[Predictor, str]:
     """Build the predictor of a checkpoint of model ``name``; returns it and the precision it really uses."""
     asked, model = run.config.predict, run.config.models[name]
     used = runtime.precision_on(run.device, asked.precision)
-    if used != asked.precision:
-        say(f"  {asked.precision} asked, {used} used on this CPU")
     predictor = Predictor(checkpoint.load_network(folder), run.competition.tasks[model.task].activate,
                           run.device, used, views=asked.tta_sets, tile=asked.tile,
                           overlap=int(asked.tile * asked.overlap), view=view_of(model),

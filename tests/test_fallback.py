@@ -1,0 +1,127 @@
+"""A scene that fails: its size, smaller windows where the GPU is full, the fallback, and when there is none."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lib.competitions.contract import Scene
+from lib.errors import ArtifactError, DataError
+from lib.inference.predict import Predictor
+from lib.inference.scene import sizes
+from lib.run.config import Predict
+from lib.scenes.probs import read_levels
+from lib.scenes.raster import stated_size, write_png
+from lib.stages.predict import Networks, fall_back, halved, told
+from lib.tasks import BinaryMask, Label
+
+
+@pytest.fixture
+def scenes(tmp_path) -> list[Scene]:
+    """Three scenes of 40 x 30, one of 20 x 20, one whose image is none."""
+    for name, shape in (("a", (40, 30)), ("b", (20, 20)), ("c", (40, 30)), ("d", (40, 30))):
+        write_png(tmp_path / f"{name}.png", np.zeros((*shape, 3), np.uint8))
+    (tmp_path / "e.png").write_bytes(b"no image")
+    return [Scene(name, {"image": tmp_path / f"{name}.png"}) for name in "abcde"]
+
+
+COMPETITION = SimpleNamespace(images=("image",), tasks={"loc": BinaryMask(("x",)), "cls": Label(("p", "q", "r"))})
+
+
+def test_a_scene_without_a_size_has_the_commonest_of_the_others(scenes):
+    assert sizes(COMPETITION, scenes) == {"a": (40, 30), "b": (20, 20), "c": (40, 30), "d": (40, 30), "e": (40, 30)}
+    assert stated_size(scenes[4].files["image"]) == (None, None)
+    pair = Scene("f", {"pre": scenes[4].files["image"], "post": scenes[1].files["image"]})
+    assert sizes(SimpleNamespace(images=("pre", "post")), [*scenes[:1], pair])["f"] == (20, 20), "any of its images"
+    with pytest.raises(DataError, match="none of 1 scenes"):
+        sizes(COMPETITION, scenes[4:])
+    assert sizes(COMPETITION, []) == {}
+
+
+class Small(nn.Module):
+    """Has no memory for inputs of more than 64 pixels a side."""
+
+    stride = 16
+
+    def forward(self, x):
+        if max(x.shape[-2:]) > 64:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return x[:, :1].float() / 255
+
+
+def networks(predictor: Predictor, **predict) -> Networks:
+    found = Networks(torch.device("cpu"))
+    competition = SimpleNamespace(read=lambda scene, image: read(scene))
+    found.run = SimpleNamespace(competition=competition, config=SimpleNamespace(predict=Predict(tta="none", **predict)))
+    found.predictor, found.description = predictor, {"images": ["image"], "classes": ["x"]}
+    return found
+
+
+def read(scene: Scene) -> np.ndarray:
+    if scene.id == "broken":
+        raise DataError("scene broken: no pixels")
+    return np.random.default_rng(0).integers(0, 256, (128, 112, 3), np.uint8)
+
+
+def predictor(tile: int, overlap: int) -> Predictor:
+    return Predictor(Small(), lambda z: z, tile=tile, overlap=overlap)
+
+
+def test_a_scene_too_large_for_the_gpu_is_predicted_in_windows_of_half_the_size(tmp_path, capsys):
+    outcome = networks(predictor(128, 32), fallback=0).predict(Scene("s", {}), tmp_path)
+    assert outcome.error == ""
+    assert "s: the GPU's memory is full, windows of 64 pixels instead" in capsys.readouterr().out
+    networks(predictor(64, 16)).predict(Scene("t", {}), tmp_path)
+    np.testing.assert_array_equal(read_levels(tmp_path / "s.tif")[0], read_levels(tmp_path / "t.tif")[0])
+    too_large = networks(predictor(256, 64), fallback=0).predict(Scene("u", {}), tmp_path)
+    assert "OutOfMemoryError: CUDA out of memory" in too_large.error, "once, no more"
+    assert not (tmp_path / "u.tif").exists()
+
+
+def test_half_a_window_is_a_multiple_of_the_stride():
+    assert (halved(predictor(112, 96)).tile, halved(predictor(112, 96)).overlap) == (48, 32)
+    assert halved(predictor(16, 0)) is None
+
+
+def test_the_error_of_a_scene_is_returned_where_there_is_a_fallback_and_raised_where_there_is_none(tmp_path):
+    scene = Scene("broken", {})
+    assert networks(predictor(64, 16), fallback=0).predict(scene, tmp_path).error == "scene broken: no pixels"
+    with pytest.raises(DataError, match="no pixels"):
+        networks(predictor(64, 16)).predict(scene, tmp_path)
+
+
+def test_a_gpu_that_does_nothing_any_more_is_not_the_fault_of_a_scene(monkeypatch):
+    own = networks(predictor(64, 16), fallback=0)
+    own.device = torch.device("cuda", 0)
+
+    def ones(*_, **__):
+        raise RuntimeError("CUDA error: device-side assert\nmore")
+
+    monkeypatch.setattr(torch, "ones", ones)
+    with pytest.raises(ArtifactError, match="the GPU no longer answers .CUDA error: device-side assert."):
+        own.reason(ValueError("x"))
+
+
+def test_an_unwritable_disk_is_not_the_fault_of_a_scene(tmp_path):
+    with pytest.raises(OSError, match="where"):
+        networks(predictor(64, 16), fallback=0).predict(Scene("s", {}), tmp_path / "no" / "where")
+
+
+@pytest.mark.parametrize(("task", "shape"), [("loc", (1, 40, 30)), ("cls", (3, 1, 1))])
+def test_the_fallback_has_the_size_and_classes_of_the_scene(scenes, tmp_path, task, shape):
+    predict = Predict(tta=("none", "flips"), fallback=0.2)
+    config = SimpleNamespace(predict=predict, models={"m": SimpleNamespace(task=task)})
+    run = SimpleNamespace(competition=COMPETITION, config=config)
+    assert list(fall_back(run, "m", scenes, {"e": "no image", "d": "too odd"}, tmp_path)) == ["d", "e"]
+    for views in ("none", "flips"):
+        levels, names = read_levels(tmp_path / views / "e.tif")
+        assert levels.shape == shape and (levels == 51).all() and names == COMPETITION.tasks[task].classes
+    with pytest.raises(ArtifactError, match="m: each of 5 scenes failed"):
+        fall_back(run, "m", scenes, dict.fromkeys("abcde", "bad network"), tmp_path)
+
+
+def test_the_first_failures_are_told():
+    assert told({"a": "x"}) == "a (x)"
+    assert told(dict.fromkeys("abcde", "x")) == "a (x); b (x); c (x); and 2 more"
