@@ -45,7 +45,7 @@ def decode_table(run: Run) -> str:
     apart = apart | ({"unseen domains": found["params"]["unseen"]} if "unseen" in found["params"] else {})
     lines += [f"  {domain}: " + ", ".join(f"{n} {v}" for n, v in own.items()) for domain, own in apart.items()]
     lines.append("  weights: " + ", ".join(f"{name} {value:g}" for name, value in found["weights"].items()))
-    if run.config.averages_are_fitted:
+    if "tta" in found:
         lines.append(f"  views: {found['tta']}" + (", refined by a CRF" if found["crf"] else ""))
     if found.get("plans"):
         lines += plans.table(found["plans"], list(run.config.models))

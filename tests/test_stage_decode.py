@@ -168,8 +168,8 @@ def test_the_median_winner_is_used_and_its_worth_is_held_out():
     for left_out, found in [(None, settled), *held.items()]:
         own = [(s, p) for s, p in run.found if fold_of[s.id] != left_out]
         grid = run.competition.grid({"threshold": values}, {})
-        tables = np.stack([run.competition.count(p.average(fixed.weights, USUAL), s.files["truth"], grid) for s, p in own])
-        moved = spread(tables, values, run.competition.score, 0, stability.DRAWS, 0)
+        counted = [run.competition.count(p.average(fixed.weights, USUAL), s.files["truth"], grid) for s, p in own]
+        moved = spread(np.stack(counted), values, run.competition.score, 0, stability.DRAWS, 0)
         assert found.params["threshold"] == values[moved.median]
     assert said["stability"]["threshold"]["quantiles"]["0.5"] == settled.params["threshold"]
     tallies = sum(held[fold_of[s.id]].tally(run, s, parts) for s, parts in run.found)

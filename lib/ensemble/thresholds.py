@@ -31,7 +31,7 @@ class Spread:
 
     @property
     def median(self) -> int:
-        """Index of the (lower) median winner: where a map is cut whose binarisations at all winners vote, half a majority."""
+        """Index of the (lower) median winner: where a map is cut whose binarisations at all winners vote by halves."""
         return int(np.searchsorted(np.cumsum(self.wins), 0.5 - 1e-9))
 
 

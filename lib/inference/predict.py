@@ -23,8 +23,8 @@ class Predictor:
     or frames (F, C, H, W) -> (K, 1, F).
 
     network: forward(x (B, C, h, w) in 0..255) -> logits, ``stride`` = the multiple its input sides must be.
-    activate: logits float32 -> probs, a task's ``activate``. views: a row of ``VIEWS``, or several, from the smallest to
-    the largest, for ``every_set``. tile, overlap: pixels.
+    activate: logits float32 -> probs, a task's ``activate``. views: a row of ``VIEWS``, or several, from the smallest
+    to the largest, for ``every_set``. tile, overlap: pixels.
     batch_views: all views in one forward. view: the size the network was trained at; scales: multiples of it whose
     probabilities, each brought back to the scene's own size, are averaged. channels_last: layout of the input; the
     network's own weights are not touched, since it may be in training.

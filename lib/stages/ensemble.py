@@ -152,7 +152,8 @@ def stated(run: Run) -> dict[str, float]:
 
 def usual(run: Run) -> Variant:
     """Return the variant that is used where nothing is chosen: the largest set of views, the CRF where it is on."""
-    return Variant(run.config.predict.tta_sets[-1], run.config.blend.crf is not None and not run.config.blend.choose_crf)
+    blend = run.config.blend
+    return Variant(run.config.predict.tta_sets[-1], blend.crf is not None and not blend.choose_crf)
 
 
 def variants(run: Run) -> list[Variant]:
@@ -178,7 +179,8 @@ def blend(run: Run, split: str, folder: Path) -> int:
     weights, temperatures, variant, done = stated(run), {}, usual(run), 0
     if run.config.averages_are_fitted:
         chosen = read_json(run.store.require(run.graph.decode()) / DECODE)
-        weights, temperatures, variant = chosen["weights"], chosen["temperatures"], Variant(chosen["tta"], chosen["crf"])
+        weights, temperatures = chosen["weights"], chosen["temperatures"]
+        variant = Variant(chosen.get("tta", variant.tta), chosen.get("crf", variant.crf))  # older files have neither
     for scene, found in tqdm(parts(run, split, temperatures), f"blend {split}", leave=False, disable=None):
         for task, levels in found.average(weights, variant).items():
             path = folder / task / file_name(scene.id)
