@@ -64,8 +64,10 @@ APART = ("per_domain", "seen", "unseen")
 
 
 def settings_for(scene: Scene, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the decode settings of a scene: ``params``, and over them what ``params["per_domain"]`` has for its domain,
-    or ``params["unseen"]`` where ``params["seen"]`` does not list its domain."""
+    """Return the decode settings of a scene: ``params``, and over them what holds for its domain.
+
+    That is in ``params["per_domain"]``, or is ``params["unseen"]`` where ``params["seen"]`` does not list the domain.
+    """
     common = {name: value for name, value in params.items() if name not in APART}
     if "unseen" in params and scene.domain not in params["seen"]:
         return common | dict(params["unseen"])

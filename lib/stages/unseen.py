@@ -44,8 +44,8 @@ def settle(run: Run, source: Callable[[], Iterator[tuple[Scene, Parts]]], choice
     scores = {"common_settings": float(competition.score(plain)), "stated_settings": float(competition.score(replaced))}
     kept = scores["stated_settings"] > scores["common_settings"]
     said = {"unseen_domains": {**scores, "settings": stated, "kept": kept}}
-    say("  domains held out one by one score {common_settings:.4f} with the others' settings, {stated_settings:.4f} with "
-        "those of search.unseen, which are {}kept".format("" if kept else "not ", **scores))  # fmt: skip
+    say("  domains held out one by one score {common_settings:.4f} with the others' settings, {stated_settings:.4f} "
+        "with those of search.unseen, which are {}kept".format("" if kept else "not ", **scores))  # fmt: skip
     if not kept:
         return choice, said
     return replace(choice, params={**choice.params, "seen": sorted(counts), "unseen": stated}), said
