@@ -202,7 +202,7 @@ def test_fewer_models_and_views_are_scored_with_the_chosen_settings():
     made = {"a": {"seconds_per_scene": 4.0}, "b": {"seconds": 20.0, "scenes": 10}}
     run.store = SimpleNamespace(manifest=lambda unit: made[unit[0]])
     choice = decode.Choice({"a": 0.75, "b": 0.25}, {"threshold": 0.5}, USUAL)
-    rows = plans.judge(run, source(run), choice)
+    rows = plans.judge(run, source(run), choice, 6)
     assert [row["seconds"] for row in rows] == [0.5, 1.0, 1.5, 2.0, 4.0, 6.0]
     for row in rows:
         weights = {name: choice.weights[name] for name in row["models"]}
@@ -211,9 +211,15 @@ def test_fewer_models_and_views_are_scored_with_the_chosen_settings():
     best = [row for row in rows if row["best_for_its_seconds"]]
     assert best[-1]["models"] == ["a"] and best[-1]["tta"] == "flips", "with b it is dearer and no better"
     assert len(plans.table(rows, list(models))) == 1 + len(best)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plans, "SCENES", 2)
+        some = plans.judge(run, source(run), choice, 6)
+    whole = decode.Choice({"a": 0.75, "b": 0.25}, choice.params, USUAL)
+    third = run.competition.score(sum(whole.tally(run, *run.found[i]) for i in (0, 3)))
+    assert [row["score"] for row in some if row["seconds"] == 6.0] == [third]
     run.config.models = {"a": models["a"]}
     run.config.predict.tta_sets = ("flips",)
-    assert plans.judge(run, source(run), decode.Choice({"a": 1.0}, {}, USUAL)) == []
+    assert plans.judge(run, source(run), decode.Choice({"a": 1.0}, {}, USUAL), 6) == []
 
 
 def test_of_many_models_some_sets_are_judged_and_each_keeps_every_task():

@@ -78,7 +78,8 @@ def fit_decode(run: Run, folder: Path) -> dict[str, Any]:
     if search and search.postprocess:
         choice, found = _postprocess(run, source, fold_of, choice, without)
         result |= found
-    result |= _outcome(run, source, fold_of, choice) | {"plans": plans.judge(run, source, choice)}
+    result |= _outcome(run, source, fold_of, choice)
+    result["plans"] = plans.judge(run, source, choice, result["scenes"])
     groups = sorted({int(k) for k in result["per_fold"]})
     result["coverage"] = f"{result['scenes']} of {len(table)} scenes, folds {_span(groups)}"
     result = {**choice.said(), "temperatures": temperatures, **result}

@@ -6,7 +6,7 @@ up to their share), so nothing is chosen anew on the scenes that judge it.
 """
 
 from collections.abc import Callable, Iterator
-from itertools import chain, combinations, product
+from itertools import chain, combinations, islice, product
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,9 @@ from lib.run.cli import Run
 from lib.stages.ensemble import Parts, Variant
 
 MOST = 64
-"""Combinations that are judged; with more of them only those that leave out one model, or keep one per task."""
+"""Combinations that are judged; with more of them only those that leave out one model, or keep the heaviest ones."""
+SCENES = 256
+"""Scenes they are judged on, evenly spread where there are more: each decodes every combination."""
 
 
 def subsets(run: Run, weights: dict[str, float]) -> list[tuple[str, ...]]:
@@ -51,8 +53,10 @@ def seconds(run: Run) -> dict[str, float]:
     return found
 
 
-def judge(run: Run, source: Callable[[], Iterator[tuple[Scene, Parts]]], choice) -> list[dict[str, Any]]:
-    """Score every combination of models and views in one pass over the out-of-fold scenes.
+def judge(
+    run: Run, source: Callable[[], Iterator[tuple[Scene, Parts]]], choice, scenes: int
+) -> list[dict[str, Any]]:
+    """Score every combination of models and views in one pass over the out-of-fold scenes, ``scenes`` in number.
 
     Returns rows of models, tta, score, seconds (per scene, one fold network of each model, on this machine) and
     ``best_for_its_seconds``, from the cheapest to the dearest; [] where there is nothing to leave out.
@@ -61,7 +65,8 @@ def judge(run: Run, source: Callable[[], Iterator[tuple[Scene, Parts]]], choice)
     if len(sets) * len(kept) < 2:
         return []
     competition, counts = run.competition, {}
-    for scene, found in tqdm(source(), "fewer models and views", leave=False, disable=None):
+    some = islice(source(), 0, None, -(-scenes // SCENES))  # a scene that is passed over is not read
+    for scene, found in tqdm(some, "fewer models and views", leave=False, disable=None):
         truth, params = competition.truth(scene), settings_for(scene, choice.params)
         for models, tta in product(kept, sets):
             weights = {name: choice.weights[name] for name in models}
