@@ -116,7 +116,8 @@ def write(run: Run) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     lines = [decode_table(run)]
     history = "\n".join(milestones(run))
-    pictures = draw(run, folder)
+    there = run.store.status(run.graph.blend("oof")) in ("done", "frozen")  # not with checkpoints from --inputs alone
+    pictures = draw(run, folder) if there else []
     page = ["<!doctype html><meta charset='utf-8'>", f"<title>{html.escape(run.config.name)}</title>",
             f"<h1>{html.escape(run.config.name)}</h1><pre>{html.escape(lines[0])}</pre>",
             f"<h2>training</h2><pre>{html.escape(history)}</pre>"]  # fmt: skip
