@@ -65,4 +65,3 @@ def median(run: Run, source: Callable[[], Iterator[tuple[Scene, Parts]]], fold_o
         result["expected_score"] = float(competition.score(held_out))
     best = settled.pop(None)
     return best, settled, result
-

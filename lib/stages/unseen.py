@@ -49,4 +49,3 @@ def settle(run: Run, source: Callable[[], Iterator[tuple[Scene, Parts]]], choice
     if not kept:
         return choice, said
     return replace(choice, params={**choice.params, "seen": sorted(counts), "unseen": stated}), said
-
