@@ -12,8 +12,9 @@ import sys
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from lib import report
+from lib.choose import evidence as ensemble
+from lib.choose import fit as decode
 from lib.run import cli
-from lib.stages import decode, ensemble
 
 
 @cli.exits

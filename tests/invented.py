@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from unittest import mock
 
-from lib.run.artifacts import Store, write_json
-from lib.run.config import Experiment
+from lib.config.sections import Experiment
+from lib.files import write_json
+from lib.run.artifacts import Store
 from lib.run.graph import Graph
 
 TRAIN = {

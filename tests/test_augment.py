@@ -140,21 +140,24 @@ def test_bending_follows_the_recipe():
 
 def affine(out: np.ndarray) -> tuple[float, float]:
     """Fit the warp of a crop of coordinates: zoom (scene pixels per crop pixel), angle mod 90 in -45..45 degrees."""
-    v, u = np.mgrid[:out.shape[0], :out.shape[1]]
+    v, u = np.mgrid[: out.shape[0], : out.shape[1]]
     ones = np.ones(v.size)
     slope = np.linalg.lstsq(np.column_stack([v.ravel(), u.ravel(), ones]), out[..., 0].ravel(), rcond=None)[0]
     angle = np.degrees(np.arctan2(slope[1], slope[0])) % 90
     return float(np.hypot(slope[0], slope[1])), angle - 90 if angle > 45 else angle
 
 
-@pytest.mark.parametrize("preset, scale, limit, scaled, rotated", [
-    ("none", (1, 1), 0, 0, 0),
-    ("selim2020_loc", (0.7, 1.3), 45, 0.8, 0.4),
-    ("selim2020_cls", (0.8, 1.2), 10, 1.0, 0.1),
-    ("light", (0.8, 1.25), 0, 0.5, 0),
-    ("animals", (1, 1), 30, 0, 0.5),
-    ("liveness", (0.8, 1.1), 10, 1.0, 0.5),
-])
+@pytest.mark.parametrize(
+    "preset, scale, limit, scaled, rotated",
+    [
+        ("none", (1, 1), 0, 0, 0),
+        ("selim2020_loc", (0.7, 1.3), 45, 0.8, 0.4),
+        ("selim2020_cls", (0.8, 1.2), 10, 1.0, 0.1),
+        ("light", (0.8, 1.25), 0, 0.5, 0),
+        ("animals", (1, 1), 30, 0, 0.5),
+        ("liveness", (0.8, 1.1), 10, 1.0, 0.5),
+    ],
+)
 def test_scale_and_rotation_follow_the_recipe(preset, scale, limit, scaled, rotated):
     images, row, _ = coordinates(254, 254)
     augment = geometry(preset, crop=50, elastic=None)
@@ -239,7 +242,7 @@ def test_a_small_scene_is_mirrored_and_its_border_ignored(height, width):
         assert inside.sum() == min(height, 64) * min(width, 64)
         top, left = np.argwhere(inside)[0]
         start = out["pre"][top, left, 0]
-        scene = images["pre"][start:start + 64]
+        scene = images["pre"][start : start + 64]
         rows, columns = (mirrored(np.arange(64) - before, n) for before, n in zip((top, left), scene.shape))
         np.testing.assert_array_equal(out["pre"], scene[np.ix_(rows, columns)])
 
@@ -253,7 +256,7 @@ def test_the_focus_component_is_in_the_crop():
         height, width = rng.integers(3, 30, 2)
         top, left = rng.integers(90 - height + 1), rng.integers(110 - width + 1)
         mask = np.zeros((90, 110), np.uint8)
-        mask[top:top + height, left:left + width] = 2
+        mask[top : top + height, left : left + width] = 2
         focus = Focus((top, left, top + height, left + width), (top + height // 2, left + width // 2))
         still = geometry("none", crop=40)(images, mask, seed, focus)[1]
         assert (still == 2).sum() == height * width
@@ -283,16 +286,19 @@ def test_shared_colour_is_the_same_for_all_images_and_per_image_is_not():
 def test_colour_leaves_the_mask_alone():
     images, row, _ = coordinates()
     for seed in range(20):
-        np.testing.assert_array_equal(build("selim2020_loc", 40, PAIR)(images, row, seed)[1],
-                                      geometry("selim2020_loc", 40)(images, row, seed)[1])
+        np.testing.assert_array_equal(
+            build("selim2020_loc", 40, PAIR)(images, row, seed)[1], geometry("selim2020_loc", 40)(images, row, seed)[1]
+        )
 
 
 def test_lighting_adds_a_colour_axis_of_imagenet():
     image = np.full((4, 4, 3), 100, np.uint8)
     lighting = Lighting(sigma=0.3)
     alpha = np.array([0.5, -0.4, 0.3])
-    shift = [sum(255 * EIGENVECTORS[colour, axis] * alpha[axis] * EIGENVALUES[axis] for axis in range(3))
-             for colour in range(3)]
+    shift = [
+        sum(255 * EIGENVECTORS[colour, axis] * alpha[axis] * EIGENVALUES[axis] for axis in range(3))
+        for colour in range(3)
+    ]
     out = lighting.apply(image, shift=np.array(shift))
     assert np.abs(out[0, 0] - (100 + np.array(shift))).max() <= 0.5
     lighting.set_random_seed(0)
@@ -338,7 +344,7 @@ def golden_sheet(preset: Preset) -> np.ndarray:
     crops, masks, thumbnails = golden_pieces(preset)
     rows = [np.hstack([crops[2 * k], crops[2 * k + 1], np.dstack([mask] * 3)]) for k, mask in enumerate(masks)]
     per_row = rows[0].shape[1] // THUMBNAIL
-    rows += [np.hstack(thumbnails[k:k + per_row]) for k in range(0, THUMBNAILS, per_row)]
+    rows += [np.hstack(thumbnails[k : k + per_row]) for k in range(0, THUMBNAILS, per_row)]
     return np.vstack(rows)
 
 
@@ -346,9 +352,9 @@ def golden_distance(sheet: np.ndarray, golden: np.ndarray) -> tuple[float, float
     """Return the largest mean difference of a crop or thumbnail in levels, and the share of mask pixels that differ."""
     off = np.abs(sheet.astype(float) - golden)
     end = GOLDEN_CROP * len(GOLDEN_SEEDS)
-    crops = off[:end, :2 * GOLDEN_CROP].reshape(len(GOLDEN_SEEDS), GOLDEN_CROP, 2, GOLDEN_CROP, 3).mean((1, 3, 4))
+    crops = off[:end, : 2 * GOLDEN_CROP].reshape(len(GOLDEN_SEEDS), GOLDEN_CROP, 2, GOLDEN_CROP, 3).mean((1, 3, 4))
     small = off[end:].reshape(-1, THUMBNAIL, off.shape[1] // THUMBNAIL, THUMBNAIL, 3).mean((1, 3, 4))
-    return float(max(crops.max(), small.max())), float((off[:end, 2 * GOLDEN_CROP:, 0] > 0).mean())
+    return float(max(crops.max(), small.max())), float((off[:end, 2 * GOLDEN_CROP :, 0] > 0).mean())
 
 
 def like_golden(sheet: np.ndarray, golden: np.ndarray) -> bool:
@@ -367,28 +373,34 @@ def test_a_preset_still_makes_its_golden_images(name):
     assert like_golden(sheet, read_image(path)), f"{name}: off by {golden_distance(sheet, read_image(path))}"
 
 
-@pytest.mark.parametrize("name, change", [
-    ("animals", {"elastic": (60, 10)}),
-    ("animals", {"flip": "horizontal"}),
-    ("liveness", {"rotate": 13}),
-    ("hubmap", {"scale": (0.6, 2.0)}),
-    ("satellite", {"shift": 0.0}),
-    ("bag_of_tricks", {"area": (0.25, 1.0)}),
-    ("bag_of_tricks", {"ratio": (1, 1)}),
-    ("satellite", {"jitter": "shared"}),
-    ("animals", {"colour": lambda: [A.ColorJitter((0.8, 1.2), (0.8, 1.2), (0.7, 1.2), 0, p=0.5)]}),
-    ("hubmap", {"colour": lambda: [StainJitter(scale=0.3, shift=0.05, p=0.7), *PRESETS["hubmap"].colour()[1:]]}),
-    ("liveness", {"colour": lambda: PRESETS["liveness"].colour()[:-1]}),
-])
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("animals", {"elastic": (60, 10)}),
+        ("animals", {"flip": "horizontal"}),
+        ("liveness", {"rotate": 13}),
+        ("hubmap", {"scale": (0.6, 2.0)}),
+        ("satellite", {"shift": 0.0}),
+        ("bag_of_tricks", {"area": (0.25, 1.0)}),
+        ("bag_of_tricks", {"ratio": (1, 1)}),
+        ("satellite", {"jitter": "shared"}),
+        ("animals", {"colour": lambda: [A.ColorJitter((0.8, 1.2), (0.8, 1.2), (0.7, 1.2), 0, p=0.5)]}),
+        ("hubmap", {"colour": lambda: [StainJitter(scale=0.3, shift=0.05, p=0.7), *PRESETS["hubmap"].colour()[1:]]}),
+        ("liveness", {"colour": lambda: PRESETS["liveness"].colour()[:-1]}),
+    ],
+)
 def test_golden_images_tell_a_changed_argument(name, change):
     golden = read_image(GOLDEN / f"augment_{name}.png")
     assert not like_golden(golden_sheet(replace(PRESETS[name], **change)), golden)
 
 
-@pytest.mark.parametrize("transforms", [
-    lambda: [A.GaussNoise(var_limit=(10, 50))],
-    lambda: [A.OneOf([A.ImageCompression(quality_lower=99)])],
-])
+@pytest.mark.parametrize(
+    "transforms",
+    [
+        lambda: [A.GaussNoise(var_limit=(10, 50))],
+        lambda: [A.OneOf([A.ImageCompression(quality_lower=99)])],
+    ],
+)
 @pytest.mark.filterwarnings("ignore:Argument")
 def test_an_unknown_argument_is_an_error(transforms):
     with pytest.raises(ValueError, match="not valid"):

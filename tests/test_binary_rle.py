@@ -10,14 +10,14 @@ import pandas as pd
 import pytest
 import rasterio
 
-from lib.competitions.binary_rle import COLOURFUL, Competition
+from lib import metrics as masks
+from lib.competitions.binary_rle import instances
+from lib.competitions.binary_rle.competition import COLOURFUL, Competition
 from lib.competitions.contract import Scene
 from lib.competitions.synthetic import binary_rle as synthetic
-from lib.ensemble import instances
 from lib.errors import ConfigError, DataError
 from lib.scenes import raster, rle, stain
 from lib.scenes.view import resize
-from lib.scoring import masks
 from lib.tasks import BinaryMask, MultilabelMask
 
 SIZE = 128

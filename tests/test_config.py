@@ -6,8 +6,9 @@ import pytest
 import yaml
 from conftest import TINY
 
+from lib.config.load import load
+from lib.config.sections import Experiment, Loss, plain
 from lib.errors import ConfigError
-from lib.run.config import Experiment, Loss, load, plain
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").rglob("*.yaml"))
 DEMO = next(p for p in CONFIGS if p.name == "demo.yaml")

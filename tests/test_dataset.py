@@ -36,7 +36,7 @@ def target(scene: Scene) -> np.ndarray:
     """Scene k holds the classes 1..k-2, each a block; scenes 0..2 hold none."""
     mask = np.zeros((60, 70), np.uint8)
     for value in range(1, int(scene.id) - 1):
-        mask[10 * value:10 * value + 6, 40:48] = value
+        mask[10 * value : 10 * value + 6, 40:48] = value
     return mask
 
 
@@ -54,8 +54,11 @@ def test_an_item_is_the_stacked_images_and_their_target():
     assert item["image"].shape == (6, 32, 32) and item["image"].dtype == torch.uint8
     assert item["target"].shape == (32, 32) and item["target"].dtype == torch.uint8
     scene = next(scene for scene in SCENES if scene.id == item["id"])
-    windows = [np.dstack([read(scene, "pre"), read(scene, "post"), target(scene)])[top:top + 32, left:left + 32]
-               for top in range(29) for left in range(39)]
+    windows = [
+        np.dstack([read(scene, "pre"), read(scene, "post"), target(scene)])[top : top + 32, left : left + 32]
+        for top in range(29)
+        for left in range(39)
+    ]
     crop = torch.cat([item["image"], item["target"][None]]).permute(1, 2, 0).numpy()
     assert sum(np.array_equal(crop, window) for window in windows) == 1
 
@@ -72,8 +75,13 @@ def test_workers_and_epochs_do_not_change_the_stream():
     def two_epochs(workers):
         data = dataset(focus={1: 1.0, 2: 1.0})
         sampler = BatchSampler(len(data), batch_size=3)
-        loader = DataLoader(data, batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0,
-                            timeout=30 if workers else 0)
+        loader = DataLoader(
+            data,
+            batch_sampler=sampler,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            timeout=30 if workers else 0,
+        )
         batches = []
         for epoch in range(2):
             sampler.set_epoch(epoch)
@@ -92,8 +100,13 @@ def test_workers_do_not_wait_for_opencvs_threads():
     cv2.setNumThreads(2)
     cv2.warpAffine(np.zeros((1000, 1000, 3), np.uint8), np.eye(2, 3) + 0.1, (1000, 1000))  # starts the threads
     time.sleep(0.05)  # and lets them fall asleep
-    loader = DataLoader(dataset("selim2020_loc"), batch_size=2, num_workers=2, timeout=30,
-                        worker_init_fn=lambda worker: cv2.setNumThreads(1))
+    loader = DataLoader(
+        dataset("selim2020_loc"),
+        batch_size=2,
+        num_workers=2,
+        timeout=30,
+        worker_init_fn=lambda worker: cv2.setNumThreads(1),
+    )
     assert len(list(loader)) == 4
 
 
@@ -183,8 +196,10 @@ def test_components_equal_a_flood_fill():
         expected.append(component)
     found = components(mask, 3)
     assert len(found) == len(expected)
-    boxes = {(min(y for y, _ in c), min(x for _, x in c), max(y for y, _ in c) + 1, max(x for _, x in c) + 1): c
-             for c in expected}
+    boxes = {
+        (min(y for y, _ in c), min(x for _, x in c), max(y for y, _ in c) + 1, max(x for _, x in c) + 1): c
+        for c in expected
+    }
     assert {focus.box for focus in found} == set(boxes)
     if len(boxes) == len(expected):
         assert all(focus.point in boxes[focus.box] for focus in found)
@@ -248,8 +263,9 @@ def test_the_cache_changes_no_sample_and_reads_each_scene_once():
         return read(scene, image)
 
     plain = dataset("selim2020_loc", focus={1: 1.0})
-    cached = CropDataset(counting, target, SCENES, PAIR, build("selim2020_loc", 32, PAIR), seed=5, focus={1: 1.0},
-                         cache="memory")
+    cached = CropDataset(
+        counting, target, SCENES, PAIR, build("selim2020_loc", 32, PAIR), seed=5, focus={1: 1.0}, cache="memory"
+    )
     assert sorted(reads) == sorted((scene.id, image) for scene in SCENES for image in PAIR)
     for _ in range(2):  # the second time shows that serving did not write into the cache
         assert all(samples_equal(plain[i], cached[i]) for i in range(14))
@@ -294,11 +310,12 @@ def test_class_first_focus_draws_scenes_by_the_root_of_their_components():
     def targets(scene):
         mask = np.zeros((60, 70), np.uint8)
         for k in range(9 if scene.id == SCENES[0].id else 1):
-            mask[6 * k:6 * k + 3, 5:9] = 1
+            mask[6 * k : 6 * k + 3, 5:9] = 1
         return mask
 
-    data = CropDataset(read, targets, SCENES[:2], PAIR, build("none", 32, PAIR), seed=1,
-                       focus={1: 1.0}, focus_first="class")
+    data = CropDataset(
+        read, targets, SCENES[:2], PAIR, build("none", 32, PAIR), seed=1, focus={1: 1.0}, focus_first="class"
+    )
     drawn = Counter(data[i]["id"] for i in range(600))
     assert abs(drawn[SCENES[0].id] / 600 - 3 / 4) < 0.06  # sqrt(9) : sqrt(1)
 
@@ -335,8 +352,8 @@ def test_balance_draws_the_class_first_and_then_a_scene_of_it(cache):
     data = FrameDataset(frames, classes_of, SCENES, ("frames",), build("none", 32, ("frames",)), **options)
     drawn = [data.scene_of(i) for i in range(3 * 40)]
     labels = [int(classes_of(SCENES[index]).item()) for index in drawn]
-    assert all(sorted(labels[i:i + 3]) == [0, 1, 2] for i in range(0, 120, 3))  # never a batch without a class
-    assert len({tuple(labels[i:i + 3]) for i in range(0, 120, 3)}) == 6
+    assert all(sorted(labels[i : i + 3]) == [0, 1, 2] for i in range(0, 120, 3))  # never a batch without a class
+    assert len({tuple(labels[i : i + 3]) for i in range(0, 120, 3)}) == 6
     assert Counter(drawn) == {0: 16, 1: 8, 2: 8, 3: 8, 4: 40, 6: 40}  # none starves, repetition counts, 5 never comes
     again = FrameDataset(frames, classes_of, SCENES, ("frames",), build("none", 32, ("frames",)), **options)
     assert [again.scene_of(i) for i in reversed(range(120))] == drawn[::-1]

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from lib.competitions.contract import Scene
+from lib.config.sections import Predict
 from lib.errors import ArtifactError, DataError
 from lib.inference.predict import Predictor
 from lib.inference.scene import sizes
-from lib.run.config import Predict
 from lib.scenes.probs import read_levels
 from lib.scenes.raster import stated_size, write_png
 from lib.stages.predict import Networks, fall_back, halved, told

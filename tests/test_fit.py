@@ -11,9 +11,9 @@ import torch
 from conftest import NETWORK, ROOT, TINY
 from torch import nn
 
+from lib.config.sections import Train
 from lib.errors import ArtifactError, NonFiniteError
 from lib.models import build
-from lib.run.config import Train
 from lib.tasks import MulticlassMask
 from lib.training.fit import Fit
 from lib.training.precision import Arithmetic, first_nonfinite

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from lib.config.load import load
 from lib.run.artifacts import Store
-from lib.run.config import load
 from lib.run.graph import Graph
 
 DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"

@@ -24,14 +24,14 @@ from conftest import STAGES, stage
 from sisters import EXPERIMENTS
 
 from lib import models
-from lib.competitions import NAMES, open_competition, synthetic
+from lib.competitions import NAMES, module_of, open_competition, synthetic
+from lib.config.load import load
 from lib.errors import ArtifactError, ConfigError, DataError
 from lib.kaggle import driver, gates, infer, passes, sources, text, weights
 from lib.kaggle.__main__ import experiment
 from lib.kaggle.__main__ import main as build
 from lib.kaggle.plan import Costs, Timing, options_of
 from lib.models import checkpoint
-from lib.run.config import load
 from lib.stages.predict import Networks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,17 +45,17 @@ ISOLATED = shutil.which("unshare") and not subprocess.run(["unshare", "-n", "-r"
 
 # ---- what goes in -------------------------------------------------------------------------------------
 def everything(competition: str) -> dict[str, str]:
-    return sources.modules([*sources.ENTRY, f"lib.competitions.{competition}"])[0]
+    return sources.modules([*sources.ENTRY, module_of(competition)])[0]
 
 
 @pytest.mark.parametrize("competition", NAMES)
 def test_only_what_inference_needs_goes_in(competition):
-    files, packages = sources.modules([*sources.ENTRY, f"lib.competitions.{competition}"])
+    files, packages = sources.modules([*sources.ENTRY, module_of(competition)])
     unwanted = ("lib/training/", "lib/tools/", "lib/report", "lib/competitions/synthetic", "lib/stages/train",
-                "lib/scenes/augment", "lib/stages/decode", "lib/kaggle/__main__", "lib/kaggle/text")  # fmt: skip
+                "lib/scenes/augment", "lib/choose/fit", "lib/kaggle/__main__", "lib/kaggle/text")  # fmt: skip
     assert not [path for path in files if path.startswith(unwanted)]
-    adapters = {f"lib/competitions/{name}.py" for name in NAMES} & set(files)
-    assert adapters == {f"lib/competitions/{competition}.py"}
+    adapters = {module_of(name).replace(".", "/") + ".py" for name in NAMES}
+    assert adapters & set(files) == {module_of(competition).replace(".", "/") + ".py"}
     assert {"torch", "numpy", "timm"} <= packages and not packages & {"matplotlib", "sklearn", "lib", "os"}
     assert all(files[path] == (ROOT / path).read_text() for path in files)
 
@@ -64,11 +64,11 @@ def test_what_the_stage_scripts_use_of_the_stages_is_there():
     used = set()
     for script in ("04_predict_tta.py", "05_ensemble.py", "06_make_submission.py"):
         for node in ast.parse((ROOT / script).read_text()).body:
-            if isinstance(node, ast.ImportFrom) and node.module == "lib.stages":
-                used |= {f"lib/stages/{alias.name}.py" for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module.startswith("lib.stages."):
+            if isinstance(node, ast.ImportFrom) and node.module in ("lib.stages", "lib.choose"):
+                used |= {f"{node.module.replace('.', '/')}/{alias.name}.py" for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module.startswith(("lib.stages.", "lib.choose.")):
                 used.add(node.module.replace(".", "/") + ".py")
-    assert used - {"lib/stages/decode.py"} <= set(everything("voc")), "decode settings are attached, not chosen there"
+    assert used - {"lib/choose/fit.py"} <= set(everything("voc")), "decode settings are attached, not chosen there"
 
 
 NASTY = [

@@ -6,8 +6,8 @@ import pytest
 import yaml
 from invented import TREE, build, decoded, experiment
 
+from lib.config.load import load
 from lib.errors import ConfigError
-from lib.run.config import load
 from lib.tools import ladder, sweep
 
 LR = "models.net.train.optimizer.lr"

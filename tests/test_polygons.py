@@ -88,8 +88,13 @@ def test_multipolygons_empty_polygons_and_none():
 @pytest.mark.parametrize(
     "text",
     [
-        "POLYGON ((0 0, 1 0", "POINT (0 0)", "", None, ["POINT (0 0)"],
-        "POLYGON ((0 0, nan 1, 1 1, 0 0))", "POLYGON ((0 0, 1e12 1, 1 1, 0 0))",
+        "POLYGON ((0 0, 1 0",
+        "POINT (0 0)",
+        "",
+        None,
+        ["POINT (0 0)"],
+        "POLYGON ((0 0, nan 1, 1 1, 0 0))",
+        "POLYGON ((0 0, 1e12 1, 1 1, 0 0))",
     ],  # fmt: skip
 )
 def test_bad_polygons_are_named(text):

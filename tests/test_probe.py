@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
+from lib.competitions.videos import metric as labels
 from lib.errors import ConfigError
-from lib.scoring import labels
 from lib.tools import probe
 
 P, N = 7, 11

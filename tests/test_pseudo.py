@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from lib.ensemble.pseudo import confident
 from lib.tasks import BinaryMask, Label, MulticlassMask, MultilabelMask
+from lib.training.pseudo import confident
 
 
 def levels(*rows):

@@ -34,6 +34,7 @@ class Members:
 
 def by_hand(members, folds, rounds):
     """Caruana's loop on some folds, one threshold; returns the best bag as weights."""
+
     def value(bag):
         weights = {name: bag.count(name) / len(bag) for name in NAMES}
         counts = members.counts(weights)

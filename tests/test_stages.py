@@ -173,9 +173,7 @@ def test_a_test_pair_of_which_nothing_can_be_read_has_an_answer_and_stops_nothin
     assert "1 of 2 scenes could not be predicted and have the fallback 0.0" in capsys.readouterr().out
     manifest = json.loads((own.root / "04_probs/loc/loc/fold0/test/manifest.json").read_text())
     assert list(manifest["failed"]) == [scene.id] and manifest["scenes"] == 2
-    mine, theirs = (
-        (e.root / "06_submission/test/submission.csv").read_text().splitlines() for e in (own, finished)
-    )
+    mine, theirs = ((e.root / "06_submission/test/submission.csv").read_text().splitlines() for e in (own, finished))
     assert mine[:6] == theirs[:6] and mine[6:] == [f"{scene.id}_{part}," for part in range(5)]
 
 

@@ -9,8 +9,8 @@ import yaml
 from invented import TREE, build, decoded, experiment
 from sisters import COMMON, EXPERIMENTS
 
+from lib.config.load import load
 from lib.errors import ConfigError
-from lib.run.config import load
 from lib.tools import sweep
 
 LR = "models.net.train.optimizer.lr"

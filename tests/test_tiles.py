@@ -13,8 +13,13 @@ SIZES = [(1, 1), (1, 9), (7, 3), (16, 16), (17, 16), (33, 40), (40, 100), (64, 3
 
 
 def scene(height: int, width: int, channels: int = 3) -> torch.Tensor:
-    return torch.randint(0, 256, (channels, height, width), dtype=torch.uint8,
-                         generator=torch.Generator().manual_seed(height * 1000 + width))
+    return torch.randint(
+        0,
+        256,
+        (channels, height, width),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(height * 1000 + width),
+    )
 
 
 def pointwise(x: torch.Tensor) -> torch.Tensor:
@@ -51,18 +56,21 @@ def slow_blend(image: np.ndarray, tile: int, overlap: int, stride: int, weight) 
     lefts = sorted({min(left, padded.shape[2] - wide) for left in range(0, padded.shape[2], step)})
     for top in tops:
         for left in lefts:
-            window = torch.from_numpy(padded[:, top:top + high, left:left + wide].copy())[None]
+            window = torch.from_numpy(padded[:, top : top + high, left : left + wide].copy())[None]
             w = np.array([[weight(i, high) * weight(j, wide) for j in range(wide)] for i in range(high)])
-            total[:, top:top + high, left:left + wide] += w * crooked(window)[0].double().numpy()
-            norm[top:top + high, left:left + wide] += w
+            total[:, top : top + high, left : left + wide] += w * crooked(window)[0].double().numpy()
+            norm[top : top + high, left : left + wide] += w
     return (total / norm)[:, :height, :width]
 
 
-@pytest.mark.parametrize("blend, weight", [
-    ("constant", lambda i, n: 1.0),
-    ("pyramid", lambda i, n: min(i, n - 1 - i) + 1.0),
-    ("gaussian", lambda i, n: np.exp(-((i - (n - 1) / 2) ** 2) / (2 * (n / 8) ** 2))),
-])
+@pytest.mark.parametrize(
+    "blend, weight",
+    [
+        ("constant", lambda i, n: 1.0),
+        ("pyramid", lambda i, n: min(i, n - 1 - i) + 1.0),
+        ("gaussian", lambda i, n: np.exp(-((i - (n - 1) / 2) ** 2) / (2 * (n / 8) ** 2))),
+    ],
+)
 @pytest.mark.parametrize("height, width", [(33, 40), (17, 16), (40, 100), (9, 30)])
 def test_blend_equals_the_slow_reference(height, width, blend, weight):
     image = scene(height, width)
@@ -90,7 +98,7 @@ def test_weights_are_positive_and_add_up_to_one(blend):
     total = torch.zeros(100, dtype=torch.float64)
     for start, weights in grid(100, 32, 20, BLENDS[blend]):
         assert weights.min() > 0
-        total[start:start + 32] += weights.double()
+        total[start : start + 32] += weights.double()
     torch.testing.assert_close(total, torch.ones_like(total), atol=1e-6, rtol=0)
 
 
@@ -99,7 +107,7 @@ def test_bands_give_every_row_once():
     expected, next_row = predict_tiled(crooked, image, 16, 8, 4), 0
     for top, band in predict_bands(crooked, image, 16, 8, 4):
         assert top == next_row
-        assert torch.equal(band, expected[:, top:top + band.shape[1]])
+        assert torch.equal(band, expected[:, top : top + band.shape[1]])
         next_row += band.shape[1]
     assert next_row == 45
 
@@ -113,10 +121,16 @@ def test_mirror_is_numpys_reflection(height, width):
     np.testing.assert_array_equal(padded, expected)
 
 
-@pytest.mark.parametrize("wrong, word", [
-    ({"tile": 20}, "tile"), ({"tile": 0}, "tile"), ({"overlap": 16}, "overlap"), ({"overlap": -1}, "overlap"),
-    ({"blend": "hann"}, "blend"),
-])
+@pytest.mark.parametrize(
+    "wrong, word",
+    [
+        ({"tile": 20}, "tile"),
+        ({"tile": 0}, "tile"),
+        ({"overlap": 16}, "overlap"),
+        ({"overlap": -1}, "overlap"),
+        ({"blend": "hann"}, "blend"),
+    ],
+)
 def test_impossible_windows_are_refused(wrong, word):
     with pytest.raises(ConfigError, match=word):
         predict_tiled(pointwise, scene(40, 40), **({"tile": 16, "overlap": 4, "stride": 8} | wrong))

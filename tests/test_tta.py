@@ -46,8 +46,9 @@ def test_average_of_four_flips_by_hand():
 def test_average_leaves_an_equivariant_network_alone_and_batches_alike(views):
     square = IMAGE[..., :4]
     torch.testing.assert_close(average(lambda x: 2 * x, IMAGE, VIEWS[views]), 2 * IMAGE)
-    torch.testing.assert_close(average(uneven, square, VIEWS[views], batched=True),
-                               average(uneven, square, VIEWS[views]))
+    torch.testing.assert_close(
+        average(uneven, square, VIEWS[views], batched=True), average(uneven, square, VIEWS[views])
+    )
 
 
 def test_batching_makes_one_call_for_a_square_and_one_per_view_otherwise():

@@ -12,10 +12,11 @@ import pytest
 
 from lib.competitions.contract import Scene
 from lib.competitions.synthetic import videos as synthetic
-from lib.competitions.videos import DEFAULTS, Competition, score_of_frames
+from lib.competitions.videos import frames as video
+from lib.competitions.videos.competition import DEFAULTS, Competition, score_of_frames
 from lib.ensemble import search
 from lib.errors import ConfigError, DataError
-from lib.scenes import audit, folds, pairs, video
+from lib.scenes import audit, folds, pairs
 from lib.scenes.raster import read_image, write_png
 
 SHARED = Path(os.environ.get("SHARED_DATA", Path(__file__).parents[1] / "../shared/data")) / "video_frames/demo_dataset"
@@ -298,13 +299,13 @@ def test_scores_are_finite_and_higher_is_better(tmp_path, metric):
 
 def test_panels_show_frames_under_truth_and_score(drawn):
     competition = Competition(drawn)
-    (title, sheet), = competition.panels(competition.scenes("train")[1], 0.123)
+    ((title, sheet),) = competition.panels(competition.scenes("train")[1], 0.123)
     assert title == "not live, score 0.123" and sheet.shape == (2 * 200, 3 * 160, 3) and sheet.dtype == np.uint8
     frames = competition.read(competition.scenes("train")[1], "frames")
     last = cv2.resize(frames[-1], (160, 200), interpolation=cv2.INTER_AREA)
     np.testing.assert_array_equal(sheet[200:, 320:], last)
     few = Competition(drawn, sampling={"count": 4})
-    (title, sheet), = few.panels(few.scenes("test")[0], 0.5)
+    ((title, sheet),) = few.panels(few.scenes("test")[0], 0.5)
     assert title == "score 0.500" and sheet.shape == (2 * 200, 3 * 160, 3) and (sheet[200:, 160:] == 255).all()
 
 

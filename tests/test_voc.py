@@ -13,10 +13,10 @@ import rasterio
 from lib.competitions import synthetic
 from lib.competitions.contract import summarize
 from lib.competitions.synthetic.voc import CLASSES
-from lib.competitions.voc import Competition, palette
-from lib.ensemble import label_map
+from lib.competitions.voc import label_map
+from lib.competitions.voc.competition import Competition, palette
+from lib.config.load import load
 from lib.errors import ConfigError, DataError
-from lib.run import config
 from lib.scenes.raster import read_mask, write_png
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -291,7 +291,7 @@ def test_small_parts_become_background_and_the_majority_rules():
     rng = np.random.default_rng(1)
     drawn = rng.integers(0, 4, (12, 10)).astype(np.uint8)
     padded = np.pad(drawn, 2, mode="symmetric")
-    slow = [[np.bincount(padded[y:y + 5, x:x + 5].ravel()).argmax() for x in range(10)] for y in range(12)]
+    slow = [[np.bincount(padded[y : y + 5, x : x + 5].ravel()).argmax() for x in range(10)] for y in range(12)]
     np.testing.assert_array_equal(label_map.majority(drawn, 2), slow)
     parts = np.array([[1, 1, 2, 0, 2], [0, 2, 0, 0, 1], [0, 0, 0, 0, 0], [3, 0, 1, 1, 3]], np.uint8)
     voted = [[1, 1, 1, 0, 1], [0, 1, 0, 0, 1], [0, 0, 0, 0, 0], [3, 0, 1, 1, 1]]  # the first two objects are tied
@@ -453,12 +453,12 @@ def test_the_synthetic_set_depends_on_the_seed_alone(tmp_path):
 # ---- configs and real sets ----------------------------------------------------------------------------
 def configured(name, root):
     """Open the competition as an experiment file does, elsewhere."""
-    experiment = config.load(ROOT / f"configs/{name}.yaml")
+    experiment = load(ROOT / f"configs/{name}.yaml")
     return Competition(root, **experiment.data.options)
 
 
 def test_appendix_b_number_for_number():
-    model = config.load(ROOT / "configs/animals_effnetb3.yaml").models["effnetb3"]
+    model = load(ROOT / "configs/animals_effnetb3.yaml").models["effnetb3"]
     train = model.train
     assert (train.epochs, train.batch_size, train.crop, train.optimizer.lr) == (200, 8, 512, 5e-4)
     assert (train.loss.focal_alpha, train.loss.focal_gamma, train.augment) == (0.75, 3.0, "animals")
@@ -477,7 +477,7 @@ def test_reference_figures_agree_with_their_comments():
     assert f"gain    {', '.join(gains)} over" in text
     assert 44 * 8 / 72.5 == pytest.approx(4.9, abs=0.05) and 0.879 + 0.735 == pytest.approx(1.614)
     for name in ("animals_unet", "animals_attention_unet", "animals_effnetb3"):
-        classes = config.load(ROOT / f"configs/{name}.yaml").data.options["classes"]
+        classes = load(ROOT / f"configs/{name}.yaml").data.options["classes"]
         assert len(classes) == 7 and tuple(classes) == CLASSES
 
 

@@ -10,8 +10,15 @@ from lib.scenes.warp import bend, bent, elastic, place
 
 def test_place_is_uniform_over_every_window_that_shows_what_it_must():
     rng = np.random.default_rng(0)
-    for size, side, show in [(20, 8, None), (20, 8, (3, 6, 4)), (20, 8, (0, 2, 1)), (20, 8, (5, 17, 9)), (6, 8, None),
-                             (6, 8, (1, 3, 2)), (8, 8, (7, 8, 7))]:
+    for size, side, show in [
+        (20, 8, None),
+        (20, 8, (3, 6, 4)),
+        (20, 8, (0, 2, 1)),
+        (20, 8, (5, 17, 9)),
+        (6, 8, None),
+        (6, 8, (1, 3, 2)),
+        (8, 8, (7, 8, 7)),
+    ]:
         legal = set()
         for start in range(-20, 21):
             window = range(start, start + side)
@@ -48,8 +55,10 @@ def test_an_elastic_field_has_simards_strength_and_smoothness(alpha, sigma):
 
 
 def test_an_elastic_field_is_as_strong_as_albumentations():
-    theirs = [generate_displacement_fields((160, 160), 100, 10, False, (0, 0), np.random.default_rng(seed), "uniform")
-              for seed in range(12)]
+    theirs = [
+        generate_displacement_fields((160, 160), 100, 10, False, (0, 0), np.random.default_rng(seed), "uniform")
+        for seed in range(12)
+    ]
     ours = [elastic(np.random.default_rng(seed), 160, 100, 10) for seed in range(12)]
     inner = slice(40, -40)  # theirs is stronger at the border, where one noise value is repeated
     assert np.std(ours) == pytest.approx(np.std(np.array(theirs)[:, :, inner, inner]), rel=0.15)
@@ -57,8 +66,9 @@ def test_an_elastic_field_is_as_strong_as_albumentations():
 
 def test_the_reports_field_never_folds():
     for seed in range(20):
-        (dx_dv, dx_du), (dy_dv, dy_du) = (np.gradient(plane) for plane in
-                                          np.moveaxis(elastic(np.random.default_rng(seed), 128, 100, 10), -1, 0))
+        (dx_dv, dx_du), (dy_dv, dy_du) = (
+            np.gradient(plane) for plane in np.moveaxis(elastic(np.random.default_rng(seed), 128, 100, 10), -1, 0)
+        )
         assert ((1 + dx_du) * (1 + dy_dv) - dx_dv * dy_du).min() > 0.2
 
 
@@ -86,7 +96,7 @@ def test_bent_pixels_are_sampled_once_bilinear_and_masks_nearest():
         x, y = points[i, j]
         left, top = int(x), int(y)
         a, b = x - left, y - top
-        window = image[top:top + 2, left:left + 2].astype(float)  # (2, 2, 3)
+        window = image[top : top + 2, left : left + 2].astype(float)  # (2, 2, 3)
         blend = (window * (np.outer([1 - b, b], [1 - a, a]))[..., None]).sum((0, 1))
         assert np.abs(seen[i, j] - blend).max() < 3.5  # OpenCV knows a 32nd of a pixel
         if abs(a - 0.5) > 0.05 and abs(b - 0.5) > 0.05:
@@ -101,8 +111,13 @@ def test_a_scene_too_long_for_remap_is_bent_like_a_piece_of_it(corner):
     v, u = np.mgrid[:20, :20].astype(np.float32)
     points = np.dstack([u + np.float32(corner[1]), v + np.float32(corner[0])])
     first = min(max(int(corner[1]) - 50, 0), 40000 - 200)
-    piece = cv2.remap(np.ascontiguousarray(scene[:, first:first + 200]), points - np.float32((first, 0)), None,
-                      cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    piece = cv2.remap(
+        np.ascontiguousarray(scene[:, first : first + 200]),
+        points - np.float32((first, 0)),
+        None,
+        cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REFLECT_101,
+    )
     np.testing.assert_array_equal(bend(scene, points), piece)
     labels = bend(scene[..., 0].copy(), points, 255)
     outside = (points[..., 0] < -0.5) | (points[..., 0] > 39999.5)

@@ -15,8 +15,8 @@ from rasterio.transform import from_origin
 
 from lib.competitions import open_competition
 from lib.competitions.contract import Finding, summarize
-from lib.competitions.xview2 import Competition
-from lib.ensemble import decode as decoding
+from lib.competitions.xview2 import decode as decoding
+from lib.competitions.xview2.competition import Competition
 from lib.errors import ConfigError, DataError
 from lib.scenes.raster import read_mask, write_png
 

@@ -32,12 +32,12 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from lib import metrics as scoring
 from lib.competitions import contract
 from lib.competitions.contract import Answer, Finding, Grid, Levels, Scene
 from lib.ensemble import search
 from lib.errors import ConfigError, DataError
 from lib.scenes import raster
-from lib.scoring import masks as scoring
 from lib.tasks import IGNORE, Label
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")

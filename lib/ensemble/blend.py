@@ -14,9 +14,7 @@ BLOCK = 1 << 16
 """Elements summed at a time; two such rows of uint32 stay in the cache of one core."""
 
 
-def blend(
-    levels: Sequence[np.ndarray], weights: Sequence[float | Fraction], truncate: bool = False
-) -> np.ndarray:
+def blend(levels: Sequence[np.ndarray], weights: Sequence[float | Fraction], truncate: bool = False) -> np.ndarray:
     """Average the levels of several models, views or folds.
 
     levels: K arrays (C, H, W) uint8 of one shape; weights: K numbers >= 0, only their ratios count.

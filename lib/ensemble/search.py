@@ -74,8 +74,10 @@ def choose(counts: np.ndarray, score: Score, shape: Sequence[int], plateau: floa
     """
     scores = np.asarray(score(counts), dtype=np.float64)
     if scores.shape != (prod(shape),) or not np.isfinite(scores).all():
-        raise ValueError(f"choose: expected {prod(shape)} finite scores, got {scores.shape} with "
-                         f"{int((~np.isfinite(scores)).sum())} that are not finite")
+        raise ValueError(
+            f"choose: expected {prod(shape)} finite scores, got {scores.shape} with "
+            f"{int((~np.isfinite(scores)).sum())} that are not finite"
+        )
     surroundings = scores.reshape(shape)
     for axis in range(len(shape)):
         surroundings = _mean_of_neighbours(surroundings, axis)
@@ -160,8 +162,10 @@ def nested(
     if len(counts_by_group) < 2:
         raise ValueError(f"nested: expected at least 2 groups to hold out one at a time, got {len(counts_by_group)}")
     if baseline is not None and set(baseline) != set(counts_by_group):
-        raise ValueError(f"nested: expected a baseline for groups {sorted(map(str, counts_by_group))}, "
-                         f"got {sorted(map(str, baseline))}")
+        raise ValueError(
+            f"nested: expected a baseline for groups {sorted(map(str, counts_by_group))}, "
+            f"got {sorted(map(str, baseline))}"
+        )
     pick = pick or partial(choose, score=score, shape=shape, plateau=plateau)
     total = sum(counts_by_group.values())
     chosen = {group: pick(total - counts) for group, counts in counts_by_group.items()}

@@ -31,10 +31,21 @@ class Predictor:
     Raises ValueError for float16 on a CPU (it runs 98 times slower than bfloat16), ConfigError for unknown names.
     """
 
-    def __init__(self, network: nn.Module, activate: Callable[[Tensor], Tensor], device: str | torch.device = "cpu",
-                 precision: str = "float32", views: str | Sequence[str] = "none", tile: int = 1024, overlap: int = 256,
-                 blend: str = "pyramid", channels_last: bool = True, batch_views: bool = False,
-                 view: View = NATIVE, scales: Sequence[float] = (1.0,)):
+    def __init__(
+        self,
+        network: nn.Module,
+        activate: Callable[[Tensor], Tensor],
+        device: str | torch.device = "cpu",
+        precision: str = "float32",
+        views: str | Sequence[str] = "none",
+        tile: int = 1024,
+        overlap: int = 256,
+        blend: str = "pyramid",
+        channels_last: bool = True,
+        batch_views: bool = False,
+        view: View = NATIVE,
+        scales: Sequence[float] = (1.0,),
+    ):
         if precision not in PRECISIONS:
             raise ConfigError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
         self.device = torch.device(device)

@@ -53,12 +53,13 @@ def grid(size: int, tile: int, step: int, blend: Callable[[int], Tensor]) -> lis
     starts = [*range(0, size - tile, step), size - tile]
     total = torch.zeros(size)
     for start in starts:
-        total[start:start + tile] += blend(tile)
-    return [(start, blend(tile) / total[start:start + tile]) for start in starts]
+        total[start : start + tile] += blend(tile)
+    return [(start, blend(tile) / total[start : start + tile]) for start in starts]
 
 
-def predict_bands(forward: Forward, image: Tensor, tile: int, overlap: int, stride: int,
-                  blend: str = "pyramid") -> Iterator[tuple[int, Tensor]]:
+def predict_bands(
+    forward: Forward, image: Tensor, tile: int, overlap: int, stride: int, blend: str = "pyramid"
+) -> Iterator[tuple[int, Tensor]]:
     """Predict a scene from top to bottom: yield (first row, probs (K, rows, W) float32), each row once.
 
     Holds the padded image and one row of windows, whatever the height. A yielded band lives until the next one is
@@ -83,21 +84,22 @@ def predict_bands(forward: Forward, image: Tensor, tile: int, overlap: int, stri
     band = None
     for (top, down), following in zip(rows, [top for top, _ in rows[1:]] + [height]):
         for left, across in columns:
-            probs = forward(image[None, :, top:top + high, left:left + wide])[0].float()  # (K, high, wide)
+            probs = forward(image[None, :, top : top + high, left : left + wide])[0].float()  # (K, high, wide)
             if band is None:
                 band = probs.new_zeros(probs.shape[0], high, image.shape[-1])
             weights = torch.outer(down, across).to(probs.device)
-            band[:, :, left:left + wide].addcmul_(probs, weights)
+            band[:, :, left : left + wide].addcmul_(probs, weights)
         finished = following - top
         yield top, band[:, :finished, :width]
         for start in range(finished, high, finished):  # move the rest up, in steps that do not overlap themselves
-            part = band[:, start:start + finished]
-            band[:, start - finished:start - finished + part.shape[1]] = part
-        band[:, high - finished:] = 0
+            part = band[:, start : start + finished]
+            band[:, start - finished : start - finished + part.shape[1]] = part
+        band[:, high - finished :] = 0
 
 
-def predict_tiled(forward: Forward, image: Tensor, tile: int, overlap: int, stride: int,
-                  blend: str = "pyramid") -> Tensor:
+def predict_tiled(
+    forward: Forward, image: Tensor, tile: int, overlap: int, stride: int, blend: str = "pyramid"
+) -> Tensor:
     """Predict a scene of any size: image (C, H, W) -> probs (K, H, W) float32 on the CPU.
 
     forward: (1, C, h, w) in the image's dtype -> probs (1, K, h, w); h, w are multiples of ``stride`` up to ``tile``.
@@ -108,5 +110,5 @@ def predict_tiled(forward: Forward, image: Tensor, tile: int, overlap: int, stri
     for top, band in predict_bands(forward, image, tile, overlap, stride, blend):
         if probs is None:
             probs = torch.empty(band.shape[0], *image.shape[-2:])
-        probs[:, top:top + band.shape[1]] = band
+        probs[:, top : top + band.shape[1]] = band
     return probs

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import yaml
 
+from lib.competitions import module_of
+from lib.config.sections import Experiment, plain
 from lib.errors import ConfigError
+from lib.files import write_bytes, write_json
 from lib.kaggle import sources, text, weights
 from lib.run import cli
-from lib.run.artifacts import write_bytes, write_json
-from lib.run.config import Experiment, plain
 
 FORMS = {"script": "kernel.py", "notebook": "kernel.ipynb"}
 LARGEST = 2**20
@@ -53,7 +54,7 @@ def main(argv=None):
     folder = args.out / "weights"
     weights.remove(folder)
 
-    files, packages = sources.modules([*sources.ENTRY, f"lib.competitions.{run.config.competition}"])
+    files, packages = sources.modules([*sources.ENTRY, module_of(run.config.competition)])
     requires = sources.requires(packages | {"packaging"})
     if args.half == "check":
         precision = weights.choose_half(run, args.config, args.overrides, folder)

@@ -16,8 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from lib.choose import evidence as ensemble
 from lib.competitions import open_competition
 from lib.competitions.contract import Answer, Competition, Scene
+from lib.config.load import load
+from lib.config.sections import Experiment
 from lib.errors import ArtifactError, ConfigError, DataError, PipelineError
 from lib.inference.scene import sizes
 from lib.kaggle import gates
@@ -26,11 +29,9 @@ from lib.kaggle.plan import Option, Plan, choose, options_of, sentence
 from lib.run import cli, runtime
 from lib.run.artifacts import read_json
 from lib.run.cli import Run, say
-from lib.run.config import Experiment, load
-from lib.stages import ensemble
+from lib.run.executor import STARTS, Pool
 from lib.stages.predict import open_pool, told
 from lib.stages.submit import write
-from lib.stages.workers import STARTS, Pool
 
 SUBMISSION = "submission.csv"
 SAMPLES = "*sample_submission*.csv"

@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
+from lib.choose import evidence as ensemble
 from lib.competitions.contract import Levels, Scene, settings_for
 from lib.errors import ArtifactError, PipelineError
 from lib.kaggle.plan import Costs, Plan, Timing, reduced
 from lib.run.artifacts import read_json
 from lib.run.cli import Run, duration, say
+from lib.run.executor import Pool
 from lib.run.graph import Graph
-from lib.scenes.probs import read_levels
-from lib.stages import ensemble
-from lib.stages.predict import levels_path, predict, told
-from lib.stages.workers import Pool
+from lib.scenes.probs import levels_path, read_levels
+from lib.stages.predict import predict, told
 
 MEASURED = 3
 """Scenes that are predicted to see what a scene costs, spread over the test set; one more warms up."""
@@ -87,7 +87,8 @@ def rehearse(run: Run, scenes: Sequence[Scene], folders: Mapping[str, Path], out
         found = {}
         for name, model in run.config.models.items():
             started = time.perf_counter()
-            found[model.task] = read_levels(levels_path(folders[name], run.config.predict, "none", scene.id))[0]
+            path = levels_path(folders[name], run.config.predict.tta_sets, "none", scene.id)
+            found[model.task] = read_levels(path)[0]
             reading.append(time.perf_counter() - started)
         return found
 

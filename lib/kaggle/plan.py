@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
+from lib.config.sections import Experiment
 from lib.errors import ArtifactError
 from lib.inference.tta import VIEWS
 from lib.run.cli import duration
-from lib.run.config import Experiment
 
 RESERVE = 0.1
 """Share of all measured times that is kept for what was not measured."""

@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from lib.choose import evidence as ensemble
 from lib.competitions.contract import settings_for
 from lib.errors import ArtifactError, ConfigError
+from lib.files import write_json
 from lib.kaggle import gates, passes, plan
 from lib.models import checkpoint
 from lib.run import cli, runtime
-from lib.run.artifacts import MANIFEST, digest, read_json, write_json
+from lib.run.artifacts import MANIFEST, digest, read_json
 from lib.run.cli import Run
-from lib.stages import ensemble
 from lib.stages.predict import fold_splits, predict
 
 FILES = ("folds.csv", checkpoint.WEIGHTS, checkpoint.DESCRIPTION, ensemble.DECODE)

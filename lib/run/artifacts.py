@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import ArtifactError
+from lib.files import write_json
 
 MANIFEST = "manifest.json"
 
@@ -44,21 +45,6 @@ def digest(value: Any) -> str:
     """Hash a JSON value: 16 hex digits, equal for equal values whatever the order of keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically: temporary file, fsync, rename."""
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically: temporary file, fsync, rename."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
 
 
 def read_json(path: Path) -> Any:

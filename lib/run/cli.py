@@ -17,13 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from lib.competitions import open_competition
 from lib.competitions.contract import Competition, Scene
+from lib.config.load import load
+from lib.config.sections import Experiment
 from lib.errors import ArtifactError, PipelineError
 from lib.run import runtime
 from lib.run.artifacts import Store, Unit
-from lib.run.config import Experiment, load
 from lib.run.graph import SPLITS, Graph, check_only, teachers
+from lib.scenes.folds import read_folds
 
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
 
@@ -97,6 +101,10 @@ class Run:
     def has_split(self, split: str) -> bool:
         """Tell whether there are scenes of ``split``; out-of-fold scenes always exist."""
         return split == "oof" or bool(self.graph.test_ids)
+
+    def folds(self) -> pd.DataFrame:
+        """Return the finished folds.csv; ArtifactError naming the command where stage 01 has to run."""
+        return read_folds(self.store.require(self.graph.folds()) / "folds.csv")
 
     def scenes(self, split: str) -> list[Scene]:
         """Return the labelled ("train") or the unlabelled ("test") scenes."""

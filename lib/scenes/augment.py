@@ -83,55 +83,89 @@ PRESETS = {
     "none": Preset(),
     # xView2 2nd place, localization. SafeRotate grew the canvas: the crop after it lay anywhere in the turned scene.
     "selim2020_loc": Preset(
-        scale=(0.7, 1.3), scale_p=0.8, rotate=45, rotate_p=0.4, flip="dihedral",
+        scale=(0.7, 1.3),
+        scale_p=0.8,
+        rotate=45,
+        rotate_p=0.4,
+        flip="dihedral",
         colour=lambda: [
             A.ImageCompression(quality_range=(99, 100), p=0.1),  # the default of albumentations 0.4.1, hardly visible
             Lighting(sigma=0.3),
             A.RandomBrightnessContrast(p=0.4),
             A.RandomGamma(p=0.4),
             A.OneOf([A.RGBShift(), A.HueSaturationValue()], p=0.2),
-        ]),
+        ],
+    ),
     # xView2 2nd place, damage.
     "selim2020_cls": Preset(
-        scale=(0.8, 1.2), rotate=10, rotate_p=0.1, flip="dihedral",
+        scale=(0.8, 1.2),
+        rotate=10,
+        rotate_p=0.1,
+        flip="dihedral",
         colour=lambda: [
             A.Blur(p=0.3),
             Lighting(sigma=0.3),
             A.RandomBrightnessContrast(p=0.3),
             A.RandomGamma(p=0.3),
             A.RGBShift(p=0.2),
-        ]),
+        ],
+    ),
     # A millisecond per sample: for training on a CPU, where workers and network share the cores.
     "light": Preset(
-        scale=(0.8, 1.25), scale_p=0.5, flip="dihedral", jitter="per_image",
-        colour=lambda: [A.RandomBrightnessContrast(p=0.5), A.RandomGamma(p=0.3)]),
+        scale=(0.8, 1.25),
+        scale_p=0.5,
+        flip="dihedral",
+        jitter="per_image",
+        colour=lambda: [A.RandomBrightnessContrast(p=0.5), A.RandomGamma(p=0.3)],
+    ),
     # Few scenes: every direction, sun and sensor. Chosen on real xBD tiles out of fold, see configs/xview2_cpu.yaml.
     "satellite": Preset(
-        scale=(0.75, 1.35), rotate=45, rotate_p=0.7, flip="dihedral", jitter="per_image", shift=1.5,
+        scale=(0.75, 1.35),
+        rotate=45,
+        rotate_p=0.7,
+        flip="dihedral",
+        jitter="per_image",
+        shift=1.5,
         colour=lambda: [
             A.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.25, p=0.8),
             A.RandomGamma(gamma_limit=(75, 130), p=0.6),
             A.RGBShift(r_shift_limit=10, g_shift_limit=10, b_shift_limit=10, p=0.5),
             A.ToGray(p=0.05),
-        ]),
+        ],
+    ),
     # The animal report's "advanced": these three and no flip.
     "animals": Preset(
-        rotate=30, rotate_p=0.5, elastic=(100, 10), elastic_p=0.5,
+        rotate=30,
+        rotate_p=0.5,
+        elastic=(100, 10),
+        elastic_p=0.5,
         colour=lambda: [
             A.ColorJitter(brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=0, p=0.5),
-        ]),
+        ],
+    ),
     # Tissue of many organs, scanners and stains: pixels of 0.2 to 6 micrometres, H&E, PAS and DAB.
     "hubmap": Preset(
-        scale=(0.5, 2.0), rotate=45, rotate_p=0.3, elastic=(60, 10), elastic_p=0.3, flip="dihedral",
+        scale=(0.5, 2.0),
+        rotate=45,
+        rotate_p=0.3,
+        elastic=(60, 10),
+        elastic_p=0.3,
+        flip="dihedral",
         colour=lambda: [
             StainJitter(scale=0.25, shift=0.05, p=0.7),
             A.HueSaturationValue(hue_shift_limit=12, sat_shift_limit=25, val_shift_limit=10, p=0.4),
             A.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.2, p=0.4),
             A.OneOf([A.GaussianBlur(sigma_limit=(0.3, 1.5)), A.GaussNoise(std_range=(0.01, 0.05))], p=0.3),
-        ]),
+        ],
+    ),
     # Nuclei under any microscope: bright on black (fluorescence), dark on white, or stained.
     "microscopy": Preset(
-        scale=(0.7, 1.4), rotate=45, rotate_p=0.5, elastic=(50, 8), elastic_p=0.3, flip="dihedral",
+        scale=(0.7, 1.4),
+        rotate=45,
+        rotate_p=0.5,
+        elastic=(50, 8),
+        elastic_p=0.3,
+        flip="dihedral",
         colour=lambda: [
             A.ToGray(p=0.2),
             A.InvertImg(p=0.1),
@@ -139,28 +173,40 @@ PRESETS = {
             A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.3, p=0.5),
             A.RandomGamma(gamma_limit=(70, 140), p=0.3),
             A.OneOf([A.GaussianBlur(sigma_limit=(0.3, 1.5)), A.GaussNoise(std_range=(0.01, 0.05))], p=0.3),
-        ]),
+        ],
+    ),
     # Faces on a camera, in the order of its making: lens, exposure, sensor, size, codec. Hue is left alone, the moire
     # of a filmed screen is the cue.
     "liveness": Preset(
-        scale=(0.8, 1.1), rotate=10, rotate_p=0.5, flip="horizontal",
+        scale=(0.8, 1.1),
+        rotate=10,
+        rotate_p=0.5,
+        flip="horizontal",
         colour=lambda: [
-            A.OneOf([A.MotionBlur(blur_limit=(3, 7), allow_shifted=False), A.GaussianBlur(sigma_limit=(0.3, 2.0))],
-                    p=0.3),
+            A.OneOf(
+                [A.MotionBlur(blur_limit=(3, 7), allow_shifted=False), A.GaussianBlur(sigma_limit=(0.3, 2.0))], p=0.3
+            ),
             A.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.2, p=0.5),
             A.ISONoise(color_shift=(0.01, 0.03), intensity=(0.1, 0.4), p=0.2),
-            A.Downscale(scale_range=(0.5, 0.9), p=0.2,
-                        interpolation_pair={"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR}),
+            A.Downscale(
+                scale_range=(0.5, 0.9),
+                p=0.2,
+                interpolation_pair={"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR},
+            ),
             A.ImageCompression(quality_range=(40, 95), p=0.6),
             A.CoarseDropout(num_holes_range=(1, 1), hole_height_range=(0.1, 0.3), hole_width_range=(0.1, 0.3), p=0.3),
-        ]),
+        ],
+    ),
     # Bag of tricks (He et al. 2019). A hue has no coefficient: it turns by up to 0.4 of a half-turn, as MXNet has it.
     "bag_of_tricks": Preset(
-        area=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip="horizontal",
+        area=(0.08, 1.0),
+        ratio=(3 / 4, 4 / 3),
+        flip="horizontal",
         colour=lambda: [
             A.ColorJitter(brightness=(0.6, 1.4), contrast=(1, 1), saturation=(0.6, 1.4), hue=(-0.2, 0.2), p=1),
             Lighting(sigma=0.1, p=1),
-        ]),
+        ],
+    ),
 }
 
 TRIES = 10
@@ -199,8 +245,9 @@ class Augment:
         self.together = preset.jitter == "shared"
         self.pipeline = compose(transforms, images if self.together else images[:1]) if transforms else None
 
-    def __call__(self, images: Images, mask: np.ndarray, seed: int,
-                 focus: Focus | None = None) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def __call__(
+        self, images: Images, mask: np.ndarray, seed: int, focus: Focus | None = None
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         rng = np.random.default_rng(seed)
         move = self.draw_geometry(rng, mask.shape, focus)
         moved = {name: move(image, None) for name, image in images.items() if name not in self.images}
@@ -211,8 +258,9 @@ class Augment:
                 images[name] = slide(images[name], rng.normal(0, self.preset.shift, 2))
         return (self.recolour(images, rng) if self.pipeline else images) | moved, mask
 
-    def draw_geometry(self, rng: np.random.Generator, shape: tuple[int, int],
-                      focus: Focus | None = None) -> Callable[[np.ndarray, int | None], np.ndarray]:
+    def draw_geometry(
+        self, rng: np.random.Generator, shape: tuple[int, int], focus: Focus | None = None
+    ) -> Callable[[np.ndarray, int | None], np.ndarray]:
         """Draw place, scale, rotation, bending and turn for a scene of ``shape``; return move(array, fill).
 
         move gives (crop, crop, ...); fill None is for images (bilinear, mirrored border), a value is for masks
@@ -282,8 +330,9 @@ class Augment:
         return out
 
 
-def build(preset: str, crop: int, images: Sequence[str], scale: tuple[float, float] | None = None,
-          jitter: str | None = None) -> Augment:
+def build(
+    preset: str, crop: int, images: Sequence[str], scale: tuple[float, float] | None = None, jitter: str | None = None
+) -> Augment:
     """Build the augmentation named ``preset`` for crops of ``crop`` pixels of the named images of a scene.
 
     scale, jitter: replace the preset's own; a scale also its area. Raises ConfigError for unknown names.

@@ -56,13 +56,14 @@ def focus_values(task: Task, focus: Mapping[str, float]) -> dict[int, float]:
 
 def components(mask: np.ndarray, value: int) -> list[Focus]:
     """Find the connected components (8 neighbours) of ``mask == value``: box and a pixel that is truly in it."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats((mask == value).view(np.uint8), connectivity=8,
-                                                               ltype=cv2.CV_32S)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(
+        (mask == value).view(np.uint8), connectivity=8, ltype=cv2.CV_32S
+    )
     found = []
     for label in range(1, count):
         left, top, width, height, _ = stats[label].tolist()
         row = top + height // 2  # a connected component crosses every row of its box
-        columns = np.flatnonzero(labels[row, left:left + width] == label)
+        columns = np.flatnonzero(labels[row, left : left + width] == label)
         found.append(Focus((top, left, top + height, left + width), (row, left + int(columns[len(columns) // 2]))))
     return found
 
@@ -77,8 +78,16 @@ class SampleStream(Dataset):
     OpenCV is set to one thread: samples are made in parallel, not their pixels.
     """
 
-    def __init__(self, scenes: Sequence[Any], *, seed: int, order: Sequence[int] | None, samples_per_epoch: int | None,
-                 cache: str, teacher: Teacher | None = None):
+    def __init__(
+        self,
+        scenes: Sequence[Any],
+        *,
+        seed: int,
+        order: Sequence[int] | None,
+        samples_per_epoch: int | None,
+        cache: str,
+        teacher: Teacher | None = None,
+    ):
         if not scenes:
             raise DataError("training scenes: expected at least one, got none; check the folds")
         if cache not in CACHES:
@@ -123,8 +132,10 @@ class SampleStream(Dataset):
             return {}
         levels = self.teacher(scene)
         if levels.ndim != 3 or levels.shape[1:] != shape or levels.dtype != np.uint8:
-            raise DataError(f"scene {scene.id}, teacher: expected levels uint8 (C, {shape[0]}, {shape[1]}), got "
-                            f"{levels.dtype} {levels.shape}")
+            raise DataError(
+                f"scene {scene.id}, teacher: expected levels uint8 (C, {shape[0]}, {shape[1]}), got "
+                f"{levels.dtype} {levels.shape}"
+            )
         return {f"teacher {channel}": plane for channel, plane in enumerate(levels)}
 
 
@@ -137,13 +148,25 @@ class FrameDataset(SampleStream):
     time through; scenes without a label never come. The other arguments are as in ``CropDataset``.
     """
 
-    def __init__(self, read: Callable[[Any, str], np.ndarray], target: Callable[[Any], np.ndarray],
-                 scenes: Sequence[Any], images: Sequence[str], augment: Augment, *, seed: int,
-                 order: Sequence[int] | None = None, samples_per_epoch: int | None = None, cache: str = "none",
-                 balance: bool = False, teacher: Teacher | None = None):
+    def __init__(
+        self,
+        read: Callable[[Any, str], np.ndarray],
+        target: Callable[[Any], np.ndarray],
+        scenes: Sequence[Any],
+        images: Sequence[str],
+        augment: Augment,
+        *,
+        seed: int,
+        order: Sequence[int] | None = None,
+        samples_per_epoch: int | None = None,
+        cache: str = "none",
+        balance: bool = False,
+        teacher: Teacher | None = None,
+    ):
         self.read, self.target, self.images, self.augment = read, target, tuple(images), augment
-        super().__init__(scenes, seed=seed, order=order, samples_per_epoch=samples_per_epoch, cache=cache,
-                         teacher=teacher)
+        super().__init__(
+            scenes, seed=seed, order=order, samples_per_epoch=samples_per_epoch, cache=cache, teacher=teacher
+        )
         self.members = self.find_members() if balance else {}
 
     def __getitem__(self, sample: int) -> dict[str, Any]:
@@ -155,9 +178,12 @@ class FrameDataset(SampleStream):
         images = {name: frames[name][k] for name in self.images}
         nothing = np.zeros(images[self.images[0]].shape[:2], np.uint8)
         images, _ = self.augment(images, nothing, int(rng.integers(2**63)))
-        item = {"image": self.stack(images, self.images), "target": torch.from_numpy(target.copy()),
-                "id": self.scenes[index].id}
-        planes = [frames[name][:, k:k + 1] for name in frames if name not in self.images]
+        item = {
+            "image": self.stack(images, self.images),
+            "target": torch.from_numpy(target.copy()),
+            "id": self.scenes[index].id,
+        }
+        planes = [frames[name][:, k : k + 1] for name in frames if name not in self.images]
         return item | ({"teacher": torch.from_numpy(np.stack(planes))} if planes else {})  # (C, 1, 1)
 
     def find_members(self) -> dict[int, np.ndarray]:
@@ -181,8 +207,10 @@ class FrameDataset(SampleStream):
         frames, target = {name: self.read(scene, name) for name in self.images}, self.target(scene)
         for name, array in frames.items():
             if array.ndim != 4 or not len(array) or array.shape[-1] != 3 or array.dtype != np.uint8:
-                raise DataError(f"scene {scene.id}, image {name}: expected frames (F, H, W, 3) uint8, got "
-                                f"{array.dtype} {array.shape}")
+                raise DataError(
+                    f"scene {scene.id}, image {name}: expected frames (F, H, W, 3) uint8, got "
+                    f"{array.dtype} {array.shape}"
+                )
         return frames | self.teach(scene, (1, len(frames[self.images[0]]))), target
 
 
@@ -199,18 +227,31 @@ class CropDataset(SampleStream):
     Raises DataError, naming the scene, where image and target do not fit together.
     """
 
-    def __init__(self, read: Callable[[Any, str], np.ndarray], target: Callable[[Any], np.ndarray],
-                 scenes: Sequence[Any], images: Sequence[str], augment: Augment, *, seed: int,
-                 order: Sequence[int] | None = None, samples_per_epoch: int | None = None,
-                 focus: Mapping[int, float] | None = None, focus_probability: float = 1.0,
-                 focus_first: str = "scene", cache: str = "none", teacher: Teacher | None = None):
+    def __init__(
+        self,
+        read: Callable[[Any, str], np.ndarray],
+        target: Callable[[Any], np.ndarray],
+        scenes: Sequence[Any],
+        images: Sequence[str],
+        augment: Augment,
+        *,
+        seed: int,
+        order: Sequence[int] | None = None,
+        samples_per_epoch: int | None = None,
+        focus: Mapping[int, float] | None = None,
+        focus_probability: float = 1.0,
+        focus_first: str = "scene",
+        cache: str = "none",
+        teacher: Teacher | None = None,
+    ):
         if focus_first not in FOCUS_FIRST:
             raise ConfigError(f"focus_first: expected one of {', '.join(FOCUS_FIRST)}, got {focus_first!r}")
         self.read, self.target, self.images, self.augment = read, target, tuple(images), augment
         self.focus, self.focus_probability = dict(focus or {}), focus_probability
         self.spots: dict[int, dict[int, list[Focus]]] = {}
-        super().__init__(scenes, seed=seed, order=order, samples_per_epoch=samples_per_epoch, cache=cache,
-                         teacher=teacher)
+        super().__init__(
+            scenes, seed=seed, order=order, samples_per_epoch=samples_per_epoch, cache=cache, teacher=teacher
+        )
         for index, (_, mask) in enumerate(self.decoded or ()):
             self.find_spots(index, mask)
         self.holders = self.find_holders() if focus_first == "class" else {}
@@ -232,8 +273,10 @@ class CropDataset(SampleStream):
 
     def find_holders(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """List, for each focus class that occurs at all, the scenes that hold it and how likely each is drawn."""
-        spots = [self.find_spots(i, self.images_of(i)[1] if self.decoded else self.target(scene))
-                 for i, scene in enumerate(self.scenes)]
+        spots = [
+            self.find_spots(i, self.images_of(i)[1] if self.decoded else self.target(scene))
+            for i, scene in enumerate(self.scenes)
+        ]
         holders = {}
         for value, weight in self.focus.items():
             counts = np.array([len(found.get(value, ())) for found in spots])
@@ -257,8 +300,10 @@ class CropDataset(SampleStream):
             raise DataError(f"scene {scene.id}, target: expected uint8 (H, W), got {mask.dtype} {mask.shape}")
         for name, image in images.items():
             if image.shape != (*mask.shape, 3) or image.dtype != np.uint8:
-                raise DataError(f"scene {scene.id}, image {name}: expected uint8 {(*mask.shape, 3)} like its target, "
-                                f"got {image.dtype} {image.shape}")
+                raise DataError(
+                    f"scene {scene.id}, image {name}: expected uint8 {(*mask.shape, 3)} like its target, "
+                    f"got {image.dtype} {image.shape}"
+                )
         return images | self.teach(scene, mask.shape), mask
 
     def find_spots(self, index: int, mask: np.ndarray) -> dict[int, list[Focus]]:

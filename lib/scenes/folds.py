@@ -141,7 +141,10 @@ def _stated(scenes: Sequence, _: float) -> list[str]:
 
 
 GROUPS: dict[str, Callable[[Sequence, float], list[str]]] = {
-    "scene": _own, "event": _event, "block": _near, "group": _stated
+    "scene": _own,
+    "event": _event,
+    "block": _near,
+    "group": _stated,
 }
 
 

@@ -15,8 +15,16 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from lib.errors import ArtifactError, DataError, NonFiniteError
 
 CREATION = {
-    "driver": "GTiff", "dtype": "uint8", "photometric": "MINISBLACK", "interleave": "band",
-    "tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "ZSTD", "zstd_level": 1, "predictor": 2,
+    "driver": "GTiff",
+    "dtype": "uint8",
+    "photometric": "MINISBLACK",
+    "interleave": "band",
+    "tiled": True,
+    "blockxsize": 256,
+    "blockysize": 256,
+    "compress": "ZSTD",
+    "zstd_level": 1,
+    "predictor": 2,
 }
 
 
@@ -28,8 +36,9 @@ def quantise(probs: np.ndarray, truncate: bool = False) -> np.ndarray:
     """
     low, high = probs.min(initial=0), probs.max(initial=0)
     if not (low > -1e-3 and high < 1 + 1e-3):  # written so that NaN fails too
-        raise NonFiniteError(f"probabilities: expected values in [0, 1], got {low} .. {high}; "
-                             "check the network's weights and precision")
+        raise NonFiniteError(
+            f"probabilities: expected values in [0, 1], got {low} .. {high}; check the network's weights and precision"
+        )
     levels = probs * np.float32(255)
     if truncate:
         return levels.astype(np.uint8)
@@ -76,3 +85,8 @@ def file_name(scene_id: str) -> str:
     if not scene_id or scene_id.startswith(".") or "/" in scene_id or "\\" in scene_id or "\0" in scene_id:
         raise DataError(f"scene id {scene_id!r}: cannot be a file name; rename the scene")
     return f"{scene_id}.tif"
+
+
+def levels_path(folder: Path, sets: Sequence[str], views: str, scene_id: str) -> Path:
+    """Return where stage 04 has a scene's levels of one of its ``sets`` of views; several sets have a folder each."""
+    return (folder if len(sets) == 1 else folder / views) / file_name(scene_id)

@@ -34,8 +34,10 @@ class StainJitter(A.ImageOnlyTransform):
 
     def get_params(self) -> dict[str, np.ndarray]:
         """Draw factors and shifts of the three stains: (3,) float64 each."""
-        return {"factors": self.random_generator.uniform(1 - self.scale, 1 + self.scale, 3),
-                "shifts": self.random_generator.uniform(-self.shift, self.shift, 3)}
+        return {
+            "factors": self.random_generator.uniform(1 - self.scale, 1 + self.scale, 3),
+            "shifts": self.random_generator.uniform(-self.shift, self.shift, 3),
+        }
 
     def apply(self, img: np.ndarray, factors: np.ndarray, shifts: np.ndarray, **params) -> np.ndarray:
         return restain(img, factors, shifts)

@@ -33,12 +33,19 @@ def place(rng: np.random.Generator, size: int, side: int, show: tuple[int, int, 
 def cut(array: np.ndarray, top: int, left: int, side: int, fill: int | None = None) -> np.ndarray:
     """Cut a square out of (H, W) or (H, W, 3); what lies outside is mirrored, or ``fill``."""
     height, width = array.shape[:2]
-    inside = array[max(top, 0):top + side, max(left, 0):left + side]
+    inside = array[max(top, 0) : top + side, max(left, 0) : left + side]
     if inside.shape[:2] == (side, side):
         return inside.copy()
     border = cv2.BORDER_REFLECT_101 if fill is None else cv2.BORDER_CONSTANT
-    return cv2.copyMakeBorder(inside, max(-top, 0), max(top + side - height, 0), max(-left, 0),
-                              max(left + side - width, 0), border, value=fill)
+    return cv2.copyMakeBorder(
+        inside,
+        max(-top, 0),
+        max(top + side - height, 0),
+        max(-left, 0),
+        max(left + side - width, 0),
+        border,
+        value=fill,
+    )
 
 
 def turn(array: np.ndarray, element: int) -> np.ndarray:
@@ -83,8 +90,9 @@ def warp(array: np.ndarray, matrix: np.ndarray, size: int, fill: int | None = No
     fill None is for images (bilinear, mirrored border), a value is for masks (nearest, filled border).
     """
     how, border = sampling(fill)
-    return cv2.warpAffine(array, matrix, (size, size), flags=how | cv2.WARP_INVERSE_MAP, borderMode=border,
-                          borderValue=fill or 0)
+    return cv2.warpAffine(
+        array, matrix, (size, size), flags=how | cv2.WARP_INVERSE_MAP, borderMode=border, borderValue=fill or 0
+    )
 
 
 def bend(array: np.ndarray, points: np.ndarray, fill: int | None = None) -> np.ndarray:

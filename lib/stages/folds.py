@@ -9,16 +9,11 @@ import pandas as pd
 from tqdm import tqdm
 
 from lib.competitions.contract import Competition, Finding, Scene, summarize
+from lib.config.sections import Folds
 from lib.errors import ConfigError, DataError
-from lib.run.artifacts import write_json
-from lib.run.cli import Run, say
-from lib.run.config import Folds
+from lib.files import write_json
+from lib.run.cli import say
 from lib.scenes import audit, embed, folds, pairs
-
-
-def table(run: Run) -> pd.DataFrame:
-    """Return the finished folds.csv; ArtifactError naming the command where stage 01 has to run."""
-    return folds.read_folds(run.store.require(run.graph.folds()) / "folds.csv")
 
 
 def check(competition: Competition, folder: Path, strict: bool) -> Iterator[str]:

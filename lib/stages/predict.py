@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from lib.competitions.contract import Scene
+from lib.config.sections import Model
 from lib.errors import ArtifactError, PipelineError
 from lib.inference.predict import Predictor
 from lib.inference.scene import read_stack, sizes
@@ -21,11 +22,9 @@ from lib.models import checkpoint
 from lib.run import runtime
 from lib.run.artifacts import Unit
 from lib.run.cli import Run, quiet, say
-from lib.run.config import Model, Predict
-from lib.scenes.probs import file_name, quantise, write_levels
+from lib.run.executor import Pool, devices
+from lib.scenes.probs import levels_path, quantise, write_levels
 from lib.scenes.view import View
-from lib.stages import folds
-from lib.stages.workers import Pool, devices
 
 NAMED = 3
 """Failed scenes whose errors are printed."""
@@ -93,7 +92,7 @@ def fall_back(run: Run, name: str, scenes: list[Scene], failed: Mapping[str, str
     for scene in failed:
         levels = quantise(np.full((task.channels, *size_of[scene]), value, np.float32), run.config.predict.truncate)
         for views in run.config.predict.tta_sets:
-            path = levels_path(out, run.config.predict, views, scene)
+            path = levels_path(out, run.config.predict.tta_sets, views, scene)
             path.parent.mkdir(exist_ok=True)
             write_levels(path, levels, task.classes)
     say(f"  {len(failed)} of {len(scenes)} scenes could not be predicted and have the fallback {value}: {told(failed)}")
@@ -150,7 +149,7 @@ class Networks:
         An error of the scene is returned where there is a fallback; an error of the disk or of the GPU is raised.
         """
         predict = self.run.config.predict
-        paths = {name: levels_path(out, predict, name, scene.id) for name in self.predictor.sets}
+        paths = {name: levels_path(out, predict.tta_sets, name, scene.id) for name in self.predictor.sets}
         if all(path.exists() for path in paths.values()):  # files of an interrupted run are whole
             return Outcome(scene.id, 0.0)
         started = time.perf_counter()
@@ -174,7 +173,7 @@ class Networks:
         found.folder.mkdir(parents=True)
         warm = False
         for scene in scenes:
-            paths = {tta: levels_path(found.folder, run.config.predict, tta, scene.id) for tta in self.predictor.sets}
+            paths = {tta: levels_path(found.folder, self.predictor.sets, tta, scene.id) for tta in self.predictor.sets}
             try:
                 if not warm:
                     self.levels(scene, self.read(scene))
@@ -245,11 +244,6 @@ def halved(predictor: Predictor) -> Predictor | None:
     return smaller
 
 
-def levels_path(folder: Path, predict: Predict, views: str, scene: str) -> Path:
-    """Return where a unit of this stage has a scene's levels; several sets of views lie in a folder each."""
-    return (folder if len(predict.tta_sets) == 1 else folder / views) / file_name(scene)
-
-
 def open_predictor(run: Run, folder: Path, name: str) -> tuple[Predictor, str]:
     """Build the predictor of a checkpoint of model ``name``; returns it and the precision it really uses."""
     asked, model = run.config.predict, run.config.models[name]
@@ -270,6 +264,6 @@ def scenes_of(run: Run, split: str, fold: int) -> list[Scene]:
     """Return the scenes of a split that the checkpoint of ``fold`` predicts."""
     if split == "test":
         return run.scenes("test")
-    table = folds.table(run)
+    table = run.folds()
     own = set(table["id"][table["fold"] == fold])
     return [scene for scene in run.scenes("train") if scene.id in own]

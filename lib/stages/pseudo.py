@@ -10,18 +10,17 @@ from pathlib import Path
 import numpy as np
 
 from lib.competitions.contract import Scene
+from lib.config.sections import Model, Pseudo
 from lib.ensemble.blend import blend
-from lib.ensemble.pseudo import confident
 from lib.errors import ConfigError
 from lib.run.artifacts import MANIFEST, read_json
 from lib.run.cli import Run
-from lib.run.config import Model, Pseudo
 from lib.run.graph import pseudo_folders
-from lib.scenes import folds as dividing
+from lib.scenes import folds
 from lib.scenes.probs import file_name, read_levels
 from lib.scenes.view import View
-from lib.stages import folds
 from lib.tasks import Task
+from lib.training.pseudo import confident
 
 
 def order(labelled: list[int], first: int, count: int, share: float) -> list[int]:
@@ -36,7 +35,7 @@ def scenes(run: Run, model: Model, fold: int) -> list[Scene]:
     if not found:
         raise ConfigError("train.pseudo: the competition has no unlabelled scenes here")
     earlier = run.store.root.parent / model.train.pseudo.experiment
-    theirs, ours = dividing.read_folds(earlier / "01_folds" / "folds.csv"), folds.table(run)
+    theirs, ours = folds.read_folds(earlier / "01_folds" / "folds.csv"), run.folds()
     if dict(zip(theirs["id"], theirs["fold"])) != dict(zip(ours["id"], ours["fold"])):
         raise ConfigError(f"train.pseudo: {earlier.name} divides the scenes into other folds, so its networks for fold "
                           f"{fold} may have seen validation scenes; take its folds.csv as folds.file")  # fmt: skip

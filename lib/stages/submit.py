@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from lib.choose.evidence import DECODE, blended
 from lib.competitions.contract import Answer, Scene, settings_for
 from lib.errors import ArtifactError
 from lib.run.artifacts import read_json
 from lib.run.cli import Run
-from lib.stages.ensemble import DECODE, blended
 
 
 def write(run: Run, split: str, folder: Path) -> dict[str, Any]:

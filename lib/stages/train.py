@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lib.competitions.contract import Competition, Scene
+from lib.config.sections import Model, Train
 from lib.errors import ArtifactError, ConfigError
 from lib.inference.predict import Predictor
 from lib.inference.scene import read_stack
@@ -17,7 +18,6 @@ from lib.models import build, checkpoint, init, licences, weights
 from lib.run import runtime
 from lib.run.artifacts import Unit
 from lib.run.cli import Run, say
-from lib.run.config import Model, Train
 from lib.run.graph import teacher_folder
 from lib.scenes.augment import build as build_augment
 from lib.scenes.dataset import CropDataset, FrameDataset, SampleStream, focus_values, repeat_scenes
@@ -71,7 +71,7 @@ def train(run: Run, unit: Unit) -> None:
 
 def split(run: Run, fold: int) -> tuple[list[Scene], list[Scene]]:
     """Return the training and the validation scenes of a fold, in folds.csv order."""
-    table = folds.table(run)
+    table = run.folds()
     scenes = {scene.id: scene for scene in run.scenes("train")}
     pairs = [(scenes[i], k) for i, k in zip(table["id"], table["fold"], strict=True)]
     return [s for s, k in pairs if k != fold], [s for s, k in pairs if k == fold]
@@ -182,7 +182,7 @@ def alarm(run: Run, scores: dict[str, Any]) -> None:
     if bound is None or score is None or not score > bound:
         return
     say(f"  ! validation score {score:.4f} is above {bound}: is something of the validation scenes in training?")
-    for line in folds.audit_lines(run.competition, folds.table(run)):
+    for line in folds.audit_lines(run.competition, run.folds()):
         say(f"  audit: {line}")
 
 

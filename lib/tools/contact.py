@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from lib.competitions.contract import Competition, Finding, Scene, summarize
 from lib.errors import DataError
+from lib.files import write_bytes
 from lib.run import cli
-from lib.run.artifacts import write_bytes
 from lib.tools import table
 
 SIDE, COLUMNS, ROWS = 160, 8, 6

@@ -21,9 +21,9 @@ from typing import Any
 
 import yaml
 
+from lib.config.load import load
 from lib.errors import ConfigError
 from lib.run import cli, runtime
-from lib.run.config import load
 from lib.tools import sweep, table
 from lib.tools.sweep import Combination, Runner
 

@@ -17,11 +17,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from lib.choose.evidence import DECODE
+from lib.config.sections import Experiment
 from lib.errors import ArtifactError
 from lib.run import cli
 from lib.run.artifacts import MANIFEST, Store, read_json
-from lib.run.config import Experiment
-from lib.stages.ensemble import DECODE
 from lib.tools import table
 
 FOLDS = "01_folds"

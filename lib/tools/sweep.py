@@ -27,10 +27,10 @@ from typing import Any
 
 import yaml
 
+from lib.config.load import load
 from lib.errors import ConfigError
 from lib.run import cli, runtime
 from lib.run.artifacts import digest
-from lib.run.config import load
 from lib.tools import table
 from lib.tools.sheet import FINISHED, sheet
 

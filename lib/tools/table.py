@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.run.artifacts import write_bytes
+from lib.files import write_bytes
 
 Row = Mapping[str, Any]
 

@@ -20,11 +20,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from lib.config.sections import Train
 from lib.errors import ArtifactError, ConfigError, NonFiniteError
+from lib.files import write_bytes
 from lib.models.checkpoint import save_weights
 from lib.run import runtime
-from lib.run.artifacts import write_bytes
-from lib.run.config import Train
 from lib.scenes.dataset import BatchSampler, SampleStream
 from lib.tasks import Task
 from lib.training import state

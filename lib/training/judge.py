@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from lib import metrics as masks
 from lib.competitions.contract import Competition, Levels, Scene, settings_for
 from lib.inference.predict import Predictor
 from lib.inference.scene import read_stack
 from lib.scenes.probs import quantise
-from lib.scoring import masks
 from lib.tasks import HALF, IGNORE, Task
 
 MakePredictor = Callable[[nn.Module, Task], Predictor]

@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from lib.competitions.xview2 import metric as xview2
 from lib.scenes import rle
-from lib.scoring import xview2
 
 
 def smooth_mask(rng: np.random.Generator, size: int, share: float) -> np.ndarray:
@@ -38,6 +38,7 @@ def tile(seed: int) -> tuple[np.ndarray, ...]:
 
 def plain_count(lp: np.ndarray, dp: np.ndarray, lt: np.ndarray, dt: np.ndarray) -> np.ndarray:
     """Count with whole-mask comparisons, one per sum, as the official script goes about it."""
+
     def sums(answer, truth, c):
         return [np.sum((answer == c) & (truth == c)), np.sum((answer == c) & (truth != c)),
                 np.sum((answer != c) & (truth == c))]  # fmt: skip
@@ -49,6 +50,7 @@ def plain_count(lp: np.ndarray, dp: np.ndarray, lt: np.ndarray, dt: np.ndarray) 
 
 def plain_folder(predictions: Path, targets: Path) -> dict[str, float]:
     """Score a folder one file after the other with PIL and a full check of the values."""
+
     def read(path):
         mask = np.array(Image.open(path))
         assert set(np.unique(mask)) <= {0, 1, 2, 3, 4}

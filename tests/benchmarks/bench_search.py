@@ -13,9 +13,9 @@ from functools import partial
 import cv2
 import numpy as np
 
-from lib.ensemble.decode import DEFAULTS, count_grid, decode
+from lib.competitions.xview2.decode import DEFAULTS, count_grid, decode
+from lib.competitions.xview2.metric import count
 from lib.ensemble.search import lattice
-from lib.scoring.xview2 import count
 
 AXES = {
     "fuse": [0.0, 0.3, 0.5],
@@ -89,8 +89,10 @@ def main(argv: list[str] | None = None) -> None:
         rows.append((everything, one, naive, everything / one, everything / naive))
     everything, one, naive, ratio, ratio_naive = np.median(rows, axis=0)
     print(f"{len(grid):,} points, {options.size} x {options.size}, {np.count_nonzero(truth) / truth.size:.0%} building")
-    print(f"whole grid {everything * 1e3:.1f} ms = {ratio_naive:.1f} plain evaluations of one point "
-          f"({naive * 1e3:.1f} ms) = {ratio:.1f} of decode and count ({one * 1e3:.1f} ms)")
+    print(
+        f"whole grid {everything * 1e3:.1f} ms = {ratio_naive:.1f} plain evaluations of one point "
+        f"({naive * 1e3:.1f} ms) = {ratio:.1f} of decode and count ({one * 1e3:.1f} ms)"
+    )
 
 
 if __name__ == "__main__":

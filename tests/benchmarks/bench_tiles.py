@@ -32,7 +32,7 @@ def bare(image: Tensor, tile: int, overlap: int) -> Tensor:
     tops, lefts = ([start for start, _ in grid(n, tile, tile - overlap, pyramid)] for n in image.shape[-2:])
     for top in tops:
         for left in lefts:
-            forward(image[None, :, top:top + tile, left:left + tile])
+            forward(image[None, :, top : top + tile, left : left + tile])
     return torch.empty(0)
 
 
@@ -45,7 +45,7 @@ def bands(image: Tensor, tile: int, overlap: int) -> Tensor:
     """Predict with ``predict_bands``, only the class map in memory."""
     out = torch.empty(image.shape[-2:], dtype=torch.uint8)
     for top, band in predict_bands(network(), image, tile, overlap, 32):
-        out[top:top + band.shape[1]] = band.max(dim=0).indices
+        out[top : top + band.shape[1]] = band.max(dim=0).indices
     return out
 
 
@@ -113,19 +113,22 @@ def main() -> None:
 
     times: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(asked.rounds):
-        for name in names[turn % len(names):] + names[:turn % len(names)]:
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
             started = time.process_time()
             runs[name]()
             times[name].append(time.process_time() - started)
     middle = {name: sorted(values)[len(values) // 2] for name, values in times.items()}
 
     megapixels = asked.size**2 / 1e6
-    print(f"{asked.size}^2, tile {asked.tile}, overlap {asked.overlap}, {torch.get_num_threads()} threads, "
-          f"bare forwards {middle['bare'] / megapixels * 1e3:.1f} ms/Mpx")
+    print(
+        f"{asked.size}^2, tile {asked.tile}, overlap {asked.overlap}, {torch.get_num_threads()} threads, "
+        f"bare forwards {middle['bare'] / megapixels * 1e3:.1f} ms/Mpx"
+    )
     for name in names[1:]:
         receive, send = multiprocessing.Pipe(duplex=False)
         process = multiprocessing.get_context("spawn").Process(
-            target=peak_memory, args=(name, asked.size, asked.tile, asked.overlap, send))
+            target=peak_memory, args=(name, asked.size, asked.tile, asked.overlap, send)
+        )
         process.start()
         process.join()
         overhead = (middle[name] - middle["bare"]) / megapixels * 1e3

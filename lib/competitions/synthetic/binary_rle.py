@@ -91,9 +91,7 @@ def _drawn(split: str, count: int, size: int, seed: int) -> Iterator[tuple[str, 
         yield scene_id, ordinal, _picture(rng, labels, STAINS[ordinal % 2], ordinal), labels
 
 
-def _objects(
-    rng: np.random.Generator, shape: tuple[int, int], radius: tuple[float, float], scale: float
-) -> np.ndarray:
+def _objects(rng: np.random.Generator, shape: tuple[int, int], radius: tuple[float, float], scale: float) -> np.ndarray:
     """Place ellipses, most alone and some in touching pairs; the first two are cut by the top and the bottom."""
     height, width = shape
     rows, columns = np.ogrid[:height, :width]

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import rasterio
 
-from lib.competitions.voc import palette
+from lib.competitions.voc.competition import palette
 from lib.tasks import IGNORE
 
 CLASSES = ("background", "cheetah", "lion", "wolf", "tiger", "hyena", "fox")

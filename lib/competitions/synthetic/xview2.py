@@ -62,22 +62,44 @@ class Event:
 
 EVENTS = (
     Event(
-        "synthetic-tornado", "wind", "train", "png", (-97.51, 35.34), ("2019-04-02", "2019-05-21"),
-        land=((84, 80, 64), (72, 86, 56), (74, 90, 56), (90, 102, 66), (130, 120, 94)), tree=(40, 58, 36), trees=900,
+        "synthetic-tornado",
+        "wind",
+        "train",
+        "png",
+        (-97.51, 35.34),
+        ("2019-04-02", "2019-05-21"),
+        land=((84, 80, 64), (72, 86, 56), (74, 90, 56), (90, 102, 66), (130, 120, 94)),
+        tree=(40, 58, 36),
+        trees=900,
         built=0.78,
         rubble=((192, 178, 160), (164, 128, 100), (138, 100, 76), (118, 106, 92), (74, 64, 56), (206, 202, 196)),
         patch=((58, 86, 178), (70, 104, 200), (182, 156, 122)),
     ),
     Event(
-        "synthetic-flood", "flooding", "train", "png", (-78.02, 34.62), ("2018-03-11", "2018-09-20"),
-        land=((62, 74, 48), (58, 80, 46), (76, 94, 56), (106, 102, 74), (126, 108, 84)), tree=(34, 54, 34), trees=800,
-        built=0.55, rubble=((150, 132, 108), (120, 100, 78), (92, 80, 64), (186, 176, 158), (104, 104, 98)),
+        "synthetic-flood",
+        "flooding",
+        "train",
+        "png",
+        (-78.02, 34.62),
+        ("2018-03-11", "2018-09-20"),
+        land=((62, 74, 48), (58, 80, 46), (76, 94, 56), (106, 102, 74), (126, 108, 84)),
+        tree=(34, 54, 34),
+        trees=800,
+        built=0.55,
+        rubble=((150, 132, 108), (120, 100, 78), (92, 80, 64), (186, 176, 158), (104, 104, 98)),
         patch=((52, 92, 186), (76, 110, 196), (120, 98, 70)),
     ),
     Event(
-        "synthetic-wildfire", "fire", "tier3", "tif", (-121.62, 39.76), ("2018-07-30", "2018-11-16"),
-        land=((94, 90, 66), (116, 106, 78), (134, 120, 92), (100, 102, 68), (150, 136, 108)), tree=(46, 57, 38),
-        trees=1100, built=0.66,
+        "synthetic-wildfire",
+        "fire",
+        "tier3",
+        "tif",
+        (-121.62, 39.76),
+        ("2018-07-30", "2018-11-16"),
+        land=((94, 90, 66), (116, 106, 78), (134, 120, 92), (100, 102, 68), (150, 136, 108)),
+        tree=(46, 57, 38),
+        trees=1100,
+        built=0.66,
         rubble=((164, 162, 158), (122, 119, 116), (92, 87, 84), (62, 58, 56), (138, 114, 96)),
         patch=((48, 42, 38), (66, 54, 46), (88, 78, 70)),
     ),
@@ -309,9 +331,7 @@ ROOFS = (
 """Roof colours of pitched and of flat roofs."""
 
 
-def _house(
-    rng: np.random.Generator, frame: tuple, extent: tuple, shape: str, colour: tuple, size: int
-) -> House | None:
+def _house(rng: np.random.Generator, frame: tuple, extent: tuple, shape: str, colour: tuple, size: int) -> House | None:
     """Build a house in its frame; None where hardly any of it lies in the tile."""
     a, b = extent[0] / 2, extent[1] / 2
     corners = [(-a, -b), (a, -b), (a, b), (-a, b)]

@@ -1,0 +1,1 @@
+"""Stage 05: what is decided on out-of-fold scenes."""

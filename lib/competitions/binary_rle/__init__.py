@@ -1,0 +1,1 @@
+"""Masks of one class, answered as run-length text."""

@@ -1,0 +1,1 @@
+"""Videos, real or fake."""

@@ -1,0 +1,218 @@
+"""Videos on disk: a file (mp4, avi, mov, mkv) or a folder of frames, read as (F, H, W, 3) uint8 RGB.
+
+A file is decoded from its start and only the frames asked for are converted: seeking lands on other frames with some
+codecs (the DFDC winner, selimsef/dfdc_deepfake_challenge, reads with grab and retrieve too). The number of frames in a
+header is believed only as far as decoding bears it out: where it is wrong, the frames are chosen anew from the true
+number. Of a damaged video, what can be decoded counts as the video; one that gives no frame at all is an error.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from lib.errors import ConfigError, DataError
+from lib.scenes import raster
+
+SUFFIXES = (".mp4", ".avi", ".mov", ".mkv")
+FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+Span = tuple[int, int]
+"""First and last frame of a folder that belong to a video, by the numbers in the files' names, both included."""
+
+Rule = Callable[[int], list[int]]
+"""Number of frames -> the frames to take, ascending."""
+
+
+def sample(
+    path: str | Path, *, count: int | None = None, every: int | None = None, per_second: float | None = None,
+    size: int | None = None, span: Span | None = None,
+) -> np.ndarray:  # fmt: skip
+    """Read some frames of a video: (F, H, W, 3) uint8 RGB, F >= 1, in order; exactly one rule says which.
+
+    count: this many, evenly spaced from the first to the last (1: the middle one; all, where there are fewer).
+    every: frames 0, n, 2n, ... per_second: the frames nearest to 0, 1/n, 2/n, ... seconds, each once.
+    size: frames whose shorter side is longer are shrunk to it; all frames get the shape of the first.
+    span: the part of a folder to look at. Raises ConfigError as ``check_rule`` does, DataError naming the file where no
+    frame can be decoded, or where frames per second are asked of a video without a frame rate.
+    """
+    path = Path(path)
+    check_rule(count=count, every=every, per_second=per_second)
+    files = _frame_files(path, span) if path.is_dir() else []
+    total, fps = (len(files), 0.0) if files else _header(path)
+    if per_second is not None and not fps:
+        raise DataError(f"{path}: expected a frame rate to take {per_second} frames a second by, found none; use count")
+
+    def rule(total: int) -> list[int]:
+        if count is not None:
+            return spread(total, count)
+        return list(range(0, total, every)) if every is not None else ticks(total, fps / per_second)
+
+    frames = _read_files(files, rule, size) if files else _read_stream(path, total, rule, size)
+    if not frames:
+        raise DataError(f"{path}: expected a video, got none of its frames decoded; fetch this file again")
+    return np.stack([_resize(frame, frames[0].shape[:2]) for frame in frames])  # (F, H, W, 3)
+
+
+def probe(path: str | Path, span: Span | None = None) -> tuple[int, float, tuple[int, int]]:
+    """Decode the first frame; return (frames, frames per second, (height, width)).
+
+    The number of frames is what the header says, 0 where it is silent, and the number of files of a folder, which has
+    0.0 frames per second. Raises DataError naming the file when it is missing, empty or gives no frame.
+    """
+    path = Path(path)
+    files = _frame_files(path, span) if path.is_dir() else []
+    total, fps = (len(files), 0.0) if files else _header(path)
+    pictures = filter(_readable, map(_read, files)) if files else _decode(path, {0})
+    first = next(iter(pictures), None)
+    if first is None:
+        raise DataError(f"{path}: expected a video, got none of its frames decoded; fetch this file again")
+    return total, fps, first.shape[:2]
+
+
+def check_rule(*, count: int | None = None, every: int | None = None, per_second: float | None = None) -> None:
+    """Raise ConfigError unless exactly one sampling rule is given, a number above 0, whole but for per_second."""
+    rules = {"count": count, "every": every, "per_second": per_second}
+    given = {name: value for name, value in rules.items() if value is not None}
+    if len(given) != 1:
+        raise ConfigError(f"sampling: expected one of {', '.join(rules)}, got {' and '.join(given) or 'none'}")
+    for name, value in given.items():
+        kinds = (int, float) if name == "per_second" else int
+        if isinstance(value, bool) or not isinstance(value, kinds) or not value > 0:
+            raise ConfigError(
+                f"sampling.{name}: expected a {'' if kinds is not int else 'whole '}number above 0, got {value!r}"
+            )
+
+
+def spread(total: int, count: int) -> list[int]:
+    """Return ``count`` frames spaced evenly over 0 .. total-1, both ends included; all where there are fewer."""
+    if count >= total:
+        return list(range(total))
+    if count == 1:
+        return [(total - 1) // 2]
+    return np.rint(np.linspace(0, total - 1, count)).astype(int).tolist()  # over one frame apart, so distinct
+
+
+def ticks(total: int, step: float) -> list[int]:
+    """Return the frames of 0 .. total-1 nearest to 0, step, 2 * step, ..., each once; halves go up."""
+    nearest = np.floor(np.arange(int(total / step) + 1) * step + 0.5).astype(int)
+    return np.unique(nearest[nearest < total]).tolist()
+
+
+def is_video(path: Path) -> bool:
+    """Tell by names whether a path is a video: a file of SUFFIXES, or a folder that holds a frame."""
+    if path.name.startswith("."):
+        return False
+    return any(map(_is_frame, path.iterdir())) if path.is_dir() else path.suffix.lower() in SUFFIXES
+
+
+def _resize(frame: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Bring a frame to (height, width); one that has it already is returned as it is."""
+    if frame.shape[:2] == shape:
+        return frame
+    interpolation = cv2.INTER_AREA if shape[0] < frame.shape[0] else cv2.INTER_LINEAR
+    return cv2.resize(frame, shape[::-1], interpolation=interpolation)
+
+
+def _shrink(frame: np.ndarray, size: int | None) -> np.ndarray:
+    """Shrink a frame until its shorter side is ``size``."""
+    height, width = frame.shape[:2]
+    if size is None or min(height, width) <= size:
+        return frame
+    scale = size / min(height, width)
+    return _resize(frame, (round(height * scale), round(width * scale)))
+
+
+# ---- files --------------------------------------------------------------------------------------------
+def _read_stream(path: Path, total: int, rule: Rule, size: int | None) -> list[np.ndarray]:
+    """Decode what ``rule`` takes of ``total`` frames; once more from the true number, if that is another."""
+    while True:
+        wanted, real, frames = set(rule(total)), 0, []
+        for frame in _decode(path, wanted):
+            real += 1
+            if frame is not None:
+                frames.append(_shrink(frame, size))
+        if real in (0, total):
+            return frames
+        total = real
+
+
+def _decode(path: Path, wanted: set[int]) -> Iterator[np.ndarray | None]:
+    """Yield every frame of a file in order: (H, W, 3) uint8 RGB if ``wanted``, else None; end where decoding ends."""
+    stream = _open(path)
+    try:
+        frame = 0
+        while stream.grab():
+            picture = None
+            if frame in wanted:
+                decoded, picture = stream.retrieve()  # (H, W, 3) BGR
+                if not decoded:
+                    return
+                picture = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+            yield picture
+            frame += 1
+    finally:
+        stream.release()
+
+
+def _header(path: Path) -> tuple[int, float]:
+    """Return frames and frames per second as the header states them, 0 where it does not."""
+    stream = _open(path)
+    frames, fps = stream.get(cv2.CAP_PROP_FRAME_COUNT), stream.get(cv2.CAP_PROP_FPS)
+    stream.release()
+    return int(frames) if 0 < frames < 2**31 else 0, fps if 0 < fps < 1e4 else 0.0
+
+
+def _open(path: Path) -> cv2.VideoCapture:
+    """Open a file for decoding, on one thread. Raises DataError where it is missing, empty or no video."""
+    if not path.is_file():
+        raise DataError(f"{path}: expected a video file or a folder of frames, found none")
+    if not path.stat().st_size:
+        raise DataError(f"{path}: expected a video, got an empty file; fetch this file again")
+    stream = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    if not stream.isOpened():
+        raise DataError(f"{path}: expected a video, got a file that cannot be opened; fetch this file again")
+    return stream
+
+
+# ---- folders ------------------------------------------------------------------------------------------
+def _read_files(files: list[Path], rule: Rule, size: int | None) -> list[np.ndarray]:
+    """Read what ``rule`` takes of the files; where one of these cannot be read, of those that can."""
+    frames = [_read(files[number]) for number in rule(len(files))]
+    if not all(map(_readable, frames)):
+        files = [file for file in files if _readable(_read(file))]
+        frames = [_read(files[number]) for number in rule(len(files))]
+    return [_shrink(frame, size) for frame in frames]
+
+
+def _read(file: Path) -> np.ndarray | None:
+    try:
+        return raster.read_image(file)
+    except DataError:
+        return None
+
+
+def _readable(frame: np.ndarray | None) -> bool:
+    return frame is not None
+
+
+def _frame_files(folder: Path, span: Span | None) -> list[Path]:
+    """List the frames of a folder in the order of the numbers in their names. Raises DataError where there is none."""
+    files = sorted(filter(_is_frame, folder.iterdir()), key=_numbers)
+    if span:
+        files = [file for file in files if span[0] <= int((re.findall(r"\d+", file.stem) or [-1])[-1]) <= span[1]]
+    if not files:
+        within = f" numbered {span[0]} to {span[1]}" if span else ""
+        raise DataError(f"{folder}: expected frames ({', '.join(FRAME_SUFFIXES)}){within}, found none")
+    return files
+
+
+def _numbers(file: Path) -> list:
+    """Split a name into texts and numbers, so that frame 10 comes after frame 9."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", file.stem)]
+
+
+def _is_frame(path: Path) -> bool:
+    return path.suffix.lower() in FRAME_SUFFIXES and not path.name.startswith(".")

@@ -1,0 +1,1 @@
+"""One class per pixel, in the layout of PASCAL VOC."""

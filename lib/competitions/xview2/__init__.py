@@ -1,0 +1,1 @@
+"""xView2 (xBD): buildings and their damage."""

@@ -1,0 +1,552 @@
+"""xView2 (xBD): find buildings before a disaster, grade their damage after it.
+
+Layout, as the archives unpack (PNG, or the GeoTIFF edition, whose first tier is called ``tier1``)::
+
+    root/train/images/guatemala-volcano_00000003_pre_disaster.png     1024x1024 RGB, before
+    root/train/images/guatemala-volcano_00000003_post_disaster.png    the same place, after
+    root/train/labels/guatemala-volcano_00000003_pre_disaster.json    outlines only
+    root/train/labels/guatemala-volcano_00000003_post_disaster.json   outlines with their damage
+    root/tier3/...                                                    more of the same
+    root/hold/...                                                     train if it has labels, else test
+    root/test/images/test_pre_00000.png, test_post_00000.png          or names as above; always test
+
+Example row (one building of ``features.xy``; ``features.lng_lat`` repeats it in degrees)::
+
+    {"properties": {"feature_type": "building", "subtype": "minor-damage", "uid": "88703461-..."},
+     "wkt": "POLYGON ((452.96 86.81, 490.82 90.18, ... 452.96 86.81))"}
+
+Metric: score = 0.3 * F1 of building pixels + 0.7 * harmonic mean of the four damage F1s, damage being looked at only
+where the post-event truth has a building; pixels are counted over all scenes before any F1 is taken.
+Answer: {"localization": (H, W) uint8 in {0, 1}, "damage": (H, W) uint8 in 0..4}, two PNGs per scene.
+
+This module is longer than 300 lines because the competition, its files and labels, the data doctor and the linter all
+speak of this one layout; every section is plain functions on it.
+"""
+
+import json
+import re
+import tempfile
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+from tqdm import tqdm
+
+from lib.competitions import contract, tables
+from lib.competitions.contract import Answer, Finding, Grid, Levels, Scene
+from lib.competitions.xview2 import decode as decoding
+from lib.competitions.xview2 import metric as scoring
+from lib.competitions.xview2 import pairs as official
+from lib.competitions.xview2 import postprocess
+from lib.ensemble import search
+from lib.errors import ConfigError, DataError
+from lib.scenes import polygons, raster
+from lib.tasks import IGNORE, BinaryMask, MulticlassMask
+
+BUILDING = 1
+DAMAGE = {"no-damage": 1, "minor-damage": 2, "major-damage": 3, "destroyed": 4}
+UNCLASSIFIED = "un-classified"
+FLAGS = {"nondamage": "no-damage", "minor": "minor-damage", "major": "major-damage", "destroyed": "destroyed"}
+SIDES = ("pre", "post")
+LABELS = ("pre_label", "post_label")
+TRAIN_TIERS = ("train", "tier1", "tier3")
+TIERS = (*TRAIN_TIERS, "hold", "test")
+IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
+TILE = (1024, 1024)
+CSV, PAIRS, ARCHIVE = "submission.csv", "xview2", "xview2.zip"
+CSV_ROWS = 5
+"""Rows per scene: the building mask, then the damage classes."""
+COLOURS = np.array([[255, 255, 255], [70, 190, 90], [250, 220, 60], [245, 140, 30], [220, 40, 40]], np.uint8)
+"""RGB of a building without a grade, then of grades 1 to 4."""
+
+EVENT_NAME = re.compile(r"(?P<id>(?P<event>.+)_\d{8})_(?P<side>pre|post)_disaster")
+CHALLENGE_NAME = re.compile(r"(?P<split>test|hold)_(?P<side>pre|post)_(?P<number>\d{5})")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the two labels of a scene say, read once. ``error``: why the scene cannot be used, empty if it can."""
+
+    flags: Mapping[str, bool]
+    position: tuple[float, float] | None = None
+    error: str = ""
+
+
+class Competition(contract.Competition):
+    """xView2 under ``root``; ``unclassified`` is what the damage target holds where the graders gave no class."""
+
+    name = "xview2"
+    tasks = {"loc": BinaryMask(("building",)), "cls": MulticlassMask(("background", *DAMAGE))}
+    images = SIDES
+    flags = (*FLAGS, "empty")
+
+    def __init__(self, root: str | Path, *, unclassified: str = "ignore") -> None:
+        if unclassified not in ("ignore", "no-damage"):
+            raise ConfigError(f"data.options.unclassified: expected ignore or no-damage, got {unclassified!r}")
+        self.root = Path(root)
+        self.unclassified = IGNORE if unclassified == "ignore" else DAMAGE["no-damage"]
+        self._scenes: dict[str, list[Scene]] = {}
+        self._facts: dict[str, Facts] = {}
+
+    # ---- data -----------------------------------------------------------------------------------------
+    def scenes(self, split: str) -> list[Scene]:
+        """Return the scenes of "train" (every tier with labels) or "test", sorted by id.
+
+        Scenes that cannot be used (an image missing, a label missing or unreadable) are left out; ``inspect`` names
+        them. "train" reads each label once; "test" reads none. Raises DataError when "train" has no usable scene.
+        """
+        if split not in ("train", "test"):
+            raise ValueError(f"split: expected train or test, got {split!r}")
+        if split not in self._scenes:
+            listed = [scene for folder in _folders(self.root, split) for scene in _list(folder)[0]]
+            roles = (*SIDES, *LABELS) if split == "train" else SIDES
+            whole = {s.id: s for s in reversed(listed) if all(role in s.files for role in roles)}  # first tier wins
+            scenes = [whole[key] for key in sorted(whole)]
+            if split == "train":
+                facts = [self._facts_of(scene) for scene in scenes]
+                scenes = [replace(s, position=f.position) for s, f in zip(scenes, facts) if not f.error]
+                if not scenes:
+                    raise DataError(
+                        f"{self.root}: expected training scenes with both images and both labels, found {len(listed)} "
+                        f"scenes of which none is whole; 01_prepare_folds.py lists what they lack"
+                    )
+            self._scenes[split] = scenes
+        return self._scenes[split]
+
+    def inspect(self) -> list[Finding]:
+        """Read every image and label once and report what is missing, broken or suspicious."""
+        findings: list[Finding] = []
+        folder_of: dict[str, Path] = {}
+        scenes: list[Scene] = []
+        for split in ("train", "test"):
+            for folder in _folders(self.root, split):
+                listed, strange = _list(folder)
+                findings += strange
+                for scene in listed:
+                    if folder_of.setdefault(scene.id, folder) != folder:
+                        detail = f"in {folder_of[scene.id].name} and in {folder.name}"
+                        findings.append(Finding("duplicate id", scene.id, detail))
+                    findings += _inspect_files(scene, labelled=split == "train")
+                scenes += listed
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            inspected = pool.map(_inspect_contents, scenes)
+            for found in tqdm(inspected, "data check", total=len(scenes), leave=False, disable=None):
+                findings += found
+        return findings
+
+    def read(self, scene: Scene, image: str) -> np.ndarray:
+        """Read "pre" or "post" as (H, W, 3) uint8 RGB. Raises DataError naming scene and file."""
+        try:
+            return raster.read_image(scene.files[image])
+        except DataError as error:
+            raise DataError(f"scene {scene.id}: {error}") from error
+
+    def target(self, scene: Scene, task: str) -> np.ndarray:
+        """Return (H, W) uint8: "loc" holds 1 inside the pre-event outlines; "cls" holds 1..4 inside the post-event
+        ones, and 255 (or 1, as the option says) inside un-classified ones."""
+        return _buildings(scene) if task == "loc" else _damage(scene, self.unclassified)
+
+    def strata(self, scene: Scene) -> dict[str, bool]:
+        """Return which damage classes the post-event label holds, and whether neither label has a building."""
+        facts = self._facts_of(scene)
+        if facts.error:
+            raise DataError(facts.error)
+        return dict(facts.flags)
+
+    def _facts_of(self, scene: Scene) -> Facts:
+        """Read what both labels of a scene say, the first time it is asked for."""
+        if scene.id not in self._facts:
+            self._facts[scene.id] = _read_facts(scene)
+        return self._facts[scene.id]
+
+    # ---- answers --------------------------------------------------------------------------------------
+    def truth(self, scene: Scene) -> Answer:
+        """Return what the official target images hold: un-classified buildings count as no-damage there."""
+        return {"localization": _buildings(scene), "damage": _damage(scene, DAMAGE["no-damage"])}
+
+    def decode(self, levels: Levels, params: Mapping[str, Any]) -> Answer:
+        """Join the levels of both tasks into an answer.
+
+        ``params``: settings of ``decode.py``, missing ones as in ``defaults``, or "preset": "selim2020";
+        with either "postprocess", a list of steps. Raises ConfigError for anything else.
+        """
+        given = dict(params)
+        steps, preset = given.pop("postprocess", ()), given.pop("preset", None)
+        if preset is None:
+            settings = {**decoding.DEFAULTS, **given}
+            localization, damage = decoding.decode(levels["loc"], levels["cls"], settings)
+        elif preset != "selim2020":
+            raise ConfigError(f"decode.preset: expected selim2020, got {preset!r}")
+        elif any(value != decoding.DEFAULTS.get(name) for name, value in given.items()):
+            raise ConfigError(f"decode: preset selim2020 fixes every setting, got also {', '.join(given)}; remove them")
+        else:
+            localization, damage = decoding.selim2020(levels["loc"], levels["cls"])
+        localization, damage = postprocess.apply(steps, localization, damage, levels["loc"][0], levels["cls"])
+        return {"localization": localization, "damage": damage}
+
+    def defaults(self) -> dict[str, Any]:
+        """Return the decode settings of ``lib/competitions/xview2/decode.py`` that mean "no search has run"."""
+        return dict(decoding.DEFAULTS)
+
+    def grid(self, axes: Mapping[str, Sequence[Any]], fixed: Mapping[str, Any]) -> Grid:
+        """Return the lattice of decode settings; ``fixed`` may hold no preset and no post-processing."""
+        for name in ("preset", "postprocess"):
+            if fixed.get(name):
+                raise ConfigError(f"decode.{name}: cannot be searched around; remove it, or leave out search")
+        points = search.lattice(axes, {**decoding.DEFAULTS, **fixed})
+        return Grid(points, points.shape)
+
+    def count(self, levels: Levels, truth: Answer, grid: Grid) -> np.ndarray:
+        """Count one scene for all points at once: (P, 15) int64, laid out as ``metric.py`` says."""
+        loc, cls = levels["loc"], levels["cls"]
+        return decoding.count_grid(loc, cls, truth["localization"], truth["damage"], grid.points)
+
+    def tally(self, answer: Answer, truth: Answer) -> np.ndarray:
+        """Count one answer: (15,) int64."""
+        return scoring.count(answer["localization"], answer["damage"], truth["localization"], truth["damage"])
+
+    def score(self, counts: np.ndarray) -> np.ndarray:
+        """Return the official score."""
+        return scoring.official(counts)["score"]
+
+    def class_scores(self, counts: np.ndarray) -> np.ndarray:
+        """Return (..., 5): F1 of localization and of the four damage classes."""
+        return scoring.f1(counts.reshape(*counts.shape[:-1], 5, 3))
+
+    def scores(self, counts: np.ndarray) -> dict[str, float]:
+        """Return the official scores, then those over the classes the truth holds (0 where it holds none)."""
+        named = scoring.official(counts) | scoring.present(counts)
+        return {name: float(np.nan_to_num(value)) for name, value in named.items()}
+
+    def detail(self, answer: Answer, truth: Answer) -> np.ndarray:
+        """Count the 5 x 5 confusion of damage and the 15 object counts of one answer: (40,) int64."""
+        masks = answer["localization"], answer["damage"], truth["localization"], truth["damage"]
+        return np.concatenate([scoring.confusion(*masks).ravel(), scoring.count_objects(*masks)])
+
+    def tables(self, details: np.ndarray) -> dict[str, Any]:
+        """Return object-level F1s (0 where there is no such object) and the confusion of damage, truth by rows."""
+        names = ("no building", *DAMAGE)
+        matrix = details[:25].reshape(5, 5).tolist()
+        objects = scoring.object_f1(details[25:])
+        return {
+            "objects": {name.removeprefix("object_"): float(np.nan_to_num(f1)) for name, f1 in objects.items()},
+            "confusion": {name: dict(zip(names, row)) for name, row in zip(names[1:], matrix[1:])},
+        }
+
+    def panels(self, scene: Scene, answer: Answer) -> list[tuple[str, np.ndarray]]:
+        """Return before, after, truth (where labelled) and prediction, damage painted over the post-event image."""
+        post = self.read(scene, "post")
+        shown = [("before", self.read(scene, "pre")), ("after", post)]
+        if all(role in scene.files for role in LABELS):
+            shown.append(("truth", _paint(post, self.truth(scene))))
+        return [*shown, ("prediction", _paint(post, answer))]
+
+    # ---- submission -----------------------------------------------------------------------------------
+    def write_submission(self, answers: Iterable[tuple[Scene, Answer]], folder: Path) -> list[Path]:
+        """Write the folder and the archive of official PNG pairs and Kaggle's CSV; answers come sorted by scene id.
+
+        Raises DataError for masks of other than 1024x1024 pixels, which the official scorer would refuse.
+        """
+        table, images, archive = folder / CSV, folder / PAIRS, folder / ARCHIVE
+        with tables.write_rle_csv(table) as add_row, official.write_png_pairs(images) as add_pair:
+            for scene, answer in answers:
+                add_pair(scene.id, answer["localization"], answer["damage"])
+                for row_id, runs in official.pair_rows(scene.id, answer["localization"], answer["damage"]):
+                    add_row(row_id, runs)
+        official.zip_pngs(images, archive)
+        return [table, archive, *sorted(images.iterdir())]
+
+    def read_submission(self, folder: Path, scene: Scene) -> Answer:
+        """Read a scene's answer back from the PNGs; that the CSV says the same is for ``lint`` to see."""
+        localization, damage = official.read_png_pair(folder / PAIRS, scene.id)
+        return {"localization": localization, "damage": damage}
+
+    def lint(self, path: Path, scenes: Sequence[Scene] | None = None, sample: Path | None = None) -> list[str]:
+        """Return what is wrong with what ``write_submission`` wrote, a folder or zip of PNG pairs, or a CSV.
+
+        ``scenes``: the ones that must be answered, no others. ``sample``: a sample submission that the CSV must match.
+        Where both formats are there, they must also give the same answers. Needs no data unless ``scenes`` are given.
+        """
+        path = Path(path)
+        if not path.exists():
+            return [f"{path}: expected a submission (folder, .zip or .csv), found nothing there"]
+        if zipfile.is_zipfile(path):
+            return _lint_archive(path)
+        if path.is_file():
+            return _lint_table(path, scenes, sample)
+        table, pairs = path / CSV, path / PAIRS
+        if not table.exists() and not pairs.exists():
+            faults = official.lint_png_pairs(path)
+            return faults if sample is None else [*faults, f"{sample}: a sample submission needs a CSV to compare with"]
+        faults = _lint_table(table, scenes, sample) + _lint_pairs(pairs, scenes)
+        return faults or [*_lint_archive(path / ARCHIVE), *_lint_agreement(table, pairs)]
+
+
+def _paint(image: np.ndarray, answer: Answer) -> np.ndarray:
+    """Paint the answer's buildings in COLOURS, by damage, over a dimmed (H, W, 3) uint8 image."""
+    building = answer["localization"] > 0
+    painted = image // 2
+    painted[building] = COLOURS[answer["damage"][building]]
+    return painted
+
+
+# ---- linting ------------------------------------------------------------------------------------------
+def _lint_table(table: Path, scenes: Sequence[Scene] | None, sample: Path | None) -> list[str]:
+    """Lint the CSV; each scene must have all of its rows, unless a sample says which rows there are."""
+    shapes: dict[str, tuple[int, int]] = {}
+    try:
+        ids = tables.read_rle_csv(table) if scenes is None else ()
+    except DataError:
+        ids = ()  # lint_rle_csv says what is wrong
+    for row_id in ids:
+        rows = [row_id] if sample else [f"{row_id.rpartition('_')[0]}_{part}" for part in range(CSV_ROWS)]
+        shapes |= dict.fromkeys(rows, TILE)
+    for scene in scenes or ():
+        size = raster.stated_size(scene.files["pre"])
+        shapes |= dict.fromkeys((f"{scene.id}_{part}" for part in range(CSV_ROWS)), size)
+    return tables.lint_rle_csv(table, shapes or None, sample)
+
+
+def _lint_pairs(pairs: Path, scenes: Sequence[Scene] | None) -> list[str]:
+    """Lint our folder of PNGs together with its list of scenes."""
+    try:
+        pair_of = official.read_pairs(pairs)
+    except DataError as error:
+        return [str(error)]
+    faults = official.lint_png_pairs(pairs, pair_of.values())
+    if scenes is not None and (odd := sorted(pair_of.keys() ^ {scene.id for scene in scenes})):
+        faults.append(f"{pairs}: expected the {len(scenes)} scenes asked for, got {len(pair_of)} (differing: {odd[0]})")
+    return faults
+
+
+def _lint_archive(archive: Path) -> list[str]:
+    """Lint the PNGs of an archive."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with zipfile.ZipFile(archive) as packed:
+                packed.extractall(folder)
+        except (OSError, zipfile.BadZipFile) as error:
+            return [f"{archive}: expected a zip of PNG pairs, got {error}"]
+        return [fault.replace(folder, str(archive)) for fault in official.lint_png_pairs(Path(folder))]
+
+
+def _lint_agreement(table: Path, pairs: Path) -> list[str]:
+    """Return the scenes whose answers in the CSV and in the PNGs differ."""
+    runs, differing = tables.read_rle_csv(table), []
+    for scene_id in official.read_pairs(pairs):
+        rows = official.pair_rows(scene_id, *official.read_png_pair(pairs, scene_id))
+        if any(runs.get(row_id) != text for row_id, text in rows):
+            differing.append(scene_id)
+    return [f"{table}: {len(differing)} scenes differ from the PNGs (first: {differing[0]})"] if differing else []
+
+
+# ---- files --------------------------------------------------------------------------------------------
+def _folders(root: Path, split: str) -> list[Path]:
+    """Return the tiers of a split, in the order of TIERS; ``root`` may also be a single tier itself."""
+    tiers = [root / tier for tier in TIERS if (root / tier / "images").is_dir()]
+    if not tiers and (root / "images").is_dir():
+        tiers = [root.resolve()]
+    if not tiers:
+        inside = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+        nested = [path for path in inside if any((path / tier / "images").is_dir() for tier in TIERS)]
+        found = ", ".join(path.name for path in inside[:8]) or ("no folder" if root.is_dir() else "no such path")
+        raise DataError(
+            f"{root}: expected xBD as it unpacks ({', '.join(f'{tier}/images' for tier in TIERS)}, any of them), found "
+            f"{found}; set data.root to {nested[0] if nested else 'the folder that holds them'}"
+        )
+    return [tier for tier in tiers if _split_of(tier) == split]
+
+
+def _split_of(tier: Path) -> str:
+    """Return "test" for test/ and for a folder without labels that is not a training tier by name, else "train"."""
+    labelled = any((tier / "labels").glob("*.json"))
+    return "train" if tier.name in TRAIN_TIERS or (labelled and tier.name != "test") else "test"
+
+
+def _parse_name(stem: str) -> tuple[str, str, str] | None:
+    """Split a file's stem into (scene id, event, side); the challenge's own names have no event."""
+    if match := EVENT_NAME.fullmatch(stem):
+        return match["id"], match["event"], match["side"]
+    if match := CHALLENGE_NAME.fullmatch(stem):
+        return f"{match['split']}_{match['number']}", "", match["side"]
+    return None
+
+
+def _list(tier: Path) -> tuple[list[Scene], list[Finding]]:
+    """List the scenes of a tier by file names alone, with whichever files they have, and the names not understood."""
+    files: dict[tuple[str, str], dict[str, Path]] = {}
+    findings: list[Finding] = []
+    for folder, suffixes, roles in (("images", IMAGE_SUFFIXES, SIDES), ("labels", (".json",), LABELS)):
+        for path in sorted((tier / folder).glob("*")):
+            if path.suffix.lower() not in suffixes or path.name.startswith("."):
+                continue
+            if (name := _parse_name(path.stem)) is None:
+                findings.append(Finding("unknown file name", path.name, f"in {tier.name}/{folder}"))
+                continue
+            scene_id, event, side = name
+            role = roles[SIDES.index(side)]
+            first = files.setdefault((scene_id, event), {}).setdefault(role, path)
+            if first != path:
+                findings.append(Finding("image in two formats", scene_id, f"{first.name} is used, not {path.name}"))
+    return [Scene(scene_id, found, event) for (scene_id, event), found in sorted(files.items())], findings
+
+
+# ---- labels -------------------------------------------------------------------------------------------
+def _load(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Read the features of a label, "xy" and "lng_lat" (empty if absent). Raises DataError unless well formed."""
+    try:
+        features = json.loads(path.read_bytes())["features"]
+        features = {"xy": list(features["xy"]), "lng_lat": list(features.get("lng_lat", []))}
+        for feature in (*features["xy"], *features["lng_lat"]):
+            feature["wkt"], feature["properties"].get("subtype")
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: expected a JSON label, got {error}; fetch this file again") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: expected features.xy with wkt and properties per building, got {error!r}") from error
+    return features
+
+
+def _outlines(path: Path, features: Mapping[str, Any]) -> np.ndarray:
+    """Return the outlines (pixels, file order) as shapely polygons. Raises DataError for one that is invalid."""
+    try:
+        return polygons.parse([feature["wkt"] for feature in features["xy"]])
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _subtypes(path: Path, features: Mapping[str, Any]) -> list[str]:
+    """Return the damage of every building of a post-event label. Raises DataError for a name we do not know."""
+    subtypes = [feature["properties"].get("subtype") for feature in features["xy"]]
+    unknown = [subtype for subtype in subtypes if subtype not in (*DAMAGE, UNCLASSIFIED)]
+    if unknown:
+        raise DataError(
+            f"{path}: expected subtype {', '.join(DAMAGE)} or {UNCLASSIFIED}, got {unknown[0]!r} "
+            f"({len(unknown)} of {len(subtypes)} buildings)"
+        )
+    return subtypes
+
+
+def _position(outlines: np.ndarray, features: Mapping[str, Any], size: tuple[int, int]) -> tuple[float, float] | None:
+    """Return (longitude, latitude) of the centre of a (height, width) tile; None without buildings.
+
+    It comes from the affine map of pixels to degrees of some ten buildings, exact to 1e-7 degrees (1 cm) on real tiles.
+    Where there is no such map, it is the mean of the buildings, up to 200 m beside the centre.
+    """
+    some = slice(None, None, max(1, len(outlines) // 8))
+    texts = [str(feature["wkt"]) for feature in features["lng_lat"][some]]
+    lng_lat = shapely.get_coordinates(shapely.from_wkt(texts, on_invalid="ignore"))  # (N, 2)
+    pixels = shapely.get_coordinates(outlines[some])
+    if not len(lng_lat) or not np.isfinite(lng_lat).all():
+        return None
+    if len(pixels) == len(lng_lat):
+        affine, _, rank, _ = np.linalg.lstsq(np.column_stack([pixels, np.ones(len(pixels))]), lng_lat, rcond=None)
+        if rank == 3:
+            return tuple(([size[1] / 2, size[0] / 2, 1.0] @ affine).tolist())  # (3,) @ (3, 2)
+    return tuple(lng_lat.mean(axis=0).tolist())
+
+
+def _read_facts(scene: Scene) -> Facts:
+    """Read the labels and the image headers of a scene; what makes it unusable ends up in ``error``."""
+    try:
+        sizes = [raster.image_size(scene.files[side]) for side in SIDES]
+        if sizes[0] != sizes[1]:
+            raise DataError(f"{scene.files['post']}: expected the size of the pre image {sizes[0]}, got {sizes[1]}")
+        pre, post = (_load(scene.files[role]) for role in LABELS)
+        before, after = _outlines(scene.files["pre_label"], pre), _outlines(scene.files["post_label"], post)
+        subtypes = _subtypes(scene.files["post_label"], post)
+        position = _position(before, pre, sizes[0]) or raster.centre(scene.files["pre"])
+    except DataError as error:
+        return Facts({}, error=f"scene {scene.id}: {error}")
+    flags = {flag: name in subtypes for flag, name in FLAGS.items()}
+    return Facts(flags | {"empty": not len(before) and not len(after)}, position)
+
+
+def _buildings(scene: Scene) -> np.ndarray:
+    """Draw the pre-event outlines: (H, W) uint8, 1 = building."""
+    path = _label(scene, "pre_label")
+    drawn = [(outline, BUILDING) for outline in _outlines(path, _load(path))]
+    return polygons.rasterize(drawn, raster.image_size(scene.files["pre"]))
+
+
+def _damage(scene: Scene, unclassified: int) -> np.ndarray:
+    """Draw the post-event outlines: (H, W) uint8 in 0..4, ``unclassified`` where no class was given."""
+    path = _label(scene, "post_label")
+    features = _load(path)
+    values = [DAMAGE.get(subtype, unclassified) for subtype in _subtypes(path, features)]
+    return polygons.rasterize(list(zip(_outlines(path, features), values)), raster.image_size(scene.files["pre"]))
+
+
+def _label(scene: Scene, role: str) -> Path:
+    """Return a label's path. Raises DataError for a scene without it."""
+    if role not in scene.files:
+        raise DataError(f"scene {scene.id}: expected a {role.replace('_', ' ')}, found none; has this scene a truth?")
+    return scene.files[role]
+
+
+# ---- data doctor --------------------------------------------------------------------------------------
+def _inspect_files(scene: Scene, labelled: bool) -> list[Finding]:
+    """Report which of a scene's files are missing; ``labelled``: its folder promises labels."""
+    images = [side for side in SIDES if side in scene.files]
+    lonely = [role for side, role in zip(SIDES, LABELS) if role in scene.files and side not in scene.files]
+    bare = [side for side, role in zip(SIDES, LABELS) if side in scene.files and role not in scene.files]
+    findings = []
+    if len(images) == 1:
+        findings.append(Finding("pair without twin", scene.id, f"only {scene.files[images[0]]}"))
+    if lonely:
+        findings.append(Finding("label without image", scene.id, ", ".join(str(scene.files[role]) for role in lonely)))
+    if bare and labelled:
+        findings.append(Finding("image without label", scene.id, ", ".join(str(scene.files[side]) for side in bare)))
+    return findings
+
+
+def _inspect_contents(scene: Scene) -> list[Finding]:
+    """Decode a scene's images, read its labels, report what is wrong with them."""
+    findings, sizes = [], {}
+    for side in SIDES:
+        if side not in scene.files:
+            continue
+        try:
+            image = raster.read_image(scene.files[side])
+        except DataError as error:
+            findings.append(Finding("unreadable image", scene.id, str(error)))
+            continue
+        sizes[side] = image.shape[:2]
+        if not image.any():
+            findings.append(Finding("image all black", scene.id, str(scene.files[side])))
+    if len(set(sizes.values())) == 2:
+        findings.append(Finding("pre and post differ in size", scene.id, f"{sizes['pre']} and {sizes['post']}"))
+    elif sizes and TILE not in sizes.values():
+        findings.append(Finding(f"size is not {TILE[0]}x{TILE[1]}", scene.id, f"{[*sizes.values()][0]}"))
+    for side, role in zip(SIDES, LABELS):
+        if role in scene.files:
+            findings += _inspect_label(scene, role, sizes.get(side, TILE))
+    return findings
+
+
+def _inspect_label(scene: Scene, role: str, size: tuple[int, int]) -> list[Finding]:
+    """Report what is wrong with one label of a (height, width) tile."""
+    path, findings = scene.files[role], []
+    try:
+        features = _load(path)
+    except DataError as error:
+        return [Finding("label does not parse", scene.id, str(error))]
+    try:
+        left, top, right, bottom = shapely.bounds(_outlines(path, features)).T
+        # half a pixel is lost in rounding; real tiles reach beyond their border by 1e-7
+        outside = np.flatnonzero((np.minimum(left, top) < -0.5) | (right > size[1] + 0.5) | (bottom > size[0] + 0.5))
+        if outside.size:
+            detail = f"{path}: {outside.size} of {len(left)}, the first is number {outside[0]}"
+            findings.append(Finding("polygon outside the tile", scene.id, detail))
+    except DataError as error:
+        findings.append(Finding("invalid polygon", scene.id, str(error)))
+    if role == "post_label":
+        try:
+            _subtypes(path, features)
+        except DataError as error:
+            findings.append(Finding("unknown subtype", scene.id, str(error)))
+    return findings

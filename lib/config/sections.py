@@ -1,0 +1,535 @@
+"""The experiment file: one YAML that reads in the order of the flow, checked before any work begins.
+
+Every field has a type and one line of meaning; unknown keys are refused. A function takes the section it needs, and
+what it cannot see cannot make its artifact stale (``graph.py`` hashes exactly these sections).
+
+Longer than 300 lines because the experiment file is documented in one place: a line of meaning under every field.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Precision = Literal["float32", "float16", "bfloat16"]
+Views = Literal["none", "hflip", "flips", "d4"]
+
+
+class Section(BaseModel):
+    """A part of the experiment: frozen, extra keys forbidden, the line under a field is its meaning."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Synthetic(Section):
+    """The embedded demo set, written to ``data.root`` before anything reads it."""
+
+    scenes: int = Field(12, ge=4)
+    """Labelled scenes, over all tiers."""
+    test_scenes: int = Field(4, ge=0)
+    """Scenes without labels."""
+    size: int = Field(1024, ge=64)
+    """Side of a scene in pixels (the official xView2 scorer takes 1024 only)."""
+    seed: int = 7
+    """Same seed, same bytes."""
+
+
+class Data(Section):
+    """Where the competition's files are."""
+
+    root: Path
+    """Folder of the competition as it was unpacked."""
+    options: dict[str, Any] = {}
+    """The competition's own settings (xview2: ``unclassified: ignore | no-damage``)."""
+    synthetic: Synthetic | None = None
+    """Write the embedded demo set at ``root`` when it is not there yet."""
+
+
+class Folds(Section):
+    """How scenes are split into folds."""
+
+    scheme: Literal["scene", "event", "block", "group"] = "scene"
+    """What stays together: each scene alone (as in 2020), whole events or domains, neighbouring tiles, or the
+    competition's groups (videos, persons, patients)."""
+    n: int = Field(4, ge=2)
+    """Number of folds."""
+    seed: int = 0
+    """Seed of the split."""
+    block_km: float = Field(2.0, gt=0)
+    """Scheme ``block``: side of a spatial block in kilometres."""
+    file: Path | None = None
+    """Take this folds.csv instead (columns id, fold, and the class flags)."""
+    too_good: float | None = 0.98
+    """A validation score above this runs the audit of the folds again and prints it; none: never."""
+    embed: bool = True
+    """The audit compares scenes by a network's features too, 30 ms an image; false: by hashes alone."""
+
+
+class Network(Section):
+    """What the network is; passed as it stands to ``lib.models.build`` and stored in the checkpoint."""
+
+    architecture: str
+    """A name of ``lib/models/__init__.py``: ``segmentation`` (images stacked as channels), ``siamese`` (one shared
+    encoder per image), ``unet`` or ``attention_unet`` (from scratch, encoder ``none``), ``hybrid``, ``maskformer``,
+    ``classifier`` (one label per frame)."""
+    images: tuple[str, ...]
+    """Names of the scene's images it sees, e.g. [pre, post]."""
+    encoder: str
+    """Any segmentation-models-pytorch encoder, or ``tu-<timm name>``."""
+    encoder_weights: str = "none"
+    """none | hub | bundled | a file or folder with the weights."""
+    options: dict[str, Any] = {}
+    """Further arguments of the architecture: decoder, decoder_channels, fusion, bottleneck, dropout, norm ..."""
+
+
+class View(Section):
+    """At which size a network sees a scene, in training and in prediction; at most one of the three."""
+
+    scale: float = Field(1.0, gt=0)
+    """Factor on the scene's sides."""
+    pixel_size: float | None = Field(None, gt=0)
+    """Resample so that a pixel has this physical size, in the competition's unit."""
+    size: int | None = Field(None, ge=32)
+    """The whole image at this many pixels."""
+    fit: Literal["longest", "short", "square"] = "longest"
+    """With ``size``: the longer side, the shorter side, or both sides."""
+    crop: int | None = Field(None, ge=32)
+    """With ``fit: short``, labels only: the square of so many pixels in the middle."""
+
+    @model_validator(mode="after")
+    def _one_of_three(self):
+        if (self.scale != 1.0) + (self.pixel_size is not None) + (self.size is not None) > 1:
+            raise ValueError("view: give one of scale, pixel_size and size")
+        return self
+
+
+class Loss(Section):
+    """The weighted sum of loss terms."""
+
+    terms: dict[str, float]
+    """Term name -> weight; binary and multilabel: dice, focal, bce, jaccard, tversky, lovasz; multiclass: ce instead
+    of bce, and more, see ``lib/training/losses.py``; for networks with a boundary head, boundary_bce."""
+    class_weights: tuple[float, ...] | Literal["auto"] | None = None
+    """Weight of each class in the pixel terms (2020: 1, 1, 5, 3, 3); auto: from their frequency in training."""
+    focal_gamma: float = Field(2.0, ge=0)
+    """Exponent of the focal terms."""
+    focal_alpha: float | tuple[float, ...] | None = None
+    """Balance of the focal terms, see ``focal_mode``; none: no balance."""
+    focal_mode: Literal["softmax", "per_class", "one_vs_rest"] = "softmax"
+    """What ``focal_alpha`` weighs: everything alike (only a larger step), the true class, or positives of each class
+    against negatives."""
+    boundary_width: int = Field(1, ge=1)
+    """Pixels from a boundary that the term boundary_bce calls boundary."""
+    aux_weight: float = Field(0.4, ge=0)
+    """Weight of the same terms on a network's auxiliary head."""
+    smoothing: float = Field(0.0, ge=0, lt=1)
+    """Label smoothing of ce and bce."""
+    smoothing_form: Literal["paper", "torch"] = "paper"
+    """The share of the other classes: smoothing / (K - 1) each, or smoothing / K for all classes alike."""
+    ohem: float | None = Field(None, gt=0, le=1)
+    """Online hard example mining: only this share of the pixels, the hardest, counts in ce and bce."""
+    ohem_min: int = Field(1, ge=1)
+    """The fewest pixels that ``ohem`` keeps."""
+    tversky_alpha: float = Field(0.3, gt=0)
+    """Weight of false positives in the tversky term."""
+    tversky_beta: float = Field(0.7, gt=0)
+    """Weight of false negatives in the tversky term."""
+
+
+class Optimizer(Section):
+    """Who moves the weights."""
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    """sgd is Nesterov with momentum 0.9."""
+    lr: float | None = Field(None, gt=0)
+    """Peak learning rate (piecewise schedules state their own)."""
+    lr_base: float | None = Field(None, gt=0)
+    """Instead of ``lr``: the learning rate for a batch of ``lr_base_batch``, scaled linearly to ``batch_size``."""
+    lr_base_batch: int = Field(256, ge=1)
+    """The batch that ``lr_base`` is for."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decay of weights (decoupled for adamw)."""
+    no_bias_decay: bool = True
+    """Norms and biases do not decay; false: all weights do."""
+    encoder_lr_scale: float = Field(1.0, gt=0)
+    """The encoder's learning rate as a share of the rest's."""
+    layer_decay: float | None = Field(None, gt=0, le=1)
+    """Each layer of the encoder learns at this share of the rate of the one above it."""
+
+    @model_validator(mode="after")
+    def _one_learning_rate(self):
+        if (self.lr is None) == (self.lr_base is None):
+            raise ValueError("optimizer: give one of lr and lr_base")
+        return self
+
+
+class Schedule(Section):
+    """Learning rate as a function of the step."""
+
+    kind: Literal[
+        "constant", "cosine", "exponential", "multistep", "one_cycle", "piecewise", "plateau", "poly", "step"
+    ] = "cosine"
+    """Form of the decay; cosine and poly end at ``min_lr``."""
+    factors: dict[int, float] | None = None
+    """Multistep: epoch -> share of the peak learning rate from there on."""
+    table: dict[int, float] | None = None
+    """Piecewise: first epoch -> learning rate (the 2020 tables)."""
+    warmup_epochs: float = Field(0.0, ge=0)
+    """Linear ramp from 0, per step."""
+    power: float = 0.9
+    """Exponent of ``poly``."""
+    factor: float | None = Field(None, gt=0, lt=1)
+    """Step, exponential, plateau: what the learning rate is multiplied by."""
+    every: int = Field(1, ge=1)
+    """Step: epochs between two reductions."""
+    min_lr: float = Field(0.0, ge=0)
+    """Where cosine and poly end."""
+    peak_at: float = Field(0.3, gt=0, lt=1)
+    """One-cycle: share of the steps at which the learning rate peaks."""
+    div: float = Field(25.0, ge=1)
+    """One-cycle: peak over start."""
+    final_div: float = Field(1.0e4, ge=1)
+    """One-cycle: start over end."""
+    patience: int | None = Field(None, ge=1)
+    """Plateau: validations without a new best before a reduction."""
+
+    @model_validator(mode="after")
+    def _table_belongs_to_piecewise(self):
+        if (self.kind == "piecewise") != (self.table is not None):
+            raise ValueError("kind: piecewise needs a table, and only piecewise takes one")
+        if self.table is not None and 0 not in self.table:
+            raise ValueError("table: expected an entry for epoch 0")
+        if (self.kind == "multistep") != (self.factors is not None):
+            raise ValueError("kind: multistep needs factors, and only multistep takes them")
+        if (self.kind in ("step", "exponential", "plateau")) != (self.factor is not None):
+            raise ValueError("kind: step, exponential and plateau need a factor, and only these take one")
+        if (self.kind == "plateau") != (self.patience is not None):
+            raise ValueError("kind: plateau needs a patience, and only plateau takes one")
+        return self
+
+
+class Mix(Section):
+    """Mixing of the samples of a batch; with both alphas a batch is mixed one way or the other."""
+
+    mixup: float = Field(0.0, ge=0)
+    """Alpha of mixup (Zhang et al. 2018; the bag of tricks takes 0.2); 0: none."""
+    cutmix: float = Field(0.0, ge=0)
+    """Alpha of CutMix (Yun et al. 2019); 0: none."""
+    probability: float = Field(1.0, ge=0, le=1)
+    """Share of batches that are mixed."""
+
+
+class Distill(Section):
+    """Knowledge distillation (Hinton et al. 2015): learn the averaged out-of-fold probabilities of an experiment."""
+
+    experiment: str
+    """Name of the teaching experiment in the same workdir, finished up to stage 05."""
+    weight: float = Field(1.0, gt=0)
+    """Weight of the term beside the others."""
+    temperature: float = Field(20.0, gt=0)
+    """Softens both distributions; the term is multiplied by its square."""
+
+
+class Pseudo(Section):
+    """Pseudo-labels: the unlabelled scenes, as an earlier experiment of the same workdir and folds sees them."""
+
+    experiment: str
+    """Name of the earlier experiment, finished up to stage 04."""
+    models: tuple[str, ...] = Field(min_length=1)
+    """Its models; for fold k, their networks of fold k are averaged."""
+    ratio: float = Field(2.0, gt=1)
+    """A pixel counts where the best class is this many times as probable as the next."""
+    share: float = Field(0.3, gt=0, lt=1)
+    """Share of the samples that come from these scenes."""
+
+
+class Sampling(Section):
+    """Which scenes and which places a network sees."""
+
+    repeat: tuple[str, ...] = ()
+    """Scenes with these flags enter the list once more each (2020: minor, major, destroyed)."""
+    multiplier: int = Field(1, ge=1)
+    """The whole list this many times per epoch (2020: data_multiplier)."""
+    samples: int | None = Field(None, ge=1)
+    """Crops per epoch instead of one per list entry."""
+    focus: dict[str, float] = {}
+    """Class name -> weight: crops show a random component of a class drawn by these weights."""
+    focus_first: Literal["scene", "class"] = "scene"
+    """Take the next scene and then a class it holds, or draw the class first and then a scene that holds it."""
+    focus_probability: float = Field(0.0, ge=0, le=1)
+    """Share of crops that show such a component; the others lie anywhere."""
+    balance: bool = False
+    """Labels: draw the class first, so that every class comes equally often."""
+    scale: tuple[float, float] | None = None
+    """The window's side as a multiple of ``crop`` before it is resized to ``crop``; none: as the preset says."""
+
+
+class Train(Section):
+    """How one network is trained on one fold."""
+
+    epochs: int = Field(ge=1)
+    """Passes over the list of crops."""
+    batch_size: int = Field(ge=1)
+    """Crops per step over all processes together."""
+    accumulate: int = Field(1, ge=1)
+    """Each step is computed in this many equal parts."""
+    crop: int = Field(ge=32)
+    """Side of a training crop in pixels."""
+    augment: str = "light"
+    """Preset of ``lib/scenes/augment.py``."""
+    colour: Literal["shared", "per_image"] | None = None
+    """Same colour jitter for all images of a scene, or one each; none: as the preset says."""
+    sampling: Sampling = Sampling()
+    """Repetition and placement of crops."""
+    mix: Mix = Mix()
+    """Mixup and CutMix."""
+    distill: Distill | None = None
+    """Learn from another experiment's probabilities too."""
+    pseudo: Pseudo | None = None
+    """Learn from unlabelled scenes too."""
+    loss: Loss
+    """The weighted loss terms."""
+    optimizer: Optimizer
+    """Who moves the weights."""
+    schedule: Schedule = Schedule()
+    """How the learning rate goes."""
+    freeze_encoder_epochs: int = Field(0, ge=0)
+    """The encoder, norm statistics included, stands still for the first epochs."""
+    clip: float | None = Field(None, gt=0)
+    """Largest norm of the gradient."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay of the exponential moving average; validation and the checkpoint use the average."""
+    swa_from: int | None = Field(None, ge=0)
+    """Stochastic weight averaging: the equal mean of the weights at the ends of the epochs after this one, its norm
+    statistics estimated anew; validation and the checkpoint use it."""
+    swa_batches: int = Field(50, ge=1)
+    """Batches for these statistics."""
+    init: Literal["default", "xavier"] = "default"
+    """Start without pretrained weights: as the library has it, or Xavier uniform."""
+    zero_gamma: bool | None = None
+    """Start the last norm of every residual block at zero, so that the block passes its input on; false: at one; none:
+    as the library has it. Without pretrained weights only."""
+    precision: Precision = "float32"
+    """Arithmetic of the forward pass; float16 scales the loss."""
+    cpu_precision: Precision = "bfloat16"
+    """What ``precision: float16`` becomes on a CPU, where true float16 is very slow."""
+    tf32: bool = False
+    """Allow TF32 matrix products on CUDA under float32."""
+    channels_last: bool = True
+    """Memory format of images and weights."""
+    validate_every: int = Field(1, ge=1)
+    """Epochs between validations; the last epoch is always validated."""
+    select: Literal["score", "dice2020", "last"] = "score"
+    """Which epoch is kept: best by the stage's own score, by the 2020 selection rule, or the last."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after this many validations without a new best."""
+    init_from: str | None = None
+    """Start from this model's checkpoint of the same fold (1st place: damage nets start from localization)."""
+    localization: str | None = None
+    """Damage nets: the localization model whose out-of-fold masks enter the selection score; none: oracle masks."""
+    workers: int = Field(0, ge=0)
+    """Loader processes."""
+    cache: Literal["memory", "none"] = "memory"
+    """Keep decoded training scenes in memory, or read them again for every crop."""
+    save_minutes: float = Field(10.0, gt=0)
+    """Longest time between two saves of the resumable state."""
+
+
+class Model(Section):
+    """A named network: what it is, how it is trained, what it counts for in the ensemble."""
+
+    task: str
+    """Role in the competition: loc (stage 02) or cls (stage 03)."""
+    network: Network
+    """What the network is."""
+    view: View = View()
+    """At which size it sees a scene."""
+    train: Train
+    """How it is trained."""
+    folds: tuple[int, ...] | None = None
+    """Folds it is trained on; none: all."""
+    weight: float = Field(1.0, gt=0)
+    """Weight in the average over models of its task."""
+
+
+class Predict(Section):
+    """How checkpoints look at scenes in stage 04."""
+
+    precision: Precision = "bfloat16"
+    """float16 becomes bfloat16 on a CPU."""
+    tta: Views | tuple[Views, ...] = "flips"
+    """Views that are predicted, undone and averaged as probabilities: one set, or several, from the smallest to the
+    largest, of which stage 05 chooses out of fold (all are predicted in one go, at the price of the largest)."""
+    tile: int = Field(1024, ge=32)
+    """Largest window a network sees at once."""
+    overlap: float = Field(0.25, ge=0, lt=1)
+    """Share of a window that its neighbour sees too."""
+    scales: tuple[float, ...] = Field((1.0,), min_length=1)
+    """Multiples of the view's size whose probabilities are averaged."""
+    truncate: bool = False
+    """Cut probabilities to uint8 as the 2020 code did, instead of rounding."""
+    fallback: float | None = Field(None, ge=0, le=1)
+    """Probability that every class gets for a scene that cannot be read or predicted; none: the stage stops (in a
+    kernel, where nothing may stop the rest, it is 0)."""
+    workers: int | None = Field(None, ge=1)
+    """Processes that share the scenes, each with as many threads as one alone has; none: one per GPU, or one on the
+    CPU. More than GPUs let one read scenes while another predicts."""
+    budget_minutes: float | None = Field(None, gt=0)
+    """Time that a kernel has from its start to its end; it leaves out views, models and folds to keep to it."""
+
+    @model_validator(mode="after")
+    def _sets_of_views_grow(self):
+        order = ["none", "hflip", "flips", "d4"]
+        if list(self.tta_sets) != [name for name in order if name in self.tta_sets] or not self.tta_sets:
+            raise ValueError(f"tta: expected one or several of {', '.join(order)}, in this order")
+        return self
+
+    @property
+    def tta_sets(self) -> tuple[str, ...]:
+        """Return the sets of views, the largest last."""
+        return (self.tta,) if isinstance(self.tta, str) else self.tta
+
+
+class Blend(Section):
+    """How models and folds are averaged in stage 05."""
+
+    truncate: bool = False
+    """Cut the average to uint8 as the 2020 code did, instead of rounding."""
+    fit: float | None = Field(None, gt=0, le=0.5)
+    """Fit the models' weights on out-of-fold scenes, jointly with the search, in steps of this share; none: as given.
+    Fuses patch and full-image networks, or any others."""
+    select: Literal["greedy"] | None = None
+    """Choose the models' weights by greedy selection with replacement (Caruana et al. 2004), for many models."""
+    rounds: int = Field(10, ge=1)
+    """Rounds of the greedy selection."""
+    calibrate: bool = False
+    """Give each model the temperature that fits the out-of-fold truth best before it is averaged."""
+    crf: dict[str, int | float] | None = None
+    """Refine averages by a dense CRF on the scene's first image: options of ``lib/ensemble/crf.py``, {} for its own
+    values."""
+    choose_crf: bool = False
+    """Use the CRF only where out-of-fold scenes score higher with it and no class gets worse."""
+
+    @model_validator(mode="after")
+    def _one_choice_of_weights(self):
+        if self.fit is not None and self.select is not None:
+            raise ValueError("blend: give one of fit and select")
+        if self.choose_crf and self.crf is None:
+            raise ValueError("blend.choose_crf: needs crf, its options ({} for its own values)")
+        if self.choose_crf and self.select is not None:
+            raise ValueError("blend: greedy selection goes with a CRF that is on or off, not with choose_crf")
+        return self
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether averages depend on what decode.json chose."""
+        return self.fit is not None or self.select is not None or self.calibrate or self.choose_crf
+
+
+class Search(Section):
+    """The joint search of decode settings on out-of-fold probabilities."""
+
+    axes: dict[str, tuple[float, ...]]
+    """Decode setting -> values to try; all combinations are scored."""
+    plateau: float = Field(0.002, ge=0)
+    """Scores this close to the best count as equal; the point with the flattest surroundings wins."""
+    postprocess: tuple[tuple[dict[str, Any], ...], ...] = ()
+    """Chains of post-processing steps to try; each is kept only where the score rises and no class gets worse."""
+    per_domain: bool = False
+    """Choose the settings for each domain (organ, source) apart where that is expected to be better."""
+    choose: Literal["plateau", "median"] = "plateau"
+    """What is used of the best points: the flattest, or, axis by axis, the median of what wins on scenes drawn anew."""
+    unseen: dict[str, Any] = {}
+    """Settings for domains that no labelled scene shows, such as {threshold: otsu}; kept only where domains that are
+    held out score higher with them."""
+
+    @model_validator(mode="after")
+    def _medians_are_of_all_domains(self):
+        if self.choose == "median" and self.per_domain:
+            raise ValueError("search.choose: median goes with one setting for all domains")
+        return self
+
+
+class Experiment(Section):
+    """One experiment: everything that decides its results."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Folder of the experiment in the workdir."""
+    seed: int = 0
+    """Seed of every random choice but the split."""
+    competition: str
+    """File of ``lib/competitions/``."""
+    data: Data
+    """Where the files are."""
+    folds: Folds = Folds()
+    """How scenes are split."""
+    models: dict[str, Model]
+    """The networks, by name."""
+    predict: Predict = Predict()
+    """How checkpoints look at scenes."""
+    blend: Blend = Blend()
+    """How probabilities are averaged."""
+    decode: dict[str, Any] = {}
+    """Decode settings that are fixed, instead of the competition's defaults."""
+    search: Search | None = None
+    """Search the decode settings on out-of-fold scenes; none: use the fixed ones."""
+    reference: dict[str, float] = {}
+    """Scores that the source of this experiment reports, by our names; printed beside ours, used nowhere."""
+
+    @model_validator(mode="after")
+    def _references_exist(self):
+        if self.blend.select is not None and len(self.predict.tta_sets) > 1:
+            raise ValueError("blend.select: greedy selection goes with one set of views in predict.tta")
+        for name, model in self.models.items():
+            where = f"models.{name}"
+            if not name.replace("_", "").replace("-", "").replace(".", "").isalnum():
+                raise ValueError(f"{where}: a model's name becomes a folder; use letters, digits, '-', '_', '.'")
+            for field, task in (("init_from", None), ("localization", "loc")):
+                other = getattr(model.train, field)
+                if other is None:
+                    continue
+                if other not in self.models or other == name:
+                    raise ValueError(f"{where}.train.{field}: no other model is called {other!r}")
+                if task and self.models[other].task != task:
+                    raise ValueError(f"{where}.train.{field}: {other!r} is not a {task} model")
+                if not set(self.folds_of(model)) <= set(self.folds_of(self.models[other])):
+                    raise ValueError(f"{where}.train.{field}: {other!r} is not trained on every fold of {name!r}")
+            if model.task == "loc" and model.train.precision != "float32":
+                raise ValueError(
+                    f"{where}.train.precision: localization is trained in float32, got {model.train.precision}"
+                )
+            bad = [k for k in self.folds_of(model) if not 0 <= k < self.folds.n]
+            if bad:
+                raise ValueError(f"{where}.folds: {bad} outside 0..{self.folds.n - 1}")
+            options, terms = model.network.options, model.train.loss.terms
+            if bool(options.get("boundary")) != bool(terms.get("boundary_bce")):
+                raise ValueError(f"{where}: network.options.boundary and the loss term boundary_bce go together")
+            if options.get("aux_head") and not model.train.loss.aux_weight:
+                raise ValueError(f"{where}.train.loss.aux_weight: network.options.aux_head learns nothing at 0")
+            started = model.train.init != "default" or model.train.zero_gamma is not None
+            if started and (model.network.encoder_weights != "none" or model.train.init_from):
+                raise ValueError(f"{where}.train: init and zero_gamma are for networks without pretrained weights")
+            if model.train.distill and model.train.pseudo:
+                raise ValueError(f"{where}.train: choose one of distill and pseudo: no teacher knows unlabelled scenes")
+            if model.train.swa_from is not None and model.train.ema:
+                raise ValueError(f"{where}.train: choose one of ema and swa_from")
+            if model.train.batch_size % model.train.accumulate:
+                raise ValueError(f"{where}.train: batch_size is no multiple of accumulate")
+        return self
+
+    @property
+    def averages_are_fitted(self) -> bool:
+        """Whether the averages of stage 05 depend on what decode.json chose."""
+        return self.blend.is_fitted or len(self.predict.tta_sets) > 1
+
+    def folds_of(self, model: Model) -> tuple[int, ...]:
+        """Return the folds ``model`` is trained on."""
+        return tuple(range(self.folds.n)) if model.folds is None else model.folds
+
+
+def plain(section: BaseModel) -> dict[str, Any]:
+    """Return what a section sets, as JSON-ready values for fingerprints: only values other than the default.
+
+    So a field that a later version adds makes nothing stale. A default is never changed: a new meaning is a new field.
+    """
+    return section.model_dump(mode="json", exclude_defaults=True)
