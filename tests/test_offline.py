@@ -16,16 +16,20 @@ ELSEWHERE = "192.0.2.1"
 REFUSED = "tests have no network, and this one wants to reach"
 
 
-@pytest.mark.parametrize("reach", [
-    lambda: socket.create_connection((ELSEWHERE, 80), timeout=1),
-    lambda: socket.socket().connect((ELSEWHERE, 80)),
-    lambda: socket.socket().connect_ex((ELSEWHERE, 80)),
-    lambda: socket.socket(socket.AF_INET6).connect(("2001:db8::1", 80)),
-    lambda: socket.getaddrinfo("example.org", 443),
-    lambda: socket.gethostbyname("example.org"),
-    lambda: http.client.HTTPConnection(ELSEWHERE, timeout=1).request("GET", "/"),
-    lambda: urllib.request.urlopen("https://example.org", timeout=1),
-], ids=["create_connection", "connect", "connect_ex", "ipv6", "getaddrinfo", "gethostbyname", "http", "url"])  # fmt: skip
+@pytest.mark.parametrize(
+    "reach",
+    [
+        lambda: socket.create_connection((ELSEWHERE, 80), timeout=1),
+        lambda: socket.socket().connect((ELSEWHERE, 80)),
+        lambda: socket.socket().connect_ex((ELSEWHERE, 80)),
+        lambda: socket.socket(socket.AF_INET6).connect(("2001:db8::1", 80)),
+        lambda: socket.getaddrinfo("example.org", 443),
+        lambda: socket.gethostbyname("example.org"),
+        lambda: http.client.HTTPConnection(ELSEWHERE, timeout=1).request("GET", "/"),
+        lambda: urllib.request.urlopen("https://example.org", timeout=1),
+    ],
+    ids=["create_connection", "connect", "connect_ex", "ipv6", "getaddrinfo", "gethostbyname", "http", "url"],
+)
 def test_what_wants_the_network_is_refused(reach):
     with pytest.raises(RuntimeError, match=REFUSED):
         reach()

@@ -1,7 +1,8 @@
 """Keeps the tests off the network, in this process and in those it starts.
 
-A test that needs the network passes on one machine and fails on the next, or passes for the wrong reason. tests/conftest.py
-runs this file and puts its folder on PYTHONPATH; Python then imports a module of this name at the start of every child.
+A test that needs the network passes on one machine and fails on the next, or passes for the wrong reason. The file
+tests/conftest.py runs this one and puts its folder on PYTHONPATH; Python imports a module of this name at the start of
+every child.
 Loopback addresses, this machine's own name and Unix sockets stay open: torchrun and notebooks talk through them.
 """
 
