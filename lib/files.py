@@ -16,7 +16,7 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """
     path = Path(path)
     partial = path.with_name(path.name + ".tmp")
-    text = {} if "b" in mode else {"newline": "", "encoding": "utf-8"}
+    text: dict[str, Any] = {} if "b" in mode else {"newline": "", "encoding": "utf-8"}
     try:
         with open(partial, mode, **text) as stream:
             yield stream
