@@ -11,7 +11,7 @@ from tqdm import tqdm
 from lib.competitions.contract import Competition, Finding, Scene, summarize
 from lib.config.sections import Folds
 from lib.errors import ConfigError, DataError
-from lib.files import write_json
+from lib.files import whole_file, write_json
 from lib.run.cli import say
 from lib.scenes import audit, embed, folds, pairs
 
@@ -20,7 +20,8 @@ def check(competition: Competition, folder: Path, strict: bool) -> Iterator[str]
     """Read all data once, write what was found to findings.csv, yield it in words. DataError under ``strict``."""
     findings = competition.inspect()
     columns = list(Finding.__dataclass_fields__)
-    pd.DataFrame([vars(f) for f in findings], columns=columns).to_csv(folder / "findings.csv", index=False)
+    with whole_file(folder / "findings.csv") as file:
+        pd.DataFrame([vars(f) for f in findings], columns=columns).to_csv(file, index=False)
     lines = summarize(findings)
     if strict and findings:
         raise DataError("--strict: " + "; ".join(lines))
