@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from lib.config.sections import Predict
 from lib.errors import ConfigError, DataError
 from lib.inference.predict import Predictor
 from lib.scenes.view import View, resize
@@ -79,6 +80,9 @@ def test_impossible_views_are_refused(faulty):
         View(**faulty)
 
 
+PLAIN = Predict(precision="float32", tta="none")
+
+
 class Mean(nn.Module):
     """Give the mean of red, green and blue as logits of one label."""
 
@@ -91,11 +95,11 @@ class Mean(nn.Module):
 def test_prediction_sees_the_crop_of_a_label_and_refuses_it_for_masks():
     frames = np.random.default_rng(2).integers(0, 256, (2, 3, 64, 96), np.uint8)
     view = View(size=32, fit="short", crop=28)
-    found = Predictor(Mean(), torch.clone, view=view, scales=(1.0,))(frames)  # (3, 1, F)
+    found = Predictor(Mean(), torch.clone, PLAIN, view)(frames)  # (3, 1, F)
     seen = view.image(np.moveaxis(frames, 1, -1)) / 255
     np.testing.assert_allclose(found[:, 0], seen.mean((1, 2)).T, atol=1e-5)
-    halved = Predictor(Mean(), torch.clone, view=view, scales=(0.5,))(frames)
+    halved = Predictor(Mean(), torch.clone, PLAIN.model_copy(update={"scales": (0.5,)}), view)(frames)
     half = View(size=16, fit="short", crop=14).image(np.moveaxis(frames, 1, -1)) / 255
     np.testing.assert_allclose(halved[:, 0], half.mean((1, 2)).T, atol=1e-5)
     with pytest.raises(ConfigError, match="view.crop: expected a network of one label"):
-        Predictor(Mean(), torch.clone, view=view)(frames[0])
+        Predictor(Mean(), torch.clone, PLAIN, view)(frames[0])

@@ -188,9 +188,8 @@ def alarm(run: Run, scores: dict[str, Any]) -> None:
 
 def validation_predictor(run: Run, view: View, network: nn.Module, task: Task) -> Predictor:
     """Return the predictor of a validation: one view, the arithmetic of stage 04."""
-    predict = run.config.predict
-    return Predictor(network, task.activate, run.device, runtime.precision_on(run.device, predict.precision),
-                     tile=predict.tile, overlap=int(predict.tile * predict.overlap), view=view)  # fmt: skip
+    settings = run.config.predict.model_copy(update={"tta": "none", "scales": (1.0,)})
+    return Predictor(network, task.activate, settings, view, run.device)
 
 
 def localization(run: Run, model: Model, fold: int) -> dict[str, Any]:

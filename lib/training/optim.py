@@ -201,11 +201,6 @@ class Schedule:
         if self.total_steps < 1 or self.steps_per_epoch < 1 or self.warmup_steps < 0:
             raise ConfigError(f"schedule: expected at least one step and no negative warmup, got {self}")
 
-    @property
-    def peak(self) -> float:
-        """The learning rate that the schedule starts from after its warmup."""
-        return self.table[0] if self.kind == "piecewise" else self.lr
-
     def lr_at(self, step: int, reductions: int = 0) -> float:
         """Return the learning rate of optimizer step ``step``, after so many ``reductions`` of a plateau."""
         warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
