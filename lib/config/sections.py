@@ -9,16 +9,12 @@ Longer than 300 lines because the experiment file is documented in one place: a 
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
+
+from lib.settings import Section
 
 Precision = Literal["float32", "float16", "bfloat16"]
 Views = Literal["none", "hflip", "flips", "d4"]
-
-
-class Section(BaseModel):
-    """A part of the experiment: frozen, extra keys forbidden, the line under a field is its meaning."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Synthetic(Section):
