@@ -102,7 +102,7 @@ def test_frames_are_predicted_one_by_one():
     probs = Predictor(Mean(), lambda z: z, looks(tta="flips"))(frames)
     assert probs.shape == (1, 1, FRAMES + 3)
     np.testing.assert_allclose(probs[0, 0], frames.mean((1, 2, 3)) / 255, atol=1e-5)
-    small = Predictor(Mean(), lambda z: z, looks(), View(size=10, fit="square"))(frames)
+    small = Predictor(Mean(), lambda z: z, looks(), View.model_construct(size=10, fit="square"))(frames)
     np.testing.assert_allclose(small[0, 0], frames.mean((1, 2, 3)) / 255, atol=2e-2)
 
 

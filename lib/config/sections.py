@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from lib.scenes.view import View
 from lib.settings import Section
 
 Precision = Literal["float32", "float16", "bfloat16"]
@@ -76,27 +77,6 @@ class Network(Section):
     """none | hub | bundled | a file or folder with the weights."""
     options: dict[str, Any] = {}
     """Further arguments of the architecture: decoder, decoder_channels, fusion, bottleneck, dropout, norm ..."""
-
-
-class View(Section):
-    """At which size a network sees a scene, in training and in prediction; at most one of the three."""
-
-    scale: float = Field(1.0, gt=0)
-    """Factor on the scene's sides."""
-    pixel_size: float | None = Field(None, gt=0)
-    """Resample so that a pixel has this physical size, in the competition's unit."""
-    size: int | None = Field(None, ge=32)
-    """The whole image at this many pixels."""
-    fit: Literal["longest", "short", "square"] = "longest"
-    """With ``size``: the longer side, the shorter side, or both sides."""
-    crop: int | None = Field(None, ge=32)
-    """With ``fit: short``, labels only: the square of so many pixels in the middle."""
-
-    @model_validator(mode="after")
-    def _one_of_three(self):
-        if (self.scale != 1.0) + (self.pixel_size is not None) + (self.size is not None) > 1:
-            raise ValueError("view: give one of scale, pixel_size and size")
-        return self
 
 
 class Loss(Section):

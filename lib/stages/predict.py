@@ -14,7 +14,6 @@ import torch
 from tqdm import tqdm
 
 from lib.competitions.contract import Scene
-from lib.config.sections import Model
 from lib.errors import ArtifactError, PipelineError
 from lib.inference.predict import Predictor
 from lib.inference.scene import read_stack, sizes
@@ -23,7 +22,6 @@ from lib.run.artifacts import Unit
 from lib.run.cli import Run, quiet, say
 from lib.run.executor import Pool, devices
 from lib.scenes.probs import levels_path, quantise, write_levels
-from lib.scenes.view import View
 
 NAMED = 3
 """Failed scenes whose errors are printed."""
@@ -247,12 +245,7 @@ def open_predictor(run: Run, folder: Path, name: str) -> Predictor:
     """Build the predictor of a checkpoint of model ``name``."""
     model = run.config.models[name]
     activate = run.competition.tasks[model.task].activate
-    return Predictor(checkpoint.load_network(folder), activate, run.config.predict, view_of(model), run.device)
-
-
-def view_of(model: Model) -> View:
-    """Return the size at which a model sees scenes."""
-    return View(**model.view.model_dump())
+    return Predictor(checkpoint.load_network(folder), activate, run.config.predict, model.view, run.device)
 
 
 def scenes_of(run: Run, split: str, fold: int) -> list[Scene]:

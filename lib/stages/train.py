@@ -24,7 +24,6 @@ from lib.scenes.dataset import CropDataset, FrameDataset, SampleStream, focus_va
 from lib.scenes.probs import file_name, quantise, read_levels
 from lib.scenes.view import View, resize
 from lib.stages import folds, pseudo
-from lib.stages.predict import view_of
 from lib.tasks import Task
 from lib.training.balance import median_frequency
 from lib.training.fit import Fit
@@ -52,7 +51,7 @@ def train(run: Run, unit: Unit) -> None:
         network, arrived = start_network(run, model, fold, task, folder)
         dataset = samples(run, model, training, fold)
         judge = Judge(run.competition, model.task, validation, model.network.images,
-                      partial(validation_predictor, run, view_of(model)), model.train.select, run.config.decode,
+                      partial(validation_predictor, run, model.view), model.train.select, run.config.decode,
                       localization(run, model, fold))  # fmt: skip
         settings = with_class_weights(run, model, task, training, record)
         fit = Fit(network, task, dataset, judge, settings, run.config.seed, folder, run.device, say)
@@ -102,7 +101,7 @@ def start_network(run: Run, model: Model, fold: int, task: Task, folder: Path) -
 def samples(run: Run, model: Model, scenes: list[Scene], fold: int) -> SampleStream:
     """Return the training samples of a model: crops of scenes with their masks, or frames with their label."""
     train, sampling = model.train, model.train.sampling
-    competition, view, task = run.competition, view_of(model).for_training(), run.competition.tasks[model.task]
+    competition, view, task = run.competition, model.view.for_training(), run.competition.tasks[model.task]
     order = repeat_scenes([competition.strata(scene) for scene in scenes], sampling.repeat, sampling.multiplier)
     augment = build_augment(train.augment, train.crop, model.network.images, sampling.scale, train.colour)
 
@@ -199,7 +198,7 @@ def localization(run: Run, model: Model, fold: int) -> dict[str, Any]:
         return {}
     folder = run.store.require(run.graph.checkpoint(name, fold))
     network, images = checkpoint.load_network(folder), checkpoint.read_description(folder)["images"]
-    view = view_of(run.config.models[name])
+    view = run.config.models[name].view
     predict = validation_predictor(run, view, network.to(run.device), run.competition.tasks["loc"])
     known: dict[str, np.ndarray] = {}
 
