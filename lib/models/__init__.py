@@ -18,7 +18,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "classifier": classifier.build,
 }
 FIXED = {"hybrid": {"decoder", "encoder_depth"}, "maskformer": {"decoder", "encoder_depth", "boundary"}}
-"""Options of ``segmentation.build_parts`` that an architecture settles itself, beside its channels and their fusion."""
+"""Fields of ``segmentation.Design`` that an architecture settles itself, beside its channels and their fusion."""
 
 
 def build(architecture: str, *, classes: int, images: int, encoder: str, **options: Any) -> nn.Module:
@@ -28,7 +28,7 @@ def build(architecture: str, *, classes: int, images: int, encoder: str, **optio
     "logits" and what it has of "boundary" (B, 1, H, W) and "aux" (B, classes, H, W).
 
     It has ``stride`` (what H and W must be multiples of), ``encoder`` (a module, for freezing) and ``source`` (where
-    the encoder's pretrained weights came from, or None). The options are those of the architecture's own ``build``.
+    the encoder's pretrained weights came from, or None). Options are those that the architecture's own module declares.
     Raises ConfigError for what is unknown or impossible.
     """
     if architecture not in ARCHITECTURES:

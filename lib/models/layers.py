@@ -1,5 +1,9 @@
 """Layers that every network shares: input normalisation, group norm for batch norm, float32 depthwise training."""
 
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
 import segmentation_models_pytorch as smp
 import timm
 import torch
@@ -13,6 +17,16 @@ DPN = ((124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3)
 NATIVE = {"dpn": DPN, "inceptionv4": HALF, "inceptionresnetv2": HALF, "xception": HALF}
 """Native smp encoders (by start of name) whose weights were not trained with the ImageNet mean and std. smp itself
 keeps these numbers on the hub only; they are those of Cadene's pretrained-models, where the weights come from."""
+
+
+Kind = TypeVar("Kind")
+
+
+def take(kind: type[Kind], options: Mapping[str, Any]) -> tuple[Kind, dict[str, Any]]:
+    """Divide the options of a network: a dataclass of those that are its fields, and the others as they are."""
+    own = {field.name for field in fields(kind)}
+    mine = {name: value for name, value in options.items() if name in own}
+    return kind(**mine), {name: value for name, value in options.items() if name not in own}
 
 
 def mean_std(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
