@@ -48,7 +48,7 @@ def sample(
     def rule(total: int) -> list[int]:
         if count is not None:
             return spread(total, count)
-        return list(range(0, total, every)) if every is not None else ticks(total, fps / per_second)
+        return ticks(total, fps / per_second) if per_second is not None else list(range(0, total, every or 1))
 
     frames = _read_files(files, rule, size) if files else _read_stream(path, total, rule, size)
     if not frames:
@@ -184,7 +184,7 @@ def _read_files(files: list[Path], rule: Rule, size: int | None) -> list[np.ndar
     if not all(map(_readable, frames)):
         files = [file for file in files if _readable(_read(file))]
         frames = [_read(files[number]) for number in rule(len(files))]
-    return [_shrink(frame, size) for frame in frames]
+    return [_shrink(frame, size) for frame in frames if frame is not None]
 
 
 def _read(file: Path) -> np.ndarray | None:
