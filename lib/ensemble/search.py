@@ -7,7 +7,6 @@ added before scoring, so one table per group of scenes is all that a search has 
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 from typing import Any
 
@@ -125,37 +124,32 @@ def merge(counts: Mapping[Hashable, np.ndarray], group: Callable[[Any], Hashable
 
 @dataclass(frozen=True)
 class Nested:
-    """What a search found (``point``) and what it may be expected to give on unseen scenes (``expected``)."""
+    """What a search found (``point``) and what it may be expected to give on unseen scenes (``expected``).
 
-    point: int
+    A point of None stands for the settings used without a search, the baseline, where nothing scored higher.
+    """
+
+    point: int | None
     """Chosen on all groups: the one to use."""
     in_sample: float
-    """Score of ``point`` on the scenes that chose it: optimistic."""
+    """Score of the choice on the scenes that it was made on: optimistic."""
     expected: float
     """Score of the pooled held-out counts, each group decoded with the point that the other groups chose: honest."""
-    chosen: Mapping[Hashable, int]
+    chosen: Mapping[Hashable, int | None]
     """Group -> the point that the other groups chose; close together when the optimum is stable."""
-    baseline: float | None
-    """Score of the settings used without a search, where given."""
-
-    @property
-    def gain(self) -> float | None:
-        """Expected gain of searching over not searching, in score."""
-        return None if self.baseline is None else self.expected - self.baseline
 
 
 def nested(
     counts_by_group: Mapping[Hashable, np.ndarray],
     score: Score,
-    shape: Sequence[int],
-    plateau: float,
+    pick: Callable[[np.ndarray], int],
     baseline: Mapping[Hashable, np.ndarray] | None = None,
-    pick: Callable[[np.ndarray], int] | None = None,
 ) -> Nested:
     """Search with nested cross-validation: what is held out never takes part in the choice it is scored with.
 
-    counts_by_group: group (a fold, an event) -> (P, K); baseline: group -> (K,) of the settings used without a search;
-    pick: counts (P, K) -> the point to use, ``choose`` by default.
+    counts_by_group: group (a fold, an event) -> (P, K); pick: counts (P, K) -> the point to use, such as ``choose``
+    with its score, shape and plateau; baseline: group -> (K,) of the settings used without a search, which are kept
+    where the picked point does not score higher on the groups that picked it.
     Held-out counts are added over groups and scored once, because the mean of group scores is another metric (a group
     that lacks a class would sink it). Raises ValueError on fewer than two groups.
     """
@@ -166,17 +160,26 @@ def nested(
             f"nested: expected a baseline for groups {sorted(map(str, counts_by_group))}, "
             f"got {sorted(map(str, baseline))}"
         )
-    pick = pick or partial(choose, score=score, shape=shape, plateau=plateau)
+
+    def better(counts: np.ndarray, base: np.ndarray | None) -> int | None:
+        point = pick(counts)
+        return None if base is not None and score(counts[point]) <= score(base) else point
+
+    def of(group: Hashable, point: int | None) -> np.ndarray:
+        return baseline[group] if point is None else counts_by_group[group][point]
+
     total = sum(counts_by_group.values())
-    chosen = {group: pick(total - counts) for group, counts in counts_by_group.items()}
-    held_out = sum(counts_by_group[group][point] for group, point in chosen.items())
-    point = pick(total)
+    base = None if baseline is None else sum(baseline.values())
+    chosen = {
+        group: better(total - counts, None if baseline is None else base - baseline[group])
+        for group, counts in counts_by_group.items()
+    }
+    point = better(total, base)
     return Nested(
         point=point,
-        in_sample=float(score(total[point])),
-        expected=float(score(held_out)),
+        in_sample=float(score(base if point is None else total[point])),
+        expected=float(score(sum(of(group, own) for group, own in chosen.items()))),
         chosen=chosen,
-        baseline=None if baseline is None else float(score(sum(baseline.values()))),
     )
 
 
