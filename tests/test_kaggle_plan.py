@@ -11,7 +11,7 @@ from lib.config.load import load
 from lib.errors import ArtifactError
 from lib.inference.tta import VIEWS
 from lib.kaggle import passes
-from lib.kaggle.passes import Budget, OutOfTime, carry_out, part, spread
+from lib.kaggle.passes import Budget, OutOfTime, carry_out, evenly_spaced, reduced_run
 from lib.kaggle.plan import RESERVE, Costs, KernelPlan, Timing, describe, make_plan, reduced, subsets_of
 from lib.run.artifacts import Store
 from lib.run.cli import Run
@@ -253,8 +253,8 @@ def test_a_first_pass_that_does_not_end_in_time_is_an_error(kernel):
 def test_models_of_a_plan_are_all_that_is_predicted(kernel):
     kernel.carry_out(models=(CLS,), folds=2)
     assert kernel.done == [(CLS, 0), (CLS, 1)]
-    assert part(kernel.run, Subset((CLS,), "none"), 2).graph.blend("test").facts["weights"].keys() == {CLS}
+    assert reduced_run(kernel.run, Subset((CLS,), "none"), 2).graph.blend("test").facts["weights"].keys() == {CLS}
 
 
 def test_measured_scenes_are_spread_over_the_set():
-    assert spread(range(10), 3) == [0, 3, 6] and spread(range(2), 3) == [0, 1] and len(VIEWS["none"]) == 1
+    assert evenly_spaced(range(10), 3) == [0, 3, 6] and evenly_spaced(range(2), 3) == [0, 1] and len(VIEWS["none"]) == 1

@@ -68,9 +68,14 @@ class Chosen:
         """Return the state before the first step: the fixed settings, with every fold and without it."""
         return cls(fixed, fixed, dict.fromkeys(folds, fixed) if len(folds) > 1 else {})
 
+    def settle(self, every: Mapping[int | None, "Choice"], notes: Mapping[str, Any]) -> "Chosen":
+        """Return the state after a step: the choices that it made, in the form of ``every``, and its notes added."""
+        without = {fold: choice for fold, choice in every.items() if fold is not None}
+        return replace(self, choice=every[None], without=without, notes={**self.notes, **notes})
+
     def every(self) -> dict[int | None, Choice]:
         """Return left-out fold -> choice; None: no fold is left out."""
-        return {None: self.choice, **self.without}
+        return {None: self.choice} | {fold: choice for fold, choice in self.without.items()}
 
 
 @dataclass(frozen=True)

@@ -205,7 +205,7 @@ class OutOfFold:
             raise DataError("no out-of-fold scene has been predicted; run stage 04 with --split oof")
         self.run, self.fold_of, self.scenes, self.members = run, fold_of, scenes, members
         self.folds = sorted({fold_of[scene.id] for scene in scenes})
-        self._truths = tempfile.SpooledTemporaryFile(TRUTHS_IN_MEMORY, dir=folder)
+        self._truths = tempfile.SpooledTemporaryFile(TRUTHS_IN_MEMORY, dir=None if folder is None else str(folder))
         self._places: dict[str, tuple[int, int]] = {}
 
     @property

@@ -22,7 +22,7 @@ from lib.choose.temperatures import fit_temperatures
 from lib.choose.unseen import add_unseen_settings
 from lib.competitions.contract import Competition
 from lib.config.sections import Experiment
-from lib.ensemble.search import bootstrap
+from lib.ensemble.search import bootstrap, total
 from lib.run.cli import Run
 
 Step = Callable[[OutOfFold, Chosen], Chosen]
@@ -43,7 +43,8 @@ def choose(run: Run, folder: Path) -> Decision:
 
 def steps(config: Experiment) -> list[Step]:
     """Return the steps that the experiment asks for, in their order; none where everything is fixed."""
-    search, asked = config.search, []
+    search = config.search
+    asked: list[Step] = []
     if config.blend.select:
         asked.append(choose_greedily)
     elif search or len(variants(config)) * len(weights_to_try(config)) > 1:
@@ -86,16 +87,16 @@ def score(scenes: OutOfFold, chosen: Chosen) -> dict[str, Any]:
 
     ``expected_score`` is the score of the latter, pooled over the folds; None where there is one fold only.
     """
-    competition, held_out = scenes.competition, 0
-    tallies, details = [], []
+    competition = scenes.competition
+    tallies, details, held_out = [], [], []
     for item in scenes.each("score"):
         tallies.append(item.tally(chosen.choice))
         details.append(competition.detail(item.answer(chosen.choice), item.truth))
         if chosen.without:
-            held_out = held_out + item.tally(chosen.without[item.fold])
+            held_out.append(item.tally(chosen.without[item.fold]))
     counts = np.stack(tallies)  # (S, K)
     return {
-        "expected_score": float(competition.score(held_out)) if chosen.without else None,
+        "expected_score": float(competition.score(total(held_out))) if held_out else None,
         "scenes": len(counts),
         "scores": competition.scores(counts.sum(0)),
         "interval95": bootstrap(counts, competition.score, seed=scenes.run.config.seed),

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -75,9 +76,8 @@ def choose_among(scenes: OutOfFold, chosen: Chosen, candidates: Candidates) -> C
     scenes_in: Counter[Place] = Counter()
     for item in scenes.each("search"):
         place = item.fold, item.scene.domain if search.per_domain or search.unseen else ""
-        table = candidates.count(item)
-        counts[place] = counts[place] + table if place in counts else table
-        baseline[item.fold] = baseline.get(item.fold, 0) + item.tally(chosen.fixed)
+        searching.add(counts, place, candidates.count(item))
+        searching.add(baseline, item.fold, item.tally(chosen.fixed))
         scenes_in[place] += 1
 
     def pick(table: np.ndarray) -> int:
@@ -86,42 +86,35 @@ def choose_among(scenes: OutOfFold, chosen: Chosen, candidates: Candidates) -> C
             table, len(candidates.variants), competition.score, competition.class_scores, shape, search.plateau
         )
 
-    def choice(point: int | None) -> Choice:
-        return chosen.fixed if point is None else candidates[point]
-
-    without_search = float(competition.score(sum(baseline.values())))
-    notes = {**chosen.notes, "points": len(candidates), "score_without_search": without_search}
+    without_search = float(competition.score(searching.total(baseline.values())))
+    notes: dict[str, Any] = {"points": len(candidates), "score_without_search": without_search}
     by_fold = searching.merge(counts, lambda place: place[0])
+    every: dict[int | None, Choice]
     if len(by_fold) < 2:
         say("  one fold only: the gain of the search on unseen scenes cannot be estimated")
-        (total,) = by_fold.values()
-        return _with_domains(replace(chosen, choice=candidates[pick(total)], notes=notes), candidates, counts)
-    nested = searching.nested(by_fold, competition.score, pick, baseline)
-    found = replace(chosen, choice=choice(nested.point), without={k: choice(p) for k, p in nested.chosen.items()})
-    if nested.point is None:
-        say("  the search found nothing better than the fixed settings, which are kept; do its axes hold them?")
-        return _with_domains(replace(found, notes=notes), candidates, counts)
-    notes["searched_score"] = nested.in_sample
-    if search.per_domain:
-        apart = _Domains(scenes, candidates, counts, scenes_in)
-        expected = apart.expected(nested.chosen, baseline)
-        notes["expected_score_per_domain"] = expected
-        if expected > nested.expected:
-            without = {k: found.fixed if p is None else apart.choice(p, k) for k, p in nested.chosen.items()}
-            found = replace(found, choice=apart.choice(nested.point), without=without)
+        every = {None: candidates[pick(searching.total(by_fold.values()))]}
+    else:
+        nested = searching.nested(by_fold, competition.score, pick, baseline)
+        points: dict[int | None, int | None] = {None: nested.point} | {k: point for k, point in nested.chosen.items()}
+        every = {k: chosen.fixed if point is None else candidates[point] for k, point in points.items()}
+        if nested.point is None:
+            say("  the search found nothing better than the fixed settings, which are kept; do its axes hold them?")
         else:
-            say(f"  all domains keep the same settings: expected {nested.expected:.4f}, apart {expected:.4f}")
-    notes["chosen_without_fold"] = {str(k): own.to_json() for k, own in found.without.items()}
-    return _with_domains(replace(found, notes=notes), candidates, counts)
-
-
-def _with_domains(found: Chosen, candidates: Candidates, counts: Mapping[Place, np.ndarray]) -> Chosen:
-    """Keep what was counted for each domain under the chosen weights and variant; a later step may need it."""
-    rows = candidates.rows(found.choice)
-    if rows is None:
-        return found
-    own = {place: table[rows] for place, table in counts.items()}
-    return replace(found, by_domain=searching.merge(own, lambda place: place[1]))
+            notes["searched_score"] = nested.in_sample
+            if search.per_domain:
+                domains = _Domains(scenes, candidates, counts, scenes_in)
+                expected = domains.expected(nested.chosen, baseline)
+                notes["expected_score_per_domain"] = expected
+                if expected > nested.expected:
+                    every |= {k: domains.choice(point, k) for k, point in points.items() if point is not None}
+                else:
+                    say(f"  all domains keep the same settings: expected {nested.expected:.4f}, apart {expected:.4f}")
+            notes["chosen_without_fold"] = {str(k): own.to_json() for k, own in every.items() if k is not None}
+    found = chosen.settle(every, notes)
+    if rows := candidates.rows(found.choice):  # a later step may need what was counted under this average
+        own = {place: table[rows] for place, table in counts.items()}
+        found = replace(found, by_domain=searching.merge(own, lambda place: place[1]))
+    return found
 
 
 class _Domains:
@@ -145,7 +138,7 @@ class _Domains:
             return common
         grid = self.candidates.grid
         first = common // len(grid.points) * len(grid.points)  # the first point under the common weights and variant
-        table = sum(self.counts[place][first : first + len(grid.points)] for place in places)
+        table = searching.total(self.counts[place][first : first + len(grid.points)] for place in places)
         return first + searching.choose(table, self.score, grid.shape, self.plateau)
 
     def choice(self, common: int, left_out: int | None = None) -> Choice:
@@ -162,9 +155,8 @@ class _Domains:
 
         chosen: fold -> common point without it, or None for the fixed settings; baseline: fold -> counts of these.
         """
-        held_out = sum(
-            table[self.point(domain, chosen[fold], fold)]
-            for (fold, domain), table in self.counts.items()
-            if chosen[fold] is not None
-        )
-        return float(self.score(held_out + sum(baseline[fold] for fold, point in chosen.items() if point is None)))
+        held_out = [baseline[fold] for fold, common in chosen.items() if common is None]
+        for (fold, domain), table in self.counts.items():
+            if (common := chosen[fold]) is not None:
+                held_out.append(table[self.point(domain, common, fold)])
+        return float(self.score(searching.total(held_out)))

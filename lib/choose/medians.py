@@ -5,13 +5,13 @@ the search is searched anew, while the other settings stay at the flattest best 
 is used. For a single map this is what a majority vote of its binarisations at all winning values would give.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from lib.choose.choice import Chosen
 from lib.choose.evidence import OutOfFold
+from lib.ensemble.search import total
 from lib.ensemble.thresholds import spread
 
 DRAWS = 500
@@ -29,9 +29,9 @@ def take_medians(scenes: OutOfFold, chosen: Chosen) -> Chosen:
     axes = {name: sorted(values) for name, values in search.axes.items() if len(values) > 1}
     searched = {k: own for k, own in chosen.every().items() if own != chosen.fixed}
     tables: dict[tuple[int | None, str], list[np.ndarray]] = {(k, name): [] for k in searched for name in axes}
-    held_out = 0
+    held_out = []
     for item in scenes.each("medians"):
-        held_out = held_out + item.tally(chosen.without[item.fold])
+        held_out.append(item.tally(chosen.without[item.fold]))
         known: dict[str, dict[str, np.ndarray]] = {}  # folds often choose the same settings
         for k, own in searched.items():
             if item.fold == k:
@@ -57,5 +57,5 @@ def take_medians(scenes: OutOfFold, chosen: Chosen) -> Chosen:
                                    "quantiles": {str(q): value for q, value in moved.quantiles.items()},
                                    "regret_of_the_best": {"mean": mean, "quantile_0.95": high}}  # fmt: skip
         settled[k] = own.change(**values)
-    notes = {"expected_with_flattest_best": float(competition.score(held_out)), "stability": stability}
-    return replace(chosen, choice=settled.pop(None), without=settled, notes={**chosen.notes, **notes})
+    notes = {"expected_with_flattest_best": float(competition.score(total(held_out))), "stability": stability}
+    return chosen.settle(settled, notes)

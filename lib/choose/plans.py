@@ -11,7 +11,6 @@ up to their share), so nothing is chosen anew on the scenes that judge it.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from itertools import chain, combinations, product
 
 import numpy as np
@@ -19,6 +18,7 @@ import numpy as np
 from lib.choose.choice import Choice, Subset, Variant, Weights
 from lib.choose.evidence import OutOfFold
 from lib.config.sections import Experiment
+from lib.ensemble.search import add
 from lib.inference.tta import VIEWS
 from lib.run.cli import Run
 
@@ -77,25 +77,18 @@ def compare(scenes: OutOfFold, choice: Choice) -> list[Subset]:
         Choice({name: choice.weights[name] for name in models}, choice.params, Variant(tta, choice.variant.crf))
         for models, tta in combined
     ]
-    counts = [0] * len(choices)
+    counts: dict[int, np.ndarray] = {}
     for item in scenes.each("fewer models and views", every=-(-len(scenes.scenes) // SCENES)):
-        counts = [total + item.tally(smaller) for total, smaller in zip(counts, choices)]
+        for place, smaller in enumerate(choices):
+            add(counts, place, item.tally(smaller))
     cost, largest = seconds(scenes.run), len(VIEWS[config.predict.tta_sets[-1]])
-    rows = [
-        Subset(models, tta, float(competition.score(tally)),
-               round(sum(cost[name] for name in models) * len(VIEWS[tta]) / largest, 4))
-        for (models, tta), tally in zip(combined, counts, strict=True)
-    ]  # fmt: skip
-    return _marked(sorted(rows, key=lambda row: (row.seconds, -row.score)))
-
-
-def _marked(rows: Sequence[Subset]) -> list[Subset]:
-    """Mark the rows, ascending in seconds, that score higher than everything as cheap or cheaper."""
-    marked, best = [], -np.inf
-    for row in rows:
-        marked.append(replace(row, best_for_its_seconds=row.score > best))
-        best = max(best, row.score)
-    return marked
+    needed = [round(sum(cost[name] for name in models) * len(VIEWS[tta]) / largest, 4) for models, tta in combined]
+    scores = [float(competition.score(counts[place])) for place in range(len(combined))]
+    rows, best = [], -np.inf
+    for place in sorted(range(len(combined)), key=lambda place: (needed[place], -scores[place])):
+        rows.append(Subset(*combined[place], scores[place], needed[place], scores[place] > best))
+        best = max(best, scores[place])
+    return rows
 
 
 def table(rows: Sequence[Subset], names: Sequence[str]) -> list[str]:

@@ -1,7 +1,6 @@
 """Choose a chain of post-processing steps, the best that scores higher than none and makes no class worse."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import numpy as np
 from lib.choose.choice import Chain, Choice, Chosen
 from lib.choose.evidence import OutOfFold
 from lib.competitions.contract import Competition
-from lib.ensemble.search import accept
+from lib.ensemble.search import accept, add
 
 Steps = Sequence[Mapping[str, Any]]
 
@@ -18,19 +17,19 @@ def choose_postprocessing(scenes: OutOfFold, chosen: Chosen) -> Chosen:
     """Try the chains of ``search.postprocess`` on the choice, and on each choice without a fold on the other folds."""
     competition = scenes.competition
     chains: list[Steps] = [(), *scenes.search.postprocess]
-    counts: dict[int | None, list[Any]] = {left_out: [0] * len(chains) for left_out in chosen.every()}
+    sums: dict[tuple[int | None, int], np.ndarray] = {}
     for item in scenes.each("post-processing"):
         for left_out, own in chosen.every().items():
             if item.fold != left_out:
-                tallies = [item.tally(_with_chain(own, chain)) for chain in chains]
-                counts[left_out] = [total + tally for total, tally in zip(counts[left_out], tallies)]
+                for c, chain in enumerate(chains):
+                    add(sums, (left_out, c), item.tally(_with_chain(own, chain)))
+    counts = {left_out: [sums[left_out, c] for c in range(len(chains))] for left_out in chosen.every()}
     settled = {k: _with_chain(own, chains[_best(competition, counts[k])]) for k, own in chosen.every().items()}
     tried = [
         Chain([dict(step) for step in chain], float(competition.score(tally)), _accepted(competition, counts[None], c))
         for c, (chain, tally) in enumerate(zip(chains, counts[None], strict=True))
     ]
-    notes = {**chosen.notes, "postprocess_tried": tried}
-    return replace(chosen, choice=settled.pop(None), without=settled, notes=notes)
+    return chosen.settle(settled, {"postprocess_tried": tried})
 
 
 def _with_chain(choice: Choice, chain: Steps) -> Choice:

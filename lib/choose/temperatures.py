@@ -1,6 +1,7 @@
 """Fit the temperature of each model on out-of-fold scenes."""
 
 from collections import defaultdict
+from collections.abc import Hashable
 from dataclasses import asdict
 from typing import Any
 
@@ -18,7 +19,7 @@ def fit_temperatures(scenes: OutOfFold) -> tuple[dict[str, float], dict[str, dic
     after, each fold held out).
     """
     competition, tta = scenes.competition, default_variant(scenes.run.config).tta
-    pixels: dict[str, dict[int, calibration.Evidence]] = defaultdict(dict)
+    pixels: dict[str, dict[Hashable, calibration.Evidence]] = defaultdict(dict)
     for item in scenes.each("calibrate"):
         for task, members in item.members.levels(tta).items():
             target = competition.target(item.scene, task)

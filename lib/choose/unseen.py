@@ -6,7 +6,6 @@ looks at the scene itself. It is kept for unseen domains only where it scores hi
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -30,38 +29,38 @@ def add_unseen_settings(scenes: OutOfFold, chosen: Chosen) -> Chosen:
     if len(tables) < 2:
         say("  one domain only: what settings for an unseen one are worth cannot be told, none are used")
         return chosen
-    everything, stated = sum(tables.values()), dict(search.unseen)
+    everything, stated = searching.total(tables.values()), dict(search.unseen)
     points = {
         domain: searching.choose(everything - own, competition.score, grid.shape, search.plateau)
         for domain, own in tables.items()
     }
-    replaced = 0
+    replaced = []
     for item in scenes.each("unseen domains"):
         common = dict(grid.points[points[item.scene.domain]])
-        replaced = replaced + item.tally(replace(choice, params={**common, **stated}))
+        replaced.append(item.tally(replace(choice, params={**common, **stated})))
     scores = {
-        "common_settings": float(competition.score(sum(table[points[domain]] for domain, table in tables.items()))),
-        "stated_settings": float(competition.score(replaced)),
+        "common_settings": float(
+            competition.score(searching.total(table[points[domain]] for domain, table in tables.items()))
+        ),
+        "stated_settings": float(competition.score(searching.total(replaced))),
     }
     kept = scores["stated_settings"] > scores["common_settings"]
     say("  domains held out one by one score {common_settings:.4f} with the others' settings, {stated_settings:.4f} "
         "with those of search.unseen, which are {}kept".format("" if kept else "not ", **scores))  # fmt: skip
-    notes = {**chosen.notes, "unseen_domains": {**scores, "settings": stated, "kept": kept}}
+    notes = {"unseen_domains": {**scores, "settings": stated, "kept": kept}}
     if not kept:
-        return replace(chosen, notes=notes)
+        return chosen.settle(chosen.every(), notes)
 
     def with_unseen(own: Choice, left_out: int | None) -> Choice:
         seen = {scene.domain for scene in scenes.scenes if scenes.fold_of[scene.id] != left_out}
         return own.change(seen=sorted(seen), unseen=stated)
 
-    without = {fold: with_unseen(own, fold) for fold, own in chosen.without.items()}
-    return replace(chosen, choice=with_unseen(choice, None), without=without, notes=notes)
+    return chosen.settle({fold: with_unseen(own, fold) for fold, own in chosen.every().items()}, notes)
 
 
 def _count_domains(scenes: OutOfFold, choice: Choice, grid: Grid) -> Mapping[str, np.ndarray]:
     """Count the grid under a choice's weights and variant: domain -> (P, K)."""
-    tables: dict[str, Any] = {}
+    tables: dict[str, np.ndarray] = {}
     for item in scenes.each("domains"):
-        table = item.count(choice.weights, choice.variant, grid)
-        tables[item.scene.domain] = tables.get(item.scene.domain, 0) + table
+        searching.add(tables, item.scene.domain, item.count(choice.weights, choice.variant, grid))
     return tables

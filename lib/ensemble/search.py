@@ -5,16 +5,19 @@ added before scoring, so one table per group of scenes is all that a search has 
 ``score`` maps counts (..., K) to (...) float64, higher is better.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from math import prod
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from lib.errors import ConfigError
 
 Score = Callable[[np.ndarray], np.ndarray]
+Key = TypeVar("Key", bound=Hashable)
+Name = TypeVar("Name", bound=Hashable)
 
 MAX_POINTS = 500_000
 """Largest lattice: at 15 counts of 8 bytes its table is 60 MB, and nested validation keeps one per group."""
@@ -113,17 +116,26 @@ def _mean_of_neighbours(values: np.ndarray, axis: int) -> np.ndarray:
     return np.moveaxis(total / seen, 0, axis)
 
 
-def merge(counts: Mapping[Hashable, np.ndarray], group: Callable[[Any], Hashable]) -> dict[Hashable, np.ndarray]:
+def total(tables: Iterable[np.ndarray]) -> np.ndarray:
+    """Add up count tables, at least one."""
+    return reduce(np.add, tables)
+
+
+def add(counts: dict[Key, np.ndarray], key: Key, table: np.ndarray) -> None:
+    """Add a count table to that of a key, which need not be there yet."""
+    counts[key] = counts[key] + table if key in counts else table
+
+
+def merge(counts: Mapping[Key, np.ndarray], group: Callable[[Key], Name]) -> dict[Name, np.ndarray]:
     """Add up the count tables of all keys that ``group`` maps to the same name."""
-    merged: dict[Hashable, np.ndarray] = {}
+    merged: dict[Name, np.ndarray] = {}
     for key, table in counts.items():
-        name = group(key)
-        merged[name] = merged[name] + table if name in merged else table
+        add(merged, group(key), table)
     return merged
 
 
 @dataclass(frozen=True)
-class Nested:
+class Nested(Generic[Key]):
     """What a search found (``point``) and what it may be expected to give on unseen scenes (``expected``).
 
     A point of None stands for the settings used without a search, the baseline, where nothing scored higher.
@@ -135,16 +147,16 @@ class Nested:
     """Score of the choice on the scenes that it was made on: optimistic."""
     expected: float
     """Score of the pooled held-out counts, each group decoded with the point that the other groups chose: honest."""
-    chosen: Mapping[Hashable, int | None]
+    chosen: Mapping[Key, int | None]
     """Group -> the point that the other groups chose; close together when the optimum is stable."""
 
 
 def nested(
-    counts_by_group: Mapping[Hashable, np.ndarray],
+    counts_by_group: Mapping[Key, np.ndarray],
     score: Score,
     pick: Callable[[np.ndarray], int],
-    baseline: Mapping[Hashable, np.ndarray] | None = None,
-) -> Nested:
+    baseline: Mapping[Key, np.ndarray] | None = None,
+) -> Nested[Key]:
     """Search with nested cross-validation: what is held out never takes part in the choice it is scored with.
 
     counts_by_group: group (a fold, an event) -> (P, K); pick: counts (P, K) -> the point to use, such as ``choose``
@@ -161,26 +173,26 @@ def nested(
             f"got {sorted(map(str, baseline))}"
         )
 
-    def better(counts: np.ndarray, base: np.ndarray | None) -> int | None:
+    everything = total(counts_by_group.values())
+    base = None if baseline is None else total(baseline.values())
+
+    def choose_without(group: Key | None) -> tuple[int | None, np.ndarray]:
+        """Return what the groups but one choose, None for the baseline, and their counts under it."""
+        counts = everything if group is None else everything - counts_by_group[group]
         point = pick(counts)
-        return None if base is not None and score(counts[point]) <= score(base) else point
+        if baseline is not None and base is not None:
+            without_search = base if group is None else base - baseline[group]
+            if score(counts[point]) <= score(without_search):
+                return None, without_search
+        return point, counts[point]
 
-    def of(group: Hashable, point: int | None) -> np.ndarray:
-        return baseline[group] if point is None else counts_by_group[group][point]
+    def held_out(group: Key, point: int | None) -> np.ndarray:
+        return baseline[group] if point is None and baseline is not None else counts_by_group[group][point]
 
-    total = sum(counts_by_group.values())
-    base = None if baseline is None else sum(baseline.values())
-    chosen = {
-        group: better(total - counts, None if baseline is None else base - baseline[group])
-        for group, counts in counts_by_group.items()
-    }
-    point = better(total, base)
-    return Nested(
-        point=point,
-        in_sample=float(score(base if point is None else total[point])),
-        expected=float(score(sum(of(group, own) for group, own in chosen.items()))),
-        chosen=chosen,
-    )
+    point, found = choose_without(None)
+    chosen = {group: choose_without(group)[0] for group in counts_by_group}
+    expected = score(total(held_out(group, own) for group, own in chosen.items()))
+    return Nested(point, float(score(found)), float(expected), chosen)
 
 
 def accept(base_counts: np.ndarray, candidate_counts: np.ndarray, score: Score, class_scores: Score) -> bool:

@@ -23,7 +23,7 @@ from lib.config.sections import Experiment
 from lib.errors import ArtifactError, ConfigError, DataError, PipelineError
 from lib.inference.scene import sizes
 from lib.kaggle import gates
-from lib.kaggle.passes import Budget, carry_out, measure, part
+from lib.kaggle.passes import Budget, carry_out, measure, reduced_run
 from lib.kaggle.plan import KernelPlan, describe, make_plan, subsets_of
 from lib.run import cli, runtime
 from lib.run.cli import Run, say
@@ -65,7 +65,7 @@ def open_job(config: Path, args: argparse.Namespace, clock: Callable[[], float])
         wanted += ["--set", change]
     run = cli.open_run(cli.parser("").parse_args([str(word) for word in wanted]))
     full, compared = subsets_of(run.config, Decision.of(run))
-    run = part(run, full)
+    run = reduced_run(run, full)
     scenes = run.scenes("test")
     gates.check_disk(args.scratch, estimate(run, scenes))
     pool = open_pool(run, args.start)
@@ -186,7 +186,8 @@ def predict(job: Job, working: Path) -> int:
         with job.pool as pool:
             pool.start()  # first of all: what is forked later would inherit threads
             say(f"kernel: {target}: {first_submission(run, target)}, until the networks have answered")
-            plan, reading = KernelPlan(job.full, run.config.folds.n, 0.0), 0.0
+            plan: KernelPlan | None = KernelPlan(job.full, run.config.folds.n, 0.0)
+            reading = 0.0
             if budget.seconds < inf:
                 costs = measure(run, pool, run.store.root / "measured")
                 plan, reading = make_plan(costs, job.full, job.compared, budget.left()), costs.scenes * costs.read

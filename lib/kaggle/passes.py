@@ -40,7 +40,7 @@ class Budget:
         return self.seconds - self.clock()
 
 
-def part(run: Run, subset: Subset, folds: int | None = None) -> Run:
+def reduced_run(run: Run, subset: Subset, folds: int | None = None) -> Run:
     """Return the run of a reduced experiment on the same data and store."""
     config = reduced(run.config, subset, folds)
     graph = Graph(config, run.graph.train_ids, run.graph.test_ids, run.graph.flags, run.graph.teachers)
@@ -55,9 +55,9 @@ def measure(run: Run, pool: Pool, folder: Path) -> Costs:
     and linted as well, since that takes time. ``folder`` must be new and is removed. ArtifactError where no scene can
     be predicted.
     """
-    single, scenes = part(run, Subset(tuple(run.config.models), "none"), 1), run.scenes("test")
-    first = spread(scenes, MEASURED)
-    candidates = [*first, *(scene for scene in spread(scenes, 4 * MEASURED) if scene not in first)]
+    single, scenes = reduced_run(run, Subset(tuple(run.config.models), "none"), 1), run.scenes("test")
+    first = evenly_spaced(scenes, MEASURED)
+    candidates = [*first, *(scene for scene in evenly_spaced(scenes, 4 * MEASURED) if scene not in first)]
     timings, folders, known = {}, {}, {scene.id for scene in scenes}
     for name, model in single.config.models.items():
         (fold,) = single.config.folds_of(model)
@@ -75,7 +75,7 @@ def measure(run: Run, pool: Pool, folder: Path) -> Costs:
     return Costs(len(scenes), len(pool), folds, timings, read, finish)
 
 
-def spread(scenes: Sequence[Scene], count: int) -> list[Scene]:
+def evenly_spaced(scenes: Sequence[Scene], count: int) -> list[Scene]:
     """Return ``count`` scenes, evenly spaced, in their order; all where there are fewer."""
     return [scenes[k * len(scenes) // count] for k in range(count)] if len(scenes) > count else list(scenes)
 
@@ -114,7 +114,7 @@ def carry_out(
     Returns scene id -> why it has the fallback in some network's answer. OutOfTime where not even the first pass ends
     in time.
     """
-    whole = part(run, plan.subset, plan.folds)
+    whole = reduced_run(run, plan.subset, plan.folds)
     networks = {name: whole.config.folds_of(model) for name, model in whole.config.models.items()}
     count = max(map(len, networks.values()))
     took: dict[str, float] = {}  # model -> seconds of one network
@@ -128,7 +128,7 @@ def carry_out(
     def submit() -> None:
         nonlocal finishing, handed
         started = budget.clock()
-        hand_in(part(run, plan.subset, done))
+        hand_in(reduced_run(run, plan.subset, done))
         finishing, handed = budget.clock() - started, done
 
     def ending() -> float:

@@ -73,7 +73,7 @@ def out_of_fold(config: Path, overrides: Sequence[str], weights: Path) -> dict[s
         run = cli.open_run(cli.parser("").parse_args([str(word) for word in words]))
         decision = Decision.of(run)
         full, _ = plan.subsets_of(run.config, decision)
-        run = passes.part(run, full)
+        run = passes.reduced_run(run, full)
         for units in fold_splits(run):
             predict(run, list(run.pending(units)))
         run.make("05", [run.graph.blend("oof")], partial(ensemble.write, run))
