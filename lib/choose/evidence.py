@@ -9,6 +9,7 @@ import tempfile
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from itertools import islice, product
@@ -38,26 +39,19 @@ Refine = Callable[[str, np.ndarray], np.ndarray]
 
 
 # ---- what networks predicted --------------------------------------------------------------------------
+@dataclass
 class Members:
-    """The levels of one scene's networks, each read once, averaged under any weights and variant.
+    """The levels of one scene's networks, each read once, averaged under any weights and variant."""
 
-    run: the experiment, which says how they were predicted; calibrate, refine: what is done to the levels of each
-    network, and to each average with a CRF.
-    """
-
-    def __init__(
-        self,
-        run: Run,
-        scene: Scene,
-        folders: Folders,
-        calibrate: Calibrate | None = None,
-        refine: Refine | None = None,
-    ):
-        self.scene, self.folders, self.calibrate, self.refine = scene, folders, calibrate, refine
-        self.sets, self.truncate = run.config.predict.tta_sets, run.config.blend.truncate
-        self.names: dict[str, tuple[str, ...]] = {}
-        """Task -> names of its channels, of what has been read."""
-        self._read: dict[str, dict[str, list[tuple[str, int, np.ndarray]]]] = {}
+    config: Experiment
+    """How they were predicted."""
+    scene: Scene
+    folders: Folders
+    calibrate: Calibrate | None = None
+    refine: Refine | None = None
+    names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Task -> names of its channels, of what has been read."""
+    _read: dict[str, dict[str, list[tuple[str, int, np.ndarray]]]] = field(default_factory=dict)
 
     def levels(self, tta: str) -> dict[str, list[tuple[str, int, np.ndarray]]]:
         """Return task -> (model, number of its folds, (C, H, W) uint8) of each network under a set of views."""
@@ -68,7 +62,7 @@ class Members:
     def _levels(self, tta: str, task: str, folders: dict[str, list[Path]]) -> Iterator[tuple[str, int, np.ndarray]]:
         for model, sources in folders.items():
             for source in sources:
-                levels, names = read_levels(levels_path(source, self.sets, tta, self.scene.id))
+                levels, names = read_levels(levels_path(source, self.config.predict.tta_sets, tta, self.scene.id))
                 if self.names.setdefault(task, names) != names:
                     raise ArtifactError(f"{source}: expected channels {self.names[task]}, got {names}")
                 yield model, len(sources), self.calibrate(task, model, levels) if self.calibrate else levels
@@ -78,7 +72,8 @@ class Members:
         averaged = {}
         for task, members in self.levels(variant.tta).items():
             kept = [(Fraction(str(weights[model])) / folds, own) for model, folds, own in members if model in weights]
-            averaged[task] = blending.blend([own for _, own in kept], [share for share, _ in kept], self.truncate)
+            shares, levels = [share for share, _ in kept], [own for _, own in kept]
+            averaged[task] = blending.blend(levels, shares, self.config.blend.truncate)
             if variant.crf and self.refine:
                 averaged[task] = self.refine(task, averaged[task])
         return averaged
@@ -96,7 +91,7 @@ def predicted(
     scenes = [scene for scene in run.scenes("train" if split == "oof" else "test") if scene.id in folders]
 
     def members(scene: Scene) -> Members:
-        return Members(run, scene, folders[scene.id], calibrate, _refine(run, scene))
+        return Members(run.config, scene, folders[scene.id], calibrate, _refine(run, scene))
 
     return scenes, members
 

@@ -66,8 +66,7 @@ def decide(scenes: OutOfFold, temperatures: dict[str, float], notes: dict[str, A
     asked = steps(config)
     for step in asked:
         chosen = step(scenes, chosen)
-    scored = score(scenes, chosen)
-    expected = scored.pop("expected_score")
+    scored, expected = score(scenes, chosen)
     if asked:
         notes = {**notes, **chosen.notes, "expected_score": expected}
         if expected is not None:
@@ -82,10 +81,11 @@ def decide(scenes: OutOfFold, temperatures: dict[str, float], notes: dict[str, A
     )
 
 
-def score(scenes: OutOfFold, chosen: Chosen) -> dict[str, Any]:
-    """Decode every scene with the choice, and with the choice made without its fold; return fields of the decision.
+def score(scenes: OutOfFold, chosen: Chosen) -> tuple[dict[str, Any], float | None]:
+    """Decode every scene with the choice, and with the choice made without its fold.
 
-    ``expected_score`` is the score of the latter, pooled over the folds; None where there is one fold only.
+    Returns (the fields of the decision that say what the choice scores, the score to expect on unseen scenes). The
+    latter is the score of all scenes decoded without their fold, counted together; None where there is one fold only.
     """
     competition = scenes.competition
     tallies, details, held_out = [], [], []
@@ -95,8 +95,7 @@ def score(scenes: OutOfFold, chosen: Chosen) -> dict[str, Any]:
         if chosen.without:
             held_out.append(item.tally(chosen.without[item.fold]))
     counts = np.stack(tallies)  # (S, K)
-    return {
-        "expected_score": float(competition.score(total(held_out))) if held_out else None,
+    scored = {
         "scenes": len(counts),
         "scores": competition.scores(counts.sum(0)),
         "interval95": bootstrap(counts, competition.score, seed=scenes.run.config.seed),
@@ -104,6 +103,7 @@ def score(scenes: OutOfFold, chosen: Chosen) -> dict[str, Any]:
         "per_fold": _by(competition, counts, [str(scenes.fold_of[scene.id]) for scene in scenes.scenes]),
         "tables": competition.tables(np.sum(details, 0)),
     }
+    return scored, float(competition.score(total(held_out))) if held_out else None
 
 
 def _by(competition: Competition, counts: np.ndarray, keys: Sequence[str]) -> dict[str, Numbers]:

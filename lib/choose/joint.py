@@ -8,13 +8,7 @@ from typing import Any
 import numpy as np
 
 from lib.choose.choice import Choice, Chosen, Variant, Weights
-from lib.choose.evidence import (
-    OutOfFold,
-    OutOfFoldScene,
-    settings_to_try,
-    variants,
-    weights_to_try,
-)
+from lib.choose.evidence import OutOfFold, OutOfFoldScene, settings_to_try, variants, weights_to_try
 from lib.competitions.contract import Grid
 from lib.ensemble import search as searching
 from lib.run.cli import say
@@ -57,12 +51,8 @@ class Candidates:
 
 def choose_jointly(scenes: OutOfFold, chosen: Chosen) -> Chosen:
     """Search the weights, variants and settings that the experiment allows."""
-    config = scenes.run.config
-    return choose_among(
-        scenes,
-        chosen,
-        Candidates(variants(config), weights_to_try(config), settings_to_try(scenes.run, chosen.fixed)),
-    )
+    config, grid = scenes.run.config, settings_to_try(scenes.run, chosen.fixed)
+    return choose_among(scenes, chosen, Candidates(variants(config), weights_to_try(config), grid))
 
 
 def choose_among(scenes: OutOfFold, chosen: Chosen, candidates: Candidates) -> Chosen:
@@ -117,19 +107,14 @@ def choose_among(scenes: OutOfFold, chosen: Chosen, candidates: Candidates) -> C
     return found
 
 
+@dataclass(frozen=True)
 class _Domains:
     """Settings chosen for each domain under the weights and the variant that all domains share."""
 
-    def __init__(
-        self,
-        scenes: OutOfFold,
-        candidates: Candidates,
-        counts: Mapping[Place, np.ndarray],
-        scenes_in: Mapping[Place, int],
-    ):
-        """counts, scenes_in: (fold, domain) -> its table, its number of scenes."""
-        self.score, self.plateau = scenes.competition.score, scenes.search.plateau
-        self.candidates, self.counts, self.scenes_in = candidates, counts, scenes_in
+    scenes: OutOfFold
+    candidates: Candidates
+    counts: Mapping[Place, np.ndarray]
+    scenes_in: Mapping[Place, int]
 
     def point(self, domain: str, common: int, left_out: int | None) -> int:
         """Return the point of a domain, chosen without a fold; the common one where fewer than MIN_SCENES are left."""
@@ -139,7 +124,7 @@ class _Domains:
         grid = self.candidates.grid
         first = common // len(grid.points) * len(grid.points)  # the first point under the common weights and variant
         table = searching.total(self.counts[place][first : first + len(grid.points)] for place in places)
-        return first + searching.choose(table, self.score, grid.shape, self.plateau)
+        return first + searching.choose(table, self.scenes.competition.score, grid.shape, self.scenes.search.plateau)
 
     def choice(self, common: int, left_out: int | None = None) -> Choice:
         """Return the common choice with the settings in which each domain differs from it."""
@@ -159,4 +144,4 @@ class _Domains:
         for (fold, domain), table in self.counts.items():
             if (common := chosen[fold]) is not None:
                 held_out.append(table[self.point(domain, common, fold)])
-        return float(self.score(searching.total(held_out)))
+        return float(self.scenes.competition.score(searching.total(held_out)))
