@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 
 from lib.choose.choice import Decision
 from lib.competitions.contract import Competition, Scene, settings_for
+from lib.files import whole_file, write_bytes
 from lib.report.tables import decision_table, milestones
 from lib.run.cli import Run
 from lib.stages.ensemble import averages
@@ -31,7 +32,7 @@ def write(run: Run) -> str:
             f"<h1>{html.escape(run.config.name)}</h1><pre>{html.escape(lines[0])}</pre>",
             f"<h2>training</h2><pre>{html.escape(history)}</pre>"]  # fmt: skip
     page += [f"<h2>{html.escape(p.stem)}</h2><img src='{html.escape(p.name)}' style='width:100%'>" for p in pictures]
-    (folder / "report.html").write_text("\n".join(page) + "\n", encoding="utf-8")
+    write_bytes(folder / "report.html", ("\n".join(page) + "\n").encode())
     submission = run.graph.submission("test")
     if run.store.status(submission) == "done":
         lines.append(f"submission: {run.store.folder(submission)} (linted)")
@@ -65,6 +66,7 @@ def picture(competition: Competition, scene: Scene, answer: Any, folder: Path) -
     figure.suptitle(scene.id)
     figure.tight_layout()
     path = folder / f"{scene.id}.png"
-    figure.savefig(path, dpi=80)
+    with whole_file(path, "wb") as file:
+        figure.savefig(file, dpi=80, format="png")
     plt.close(figure)
     return path
