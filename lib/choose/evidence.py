@@ -14,6 +14,7 @@ from fractions import Fraction
 from functools import cached_property
 from itertools import islice, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -130,7 +131,8 @@ def _calibrate(run: Run, temperatures: Mapping[str, float]) -> Calibrate | None:
 
 def _refine(run: Run, scene: Scene) -> Refine | None:
     """Return the CRF on the scene's first image, None where it is off."""
-    options, tasks = run.config.blend.crf, run.competition.tasks
+    options: Mapping[str, Any] | None = run.config.blend.crf
+    tasks = run.competition.tasks
     if options is None:
         return None
 

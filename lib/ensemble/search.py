@@ -24,7 +24,7 @@ MAX_POINTS = 500_000
 
 
 @dataclass(frozen=True)
-class Lattice(Sequence):
+class Lattice(Sequence[dict[str, Any]]):
     """All combinations of the values of ``axes`` in row-major order (last axis fastest); other settings stay at
     ``defaults``. A point is made when asked for, so a hundred thousand of them cost nothing."""
 
@@ -39,7 +39,7 @@ class Lattice(Sequence):
     def __len__(self) -> int:
         return prod(self.shape)
 
-    def __getitem__(self, point: int) -> dict[str, Any]:
+    def __getitem__(self, point: int) -> dict[str, Any]:  # type: ignore[override]  # no slices
         """Return the settings of one point."""
         if not -len(self) <= point < len(self):
             raise IndexError(f"lattice of {len(self)} points has no point {point}")
