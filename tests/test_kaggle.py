@@ -133,7 +133,7 @@ def test_tested_versions_come_from_requirements(tmp_path):
 
 
 def test_metadata_is_what_kaggles_client_reads():
-    kernel = text.kernel_metadata("notebook", "kernel.ipynb", "me", "My Best: Kernel", "me/w", "comp", True)
+    kernel = text.kernel_metadata("kernel.ipynb", "me", "My Best: Kernel", "me/w", "comp", True)
     assert kernel["id"] == "me/my-best-kernel" and kernel["enable_internet"] is False and kernel["enable_gpu"] is True
     assert kernel["dataset_sources"] == ["me/w"] and kernel["competition_sources"] == ["comp"]
     assert text.dataset_metadata("me", "w", "My weights", "other") == {
