@@ -226,7 +226,8 @@ class OutOfFold:
         if scene.id not in self._places:
             truth = self.competition.truth(scene)
             packed = zlib.compress(pickle.dumps(truth, protocol=5), level=1)
-            self._places[scene.id] = self._truths.seek(0, 2), len(packed)
+            self._truths.seek(0, 2)
+            self._places[scene.id] = self._truths.tell(), len(packed)
             self._truths.write(packed)
             return truth
         start, length = self._places[scene.id]
