@@ -34,7 +34,10 @@ class Spread:
 
     @property
     def median(self) -> int:
-        """Index of the (lower) median winner: where a map is cut whose binarisations at all winners vote by halves."""
+        """Index of the median of the winning values, the lower one of two.
+
+        Binarise a map at every winning value and let the results vote: the majority is the map cut at this value.
+        """
         return int(np.searchsorted(np.cumsum(self.wins), 0.5 - 1e-9))
 
 
