@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -44,27 +45,32 @@ COLUMNS = ("id", "fold", "group", "domain")
 
 @dataclass(frozen=True)
 class Memory:
-    """A file that remembers for which networks nothing was wrong; ``code`` marks the sources that found so."""
+    """A file that remembers for which networks nothing was wrong."""
 
     file: Path
     code: str
+    """Marks the sources that found so."""
+    networks: Any
+    """All that the finding depends on, as JSON values."""
 
-    def holds(self, networks: Any) -> bool:
-        """Tell whether nothing was wrong with these very networks, given as JSON values."""
+    def holds(self) -> bool:
+        """Tell whether nothing was wrong with these very networks."""
         try:
-            return json.loads(self.file.read_text(encoding="utf-8")) == self._digest(networks)
+            return json.loads(self.file.read_text(encoding="utf-8")) == self._digest
         except (OSError, ValueError):
             return False
 
-    def keep(self, networks: Any) -> None:
+    def keep(self) -> None:
         """Remember that nothing is wrong; where nothing can be written, the networks are built again next time."""
-        with contextlib.suppress(OSError):
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self.file, self._digest(networks))
+        if not self.holds():
+            with contextlib.suppress(OSError):
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                write_json(self.file, self._digest)
 
-    def _digest(self, networks: Any) -> str:
+    @cached_property
+    def _digest(self) -> str:
         versions = [_version(name) for name in PACKAGES]
-        return hashlib.sha256(json.dumps([networks, self.code, versions]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.networks, self.code, versions]).encode()).hexdigest()
 
 
 def open_experiment(
@@ -91,13 +97,19 @@ def open_experiment(
         if faults:  # what was asked for may be why
             raise refusal(path, faults) from None
         raise
-    if competition is not None:
-        wrong += competition_faults(experiment, competition)
-        if code:
-            wrong += _remembered(experiment, competition, Memory(workdir / experiment.name / MEMORY, code))
+    if competition is None:
+        raise refusal(path, faults + wrong)
+    memory = Memory(workdir / experiment.name / MEMORY, code, _networks(experiment, competition))
+    wrong += competition_faults(experiment, competition)
+    if code and not memory.holds():
+        from lib.config.networks import network_faults  # here, since it imports torch and the libraries of networks
+
+        wrong += network_faults(experiment, competition)
     faults += [fault for fault in wrong if fault.partition(": ")[0] not in said]
-    if faults or competition is None:
+    if faults:
         raise refusal(path, faults)
+    if code:
+        memory.keep()
     return experiment, competition
 
 
@@ -222,9 +234,9 @@ def scene_faults(experiment: Experiment, scenes: Collection[Scene]) -> list[str]
     ]
 
 
-def _remembered(experiment: Experiment, competition: Competition, memory: Memory) -> list[str]:
-    """Return the faults of the networks; nothing is imported where the memory holds that there are none."""
-    networks = {
+def _networks(experiment: Experiment, competition: Competition) -> dict[str, Any]:
+    """Return all that ``networks.network_faults`` looks at, as JSON values."""
+    return {
         "models": [
             [name, model.task, plain(model.network), plain(model.view), model.train.crop, model.train.augment,
              model.train.zero_gamma]
@@ -234,14 +246,6 @@ def _remembered(experiment: Experiment, competition: Competition, memory: Memory
         "images": competition.images,
         "windows": [experiment.predict.tile, experiment.predict.overlap],
     }  # fmt: skip
-    if memory.holds(networks):
-        return []
-    from lib.config.networks import network_faults
-
-    faults = network_faults(experiment, competition)
-    if not faults:
-        memory.keep(networks)
-    return faults
 
 
 def _version(package: str) -> str:

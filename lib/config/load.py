@@ -33,10 +33,11 @@ def refusal(path: str | Path, faults: Sequence[str]) -> ConfigError:
 def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Return the tree of an experiment file with ``overrides`` in it. ConfigError where there is no such tree."""
     path = Path(path)
+    text = _text(path)
     try:
-        tree = strict.parse(_text(path))
+        tree = strict.parse(text)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{path}: not a YAML file: {error}") from error
     if not isinstance(tree, dict):
         got = "an empty file" if tree is None else f"a {type(tree).__name__}"
         raise ConfigError(f"{path}: expected sections (name: ..., data: ..., models: ...), got {got}")
@@ -69,22 +70,24 @@ def examine(tree: dict[str, Any]) -> tuple[Experiment | None, list[str]]:
 
 def _text(path: Path) -> str:
     if path.is_dir():
-        raise ConfigError("expected an experiment file, this is a folder; see configs/")
+        raise ConfigError(f"{path}: expected an experiment file, this is a folder; see configs/")
     try:
         with open(path, "rb") as stream:
             found = stream.read(strict.BYTES + 1)
     except FileNotFoundError as error:
-        raise ConfigError("no such experiment file; see configs/") from error
+        raise ConfigError(f"{path}: no such experiment file; see configs/") from error
     except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     if len(found) > strict.BYTES:
-        raise ConfigError(f"expected an experiment file, this has more than {strict.BYTES:,} bytes")
+        raise ConfigError(f"{path}: expected an experiment file, this has more than {strict.BYTES:,} bytes")
     try:
         return found.decode("utf-8")
     except UnicodeDecodeError as error:
         line = found[: error.start].count(b"\n") + 1
-        raise ConfigError(f"line {line}: expected text in UTF-8, got the byte {found[error.start]:#04x}; save the file "
-                          "as UTF-8") from error  # fmt: skip
+        byte = f"{found[error.start]:#04x}"
+        raise ConfigError(
+            f"{path}: line {line}: expected text in UTF-8, got the byte {byte}; save the file as UTF-8"
+        ) from error
 
 
 def _set(tree: dict[str, Any], override: str) -> None:
@@ -100,7 +103,7 @@ def _set(tree: dict[str, Any], override: str) -> None:
     try:
         node[_key(node, last)] = strict.parse(value)
     except ConfigError as error:
-        raise ConfigError(f"--set {override}: {error}") from error
+        raise ConfigError(f"--set {override}: not a YAML value: {error}") from error
 
 
 def _key(node: dict[Any, Any], text: str) -> Any:

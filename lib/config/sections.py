@@ -39,7 +39,11 @@ def model_name(name: str) -> str:
     return name
 
 
-ExperimentName = Annotated[str, AfterValidator(experiment_name)]
+ExperimentName = Annotated[
+    str,
+    AfterValidator(experiment_name),
+    Field(json_schema_extra={"pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]*$", "maxLength": NAME}),
+]
 ModelName = Annotated[str, AfterValidator(model_name)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What numpy, torch and scikit-learn all take."""
@@ -496,7 +500,7 @@ class Experiment(Section):
     """Where the files are."""
     folds: Folds = Folds()
     """How scenes are split."""
-    models: dict[ModelName, Model] = Field(min_length=1)
+    models: dict[ModelName, Model]
     """The networks, by name."""
     predict: Predict = Predict()
     """How checkpoints look at scenes."""
@@ -523,7 +527,7 @@ class Experiment(Section):
 
         Such are references from model to model, and settings of different sections that do not go together.
         """
-        faults = []
+        faults = [] if self.models else ["models: expected at least one network, got none"]
         if self.blend.select is not None and len(self.predict.tta_sets) > 1:
             faults.append("blend.select: greedy selection goes with one set of views in predict.tta")
         for name, model in self.models.items():
@@ -542,7 +546,7 @@ class Experiment(Section):
                 yield f".train.{field}: no other model is called {other!r}{near}"
             elif task and self.models[other].task != task:
                 yield f".train.{field}: {other!r} is not a {task} model"
-            elif not set(self.folds_of(model)) <= set(self.folds_of(self.models[other])):
+            elif not set(self.folds_of(model)) & set(range(self.folds.n)) <= set(self.folds_of(self.models[other])):
                 yield f".train.{field}: {other!r} is not trained on every fold of {name!r}"
 
 

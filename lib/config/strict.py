@@ -23,14 +23,14 @@ VALUES = 50_000
 def parse(text: str) -> Any:
     """Return the value of a YAML text. Raises ConfigError in one sentence that names the line."""
     try:
-        return yaml.load(text, _Loader)
+        return _copied(yaml.load(text, _Loader))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         hint = "; indent with spaces, YAML takes no tabs" if "'\\t'" in (error.problem or "") else ""
-        raise ConfigError(f"{place}not YAML: {error.problem or error.context}{hint}") from error
+        raise ConfigError(f"{place}{error.problem or error.context}{hint}") from error
     except (yaml.YAMLError, ValueError) as error:  # a character that cannot be, a date or a number out of range
-        raise ConfigError(f"not YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(" ".join(str(error).split())) from error
 
 
 def unusable_numbers(value: Any, where: str = "") -> Iterator[str]:
@@ -40,6 +40,13 @@ def unusable_numbers(value: Any, where: str = "") -> Iterator[str]:
     below = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, part in below:
         yield from unusable_numbers(part, f"{where}.{key}" if where else str(key))
+
+
+def _copied(value: Any) -> Any:
+    """Return nested mappings and lists of which none stands in two places, as one does that an alias names."""
+    if isinstance(value, dict):
+        return {key: _copied(part) for key, part in value.items()}
+    return [_copied(part) for part in value] if isinstance(value, list) else value
 
 
 class _Loader(yaml.SafeLoader):
@@ -52,7 +59,8 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Compose a node and count what is in it."""
-        mark = self.peek_event().start_mark
+        event = self.peek_event()
+        mark, is_alias = event.start_mark, isinstance(event, yaml.AliasEvent)
         if self.depth == DEPTH:
             raise yaml.MarkedYAMLError(problem=f"nested more than {DEPTH} deep", problem_mark=mark)
         self.depth += 1
@@ -60,17 +68,14 @@ class _Loader(yaml.SafeLoader):
         self.depth -= 1
         if node is None or id(node) in self.sizes:
             return node
-        size = 1 if isinstance(node, yaml.ScalarNode) else 1 + sum(self._size(part) for part in _parts(node))
+        if is_alias:  # of a node that is still being read
+            raise yaml.MarkedYAMLError(problem="an alias stands inside of what it names", problem_mark=mark)
+        size = 1 if isinstance(node, yaml.ScalarNode) else 1 + sum(self.sizes[id(part)] for part in _parts(node))
         if size > VALUES:
             problem = f"more than {VALUES:,} values, each alias (*name) counted with all it stands for"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
         self.sizes[id(node)] = size
         return node
-
-    def _size(self, node: yaml.Node) -> int:
-        if id(node) not in self.sizes:  # it is still being read
-            raise yaml.MarkedYAMLError(problem="an alias stands inside of what it names", problem_mark=node.start_mark)
-        return self.sizes[id(node)]
 
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
         """Construct a mapping in which no key stands twice."""
