@@ -34,11 +34,12 @@ PACKAGES = ("torch", "timm", "segmentation-models-pytorch", "albumentations")
 """What the verdict on networks depends on besides the experiment and the code."""
 LOSS_TERMS = {
     "binary": ("dice", "focal", "bce", "jaccard", "tversky", "lovasz"),
-    "multiclass": ("dice", "focal", "ce", "damage_ce", "damage_dice", "building_bce", "building_dice", "jaccard",
-                   "tversky", "lovasz"),
+    "multiclass": ("dice", "focal", "ce", "class_ce", "class_dice", "foreground_bce", "foreground_dice", "jaccard",
+                   "tversky", "lovasz", "damage_ce", "damage_dice", "building_bce", "building_dice"),
     "multilabel": ("dice", "focal", "bce", "jaccard", "tversky", "lovasz"),
 }  # fmt: skip
-"""Kind of a task -> the loss terms it may have beside that of the boundary head; ``lib/training/terms.py`` has them."""
+"""Kind of a task -> the loss terms it may have, beside that of the boundary head; ``lib/training/terms.py`` has them, the
+last four under newer names."""
 COLUMNS = ("id", "fold", "group", "domain")
 """Columns of folds.csv beside the flags."""
 
