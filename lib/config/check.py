@@ -38,8 +38,8 @@ LOSS_TERMS = {
                    "tversky", "lovasz", "damage_ce", "damage_dice", "building_bce", "building_dice"),
     "multilabel": ("dice", "focal", "bce", "jaccard", "tversky", "lovasz"),
 }  # fmt: skip
-"""Kind of a task -> the loss terms it may have, beside that of the boundary head; ``lib/training/terms.py`` has them, the
-last four under newer names."""
+"""Kind of a task -> the loss terms it may have, beside that of the boundary head; ``lib/training/terms.py`` has them,
+the last four under newer names."""
 COLUMNS = ("id", "fold", "group", "domain")
 """Columns of folds.csv beside the flags."""
 

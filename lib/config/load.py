@@ -53,11 +53,11 @@ def examine(tree: dict[str, Any]) -> tuple[Experiment | None, list[str]]:
     that too; None where the rest is not one.
     """
     faults = list(strict.unusable_numbers(tree))
-    said = {fault.partition(": ")[0] for fault in faults}
+    said = [fault.partition(": ")[0] for fault in faults]
     try:
         experiment = Experiment.model_validate(tree)
     except ValidationError as error:
-        faults += [fault for fault in sentences(error) if fault.partition(": ")[0] not in said]
+        faults += [fault for fault in sentences(error) if not _about(fault, said)]
         rest = copy.deepcopy(tree)
         for fault in error.errors():
             _remove(rest, fault["loc"])
@@ -66,6 +66,12 @@ def examine(tree: dict[str, Any]) -> tuple[Experiment | None, list[str]]:
         except ValidationError:
             return None, faults
     return experiment, faults + experiment.contradictions()
+
+
+def _about(fault: str, keys: Sequence[str]) -> bool:
+    """Tell whether a fault is about one of the keys, or about a section that holds one."""
+    where = fault.partition(": ")[0]
+    return any(key == where or key.startswith(f"{where}.") for key in keys)
 
 
 def _text(path: Path) -> str:
