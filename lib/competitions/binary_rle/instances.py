@@ -9,8 +9,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-from scipy import ndimage
 import skimage  # its parts are imported when they are first used
+from scipy import ndimage
 
 from lib.competitions.xview2.decode import threshold_level
 from lib.ensemble.steps import resolve
