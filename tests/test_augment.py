@@ -12,9 +12,19 @@ import numpy as np
 import pytest
 
 from lib.errors import ConfigError
-from lib.scenes.augment import EIGENVALUES, EIGENVECTORS, PRESETS, Augment, Focus, Lighting, Preset, build, compose
+from lib.scenes.augment import (
+    EIGENVALUES,
+    EIGENVECTORS,
+    PRESETS,
+    Augment,
+    Focus,
+    Lighting,
+    Preset,
+    StainJitter,
+    build,
+    compose,
+)
 from lib.scenes.raster import read_image, write_png
-from lib.scenes.stain import StainJitter
 
 PAIR = ("pre", "post")
 GOLDEN = Path(__file__).parent / "golden"

@@ -25,7 +25,7 @@ from lib.run import cli, runtime
 from lib.run.artifacts import MANIFEST, digest, read_json
 from lib.run.cli import Run
 from lib.stages import ensemble
-from lib.stages.predict import fold_splits, predict
+from lib.stages.predict import predict
 
 FILES = ("folds.csv", checkpoint.WEIGHTS, checkpoint.DESCRIPTION, DECODE)
 """What is taken of a unit, besides its manifest."""
@@ -74,7 +74,7 @@ def out_of_fold(config: Path, overrides: Sequence[str], weights: Path) -> dict[s
         decision = Decision.of(run)
         full, _ = plan.subsets_of(run.config, decision)
         run = passes.reduced_run(run, full)
-        for units in fold_splits(run):
+        for units in run.predictions():
             predict(run, list(run.pending(units)))
         run.make("05", [run.graph.blend("oof")], partial(ensemble.write, run))
         params, competition = decision.params, run.competition
