@@ -303,7 +303,7 @@ def all_sum(value: Tensor) -> Tensor:
 
 
 def _heads(scores: Mapping[str, float]) -> list[str]:
-    """Return the names that are no part of another (score, damage_f1, but not damage_f1_destroyed)."""
+    """Return the names that do not detail another: score and f1, but not the f1_<class> of each class."""
     named = [name for name in scores if name not in ("select", "collapsed")]
     return [name for name in named if not any(name.startswith(f"{other}_") for other in named)]
 
