@@ -1,5 +1,6 @@
 """The networks, by the name of their architecture. Arrays in, arrays out: they know nothing of configs and folders."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -7,7 +8,7 @@ from torch import nn
 from lib.errors import ConfigError
 from lib.models import attention_unet, classifier, hybrid, maskformer, segmentation, siamese
 
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "segmentation": segmentation.build,
     "siamese": siamese.build,
     "unet": attention_unet.build_unet,

@@ -20,7 +20,7 @@ from lib.models.segmentation import timm_arguments
 class Backbone(nn.Module):
     """timm's ``model`` without its last layer: (B, C, H, W) -> pooled features (B, F); names as in smp's encoders."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Any):
         super().__init__()
         self.model = model
         self.out_features: int = getattr(model, "head_hidden_size", None) or model.num_features
@@ -94,7 +94,7 @@ def build(*, classes: int, images: int, encoder: str, **options: Any) -> Classif
     arguments = timm_arguments(f"tu-{name}", source, of_timm)
     pretrained = arguments.pop("weights") is not None
     try:
-        model = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=3 * images, **arguments)
+        model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=3 * images, **arguments)
         if asked.grad_checkpointing:
             model.set_grad_checkpointing(True)
     except (ValueError, TypeError, KeyError, RuntimeError, AssertionError) as error:

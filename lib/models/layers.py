@@ -43,6 +43,9 @@ class Normalize(nn.Module):
     The buffers ``mean`` and ``std`` are in 0..255 units, the encoder's three values repeated for each image.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, encoder: str, images: int):
         super().__init__()
         for name, values in zip(("mean", "std"), mean_std(encoder)):
@@ -68,12 +71,13 @@ def use_group_norm(module: nn.Module, groups: int = 32) -> None:
             use_group_norm(child, groups)
 
 
-def _group_norm(norm: _BatchNorm, groups: int) -> nn.Module:
+def _group_norm(norm: _BatchNorm, groups: int) -> nn.GroupNorm:
     channels = norm.num_features
     groups = max(g for g in range(1, groups + 1) if channels % g == 0 and (g == 1 or channels // g >= 2))
+    new: nn.GroupNorm
     if hasattr(norm, "act"):  # timm fuses norm, drop and activation into one layer
         new = GroupNormAct(channels, groups, eps=norm.eps, affine=norm.affine)
-        new.drop, new.act = norm.drop, norm.act
+        new.drop, new.act = norm.get_submodule("drop"), norm.get_submodule("act")
     else:
         new = nn.GroupNorm(groups, channels, eps=norm.eps, affine=norm.affine)
     if norm.affine:
@@ -81,7 +85,7 @@ def _group_norm(norm: _BatchNorm, groups: int) -> nn.Module:
     return new
 
 
-class Float32Training:
+class Float32Training(nn.Module):
     """A convolution that trains in float32 under CPU autocast, and infers in autocast's precision."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,7 +111,7 @@ def train_depthwise_in_float32(module: nn.Module) -> None:
     """
     swaps = {nn.Conv2d: Float32Conv2d, Conv2dSame: Float32Conv2dSame}
     for conv in module.modules():
-        if type(conv) in swaps and conv.groups == conv.in_channels > 1:
+        if isinstance(conv, nn.Conv2d) and type(conv) in swaps and conv.groups == conv.in_channels > 1:
             conv.__class__ = swaps[type(conv)]
 
 

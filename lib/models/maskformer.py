@@ -72,7 +72,8 @@ class MaskDecoder(nn.Module):
 
     def forward(self, features: list[Tensor]) -> Tensor:
         memory = self.memory(features[-1])  # (B, D, h, w)
-        memory = memory + positions(*memory.shape[-3:], device=memory.device).to(memory.dtype)
+        _, channels, height, width = memory.shape
+        memory = memory + positions(channels, height, width, memory.device).to(memory.dtype)
         queries = self.queries.weight.expand(len(memory), -1, -1)  # (B, Q, D)
         queries = self.transformer(queries, memory.flatten(2).transpose(1, 2))
         pixels = self.pixel_embedding(self.pixels(features))  # (B, D, H/4, W/4)

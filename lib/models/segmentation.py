@@ -39,9 +39,10 @@ class Parts:
     ``boundary`` reads the decoder's output as ``head`` does, ``aux`` the encoder's features at ``heads.AUX_LEVEL``.
     """
 
-    encoder: nn.Module
-    decoder: nn.Module
-    head: nn.Module
+    encoder: Any
+    """A module, as are the next two; what smp's have beside that (out_channels, blocks) nn.Module does not declare."""
+    decoder: Any
+    head: Any
     source: dict[str, str | int] | None = None
     boundary: nn.Module | None = None
     aux: nn.Module | None = None
@@ -146,7 +147,7 @@ def build_parts(
     encoder, decoder, options = design.encoder, design.decoder, dict(design.decoder_options)
     source = weights.find(encoder, design.encoder_weights)
 
-    def create(depth: int = 5, output_stride: int = 32) -> nn.Module:
+    def create(depth: int = 5, output_stride: int = 32) -> Any:
         native = {"in_channels": 3 if source else in_channels, "weights": None}  # widened after loading
         arguments = timm_arguments(encoder, source, design.encoder_options) if encoder.startswith("tu-") else native
         arguments = {"in_channels": in_channels} | arguments
@@ -196,7 +197,7 @@ def build_parts(
 class _Fused(nn.Module):
     """What smp asks of a custom encoder in order to build a decoder for it; never run."""
 
-    def __init__(self, encoder: nn.Module, channels: list[int]):
+    def __init__(self, encoder: Any, channels: list[int]):
         super().__init__()
         self.encoder, self.out_channels, self.output_stride = encoder, channels, encoder.output_stride
 
@@ -208,7 +209,7 @@ class _Fused(nn.Module):
 
 
 def _around(
-    create: Callable[..., nn.Module],
+    create: Callable[..., Any],
     design: Design,
     classes: int,
     fuse: Callable[[list[int]], list[int]] | None,
@@ -234,7 +235,7 @@ def _around(
 
 
 def _unet2020(
-    encoder: nn.Module,
+    encoder: Any,
     classes: int,
     fuse: Callable[[list[int]], list[int]] | None,
     decoder_channels: tuple[int, ...] = (256, 256, 128, 64),
@@ -274,7 +275,7 @@ def timm_arguments(
         arguments = {"strict_img_size": False, "always_partition": True}
     elif name.startswith(("vit_", "deit", "test_vit")):
         arguments = {"dynamic_img_size": True}
-    loading = {"weights": None}
+    loading: dict[str, Any] = {"weights": None}
     if source:  # smp: any weights but None mean pretrained; timm prefers the state dict given here to any other place
         loading = {"weights": True, "pretrained_cfg_overlay": {"state_dict": dict(source.state)}}
     return arguments | dict(encoder_options or {}) | loading

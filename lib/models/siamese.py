@@ -57,10 +57,10 @@ class SiameseNet(SegmentationNet):
         pre, post = x[:, :3], x[:, 3:]  # 2 x (B, 3, H, W)
         if self.fusion.statistics == "joint":
             both = self.encoder(torch.cat([pre, post]))  # levels of (2B, C, h, w)
-            pre, post = zip(*(level.chunk(2) for level in both))
+            before, after = zip(*(level.chunk(2) for level in both))
         else:
-            pre, post = self.encoder(pre), self.encoder(post)
-        return fuse(pre, post, self.fusion.fusion, self.fusion.bottleneck)
+            before, after = self.encoder(pre), self.encoder(post)
+        return fuse(before, after, self.fusion.fusion, self.fusion.bottleneck)
 
 
 def build(*, classes: int, images: int, dropout: float = 0.0, **options: Any) -> SiameseNet:

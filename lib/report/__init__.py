@@ -70,7 +70,7 @@ def _matrix(name: str, table: Mapping[str, Any]) -> list[str]:
 
 def _by_table(rows: Mapping[str, Mapping[str, Any]], title: str) -> list[str]:
     """Return one line per domain or fold, with its scene count and scores; parts of a score are named by their end."""
-    short = {}
+    short: dict[str, str] = {}
     for name in next(iter(rows.values())):
         parent = max((p for p in short if name.startswith(f"{p}_")), key=len, default="")
         short[name] = name.removeprefix(f"{parent}_")

@@ -197,7 +197,9 @@ def lines(report: Mapping) -> list[str]:
 
 
 def _about_flags(report: Mapping) -> Iterator[str]:
-    everywhere = {flag: [] for row in report["folds"].values() for flag in row if flag != "scenes"}
+    everywhere: dict[str, list[int]] = {
+        flag: [] for row in report["folds"].values() for flag in row if flag != "scenes"
+    }
     for gap in report["absent"]:
         everywhere[gap["flag"]].append(gap["fold"])
     for flag, gaps in everywhere.items():
