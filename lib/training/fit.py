@@ -38,7 +38,7 @@ Validate = Callable[[nn.Module], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
-class Job:
+class Place:
     """Where and how a network is trained, beside its settings."""
 
     folder: Path
@@ -53,10 +53,10 @@ class Fit:
     """One run: ``train.select`` decides what ``folder/best.safetensors`` keeps; ``log.jsonl`` gets a line an epoch."""
 
     def __init__(
-        self, network: nn.Module, task: Task, dataset: SampleStream, validate: Validate, train: Train, job: Job
+        self, network: nn.Module, task: Task, dataset: SampleStream, validate: Validate, train: Train, place: Place
     ):
         self.task, self.dataset, self.validate, self.train = task, dataset, validate, train
-        self.folder, self.device, self.seed, self.say = job.folder, job.device, job.seed, job.say
+        self.folder, self.device, self.seed, self.say = place.folder, place.device, place.seed, place.say
         self.arithmetic = Arithmetic(
             runtime.precision_on(self.device, train.precision, train.cpu_precision), self.device
         )
