@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lib.errors import ConfigError
 from lib.models import heads, weights
 from lib.models.gates import gate_skips
-from lib.models.layers import Normalize, head, take, train_depthwise_in_float32, use_group_norm
+from lib.models.layers import Network, Normalize, head, take, train_depthwise_in_float32, use_group_norm
 from lib.models.taps import SKIPS, tap_expansions
 from lib.models.unet2020 import UNet2020Decoder
 
@@ -48,7 +48,7 @@ class NetworkParts:
     aux: nn.Module | None = None
 
 
-class SegmentationNet(nn.Module):
+class SegmentationNet(Network):
     """Normalise, encode, decode, and give logits at the input's size.
 
     forward: (B, 3 * images, H, W) uint8 or float in 0..255, H and W multiples of ``stride`` -> (B, classes, H, W).

@@ -68,6 +68,7 @@ def audit_lines(competition: Competition, table: pd.DataFrame) -> list[str]:
 
 def _given(section: Folds, table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     """Take the folds of a given file; scenes and flags stay those of the data. Returns how many ids were not needed."""
+    assert section.file is not None, "only a given file is taken"
     given = folds.read_folds(section.file)
     here = given["id"].isin(table["id"])
     given, unused = given[here], int((~here).sum())
@@ -83,10 +84,11 @@ def _looks(competition: Competition, scenes: list[Scene], embedder: embed.Embedd
 
     def one(scene: Scene) -> tuple[list[int], np.ndarray | None]:
         frames = pairs.frames(competition.read(scene, competition.images[0]))
-        return [pairs.perceptual_hash(frame) for frame in frames], embedder and embedder(frames)
+        return [pairs.perceptual_hash(frame) for frame in frames], embedder(frames) if embedder else None
 
     with ThreadPoolExecutor(max_workers=2) as pool:
         found = list(tqdm(pool.map(one, scenes), "audit", total=len(scenes), leave=False, disable=None))
     named = dict(zip((scene.id for scene in scenes), found, strict=True))
     hashes = {name: codes for name, (codes, _) in named.items()}
-    return audit.Looks(hashes, {name: vectors for name, (_, vectors) in named.items()} if embedder else None)
+    vectors = {name: found for name, (_, found) in named.items() if found is not None}
+    return audit.Looks(hashes, vectors if embedder else None)

@@ -48,8 +48,8 @@ def predict(run: Run, units: list[Unit], pool: Pool | None = None, tick: Callabl
     """
     if not units:
         return
-    _, _, name, fold, _ = units[0].key.split("/")
-    fold = int(fold.removeprefix("fold"))
+    _, _, name, place, _ = units[0].key.split("/")
+    fold = int(place.removeprefix("fold"))
     pool = Pool(Networks, [run.device]) if pool is None else pool
     asked = run.config.predict.precision
     used = pool.each("load", run, name, fold)[0]
@@ -125,10 +125,12 @@ class Measured(NamedTuple):
 class Networks:
     """What a worker predicts with: a device, and the checkpoint that it has loaded."""
 
+    run: Run
+    """That of the loaded checkpoint."""
+
     def __init__(self, device: torch.device):
         quiet()
         self.device = device
-        self.run: Run | None = None
         if device.type == "cuda":
             torch.cuda.set_device(device)
 

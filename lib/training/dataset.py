@@ -117,7 +117,7 @@ class SampleStream(Dataset):
         """Return the index of the scene that a sample of the stream is cut from."""
         return self.deal((ORDER,), self.order, sample)
 
-    def deal(self, stream: tuple[int, ...], entries: Sequence[int], number: int) -> int:
+    def deal(self, stream: tuple[int, ...], entries: Sequence[int] | np.ndarray, number: int) -> int:
         """Return entry ``number`` of endless rounds through ``entries``, each round newly shuffled."""
         round_, position = divmod(number, len(entries))
         if self.rounds.get(stream, (-1,))[0] != round_:
@@ -163,7 +163,7 @@ class FrameDataset(SampleStream):
         images = {name: frames[name][k] for name in self.images}
         nothing = np.zeros(images[self.images[0]].shape[:2], np.uint8)
         images, _ = self.augment(images, nothing, int(rng.integers(2**63)))
-        item = {
+        item: dict[str, torch.Tensor | str] = {
             "image": self.stack(images, self.images),
             "target": torch.from_numpy(target.copy()),
             "id": self.scenes[index].id,
@@ -223,6 +223,7 @@ class CropDataset(SampleStream):
     def __getitem__(self, sample: int) -> dict[str, torch.Tensor | str]:
         """Return sample 0, 1, 2, ... of the stream; it does not end at ``len``."""
         rng = np.random.default_rng((self.seed, SAMPLE, sample))
+        focus: Focus | None
         if self.holders and rng.random() < self.sampling.focus_probability:
             index, focus = self.draw_class(rng)
             images, mask = self.images_of(index)
@@ -231,7 +232,11 @@ class CropDataset(SampleStream):
             images, mask = self.images_of(index)
             focus = None if self.holders else self.choose_focus(rng, index, mask)
         images, mask = self.augment(images, mask, int(rng.integers(2**63)), focus)
-        item = {"image": self.stack(images, self.images), "target": torch.from_numpy(mask), "id": self.scenes[index].id}
+        item: dict[str, torch.Tensor | str] = {
+            "image": self.stack(images, self.images),
+            "target": torch.from_numpy(mask),
+            "id": self.scenes[index].id,
+        }
         planes = [name for name in images if name not in self.images]
         return item | ({"teacher": self.stack(images, planes)} if planes else {})
 

@@ -9,6 +9,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,18 @@ from lib.config.sections import Train
 from lib.errors import ArtifactError, ConfigError, NonFiniteError
 from lib.files import write_bytes
 from lib.models.checkpoint import save_weights
+from lib.models.layers import Network
 from lib.run import runtime
 from lib.tasks import Task
 from lib.training import state
 from lib.training.dataset import BatchSampler, SampleStream
-from lib.training.ema import Ema, Swa
+from lib.training.ema import Average, Ema, Swa
 from lib.training.losses import Criterion
 from lib.training.mix import draw, mix
 from lib.training.optim import LearningRate, Plateau, build_optimizer, freeze, peak_lr, set_lr, unfreeze
 from lib.training.precision import Arithmetic, first_nonfinite, first_nonfinite_gradient
 
-Validate = Callable[[nn.Module], Mapping[str, float]]
+Validate = Callable[[Network], Mapping[str, float]]
 """Scores a network on full validation scenes; the key ``select`` decides which epoch is kept."""
 
 
@@ -53,7 +55,7 @@ class Fit:
     """One run: ``train.select`` decides what ``folder/best.safetensors`` keeps; ``log.jsonl`` gets a line an epoch."""
 
     def __init__(
-        self, network: nn.Module, task: Task, dataset: SampleStream, validate: Validate, train: Train, place: Place
+        self, network: Network, task: Task, dataset: SampleStream, validate: Validate, train: Train, place: Place
     ):
         self.task, self.dataset, self.validate, self.train = task, dataset, validate, train
         self.folder, self.device, self.seed, self.say = place.folder, place.device, place.seed, place.say
@@ -63,7 +65,7 @@ class Fit:
         runtime.use_tf32(train.tf32)
         runtime.deterministic()
         self.layout = torch.channels_last if train.channels_last else torch.contiguous_format
-        self.network = network.to(self.device, memory_format=self.layout)
+        self.network: Network = network.to(self.device).to(memory_format=self.layout)
         if runtime.world_size() > 1 and self.device.type == "cuda":
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         reduce = all_sum if runtime.world_size() > 1 else None
@@ -76,10 +78,11 @@ class Fit:
         self.optimizer = build_optimizer(self.network, train.optimizer, peak)
         if train.swa_from is not None and runtime.world_size() > 1:
             raise ConfigError("train.swa_from: its norm statistics are estimated in one process; leave it out here")
-        self.average = Ema(self.network, train.ema) if train.ema else None
+        self.average: Average | None = Ema(self.network, train.ema) if train.ema else None
         if train.swa_from is not None:
             self.average = Swa(self.network)
-        self.epoch, self.step, self.best, self.since_best, self.stop = 0, 0, None, 0, False
+        self.epoch, self.step, self.since_best, self.stop = 0, 0, 0, False
+        self.best: dict[str, float] | None = None
         self.meter: dict[str, float] = {}
         self.accumulate = train.accumulate
 
@@ -87,7 +90,7 @@ class Fit:
     def run(self) -> dict[str, Any]:
         """Train to the end (or from where the last state stands); return the scores of the kept epoch."""
         self._resume()
-        forward = self.network
+        forward: nn.Module = self.network
         if runtime.world_size() > 1:
             forward = DistributedDataParallel(self.network, find_unused_parameters=self.train.freeze_encoder_epochs > 0)
         with runtime.interruptible() as interrupted:
@@ -154,7 +157,8 @@ class Fit:
         self.optimizer.zero_grad(set_to_none=True)
         teacher = batch["teacher"].to(self.device).float() / 255 if "teacher" in batch else None
         mixed = mix(image, target, self.task.dense, train.mix, draw(self.seed, step), teacher)
-        total, raw = 0.0, defaultdict(float)
+        total = 0.0
+        raw: dict[str, float] = defaultdict(float)
         columns = (mixed.image, mixed.target, mixed.other, mixed.teacher)
         parts = list(zip(*(_chunks(column, self.accumulate) for column in columns), strict=True))
         for part, (x, y, other, teaching) in enumerate(parts):
@@ -175,10 +179,10 @@ class Fit:
             self.arithmetic.first_bad_layer = first_nonfinite_gradient(self.network)
         elif not self.arithmetic.scaler.is_enabled() and not math.isfinite(norm):
             raise NonFiniteError(f"epoch {self.epoch + 1}: the gradient is not finite; scenes {_names(batch)}")
-        if self.arithmetic.step(self.optimizer) and train.ema:
+        if self.arithmetic.step(self.optimizer) and isinstance(self.average, Ema):
             self.average.update(self.network)
-        for name, value in raw.items():
-            self.meter[f"raw_{name}"] += value
+        for name, share in raw.items():
+            self.meter[f"raw_{name}"] += share
         self.meter["loss"] += total
         self.meter["lr"] = lr
         self.meter["gradient_norm"] += norm if math.isfinite(norm) else 0.0
@@ -204,7 +208,7 @@ class Fit:
             weights["distill"] = train.distill.weight
         line |= {f"weighted_{n}": round(w * line[f"raw_{n}"], 6) for n, w in weights.items() if f"raw_{n}" in line}
         line["amp"] = {"precision": self.arithmetic.name, **self.arithmetic.health()}
-        if train.swa_from is not None and self.epoch > train.swa_from:
+        if train.swa_from is not None and self.average is not None and self.epoch > train.swa_from:
             self.average.update(self.network)
         falls = False
         if runtime.rank() == 0 and (last or self.epoch % train.validate_every == 0):
@@ -225,7 +229,7 @@ class Fit:
             if scores.get("collapsed"):
                 self.say("  ! the network gives one answer everywhere: look at class weights, sampling, learning rate")
         self.stop = runtime.agree(self.stop)
-        if runtime.agree(falls) and runtime.rank() > 0:
+        if runtime.agree(falls) and runtime.rank() > 0 and self.plateau is not None:
             self.plateau.reductions += 1
         line |= {**pace, "peak_memory_mib": runtime.peak_memory_mib(self.device)}
         if runtime.rank() == 0:
@@ -234,26 +238,25 @@ class Fit:
 
     def _estimate_norms(self) -> None:
         """Give averaged weights the norm statistics that they have on the coming batches of the stream."""
-        if self.train.swa_from is None or not self.average.updates:
+        if not isinstance(self.average, Swa) or not self.average.updates:
             return
         self.sampler.set_epoch(self.epoch)
         batches = list(self.sampler)[: self.train.swa_batches]
         loader = DataLoader(self.dataset, batch_sampler=batches, num_workers=0)
         self.average.reestimate(self.network, loader, device=self.device, autocast=self.arithmetic.autocast)
 
-    def _averages(self) -> bool:
-        """Tell whether there is an average to use in place of the weights."""
-        return self.average is not None and (self.train.swa_from is None or self.average.updates > 0)
+    def _begun(self) -> Average | None:
+        """Return the average that takes the place of the weights, if there is one and it has begun."""
+        return None if isinstance(self.average, Swa) and not self.average.updates else self.average
 
     def _validate(self) -> dict[str, float]:
-        network = self.network
-        if self._averages():
-            with self.average.swapped_in(network):
-                return dict(self.validate(network))
-        return dict(self.validate(network))
+        average = self._begun()
+        with average.swapped_in(self.network) if average else nullcontext():
+            return dict(self.validate(self.network))
 
     def _averaged_state(self) -> dict[str, Tensor]:
-        return self.average.tensors if self._averages() else self.network.state_dict()
+        average = self._begun()
+        return average.tensors if average else self.network.state_dict()
 
     # ---- state ----------------------------------------------------------------------------------------
     def _save(self) -> None:
