@@ -243,9 +243,9 @@ def test_swa_is_the_mean_of_the_weights_at_the_ends_of_its_epochs(tmp_path):
     ends = []
 
     class Spy(Fit):
-        def _estimate_norms(self):
+        def _averaged(self):
             ends.append({n: p.detach().clone() for n, p in self.network.named_parameters()})
-            super()._estimate_norms()
+            return super()._averaged()
 
     section = train(epochs=3, swa_from=1, swa_batches=1, validate_every=1)
     done = Spy(network(), CLASSES, Squares(), lambda _: {"select": 0.0}, section, place(tmp_path))
