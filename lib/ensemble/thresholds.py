@@ -34,9 +34,9 @@ class Spread:
 
     @property
     def median(self) -> int:
-        """Index of the median of the winning values, the lower one of two.
+        """Index of the (lower) median of the winners.
 
-        Binarise a map at every winning value and let the results vote: the majority is the map cut at this value.
+        A mask cut at this threshold has the pixels that at least half of the masks cut at each winner have.
         """
         return int(np.searchsorted(np.cumsum(self.wins), 0.5 - 1e-9))
 

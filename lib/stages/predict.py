@@ -131,7 +131,10 @@ class Networks:
         self.run = run.on(self.device)
         folder = run.store.require(run.graph.checkpoint(name, fold))
         self.description = checkpoint.read_description(folder)
-        self.predictor = open_predictor(self.run, folder, name)
+        model = run.config.models[name]
+        activate = run.competition.tasks[model.task].activate
+        network = checkpoint.load_network(folder)
+        self.predictor = Predictor(network, activate, run.config.predict, model.view, self.device)
         return self.predictor.precision
 
     def predict(self, scene: Scene, out: Path) -> Outcome:
@@ -140,7 +143,7 @@ class Networks:
         An error of the scene is returned where there is a fallback; an error of the disk or of the GPU is raised.
         """
         predict = self.run.config.predict
-        paths = {name: levels_path(out, predict.tta_sets, name, scene.id) for name in self.predictor.sets}
+        paths = self.paths(out, scene)
         if all(path.exists() for path in paths.values()):  # files of an interrupted run are whole
             return Outcome(scene.id, 0.0)
         started = time.perf_counter()
@@ -164,7 +167,6 @@ class Networks:
         found.folder.mkdir(parents=True)
         warm = False
         for scene in scenes:
-            paths = {tta: levels_path(found.folder, self.predictor.sets, tta, scene.id) for tta in self.predictor.sets}
             try:
                 if not warm:
                     self.levels(scene, self.read(scene))
@@ -177,7 +179,7 @@ class Networks:
             except Exception as error:  # noqa: BLE001 as in ``predict``
                 found.failed[scene.id] = self.reason(error)
                 continue
-            self.write(levels, paths)
+            self.write(levels, self.paths(found.folder, scene))
             written = time.perf_counter()
             found.seconds[scene.id] = read - started + written - predicted, predicted - read
             if len(found.seconds) == wanted:
@@ -187,6 +189,11 @@ class Networks:
     def read(self, scene: Scene) -> np.ndarray:
         """Read what the network is given of a scene."""
         return read_stack(self.run.competition, scene, self.description["images"])
+
+    def paths(self, folder: Path, scene: Scene) -> dict[str, Path]:
+        """Return set of views -> the file of a scene's levels."""
+        sets = self.predictor.sets
+        return {views: levels_path(folder, sets, views, scene.id) for views in sets}
 
     def write(self, levels: Mapping[str, np.ndarray], paths: Mapping[str, Path]) -> None:
         """Write the levels of each set of views."""
@@ -233,13 +240,6 @@ def halved(predictor: Predictor) -> Predictor | None:
     smaller = copy.copy(predictor)
     smaller.tile, smaller.overlap = tile, min(predictor.overlap // 2, tile - stride)
     return smaller
-
-
-def open_predictor(run: Run, folder: Path, name: str) -> Predictor:
-    """Build the predictor of a checkpoint of model ``name``."""
-    model = run.config.models[name]
-    activate = run.competition.tasks[model.task].activate
-    return Predictor(checkpoint.load_network(folder), activate, run.config.predict, model.view, run.device)
 
 
 def scenes_of(run: Run, split: str, fold: int) -> list[Scene]:
