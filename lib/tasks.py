@@ -25,6 +25,8 @@ class Task:
     """
 
     classes: tuple[str, ...]
+    float32: bool = False
+    """Must be trained and judged in float32."""
     kind = ""
     dense = True
     """One answer per pixel; else one per frame, and probs are (B, C, 1, 1)."""

@@ -423,7 +423,7 @@ def test_the_submission_follows_the_training_runs_and_the_sample(hubmap, tmp_pat
     lines = path.read_text().splitlines()
     huge = shapes["2e3"][0] * shapes["2e3"][1]
     for wrong, fault in (
-        ([lines[0], *lines[2:]], "scene without any row (2e3)"),
+        ([lines[0], *lines[2:]], "missing, it was asked for (2e3)"),
         ([lines[0], f"2e3,{huge} 2", *lines[2:]], "a run outside of the image (2e3)"),
         ([lines[0], "2e3,9 2 4 1", *lines[2:]], "runs out of order (2e3)"),
         ([lines[0], "2e3,nan", *lines[2:]], "NaN where an empty mask is an empty text (2e3)"),

@@ -154,7 +154,8 @@ def open_run(args: argparse.Namespace, task: str | None = None) -> Run:
         wanted = config.data.synthetic
         synthetic.write(config.competition, config.data.root, scenes=wanted.scenes,
                         test_scenes=wanted.test_scenes, size=wanted.size, seed=wanted.seed)  # fmt: skip
-    competition = open_competition(config.competition, config.data.root, config.data.options)
+    memo = args.workdir / config.name / ".facts.json"
+    competition = open_competition(config.competition, config.data.root, config.data.options, memo)
     store = Store(args.workdir / config.name, tuple(args.inputs), runtime.code_version())
     frozen = any((root / "01_folds" / "manifest.json").exists() for root in args.inputs)
     graph = Graph(

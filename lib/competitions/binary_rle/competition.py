@@ -42,6 +42,7 @@ from lib.competitions import contract, tables
 from lib.competitions.binary_rle import instances as objects
 from lib.competitions.binary_rle import metric as scoring
 from lib.competitions.contract import Answer, Finding, Grid, Levels, Scene
+from lib.competitions.decoding import Setting
 from lib.ensemble import search
 from lib.ensemble.thresholds import of_scene
 from lib.errors import ConfigError, DataError
@@ -80,6 +81,8 @@ class Competition(contract.Competition):
     [L, a, b]} of a slide whose stain all images are given (``python -m lib.scenes.stain IMAGE`` prints them).
     """
 
+    listed = answer = rows = answer_from = None  # of the contract's methods it has its own form of these
+    settings = property(lambda self: {name: Setting(value, "") for name, value in self.defaults().items()})
     name = "binary_rle"
     flags = ("empty", "small", "large")
     """No object; objects that cover at most, or more than, what they cover in the median image with an object."""
@@ -398,11 +401,16 @@ class Competition(contract.Competition):
         nested = any("masks" in files for files in self._list("train")[0].values())
         return ("ImageId", "EncodedPixels") if nested else ("id", "rle")
 
+    @property
+    def form(self) -> tables.Form:
+        """A row per image, or per object; the runs count as those of the training table do."""
+        return tables.Form(self.header, repeats=self.metric == "object_map", origin=self.rule.origin)
+
     def write_submission(self, answers: Iterable[tuple[Scene, Answer]], folder: Path) -> list[Path]:
         """Write the CSV: a row per image, or for "object_map" a row per object and an empty one where there is none."""
         one_by_one = self.metric == "object_map"
         path = Path(folder) / CSV
-        with tables.write_rle_csv(path, self.header, repeats=one_by_one) as add:
+        with tables.write(path, self.form) as add:
             for scene, answer in answers:
                 if one_by_one:
                     texts = rle.encode_labels(objects.components(answer), self.rule.order, self.rule.origin)
@@ -418,7 +426,10 @@ class Competition(contract.Competition):
         path = Path(folder) / CSV
         state = (path, path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
         if state is None or state != self._answers[0]:
-            self._answers = state, tables.read_object_csv(path, self.header)
+            objects_of: dict[str, list[str]] = {}
+            for key, text in tables.read(path, self.form):
+                objects_of.setdefault(key, []).extend([text] if text.strip() else [])
+            self._answers = state, objects_of
         if scene.id not in self._answers[1]:
             raise DataError(f"{path}: expected a row for {scene.id!r}, found none; write the submission again")
         shape = raster.image_size(scene.files["image"])
@@ -438,10 +449,8 @@ class Competition(contract.Competition):
         if not path.exists():
             return [f"{path}: expected a submission (a CSV, or the folder it lies in), found nothing there"]
         asked = scenes if scenes is not None or sample is not None else self.scenes("test") or None
-        shapes = None if asked is None else {scene.id: raster.stated_size(scene.files["image"]) for scene in asked}
-        return tables.lint_rle_csv(
-            path, shapes, sample, columns=self.header, origin=self.rule.origin, repeats=self.metric == "object_map"
-        )
+        shapes = None if asked is None else {(scene.id,): raster.stated_size(scene.files["image"]) for scene in asked}
+        return tables.lint(path, self.form, shapes, sample)
 
     # ---- files ----------------------------------------------------------------------------------------
     def _list(self, split: str) -> tuple[dict[str, dict[str, Path]], list[Finding]]:

@@ -13,7 +13,7 @@ from scipy import ndimage
 from skimage.morphology import local_maxima, reconstruction
 from skimage.segmentation import relabel_sequential, watershed
 
-from lib.competitions.xview2.decode import threshold_level
+from lib.competitions.decoding import threshold_level
 from lib.ensemble.steps import resolve
 from lib.errors import ConfigError
 

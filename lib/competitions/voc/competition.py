@@ -33,6 +33,7 @@ from tqdm import tqdm
 from lib import metrics as scoring
 from lib.competitions import contract, tables
 from lib.competitions.contract import Answer, Finding, Grid, Levels, Scene, summarize
+from lib.competitions.decoding import Setting
 from lib.competitions.voc import label_map
 from lib.ensemble import search
 from lib.errors import ConfigError, DataError
@@ -42,6 +43,7 @@ from lib.tasks import IGNORE, MulticlassMask
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 UNIONS = ("trainval",)
 """Splits that repeat others, so that an id in them and in another is nothing strange."""
+FORM = tables.Form(("ImageId_ClassId", "EncodedPixels"))
 CSV, MASKS = "submission.csv", "masks"
 RESERVED = ("id", "fold", "group")
 """Columns of folds.csv that no class may be called."""
@@ -67,6 +69,8 @@ class Competition(contract.Competition):
     stay together (a video), and of where the picture is from; without ``domain`` that is the group.
     """
 
+    listed = answer = rows = answer_from = None  # of the contract's methods it has its own form of these
+    settings = property(lambda self: {name: Setting(value, "") for name, value in self.defaults().items()})
     name = "voc"
     images = ("image",)
 
@@ -351,7 +355,7 @@ class Competition(contract.Competition):
         table, pictures = folder / CSV, folder / MASKS
         pictures.mkdir(parents=True, exist_ok=True)
         written = [table]
-        with tables.write_rle_csv(table) as add_row:
+        with tables.write(table, FORM) as add_row:
             for scene, answer in answers:
                 written.append(pictures / f"{scene.id}.png")
                 raster.write_png(written[-1], answer)
@@ -414,17 +418,17 @@ class Competition(contract.Competition):
         shapes: dict[str, Any] = {}
         if sizes is None:
             try:
-                ids = tables.read_rle_csv(table)
+                ids = dict(tables.read(table, FORM))
             except DataError:
                 ids = {}  # lint_rle_csv says what is wrong
             sizes = {} if sample else dict.fromkeys((row_id.rpartition("_")[0] for row_id in ids), (None, None))
         for scene_id, size in sizes.items():
-            shapes |= {f"{scene_id}_{index}": size for index in range(1, len(self.names))}
-        return tables.lint_rle_csv(table, shapes or None, sample)
+            shapes |= {(f"{scene_id}_{index}",): size for index in range(1, len(self.names))}
+        return tables.lint(table, FORM, shapes or None, sample)
 
     def _lint_agreement(self, table: Path, pictures: Path) -> list[str]:
         """Return the pictures whose answers in the CSV and in the PNGs differ, or that are in one of them only."""
-        runs, differing = tables.read_rle_csv(table), []
+        runs, differing = dict(tables.read(table, FORM)), []
         for path in sorted(pictures.glob("*.png")):
             rows = self._rows(path.stem, raster.read_mask(path))
             if [runs.pop(row_id, None) for row_id, _ in rows] != [text for _, text in rows]:
