@@ -214,8 +214,7 @@ class Competition(ABC):
         """
         role, task = next(iter(self.tasks.items()))
         target = self.target(scene, role)
-        size = raster.image_size(scene.files[self.files[0]])
-        if task.dense and target.shape != size:
+        if task.dense and target.shape != (size := raster.image_size(scene.files[self.files[0]])):
             raise DataError(f"scene {scene.id}: expected a label of its image's size {size}, got {target.shape}")
         there = (task.truth(target) & (target != IGNORE)).any(axis=(1, 2))
         return Facts(dict(zip(self.flags, map(bool, there[len(there) - len(self.flags) :]), strict=True)))
@@ -522,6 +521,12 @@ class Competition(ABC):
             return self.answer_from(scene, self._submitted[1][scene.id])
         except DataError as error:
             raise DataError(f"{path}: scene {scene.id}: {error}") from error
+
+
+def confusion_table(counts: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Return a confusion of C classes, (C * C,) counts with truth by rows, as {true class: {answered class: count}}."""
+    rows = counts.reshape(len(names), len(names)).tolist()
+    return {name: dict(zip(names, row, strict=True)) for name, row in zip(names, rows, strict=True)}
 
 
 def names_of(classes: Sequence[str]) -> tuple[str, ...]:
