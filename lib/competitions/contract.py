@@ -31,7 +31,7 @@ from lib.competitions.facts import Facts, Memo, state_of
 from lib.competitions.tables import Form, Name, Size
 from lib.ensemble import search
 from lib.ensemble.steps import resolve
-from lib.errors import DataError
+from lib.errors import ConfigError, DataError
 from lib.scenes import raster
 from lib.settings import Section
 from lib.tasks import IGNORE, Task
@@ -41,6 +41,8 @@ SUBMISSION = "submission.csv"
 SPLITS = ("train", "test")
 COLOURS = np.array([[250, 200, 40], [60, 220, 90], [70, 150, 250], [240, 80, 80], [200, 90, 240], [60, 220, 220]])
 """RGB of the first classes in pictures."""
+
+_AROUND_STEPS = "decode.postprocess: cannot be searched around; remove it, or leave out search"
 
 Answer = Any
 """What a competition wants for one scene, in a shape of its own choice (a mask, two masks by name, a number)."""
@@ -136,6 +138,8 @@ class Competition(ABC):
     steps: Mapping[str, Callable] = {}
     """Post-processing steps, by name; each takes ``step_inputs`` arrays, then its options."""
     step_inputs: int = 1
+    steps_in_search: bool = True
+    """Whether a search may go on around stated post-processing, which is then run at every point."""
     max_points: int = search.MAX_POINTS
     """The largest grid a search may span."""
     form: Form
@@ -352,6 +356,8 @@ class Competition(ABC):
             *((f"search.postprocess.{number}", chain) for number, chain in enumerate(chains)),
         ):
             found += decoding.chain_faults(where, self.steps, self.step_inputs, chain)
+        if axes and decode.get("postprocess") and not self.steps_in_search:
+            found.append(_AROUND_STEPS)
         return found + decoding.value_faults("search.unseen", self.settings, unseen)
 
     # ---- answers --------------------------------------------------------------------------------------
@@ -378,6 +384,8 @@ class Competition(ABC):
 
     def grid(self, axes: Mapping[str, Sequence[Any]], fixed: Mapping[str, Any]) -> Grid:
         """Return the lattice of decode settings spanned by the named ``axes``; all others are as in ``fixed``."""
+        if fixed.get("postprocess") and not self.steps_in_search:
+            raise ConfigError(_AROUND_STEPS)
         points = search.lattice(axes, self.defaults() | dict(fixed))
         decoding.refuse(decoding.axis_faults(self.settings, axes, self.max_points))
         return Grid(points, points.shape)
@@ -463,7 +471,8 @@ class Competition(ABC):
 
     def size(self, scene: Scene) -> Size:
         """Return (height, width) of a scene from its image's header, (None, None) where that cannot be read."""
-        return raster.stated_size(scene.files[self.own_images[0]])
+        path = scene.files.get(self.own_images[0])
+        return raster.stated_size(path) if path else (None, None)
 
     def write_submission(self, answers: Iterable[tuple[Scene, Answer]], folder: Path) -> list[Path]:
         """Write every format the competition takes into ``folder``, scene by scene; return the files.
@@ -488,14 +497,16 @@ class Competition(ABC):
 
         ``scenes``: the ones that must be answered, no others. ``sample``: a sample submission, whose header, names and
         order of rows the submission must have; by default the competition's own, where it has these names, as it has
-        not for out-of-fold scenes. The answer of each of ``scenes`` is also read back.
+        not for out-of-fold scenes. The answer of each of ``scenes`` is also read back. Without ``scenes`` and
+        ``sample``, each scene that has a row must have all of its rows.
         """
         path = Path(path) / SUBMISSION if Path(path).is_dir() else Path(path)
         if not path.exists():
             return [f"{path}: expected a submission (a CSV, or the folder it lies in), found nothing there"]
         if sample is None and self.sample is not None and tables.same_names(path, self.sample, self.form):
             sample = self.sample
-        sizes = None if scenes is None else {name: self.size(s) for s in scenes for name in self.row_names(s)}
+        asked = self._answered(path) if scenes is None and sample is None else scenes
+        sizes = None if asked is None else {name: self.size(s) for s in asked for name in self.row_names(s)}
         faults = tables.lint(path, self.form, sizes, sample, None if self.form.origin is not None else self.row_fault)
         if faults:
             return faults
@@ -506,6 +517,13 @@ class Competition(ABC):
             except DataError as error:
                 faults.append(str(error))
         return faults
+
+    def _answered(self, path: Path) -> list[Scene] | None:
+        """Return the scenes that have a row in a CSV, without files; None where it cannot be read or has no row."""
+        try:
+            return [Scene(i, {}) for i in dict.fromkeys(map(self.scene_of, tables.read(path, self.form)))] or None
+        except DataError:
+            return None  # the linter says what is wrong
 
     def _read_back(self, path: Path, scene: Scene) -> Answer:
         """Read one scene's answer from a CSV, which is read once for all scenes."""

@@ -36,7 +36,7 @@ import shapely
 from lib.competitions import tables
 from lib.competitions.contract import SUBMISSION, Answer, Competition, Finding, Grid, Levels, Row, Scene
 from lib.competitions.facts import Facts
-from lib.competitions.tables import Form, Name
+from lib.competitions.tables import Form, Name, Size
 from lib.competitions.xview2 import decode as decoding
 from lib.competitions.xview2 import metric as scoring
 from lib.competitions.xview2 import pairs as official
@@ -85,6 +85,7 @@ class XView2(Competition):
     settings = decoding.SETTINGS
     steps = postprocess.STEPS
     step_inputs = 4
+    steps_in_search = False
     form = Form(("ImageId_ClassId", "EncodedPixels"))
 
     # ---- data -----------------------------------------------------------------------------------------
@@ -131,8 +132,6 @@ class XView2(Competition):
         found = super().faults(decode, axes, chains, unseen)
         if decode.get("preset") and (others := list(dict.fromkeys([*axes, *unseen, *_beside_preset(decode)]))):
             found.append(f"decode.preset: fixes every setting, got also {', '.join(others)}; remove them")
-        if axes and decode.get("postprocess"):
-            found.append("decode.postprocess: cannot be searched around; remove it, or leave out search")
         return found or decoding.threshold_faults(axes)
 
     def answer(self, levels: Levels, settings: Mapping[str, Any]) -> Answer:
@@ -153,9 +152,8 @@ class XView2(Competition):
 
     def grid(self, axes: Mapping[str, Sequence[Any]], fixed: Mapping[str, Any]) -> Grid:
         """Return the lattice of decode settings; ``fixed`` may hold no preset and no post-processing."""
-        for name in ("preset", "postprocess"):
-            if fixed.get(name):
-                raise ConfigError(f"decode.{name}: cannot be searched around; remove it, or leave out search")
+        if fixed.get("preset"):
+            raise ConfigError("decode.preset: cannot be searched around; remove it, or leave out search")
         return super().grid(axes, fixed)
 
     def count(self, levels: Levels, truth: Answer, grid: Grid) -> np.ndarray:
@@ -236,6 +234,10 @@ class XView2(Competition):
         """Return the names of a scene's rows."""
         return [(f"{scene.id}_{part}",) for part in range(CSV_ROWS)]
 
+    def size(self, scene: Scene) -> Size:
+        """Return the only size that the official scorer takes."""
+        return TILE
+
     def lint(self, path: Path, scenes: Sequence[Scene] | None = None, sample: Path | None = None) -> list[str]:
         """Return what is wrong with what ``write_submission`` wrote, a folder or zip of PNG pairs, or a CSV.
 
@@ -248,24 +250,13 @@ class XView2(Competition):
         if zipfile.is_zipfile(path):
             return _lint_archive(path)
         if path.is_file():
-            return self._lint_table(path, scenes, sample)
+            return super().lint(path, scenes, sample)
         table, pairs = path / SUBMISSION, path / PAIRS
         if not table.exists() and not pairs.exists():
             faults = official.lint_png_pairs(path)
             return faults if sample is None else [*faults, f"{sample}: a sample submission needs a CSV to compare with"]
-        faults = self._lint_table(table, scenes, sample) + _lint_pairs(pairs, scenes)
+        faults = super().lint(table, scenes, sample) + _lint_pairs(pairs, scenes)
         return faults or [*_lint_archive(path / ARCHIVE), *self._lint_agreement(table, pairs)]
-
-    def _lint_table(self, table: Path, scenes: Sequence[Scene] | None, sample: Path | None) -> list[str]:
-        """Lint the CSV; each scene must have all of its rows, unless a sample says which rows there are."""
-        if scenes is not None:
-            return super().lint(table, scenes, sample)
-        try:
-            ids = [self.scene_of(row) for row in tables.read(table, self.form)] if sample is None else []
-        except DataError:
-            ids = []  # the linter says what is wrong
-        sizes = {name: TILE for scene_id in dict.fromkeys(ids) for name in self.row_names(Scene(scene_id, {}))}
-        return tables.lint(table, self.form, sizes or None, sample)
 
     def _lint_agreement(self, table: Path, pairs: Path) -> list[str]:
         """Return the scenes whose answers in the CSV and in the PNGs differ."""
