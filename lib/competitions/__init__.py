@@ -11,7 +11,7 @@ from lib.errors import ConfigError
 from lib.settings import Section, did_you_mean, sentences
 
 CLASSES = {
-    "binary_rle": "binary_rle.competition.Competition",
+    "binary_rle": "binary_rle.competition.BinaryRLE",
     "labels": "labels.Competition",
     "videos": "videos.competition.Competition",
     "voc": "voc.competition.Competition",

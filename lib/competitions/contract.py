@@ -188,6 +188,11 @@ class Competition(ABC):
         return self.images
 
     @property
+    def needs(self) -> str:
+        """What a labelled scene consists of, in words: for the message where there is none."""
+        return " and ".join((*self.files, *self.labels))
+
+    @property
     def own_images(self) -> tuple[str, ...]:
         """Images that are this scene's alone and not its neighbours' too: those that are inspected and shown."""
         return self.images
@@ -254,11 +259,10 @@ class Competition(ABC):
             self._memo.save()
         usable = {s.id: replace(s, position=f.position or s.position) for s, f in zip(labelled, facts) if not f.error}
         if not usable:
-            roles = " and ".join((*self.files, *self.labels))
             first = next((fact.error for fact in facts if fact.error), "none of them is whole")
             raise DataError(
-                f"{self.root}: expected labelled scenes with {roles}, found {listed} scenes of which none can be used "
-                f"({first}); 01_prepare_folds.py lists what they lack"
+                f"{self.root}: expected labelled scenes with {self.needs}, found {listed} scenes of which none can be "
+                f"used ({first}); 01_prepare_folds.py lists what they lack"
             )
         return usable
 
