@@ -13,6 +13,7 @@ from lib.settings import Section, did_you_mean, sentences
 CLASSES = {
     "binary_rle": "binary_rle.competition.BinaryRLE",
     "labels": "labels.Competition",
+    "multiclass_rle": "multiclass_rle.MulticlassRLE",
     "videos": "videos.competition.Competition",
     "voc": "voc.competition.Competition",
     "xview2": "xview2.competition.XView2",
