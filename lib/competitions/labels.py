@@ -34,6 +34,7 @@ from tqdm import tqdm
 from lib import metrics as scoring
 from lib.competitions import contract
 from lib.competitions.contract import Answer, Finding, Grid, Levels, Scene
+from lib.competitions.decoding import Setting
 from lib.ensemble import search
 from lib.errors import ConfigError, DataError
 from lib.files import whole_file
@@ -79,6 +80,8 @@ class Competition(contract.Competition):
     ``probabilities`` (id and a column per class). sample: sample submission.
     """
 
+    listed = answer = rows = answer_from = None  # of the contract's methods it has its own form of these
+    settings = property(lambda self: {name: Setting(value, "") for name, value in self.defaults().items()})
     name = "labels"
     images = ("image",)
 

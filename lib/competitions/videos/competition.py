@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from lib.competitions import contract, tables
 from lib.competitions.contract import Answer, Finding, Grid, Levels, Scene
+from lib.competitions.decoding import Setting
 from lib.competitions.videos import frames as video
 from lib.competitions.videos import metric as scoring
 from lib.ensemble import search
@@ -95,6 +96,8 @@ class Competition(contract.Competition):
     videos that cannot be read, which are an error without it. sample: sample submission, whose order is kept.
     """
 
+    listed = answer = rows = answer_from = None  # of the contract's methods it has its own form of these
+    settings = property(lambda self: {name: Setting(value, "") for name, value in self.defaults().items()})
     name = "videos"
     images = ("frames",)
 
@@ -308,7 +311,7 @@ class Competition(contract.Competition):
         scores = {scene.id: self._final(scene, answer) for scene, answer in answers}
         sample = _read_scores(self.sample)[1] if self.sample else []
         names = sample if set(sample) == scores.keys() else sorted(scores)  # out-of-fold videos are not in the sample
-        with tables.write_rle_csv(folder / CSV, self._header()) as add_row:
+        with tables.write(folder / CSV, tables.Form(self._header())) as add_row:
             for name in names:
                 add_row(name, f"{scores[name]:.3f}")
         return [folder / CSV]
@@ -318,7 +321,7 @@ class Competition(contract.Competition):
         path = folder / CSV
         state = path, path.stat().st_mtime_ns if path.is_file() else 0
         if self._submitted[0] != state:  # asked once per video: the file is read once
-            self._submitted = state, tables.read_rle_csv(path, self._header())
+            self._submitted = state, dict(tables.read(path, tables.Form(self._header())))
         if scene.id not in self._submitted[1]:
             raise DataError(f"{path}: expected a row of {scene.id!r}, found none; write the submission again")
         return float(self._submitted[1][scene.id])
