@@ -523,11 +523,12 @@ class Competition(ABC):
         return faults
 
     def _answered(self, path: Path) -> list[Scene] | None:
-        """Return the scenes that have a row in a CSV, without files; None where it cannot be read or has no row."""
+        """Return the scenes that have a row in a CSV, without files; None where each has one row."""
         try:
-            return [Scene(i, {}) for i in dict.fromkeys(map(self.scene_of, tables.read(path, self.form)))] or None
+            scenes = [Scene(i, {}) for i in dict.fromkeys(map(self.scene_of, tables.read(path, self.form)))]
         except DataError:
             return None  # the linter says what is wrong
+        return scenes if any(len(self.row_names(scene)) > 1 for scene in scenes) else None
 
     def _read_back(self, path: Path, scene: Scene) -> Answer:
         """Read one scene's answer from a CSV, which is read once for all scenes."""
