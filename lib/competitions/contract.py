@@ -483,14 +483,17 @@ class Competition(ABC):
 
         By default that is ``submission.csv``; an override must write it too.
         """
-        path = Path(folder) / SUBMISSION
+        return [self.write_table(answers, Path(folder) / SUBMISSION)]
+
+    def write_table(self, answers: Iterable[tuple[Scene, Answer]], path: Path) -> Path:
+        """Write a CSV of ``rows`` scene by scene, in the order of the competition's sample where it has these names."""
         with tables.write(path, self.form) as add:
             for scene, answer in answers:
                 for row in self.rows(scene, answer):
                     add(*row)
         if self.sample is not None and tables.same_names(path, self.sample, self.form):
             tables.keep_order(path, self.sample, self.form)
-        return [path]
+        return path
 
     def read_submission(self, folder: Path, scene: Scene) -> Answer:
         """Read one scene's answer back from what ``write_submission`` wrote. Raises DataError where there is none."""
