@@ -1,17 +1,17 @@
 """Scenes by the names of their files: folders, patterns with one ``*``, what an id says, and names of classes."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator
 
 from lib.competitions.contract import Finding, names_of
+from lib.competitions.layout import is_image
 from lib.errors import ConfigError, DataError
 from lib.tasks import IGNORE
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 RESERVED = ("id", "fold", "group", "domain")
 """Columns of folds.csv that no class may be called."""
 
@@ -57,11 +57,6 @@ Pattern = Annotated[str, AfterValidator(checked_pattern)]
 
 
 # ---- files --------------------------------------------------------------------------------------------
-def is_picture(path: Path) -> bool:
-    """Tell by the name whether a file is a picture."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-
-
 def first_there(root: Path, option: str, names: str | Sequence[str], stated: bool) -> Path | None:
     """Return the folder under ``root``, or the first one of several that is there, None where none is.
 
@@ -84,7 +79,7 @@ def by_pattern(root: Path, patterns: Iterable[str], split: str = "") -> dict[str
         place = PurePosixPath(_whole(pattern).replace("{split}", split))
         before, after = place.name.split("*")
         for path in sorted((root / place.parent).glob(place.name)):
-            if is_picture(path):
+            if is_image(path):
                 stem = path.name.removesuffix(after) if after else path.stem
                 found.setdefault(stem.removeprefix(before), path)
     return found
@@ -97,15 +92,16 @@ def _whole(pattern: str) -> str:
 
 # ---- ids ----------------------------------------------------------------------------------------------
 def find_in_ids(
-    option: str, expression: str, ids: Sequence[str], columns: Iterable[str] | None = None
-) -> tuple[Mapping[str, str], list[Finding]]:
+    option: str, expression: str, ids: Sequence[str], columns: Iterable[str] | None = None, strict: bool = True
+) -> tuple[dict[str, str], list[Finding]]:
     """Return id -> the first group of a match, or all of it, and the ids in which nothing is found.
 
-    Raises ConfigError where nothing is found in any; ``columns``: those of the table, which might have been meant.
+    Raises ConfigError where nothing is found in any and this is ``strict``; ``columns``: those of the table, which
+    might have been meant.
     """
     compiled = re.compile(expression)
     found = {i: (m[1] if compiled.groups else m[0]) or "" for i in ids if (m := compiled.search(i))}
-    if ids and not found:
+    if strict and ids and not found:
         column = "" if columns is None else f"a column of the table ({', '.join(columns) or 'there is none'}) or "
         raise ConfigError(f"data.options.{option}: expected {column}a pattern that ids match, got {expression!r}, "
                           f"which finds nothing in any of {len(ids)} ids, such as {ids[0]!r}")  # fmt: skip

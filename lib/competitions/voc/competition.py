@@ -29,7 +29,8 @@ from lib import metrics as scoring
 from lib.competitions import contract, tables
 from lib.competitions.contract import SUBMISSION, Answer, Finding, Levels, Row, Scene
 from lib.competitions.decoding import Setting
-from lib.competitions.listing import SUFFIXES, Classes, Expression, Pattern, by_pattern, find_in_ids
+from lib.competitions.layout import SUFFIXES
+from lib.competitions.listing import Classes, Expression, Pattern, by_pattern, find_in_ids
 from lib.competitions.tables import Form, Name
 from lib.competitions.voc import label_map
 from lib.errors import DataError
