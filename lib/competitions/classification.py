@@ -244,8 +244,9 @@ class Classification(contract.Competition):
                 findings += odd
         return named, findings
 
+    @cached_property
     def records(self) -> list[Record]:
-        """Return what the table, or else the folders say of labelled scenes."""
+        """What the table, or else the folders say of labelled scenes."""
         columns, rows = self._rows
         train = self._folder("train")
         if not columns:
@@ -292,7 +293,7 @@ class Classification(contract.Competition):
     @cached_property
     def _joined(self) -> tuple[dict[str, Labelled], list[Scene], list[Finding]]:
         """The labelled scenes by id, those without a label, and what is strange about labels and files."""
-        records = self.records()
+        records = self.records
         given: dict[str, set[str]] = defaultdict(set)
         for record in records:
             given[_flat(record.id)].add(record.label)

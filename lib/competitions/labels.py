@@ -82,7 +82,7 @@ class Competition(Classification):
         if self.options.classes:
             return self.options.classes
         try:
-            return checked_classes(sorted({record.label for record in self.records()}))
+            return checked_classes(sorted({record.label for record in self.records}))
         except ValueError as error:
             raise DataError(f"{self.root}: classes of the data: {error}; state data.options.classes") from error
 
