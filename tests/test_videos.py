@@ -250,7 +250,7 @@ def test_a_set_without_readable_videos_is_refused(root):
 # ---- frames -------------------------------------------------------------------------------------------
 def test_frames_follow_the_rule(drawn):
     scene = Competition(drawn).scenes("train")[0]
-    whole = video.sample(scene.files["video"], every=1)
+    whole = video.sample(scene.files["video"], video.FrameSampling(every=1))
     assert Competition(drawn).read(scene, "frames").shape == (8, 80, 64, 3)
     for rule in ({"count": 3}, {"every": 5}, {"per_second": 4}):
         frames = Competition(drawn, sampling=rule, size=32).read(scene, "frames")

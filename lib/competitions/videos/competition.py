@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from lib.competitions import tables
 from lib.competitions.classification import Classification, ClassificationOptions, Columns, Folders, Record
@@ -37,8 +37,8 @@ from lib.competitions.facts import Facts
 from lib.competitions.tables import Form
 from lib.competitions.videos import frames as video
 from lib.competitions.videos import metric as scoring
+from lib.competitions.videos.frames import FrameSampling
 from lib.errors import ConfigError, DataError
-from lib.settings import Section
 from lib.tasks import Label
 
 METRICS = {
@@ -71,23 +71,6 @@ class VideoColumns(Columns):
     """0 or 1, or words of which ``positive`` is one."""
     group: str = "person"
     """Who is seen."""
-
-
-class FrameSampling(Section):
-    """Which frames of a video are read: one of three rules."""
-
-    count: int | None = Field(None, gt=0)
-    """So many, evenly spaced."""
-    every: int | None = Field(None, gt=0)
-    """Every so manieth."""
-    per_second: float | None = Field(None, gt=0)
-    """So many of each second."""
-
-    @model_validator(mode="after")
-    def _is_one_rule(self) -> "FrameSampling":
-        if len(given := self.model_dump(exclude_none=True)) != 1:
-            raise ValueError(f"expected one of count, every, per_second, got {' and '.join(given) or 'none'}")
-        return self
 
 
 class VideosOptions(ClassificationOptions):
@@ -193,7 +176,7 @@ class Competition(Classification):
             return [*findings, Finding("unreadable video", scene.id, fault)]
         path, span = scene.files["video"], self._span(scene)
         stated = video.probe(path, span)[0]
-        frames = video.sample(path, every=1, size=INSPECTED, span=span)
+        frames = video.sample(path, FrameSampling(every=1), INSPECTED, span)
         if len(frames) < stated - 1:  # headers that count one frame too many are common, and harmless
             findings.append(Finding("video cut short", scene.id, f"{path}: {len(frames)} of {stated} frames"))
         if not frames.any():
@@ -218,8 +201,7 @@ class Competition(Classification):
         Raises DataError naming scene and file where there is no fallback.
         """
         if not (fault := self.fault(scene)):
-            rule = self.options.sampling.model_dump(exclude_none=True)
-            return video.sample(scene.files["video"], **rule, size=self.options.size, span=self._span(scene))
+            return video.sample(scene.files["video"], self.options.sampling, self.options.size, self._span(scene))
         if self.options.fallback is None or scene not in self.scenes("test"):
             raise DataError(f"scene {scene.id}: {fault}; or give such test videos a score, data.options.fallback: 0.5")
         return np.zeros((1, BLACK, BLACK, 3), np.uint8)
