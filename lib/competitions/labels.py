@@ -23,9 +23,8 @@ from lib import metrics as scoring
 from lib.competitions import contract, tables
 from lib.competitions.classification import Classification, ClassificationOptions
 from lib.competitions.contract import SUBMISSION, Answer, Finding, Grid, Levels, Row, Scene
-from lib.competitions.decoding import Setting
-from lib.competitions.layout import SUFFIXES, is_image
-from lib.competitions.listing import Classes, checked_classes
+from lib.competitions.decoding import Setting, gains
+from lib.competitions.listing import SUFFIXES, Classes, checked_classes, is_picture
 from lib.competitions.tables import Form
 from lib.ensemble import search
 from lib.errors import DataError
@@ -74,7 +73,7 @@ class Competition(Classification):
 
     def is_scene(self, path: Path) -> bool:
         """Tell a picture by its name."""
-        return is_image(path)
+        return is_picture(path)
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -94,8 +93,7 @@ class Competition(Classification):
     @property
     def settings(self) -> Mapping[str, Setting]:
         """A gain for each class."""
-        return {f"gain_{name}": Setting(1.0, f"factor on the level of {name}, to a thousandth", high=1000)
-                for name in self.flags}  # fmt: skip
+        return gains(self.flags)
 
     @property
     def needs(self) -> str:

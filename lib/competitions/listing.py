@@ -8,10 +8,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator
 
 from lib.competitions.contract import Finding, names_of
-from lib.competitions.layout import is_image
 from lib.errors import ConfigError, DataError
 from lib.tasks import IGNORE
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 RESERVED = ("id", "fold", "group", "domain")
 """Columns of folds.csv that no class may be called."""
 
@@ -57,6 +57,11 @@ Pattern = Annotated[str, AfterValidator(checked_pattern)]
 
 
 # ---- files --------------------------------------------------------------------------------------------
+def is_picture(path: Path) -> bool:
+    """Tell by the name whether a file is a picture."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
 def first_there(root: Path, option: str, names: str | Sequence[str], stated: bool) -> Path | None:
     """Return the folder under ``root``, or the first one of several that is there, None where none is.
 
@@ -79,7 +84,7 @@ def by_pattern(root: Path, patterns: Iterable[str], split: str = "") -> dict[str
         place = PurePosixPath(_whole(pattern).replace("{split}", split))
         before, after = place.name.split("*")
         for path in sorted((root / place.parent).glob(place.name)):
-            if is_image(path):
+            if is_picture(path):
                 stem = path.name.removesuffix(after) if after else path.stem
                 found.setdefault(stem.removeprefix(before), path)
     return found
