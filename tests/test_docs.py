@@ -196,3 +196,33 @@ def steps(guide: str) -> set[str]:
 ])  # fmt: skip
 def test_post_processing_steps_are_those_of_the_code(guide, module):
     assert steps(guide) == set(importlib.import_module(module).STEPS)
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_what_a_guide_tells_to_write_is_taken(guide, tmp_path):
+    """Every snippet in the table "How to say it" is an option of the competition, or a setting of the experiment."""
+    example = ROOT / f"docs/examples/{guide}.yaml"
+    model = next(iter(load(example).models))
+    rows = tables(f"docs/{guide}.md", "you want to say")
+    assert len(rows) >= 5
+    for _, write in rows:
+        options, settings = {}, []
+        for code in re.findall(r"`([^`]+)`", write):
+            if not re.match(r"[\w.]+: ", code):
+                continue
+            ((key, value),) = yaml.safe_load(code).items()
+            if key in ("view", "train.sampling.focus"):
+                key = f"models.{model}.{key}"
+            elif key == "images" and GUIDES[guide] == "binary_rle":
+                key = f"models.{model}.network.images"
+            if key in Experiment.model_fields or "." in key:
+                settings.append(f"{key}={json.dumps(value)}")
+            else:
+                options[key] = value
+        if "without `search`" in write:
+            settings.append("search=null")
+        stated = load(example, settings).data.options
+        stated |= {"classes": ["cat", "dog"]} if GUIDES[guide] == "labels" else {}
+        if "classes" in stated and "colours" in options:
+            options.setdefault("classes", ["background", "roof"])
+        open_competition(GUIDES[guide], tmp_path, {**stated, **options})
