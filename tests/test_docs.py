@@ -165,6 +165,19 @@ def test_the_shown_label_of_a_pair_is_json():
     assert building["properties"]["subtype"] == "minor-damage" and building["wkt"].startswith("POLYGON")
 
 
+def test_what_must_fit_together_is_what_the_examples_have():
+    stated, real, competition = [], [], ""
+    for _, name, *rest in tables("docs/experiment.md", "data"):
+        competition = name.strip("`") or competition
+        stated.append([competition, *(yaml.safe_load(cell.strip("`")) for cell in rest)])
+    for guide, competition in GUIDES.items():
+        for model in load(ROOT / f"docs/examples/{guide}.yaml").models.values():
+            network = model.network
+            terms = dict(model.train.loss.terms)
+            real.append([competition, model.task, list(network.images), network.architecture, terms])
+    assert stated == real
+
+
 # ---- tables of the guides -----------------------------------------------------------------------------
 def defaults(guide: str, tmp_path: Path) -> dict:
     options = load(ROOT / f"docs/examples/{guide}.yaml").data.options
