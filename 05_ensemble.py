@@ -8,6 +8,7 @@ Writes: 05_ensemble/{oof,test}/<task>/<scene>.tif, 05_ensemble/decode/decode.jso
 
 import os
 import sys
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -21,7 +22,7 @@ from lib.run import cli
 def main(argv=None):
     run = cli.start(__doc__, argv)
     for unit in run.pending(ensemble.units(run)):
-        record = {"stage": "05"}
+        record: dict[str, Any] = {"stage": "05"}
         with run.build(unit, record) as folder:
             if unit == run.graph.decode():
                 record["scores"] = decode.fit_decode(run, folder)["scores"]

@@ -25,9 +25,13 @@ class Task:
     """
 
     classes: tuple[str, ...]
-    kind = ""
     dense = True
     """One answer per pixel; else one per frame, and probs are (B, C, 1, 1)."""
+
+    @property
+    def kind(self) -> str:
+        """The form of the target."""
+        raise NotImplementedError
 
     @property
     def channels(self) -> int:

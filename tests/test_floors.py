@@ -10,7 +10,7 @@ from lib.competitions import NAMES
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = [
-    {"errors", "tasks", "files"},
+    {"errors", "tasks", "files", "settings"},
     {"models", "metrics"},
     {"ensemble"},
     {"scenes"},

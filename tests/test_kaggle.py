@@ -36,7 +36,10 @@ from lib.stages.predict import Networks
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "configs" / "demo.yaml"
-NBCONVERT = all(importlib.util.find_spec(name) for name in ("nbconvert", "ipykernel"))
+NOTEBOOK = pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("nbconvert", "ipykernel")),
+    reason="notebooks are not executed here: pip install -r requirements-notebook.txt",
+)
 LOOPBACK = ("import fcntl, socket, struct; "
             "fcntl.ioctl(socket.socket(), 0x8914, struct.pack('16sh', b'lo', 1))")  # SIOCSIFFLAGS, IFF_UP  # fmt: skip
 """A notebook talks to its kernel through the loopback device, which a new network namespace has switched off."""
@@ -413,7 +416,7 @@ def pairs(finished, scenes, tmp_path_factory) -> Kernel:
 @pytest.mark.parametrize(("bundle", "form", "workers", "start"), [
     ("kernel", "script", "2", "fork"),
     ("kernel", "notebook", "2", "spawn"),
-    pytest.param("kernel", "nbconvert", "", "spawn", marks=pytest.mark.skipif(not NBCONVERT, reason="no nbconvert")),
+    pytest.param("kernel", "nbconvert", "", "spawn", marks=NOTEBOOK),
     ("pairs", "script", "", "spawn"),
     ("pairs", "notebook", "2", "fork"),
 ])  # fmt: skip

@@ -19,7 +19,6 @@ speak of the same pictures; every section is plain functions on them.
 """
 
 import csv
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,6 +36,7 @@ from lib.competitions import contract
 from lib.competitions.contract import Answer, Finding, Grid, Levels, Scene
 from lib.ensemble import search
 from lib.errors import ConfigError, DataError
+from lib.files import whole_file
 from lib.scenes import raster
 from lib.tasks import IGNORE, Label
 
@@ -476,12 +476,8 @@ def _read_table(path: Path) -> list[list[str]]:
 
 def _write_table(path: Path, rows: Sequence[Sequence[str]]) -> None:
     """Write a CSV; it appears under its name only when it is whole."""
-    partial = Path(f"{path}.tmp")
-    with open(partial, "w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def _sentence(path: Path, kind: str, names: list[str]) -> str:

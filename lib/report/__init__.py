@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 from lib.choose import plans
 from lib.choose.evidence import DECODE, blended
 from lib.competitions.contract import APART, Competition, Scene, settings_for
+from lib.files import whole_file, write_bytes
 from lib.run.artifacts import read_json
 from lib.run.cli import Run
 
@@ -69,7 +70,7 @@ def _matrix(name: str, table: Mapping[str, Any]) -> list[str]:
 
 def _by_table(rows: Mapping[str, Mapping[str, Any]], title: str) -> list[str]:
     """Return one line per domain or fold, with its scene count and scores; parts of a score are named by their end."""
-    short = {}
+    short: dict[str, str] = {}
     for name in next(iter(rows.values())):
         parent = max((p for p in short if name.startswith(f"{p}_")), key=len, default="")
         short[name] = name.removeprefix(f"{parent}_")
@@ -121,7 +122,7 @@ def write(run: Run) -> str:
             f"<h1>{html.escape(run.config.name)}</h1><pre>{html.escape(lines[0])}</pre>",
             f"<h2>training</h2><pre>{html.escape(history)}</pre>"]  # fmt: skip
     page += [f"<h2>{html.escape(p.stem)}</h2><img src='{html.escape(p.name)}' style='width:100%'>" for p in pictures]
-    (folder / "report.html").write_text("\n".join(page) + "\n", encoding="utf-8")
+    write_bytes(folder / "report.html", ("\n".join(page) + "\n").encode())
     submission = run.graph.submission("test")
     if run.store.status(submission) == "done":
         lines.append(f"submission: {run.store.folder(submission)} (linted)")
@@ -155,6 +156,7 @@ def picture(competition: Competition, scene: Scene, answer: Any, folder: Path) -
     figure.suptitle(scene.id)
     figure.tight_layout()
     path = folder / f"{scene.id}.png"
-    figure.savefig(path, dpi=80)
+    with whole_file(path, "wb") as file:
+        figure.savefig(file, dpi=80, format="png")
     plt.close(figure)
     return path

@@ -97,7 +97,7 @@ def agree(decision: bool) -> bool:
 @contextmanager
 def interruptible():
     """Yield a function that tells whether Ctrl-C was pressed, for a loop to stop safely; a second one stops it."""
-    pressed = []
+    pressed: list[int] = []
 
     def remember(signum, frame):
         if pressed:

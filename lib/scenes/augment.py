@@ -9,7 +9,7 @@ Colour is albumentations, ``strict=True``: a misspelt argument is an error. A ne
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import albumentations as A
 import cv2
@@ -43,7 +43,8 @@ class Lighting(A.ImageOnlyTransform):
         return {"shift": 255 * EIGENVECTORS @ (alpha * EIGENVALUES)}
 
     def apply(self, img: np.ndarray, shift: np.ndarray, **params) -> np.ndarray:
-        return cv2.add(img, (*shift, 0))  # saturates
+        four: Any = (*shift, 0)  # OpenCV's types know no tuples of numbers here
+        return cv2.add(img, four)  # saturates
 
 
 FLIPS = {"none": 1, "horizontal": 2, "dihedral": 8}
@@ -256,7 +257,7 @@ class Augment:
         if self.preset.shift:
             for name in self.images[1:]:
                 images[name] = slide(images[name], rng.normal(0, self.preset.shift, 2))
-        return (self.recolour(images, rng) if self.pipeline else images) | moved, mask
+        return self.recolour(images, rng) | moved, mask
 
     def draw_geometry(
         self, rng: np.random.Generator, shape: tuple[int, int], focus: Focus | None = None
@@ -273,11 +274,13 @@ class Augment:
             angle = math.radians(rng.uniform(-preset.rotate, preset.rotate))
         element = int(rng.integers(FLIPS[preset.flip]))
 
-        box, point = focus or (None, None)
-        top = place(rng, height, tall, focus and (box[0], box[2], point[0]))
-        left = place(rng, width, wide, focus and (box[1], box[3], point[1]))
-        bends = preset.elastic is not None and rng.random() < preset.elastic_p
-        if tall == wide == crop and angle == 0 and not bends:
+        rows = columns = point = None
+        if focus is not None:
+            box, point = focus
+            rows, columns = (box[0], box[2], point[0]), (box[1], box[3], point[1])
+        top, left = place(rng, height, tall, rows), place(rng, width, wide, columns)
+        bending = preset.elastic if preset.elastic is not None and rng.random() < preset.elastic_p else None
+        if tall == wide == crop and angle == 0 and bending is None:
             return lambda array, fill: turn(cut(array, top, left, crop, fill), element)
 
         down, along, cos, sin = tall / crop, wide / crop, math.cos(angle), math.sin(angle)
@@ -285,9 +288,9 @@ class Augment:
         v, u = (y - top + 0.5) / down - 0.5, (x - left + 0.5) / along - 0.5  # where the unturned crop shows the point
         linear = np.array([[along * cos, -down * sin], [along * sin, down * cos]])
         matrix = np.column_stack([linear, (x, y) - linear @ (u, v)])  # crop -> scene, (2, 3)
-        if not bends:
+        if bending is None:
             return lambda array, fill: turn(warp(array, matrix, crop, fill), element)
-        points = bent(matrix, elastic(rng, crop, *preset.elastic), u, v)
+        points = bent(matrix, elastic(rng, crop, *bending), u, v)
         return lambda array, fill: turn(bend(array, points, fill), element)
 
     def draw_window(self, rng: np.random.Generator, shape: tuple[int, int]) -> tuple[int, int]:
@@ -314,10 +317,12 @@ class Augment:
         return max(1, min(height, round(width / ratio))), max(1, min(width, round(height * ratio)))
 
     def recolour(self, images: Images, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Change the colours of all images alike, or of each on its own.
+        """Change the colours of all images alike, or of each on its own, if the preset changes any.
 
         Reseeded on every call: left alone, albumentations 2.0.8 repeats its numbers in each worker and epoch.
         """
+        if self.pipeline is None:
+            return dict(images)
         if self.together:
             self.pipeline.set_random_seed(int(rng.integers(2**32)))
             first, *others = self.images

@@ -28,7 +28,7 @@ def parse(polygons: Sequence[Geometry | str]) -> np.ndarray:
     with np.errstate(invalid="ignore"):  # "nan" is caught below
         geometries[is_text] = shapely.from_wkt(geometries[is_text], on_invalid="ignore")  # None where invalid
     for index in np.flatnonzero(~np.isin(shapely.get_type_id(geometries), POLYGONAL)):
-        raise DataError(f"polygon {index}: expected WKT of a POLYGON, got {str(polygons[index])[:60]!r}")
+        raise DataError(f"polygon {index}: expected WKT of a POLYGON, got {str(polygons[int(index)])[:60]!r}")
     vertices, owner = shapely.get_coordinates(geometries, return_index=True)
     for index in np.flatnonzero(~(np.abs(vertices) <= FURTHEST).all(axis=1)):
         raise DataError(f"polygon {owner[index]}: expected vertices in pixels, got {vertices[index].tolist()}")

@@ -5,12 +5,12 @@ Both are for brightfield slides, where a stain takes light away and glass is whi
 """
 
 import sys
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import albumentations as A
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike
 from skimage.color import hed_from_rgb, rgb_from_hed
 
 DENSITY = -np.log(np.maximum(np.arange(256), 1) / 255).astype(np.float32)
@@ -43,7 +43,7 @@ class StainJitter(A.ImageOnlyTransform):
         return restain(img, factors, shifts)
 
 
-def restain(image: np.ndarray, factors: Sequence[float], shifts: Sequence[float]) -> np.ndarray:
+def restain(image: np.ndarray, factors: ArrayLike, shifts: ArrayLike) -> np.ndarray:
     """Multiply the amounts of haematoxylin, eosin and DAB in an (H, W, 3) uint8 image and add to them."""
     mix = hed_from_rgb @ np.diag(factors) @ rgb_from_hed  # density (row) -> amounts -> changed -> density
     matrix = np.column_stack([mix.T, np.asarray(shifts) @ rgb_from_hed])  # as OpenCV multiplies: columns, offset last

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from lib.competitions.contract import Competition, Finding, Scene, summarize
 from lib.config.sections import Folds
 from lib.errors import ConfigError, DataError
-from lib.files import write_json
+from lib.files import whole_file, write_json
 from lib.run.cli import say
 from lib.scenes import audit, embed, folds, pairs
 
@@ -20,7 +20,8 @@ def check(competition: Competition, folder: Path, strict: bool) -> Iterator[str]
     """Read all data once, write what was found to findings.csv, yield it in words. DataError under ``strict``."""
     findings = competition.inspect()
     columns = list(Finding.__dataclass_fields__)
-    pd.DataFrame([vars(f) for f in findings], columns=columns).to_csv(folder / "findings.csv", index=False)
+    with whole_file(folder / "findings.csv") as file:
+        pd.DataFrame([vars(f) for f in findings], columns=columns).to_csv(file, index=False)
     lines = summarize(findings)
     if strict and findings:
         raise DataError("--strict: " + "; ".join(lines))
@@ -56,9 +57,8 @@ def audit_report(competition: Competition, table: pd.DataFrame, groups: list[str
     embedder, absent = embed.load() if by_features else (None, "")
     if absent:
         say(f"  {absent}")
-    hashes, embeddings = _looks(competition, scenes, embedder)
-    return audit.audit(table, scenes, hashes, list(competition.flags), groups=groups, embeddings=embeddings,
-                       published=competition.published_split())  # fmt: skip
+    looks = _looks(competition, scenes, embedder)
+    return audit.audit(table, scenes, looks, list(competition.flags), groups, competition.published_split())
 
 
 def audit_lines(competition: Competition, table: pd.DataFrame) -> list[str]:
@@ -78,8 +78,8 @@ def _given(section: Folds, table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     return table, unused
 
 
-def _looks(competition: Competition, scenes: list[Scene], embedder: embed.Embedder | None):
-    """Hash and embed what stands for every scene, its first image or three frames of it: (hashes, embeddings) by id."""
+def _looks(competition: Competition, scenes: list[Scene], embedder: embed.Embedder | None) -> audit.Looks:
+    """Hash and embed what stands for every scene: its first image, or three frames of it."""
 
     def one(scene: Scene) -> tuple[list[int], np.ndarray | None]:
         frames = pairs.frames(competition.read(scene, competition.images[0]))
@@ -89,4 +89,4 @@ def _looks(competition: Competition, scenes: list[Scene], embedder: embed.Embedd
         found = list(tqdm(pool.map(one, scenes), "audit", total=len(scenes), leave=False, disable=None))
     named = dict(zip((scene.id for scene in scenes), found, strict=True))
     hashes = {name: codes for name, (codes, _) in named.items()}
-    return hashes, {name: vectors for name, (_, vectors) in named.items()} if embedder else None
+    return audit.Looks(hashes, {name: vectors for name, (_, vectors) in named.items()} if embedder else None)

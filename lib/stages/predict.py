@@ -14,17 +14,14 @@ import torch
 from tqdm import tqdm
 
 from lib.competitions.contract import Scene
-from lib.config.sections import Model
 from lib.errors import ArtifactError, PipelineError
 from lib.inference.predict import Predictor
 from lib.inference.scene import read_stack, sizes
 from lib.models import checkpoint
-from lib.run import runtime
 from lib.run.artifacts import Unit
 from lib.run.cli import Run, quiet, say
 from lib.run.executor import Pool, devices
 from lib.scenes.probs import levels_path, quantise, write_levels
-from lib.scenes.view import View
 
 NAMED = 3
 """Failed scenes whose errors are printed."""
@@ -140,8 +137,8 @@ class Networks:
         self.run = replace(run, device=self.device)
         folder = run.store.require(run.graph.checkpoint(name, fold))
         self.description = checkpoint.read_description(folder)
-        self.predictor, used = open_predictor(self.run, folder, name)
-        return used
+        self.predictor = open_predictor(self.run, folder, name)
+        return self.predictor.precision
 
     def predict(self, scene: Scene, out: Path) -> Outcome:
         """Write the levels of one scene, one file per set of views, if they are not there.
@@ -244,20 +241,11 @@ def halved(predictor: Predictor) -> Predictor | None:
     return smaller
 
 
-def open_predictor(run: Run, folder: Path, name: str) -> tuple[Predictor, str]:
-    """Build the predictor of a checkpoint of model ``name``; returns it and the precision it really uses."""
-    asked, model = run.config.predict, run.config.models[name]
-    used = runtime.precision_on(run.device, asked.precision)
-    predictor = Predictor(checkpoint.load_network(folder), run.competition.tasks[model.task].activate,
-                          run.device, used, views=asked.tta_sets, tile=asked.tile,
-                          overlap=int(asked.tile * asked.overlap), view=view_of(model),
-                          scales=asked.scales)  # fmt: skip
-    return predictor, used
-
-
-def view_of(model: Model) -> View:
-    """Return the size at which a model sees scenes."""
-    return View(**model.view.model_dump())
+def open_predictor(run: Run, folder: Path, name: str) -> Predictor:
+    """Build the predictor of a checkpoint of model ``name``."""
+    model = run.config.models[name]
+    activate = run.competition.tasks[model.task].activate
+    return Predictor(checkpoint.load_network(folder), activate, run.config.predict, model.view, run.device)
 
 
 def scenes_of(run: Run, split: str, fold: int) -> list[Scene]:

@@ -2,8 +2,6 @@
 
 Every random choice is a function of (seed, position in the stream of samples), and the whole state is saved between
 steps, so a run that is killed and started again ends with the same bytes as an unbroken one (on a CPU).
-
-Longer than 300 lines because step, epoch, validation and the state that is saved between them are one thing.
 """
 
 import json
@@ -11,6 +9,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,53 +24,56 @@ from lib.errors import ArtifactError, ConfigError, NonFiniteError
 from lib.files import write_bytes
 from lib.models.checkpoint import save_weights
 from lib.run import runtime
-from lib.scenes.dataset import BatchSampler, SampleStream
 from lib.tasks import Task
 from lib.training import state
+from lib.training.dataset import BatchSampler, SampleStream
 from lib.training.ema import Ema, Swa
-from lib.training.losses import Loss
-from lib.training.mix import Mixing, mix
-from lib.training.optim import Plateau, Schedule, build_optimizer, freeze, scaled_lr, set_lr, unfreeze
+from lib.training.losses import Criterion
+from lib.training.mix import draw, mix
+from lib.training.optim import LearningRate, Plateau, build_optimizer, freeze, peak_lr, set_lr, unfreeze
 from lib.training.precision import Arithmetic, first_nonfinite, first_nonfinite_gradient
 
-Judge = Callable[[nn.Module], Mapping[str, float]]
+Validate = Callable[[nn.Module], Mapping[str, float]]
 """Scores a network on full validation scenes; the key ``select`` decides which epoch is kept."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Where and how a network is trained, beside its settings."""
+
+    folder: Path
+    """Gets the weights, the log and, until the end, the state."""
+    device: torch.device
+    seed: int
+    say: Callable[[str], None]
+    """Takes a line for the terminal."""
 
 
 class Fit:
     """One run: ``train.select`` decides what ``folder/best.safetensors`` keeps; ``log.jsonl`` gets a line an epoch."""
 
-    def __init__(self, network: nn.Module, task: Task, dataset: SampleStream, judge: Judge, train: Train,
-                 seed: int, folder: Path, device: torch.device, say: Callable[[str], None]):  # fmt: skip
-        self.train, self.folder, self.device, self.say, self.seed = train, folder, device, say, seed
-        self.dataset, self.judge = dataset, judge
-        self.arithmetic = Arithmetic(runtime.precision_on(device, train.precision, train.cpu_precision), device)
+    def __init__(
+        self, network: nn.Module, task: Task, dataset: SampleStream, validate: Validate, train: Train, job: Job
+    ):
+        self.task, self.dataset, self.validate, self.train = task, dataset, validate, train
+        self.folder, self.device, self.seed, self.say = job.folder, job.device, job.seed, job.say
+        self.arithmetic = Arithmetic(
+            runtime.precision_on(self.device, train.precision, train.cpu_precision), self.device
+        )
         runtime.use_tf32(train.tf32)
         runtime.deterministic()
-        layout = torch.channels_last if train.channels_last else torch.contiguous_format
-        self.network = network.to(device, memory_format=layout)
-        if runtime.world_size() > 1 and device.type == "cuda":
+        self.layout = torch.channels_last if train.channels_last else torch.contiguous_format
+        self.network = network.to(self.device, memory_format=self.layout)
+        if runtime.world_size() > 1 and self.device.type == "cuda":
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
-        self.layout = layout
-        self.loss = Loss(task.kind, **train.loss.model_dump(),
-                         distill=train.distill and train.distill.model_dump(exclude={"experiment"}),
-                         reduce=all_sum if runtime.world_size() > 1 else None)  # fmt: skip
-        self.dense, self.mixing = task.dense, Mixing(**train.mix.model_dump())
+        reduce = all_sum if runtime.world_size() > 1 else None
+        self.loss = Criterion(task.kind, train.loss, train.distill, reduce)
         self.sampler = BatchSampler(len(dataset), train.batch_size, runtime.rank(), runtime.world_size())
         self.steps = len(self.sampler)
-        optimizer, schedule = train.optimizer, train.schedule
-        lr = optimizer.lr or scaled_lr(optimizer.lr_base, optimizer.lr_base_batch, train.batch_size)
-        self.schedule = Schedule(schedule.kind, self.steps * train.epochs, lr=lr, steps_per_epoch=self.steps,
-                                 table=schedule.table or {}, factors=schedule.factors or {},
-                                 warmup_steps=round(schedule.warmup_epochs * self.steps), power=schedule.power,
-                                 factor=schedule.factor, every=schedule.every, min_lr=schedule.min_lr,
-                                 peak_at=schedule.peak_at, div=schedule.div,
-                                 final_div=schedule.final_div)  # fmt: skip
-        self.plateau = Plateau(schedule.patience) if schedule.kind == "plateau" else None
-        self.optimizer = build_optimizer(optimizer.name, self.network, lr, weight_decay=optimizer.weight_decay,
-                                         encoder_lr_scale=optimizer.encoder_lr_scale,
-                                         no_bias_decay=optimizer.no_bias_decay,
-                                         layer_decay=optimizer.layer_decay)  # fmt: skip
+        peak = peak_lr(train.optimizer, train.batch_size)
+        self.lr = LearningRate(train.schedule, peak, train.epochs, self.steps)
+        self.plateau = Plateau(train.schedule.patience) if train.schedule.patience else None
+        self.optimizer = build_optimizer(self.network, train.optimizer, peak)
         if train.swa_from is not None and runtime.world_size() > 1:
             raise ConfigError("train.swa_from: its norm statistics are estimated in one process; leave it out here")
         self.average = Ema(self.network, train.ema) if train.ema else None
@@ -145,13 +147,13 @@ class Fit:
         """Move the weights once; returns the loss. The batch is computed in ``accumulate`` equal parts."""
         train = self.train
         step = self.epoch * self.steps + self.step
-        lr = self.schedule.lr_at(step, self.plateau.reductions if self.plateau else 0)
+        lr = self.lr.at(step, self.plateau.reductions if self.plateau else 0)
         set_lr(self.optimizer, lr)
         image = batch["image"].to(self.device, memory_format=self.layout, non_blocking=True)  # (B, 3n, h, w) uint8
         target = batch["target"].to(self.device, non_blocking=True)  # (B, h, w) uint8
         self.optimizer.zero_grad(set_to_none=True)
         teacher = batch["teacher"].to(self.device).float() / 255 if "teacher" in batch else None
-        mixed = mix(image, target, self.dense, self.mixing, self.seed, step, teacher)
+        mixed = mix(image, target, self.task.dense, train.mix, draw(self.seed, step), teacher)
         total, raw = 0.0, defaultdict(float)
         columns = (mixed.image, mixed.target, mixed.other, mixed.teacher)
         parts = list(zip(*(_chunks(column, self.accumulate) for column in columns), strict=True))
@@ -247,8 +249,8 @@ class Fit:
         network = self.network
         if self._averages():
             with self.average.swapped_in(network):
-                return dict(self.judge(network))
-        return dict(self.judge(network))
+                return dict(self.validate(network))
+        return dict(self.validate(network))
 
     def _averaged_state(self) -> dict[str, Tensor]:
         return self.average.tensors if self._averages() else self.network.state_dict()

@@ -1,0 +1,63 @@
+"""What all settings are made of: sections with typed fields, and sentences that say what is wrong with their values.
+
+The experiment file (``lib/config/sections.py``) and the options of each competition are built of sections.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+UNKNOWN = "unknown_key"
+"""Type of the fault that a section reports for a key it does not have."""
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, unknown keys are refused, and the docstring under a field is its description."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _suggest_keys(cls, values: Any, handler: Callable[[Any], Any]) -> Any:
+        """Say of an unknown key which field of this section is meant; only the section itself knows its fields."""
+        try:
+            return handler(values)
+        except ValidationError as error:
+            faults = [_fault_of(fault, cls.model_fields) for fault in error.errors()]
+            raise ValidationError.from_exception_data(error.title, faults) from None
+
+
+def sentences(error: ValidationError, where: str = "") -> list[str]:
+    """Return one sentence per fault of a section; ``where`` is the key under which the section stands.
+
+    An unknown key is compared with the fields of the section in which it stands: ``train.crops: unknown key; did you
+    mean crop?``.
+    """
+    return [_sentence(fault, where) for fault in error.errors()]
+
+
+def did_you_mean(name: Any, known: Iterable[Any]) -> str:
+    """Return ``; did you mean X?`` with the known name nearest to ``name``, or nothing where none is near."""
+    near = difflib.get_close_matches(str(name), sorted(str(other) for other in known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _fault_of(fault: ErrorDetails, fields: Iterable[str]) -> InitErrorDetails:
+    """Return a fault as it is raised again, an unknown key of this section with a suggestion."""
+    kind: str | PydanticCustomError = fault["type"]
+    if kind == "extra_forbidden" and len(fault["loc"]) == 1:
+        kind = PydanticCustomError(UNKNOWN, "{text}", {"text": "unknown key" + did_you_mean(fault["loc"][0], fields)})
+    elif kind == UNKNOWN:
+        kind = PydanticCustomError(UNKNOWN, "{text}", fault["ctx"])
+    return InitErrorDetails(type=kind, loc=fault["loc"], input=fault["input"], ctx=fault.get("ctx", {}))
+
+
+def _sentence(fault: ErrorDetails, where: str) -> str:
+    key = ".".join(str(part) for part in (where, *fault["loc"]) if part != "")
+    message = "required, but missing" if fault["type"] == "missing" else fault["msg"].removeprefix("Value error, ")
+    message = message.replace("Input should be", "expected")
+    shown = fault["type"] in (UNKNOWN, "missing") or isinstance(fault["input"], (dict, BaseModel))
+    return (f"{key}: " if key else "") + message + ("" if shown else f", got {fault['input']!r}")
