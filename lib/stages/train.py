@@ -1,6 +1,5 @@
 """Stages 02 and 03: one network of a task on one fold. The two stages differ only in their task."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,17 +24,9 @@ from lib.stages import folds, pseudo
 from lib.stages.pseudo import PseudoLabels
 from lib.tasks import Task
 from lib.training.balance import median_frequency
-from lib.training.dataset import CropDataset, FrameDataset, SampleStream, Source, repeat_scenes
-from lib.training.fit import Fit, Job
+from lib.training.dataset import CropDataset, FrameDataset, SampleStream, TrainingSet, repeat_scenes
+from lib.training.fit import Fit, Place
 from lib.training.judge import Judge, plain_predictor
-
-
-def checkpoints(run: Run, task: str) -> Iterator[Unit]:
-    """Yield the checkpoints that the flags ask for: every model of the task on every fold it is trained on."""
-    for name, model in run.graph.models(task, run.only).items():
-        for fold in run.config.folds_of(model):
-            if run.fold in (None, fold):
-                yield run.graph.checkpoint(name, fold)
 
 
 def train(run: Run, unit: Unit) -> None:
@@ -51,7 +42,7 @@ def train(run: Run, unit: Unit) -> None:
         judge = Judge(run.competition, model, validation, run.config.predict, run.config.decode,
                       localization(run, model, fold))  # fmt: skip
         settings = with_class_weights(run, model, task, training, record)
-        fit = Fit(network, task, dataset, judge, settings, Job(folder, run.device, run.config.seed, say))
+        fit = Fit(network, task, dataset, judge, settings, Place(folder, run.device, run.config.seed, say))
         extra = len(dataset.scenes) - len(training)
         say(f"  {len(training)} scenes to train on{f' and {extra} pseudo-labelled' if extra else ''}, "
             f"{len(validation)} to validate; {len(dataset)} samples an epoch, "
@@ -147,12 +138,12 @@ def samples(run: Run, model: Model, scenes: list[Scene], fold: int) -> SampleStr
         scenes = [*scenes, *pseudo_labels.scenes]
     teacher = teacher_folder(run.store.root.parent, train.distill.experiment) / model.task if train.distill else None
     seen = Seen(run.competition, model.task, task, model.view.for_training(), pseudo_labels, teacher)
-    source = Source(
+    data = TrainingSet(
         task, scenes, model.network.images, seen.image, seen.target, order, seen.levels if teacher else None
     )
     augment = build_augment(train.augment, train.crop, model.network.images, sampling.scale, train.colour)
     kind = CropDataset if task.dense else FrameDataset
-    return kind(source, augment, sampling, run.config.seed, train.cache)
+    return kind(data, augment, sampling, run.config.seed, train.cache)
 
 
 def with_class_weights(run: Run, model: Model, task: Task, scenes: list[Scene], record: dict[str, Any]) -> Train:

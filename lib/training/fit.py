@@ -40,7 +40,7 @@ Validate = Callable[[Network], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
-class Job:
+class Place:
     """Where and how a network is trained, beside its settings."""
 
     folder: Path
@@ -54,9 +54,11 @@ class Job:
 class Fit:
     """One run: ``train.select`` decides what ``folder/best.safetensors`` keeps; ``log.jsonl`` gets a line an epoch."""
 
-    def __init__(self, network: Network, task: Task, dataset: SampleStream, validate: Validate, train: Train, job: Job):
+    def __init__(
+        self, network: Network, task: Task, dataset: SampleStream, validate: Validate, train: Train, place: Place
+    ):
         self.task, self.dataset, self.validate, self.train = task, dataset, validate, train
-        self.folder, self.device, self.seed, self.say = job.folder, job.device, job.seed, job.say
+        self.folder, self.device, self.seed, self.say = place.folder, place.device, place.seed, place.say
         self.arithmetic = Arithmetic(
             runtime.precision_on(self.device, train.precision, train.cpu_precision), self.device
         )
@@ -198,7 +200,6 @@ class Fit:
     def _finish_epoch(self, pace: dict[str, float]) -> None:
         train = self.train
         self.epoch, self.step = self.epoch + 1, 0
-        last = self.epoch == train.epochs
         line: dict[str, Any] = {"epoch": self.epoch, "lr": self.meter.pop("lr", None)}
         line |= {name: round(value / self.steps, 6) for name, value in sorted(self.meter.items())}
         weights = {**train.loss.terms, "aux": train.loss.aux_weight}
@@ -208,24 +209,8 @@ class Fit:
         line["amp"] = {"precision": self.arithmetic.name, **self.arithmetic.health()}
         if train.swa_from is not None and self.average is not None and self.epoch > train.swa_from:
             self.average.update(self.network)
-        falls = False
-        if runtime.rank() == 0 and (last or self.epoch % train.validate_every == 0):
-            started = time.monotonic()
-            self._estimate_norms()
-            scores = self._validate()
-            line |= {"scores": scores, "validate_seconds": round(time.monotonic() - started, 1)}
-            better = self.best is None or scores["select"] > self.best["select"]
-            line["new_best"] = keep = train.select == "last" or better
-            self.since_best = 0 if better else self.since_best + 1
-            if keep:
-                self.best = {**scores, "epoch": self.epoch}
-                save_weights(self.folder, self._averaged_state())
-            self.stop = train.patience is not None and self.since_best >= train.patience
-            falls = bool(self.plateau and self.plateau.update(scores["select"]))
-            shown = " ".join(f"{name} {scores[name]:.4f}" for name in _heads(scores))
-            self.say(f"  epoch {self.epoch}/{train.epochs} loss {line['loss']:.4f} {shown}{' *' if keep else ''}")
-            if scores.get("collapsed"):
-                self.say("  ! the network gives one answer everywhere: look at class weights, sampling, learning rate")
+        is_due = self.epoch == train.epochs or self.epoch % train.validate_every == 0
+        falls = runtime.rank() == 0 and is_due and self._judge(line)
         self.stop = runtime.agree(self.stop)
         if runtime.agree(falls) and runtime.rank() > 0 and self.plateau is not None:
             self.plateau.reductions += 1
@@ -234,27 +219,40 @@ class Fit:
             _append(self.folder / "log.jsonl", line, self.epoch)
             self._save()
 
-    def _estimate_norms(self) -> None:
-        """Give averaged weights the norm statistics that they have on the coming batches of the stream."""
-        if not isinstance(self.average, Swa) or not self.average.updates:
-            return
+    def _judge(self, line: dict[str, Any]) -> bool:
+        """Validate, keep the weights where they are the best so far, and tell whether the learning rate falls now."""
+        started = time.monotonic()
+        average = self._averaged()
+        with average.swapped_in(self.network) if average else nullcontext():
+            scores = dict(self.validate(self.network))
+        line |= {"scores": scores, "validate_seconds": round(time.monotonic() - started, 1)}
+        better = self.best is None or scores["select"] > self.best["select"]
+        line["new_best"] = keep = self.train.select == "last" or better
+        self.since_best = 0 if better else self.since_best + 1
+        if keep:
+            self.best = {**scores, "epoch": self.epoch}
+            save_weights(self.folder, average.tensors if average else self.network.state_dict())
+        self.stop = self.train.patience is not None and self.since_best >= self.train.patience
+        shown = " ".join(f"{name} {scores[name]:.4f}" for name in _heads(scores))
+        self.say(f"  epoch {self.epoch}/{self.train.epochs} loss {line['loss']:.4f} {shown}{' *' if keep else ''}")
+        if scores.get("collapsed"):
+            self.say("  ! the network gives one answer everywhere: look at class weights, sampling, learning rate")
+        return bool(self.plateau and self.plateau.update(scores["select"]))
+
+    def _averaged(self) -> Average | None:
+        """Return the average that takes the place of the weights, if there is one and it has begun.
+
+        Weights of a stochastic weight average get the norm statistics that they have on the coming batches.
+        """
+        if not isinstance(self.average, Swa):
+            return self.average
+        if not self.average.updates:
+            return None
         self.sampler.set_epoch(self.epoch)
         batches = list(self.sampler)[: self.train.swa_batches]
         loader = DataLoader(self.dataset, batch_sampler=batches, num_workers=0)
         self.average.reestimate(self.network, loader, device=self.device, autocast=self.arithmetic.autocast)
-
-    def _begun(self) -> Average | None:
-        """Return the average that takes the place of the weights, if there is one and it has begun."""
-        return None if isinstance(self.average, Swa) and not self.average.updates else self.average
-
-    def _validate(self) -> dict[str, float]:
-        average = self._begun()
-        with average.swapped_in(self.network) if average else nullcontext():
-            return dict(self.validate(self.network))
-
-    def _averaged_state(self) -> dict[str, Tensor]:
-        average = self._begun()
-        return average.tensors if average else self.network.state_dict()
+        return self.average
 
     # ---- state ----------------------------------------------------------------------------------------
     def _save(self) -> None:
@@ -304,7 +302,7 @@ def all_sum(value: Tensor) -> Tensor:
 
 
 def _heads(scores: Mapping[str, float]) -> list[str]:
-    """Return the names that are no part of another (score, damage_f1, but not damage_f1_destroyed)."""
+    """Return the names that do not detail another: score and f1, but not the f1_<class> of each class."""
     named = [name for name in scores if name not in ("select", "collapsed")]
     return [name for name in named if not any(name.startswith(f"{other}_") for other in named)]
 

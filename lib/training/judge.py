@@ -33,9 +33,10 @@ def true_levels(target: np.ndarray, task: Task) -> np.ndarray:
 
 
 def class_shares(levels: np.ndarray, target: np.ndarray, task: Task) -> np.ndarray:
-    """Count, per class, where it is called, where it is true, and all places: (C, 3) int64; ignored places count not.
+    """Count three things per class: the pixels called by it, its true pixels, and all pixels: (C, 3) int64.
 
-    levels: (C, H, W) uint8; target: (H, W), or (1, 1) for the label of all frames (C, 1, F).
+    Ignored pixels are left out of all three. levels: (C, H, W) uint8; target: (H, W), or (1, 1) for the label of all
+    frames (C, 1, F).
     """
     called = task.called(levels)
     truth, counted = (np.broadcast_to(a, called.shape) for a in (task.truth(target), target != IGNORE))
