@@ -86,12 +86,12 @@ class Competition(Classification):
             raise DataError(f"{self.root}: classes of the data: {error}; state data.options.classes") from error
 
     @property
-    def tasks(self) -> Mapping[str, Task]:
+    def tasks(self) -> Mapping[str, Task]:  # type: ignore[override]  # read from the data when asked for
         """One label out of the classes."""
         return {"cls": Label(self.classes)}
 
     @property
-    def settings(self) -> Mapping[str, Setting]:
+    def settings(self) -> Mapping[str, Setting]:  # type: ignore[override]  # read from the data when asked for
         """A gain for each class."""
         return gains(self.flags)
 
@@ -143,7 +143,7 @@ class Competition(Classification):
         return np.round(weighed / weighed.sum(-1, keepdims=True), 6)
 
     @property
-    def max_points(self) -> int:
+    def max_points(self) -> int:  # type: ignore[override]  # read from the data when asked for
         """The largest grid a search may span."""
         return min(search.MAX_POINTS, TABLE_BYTES // (8 * self._length))
 
@@ -224,7 +224,7 @@ class Competition(Classification):
 
     # ---- submission -----------------------------------------------------------------------------------
     @property
-    def form(self) -> Form:
+    def form(self) -> Form:  # type: ignore[override]  # read from the data when asked for
         """Id and label, or id and a column per class."""
         columns = self.options.columns
         return Form((columns.id, *((columns.label,) if self._submits_label else self.classes)), origin=None)

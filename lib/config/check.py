@@ -118,7 +118,8 @@ def open_experiment(
 
 def _open(experiment: Experiment, memo: Path) -> tuple[Competition | None, list[str]]:
     """Open the competition; where options are wrong, with the others alone, so that more can be said."""
-    options, faults = dict(experiment.data.options), []
+    options = dict(experiment.data.options)
+    faults: list[str] = []
     for _ in range(2):
         try:
             return open_competition(experiment.competition, experiment.data.root, options, memo), faults

@@ -576,7 +576,7 @@ def _at_odds(model: Model) -> Iterator[str]:
     if train.batch_size % train.accumulate:
         yield f".train.batch_size: expected a multiple of accumulate, got {train.batch_size} and {train.accumulate}"
     if len(set(model.folds or ())) < len(model.folds or ()):
-        yield f".folds: expected each fold once, got {list(model.folds)}"
+        yield f".folds: expected each fold once, got {list(model.folds or ())}"
 
 
 def plain(section: BaseModel) -> dict[str, Any]:

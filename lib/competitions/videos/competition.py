@@ -213,7 +213,8 @@ class Competition(Classification):
     # ---- answers --------------------------------------------------------------------------------------
     def answer(self, levels: Levels, settings: Mapping[str, Any]) -> Answer:
         """Turn the levels of a video's frames, (1, 1, F) uint8, into its score."""
-        return int(scoring.per_mille(score_of_frames(levels["cls"].ravel() / 255, **settings))) / scoring.STEPS
+        score = np.asarray(score_of_frames(levels["cls"].ravel() / 255, **settings))
+        return int(scoring.per_mille(score)) / scoring.STEPS
 
     def tally(self, answer: Answer, truth: Answer) -> np.ndarray:
         """Count one answer: (2002,) int64, a flat histogram of ``metric.py``."""
@@ -270,7 +271,7 @@ class Competition(Classification):
         if faults or self.options.fallback is None:
             return faults
         table, wanted = Path(path) / SUBMISSION if Path(path).is_dir() else Path(path), f"{self.options.fallback:.3f}"
-        said = dict(tables.read(table, self.form))
+        said = {row_id: score for row_id, score in tables.read(table, self.form)}
         odd = [s.id for s in scenes or () if self.fault(s) and said[self.row_id(s)] != wanted]
         kind = f"cannot be read, yet its score is not the fallback {wanted}"
         return [tables.sentence(table, "row", kind, odd)] if odd else []
