@@ -12,9 +12,9 @@ from lib.settings import Section, did_you_mean, sentences
 
 CLASSES = {
     "binary_rle": "binary_rle.competition.BinaryRLE",
-    "labels": "labels.Competition",
-    "videos": "videos.competition.Competition",
-    "voc": "voc.competition.Competition",
+    "labels": "labels.Labels",
+    "videos": "videos.competition.Videos",
+    "voc": "voc.competition.VOC",
     "xview2": "xview2.competition.XView2",
 }
 """Name in experiment files -> module of this folder and class."""
@@ -31,10 +31,6 @@ def open_competition(
     a sentence for every option that is wrong.
     """
     found = _class_of(name)
-    if found.Options is Section:  # it checks its options itself
-        return found(Path(root), **(options or {}))
-    if found.Options is Section:  # it checks its options itself
-        return found(Path(root), **(options or {}))
     try:
         checked = found.Options.model_validate(options or {})
     except ValidationError as error:
