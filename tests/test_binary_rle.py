@@ -259,7 +259,7 @@ def test_a_split_column_is_published(hubmap, tmp_path):
         ({"order": "diagonal"}, "order: expected 'auto'"),
         ({"origin": 2}, "origin: expected 'auto'"),
         ({"slices": 2, "group": "patient"}, "slices: expected an odd number"),
-        ({"slices": 3}, "a group column"),
+        ({"slices": 3}, "a group that says"),
         ({"border": "yes"}, "border: expected"),
         ({"header": ["id"]}, "header of two words"),
         ({"domain": "stain"}, "domain: expected a column of the train table out of patient, organ"),

@@ -13,6 +13,7 @@ from lib.settings import Section, did_you_mean, sentences
 CLASSES = {
     "binary_rle": "binary_rle.competition.BinaryRLE",
     "labels": "labels.Labels",
+    "multiclass_rle": "multiclass_rle.MulticlassRLE",
     "videos": "videos.competition.Videos",
     "voc": "voc.competition.VOC",
     "xview2": "xview2.competition.XView2",

@@ -11,6 +11,7 @@ from math import inf, prod
 from numbers import Real
 from typing import Any, get_type_hints
 
+import cv2
 import numpy as np
 from pydantic import ValidationError, create_model
 
@@ -113,6 +114,18 @@ def threshold_level(probability: float) -> int:
     if not 0 <= probability <= 1:
         raise ConfigError(f"decode threshold: expected a probability in 0..1, got {probability}")
     return int(np.searchsorted(_PROBABILITIES, probability))
+
+
+def foreground(levels: np.ndarray, threshold: float, min_area: float = 0) -> np.ndarray:
+    """Return where levels (H, W) uint8 reach a threshold, as (H, W) uint8 in {0, 1}; level 0 never does.
+
+    Parts (8 neighbours) of fewer than ``min_area`` pixels are left out.
+    """
+    mask = (levels >= max(1, threshold_level(threshold))).view(np.uint8)
+    if min_area > 1:
+        _, parts, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+        mask &= (stats[:, cv2.CC_STAT_AREA] >= min_area)[parts].view(np.uint8)
+    return mask
 
 
 @cache

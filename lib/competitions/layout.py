@@ -4,12 +4,14 @@ Images of a split lie in one folder (``train_images/10044.tiff``; an id is the f
 own with its masks (``stage1_train/00ae65c1/images/00ae65c1.png``). A table says by id what else is known of them.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lib.competitions import tables
 from lib.competitions.contract import Finding, Scene
+from lib.competitions.listing import SUFFIXES, is_picture
 from lib.errors import DataError
 
 FOLDERS = {
@@ -20,7 +22,6 @@ SAMPLES = ("sample_submission.csv", "stage1_sample_submission.csv")
 ID_COLUMNS = ("id", "ImageId", "image_id", "img")
 RLE_COLUMNS = ("rle", "rle_mask", "encoding", "EncodedPixels", "segmentation")
 CLASS_COLUMNS = ("class", "ClassId", "class_id", "label", "category")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 Files = dict[str, Path]
 """Role -> path of one image's files."""
@@ -44,6 +45,22 @@ class Table:
     def value(self, image_id: str, column: str) -> str:
         """Return what an image's first row says in a column, "" without such a row or column."""
         return self.rows[image_id][0].get(column, "") if image_id in self.rows else ""
+
+    @property
+    def names_files(self) -> bool:
+        """Whether ids are names of files, with their suffix."""
+        return any(Path(image_id).suffix.lower() in SUFFIXES for image_id in self.rows)
+
+    def pairs(self, left: Sequence[str], right: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+        """Return image id -> what two columns say in each of its rows; ``left``, ``right``: names that they may have.
+
+        Raises DataError where there is a table without them.
+        """
+        names = self.column(left), self.column(right)
+        if self.columns and not all(names):
+            raise DataError(f"{self.path}: expected a column out of {', '.join(left)} and one out of "
+                            f"{', '.join(right)}, got {', '.join(self.columns)}")  # fmt: skip
+        return {key: [(row[names[0]], row[names[1]]) for row in rows] for key, rows in self.rows.items()}
 
     def column(self, known: Sequence[str]) -> str:
         """Return the first of the names that is a column, "" where none is."""
@@ -91,23 +108,34 @@ def list_images(folder: Path) -> tuple[dict[str, Files], list[Finding]]:
     findings: list[Finding] = []
     for path in sorted(folder.iterdir()):
         if path.is_dir() and (path / "images").is_dir():
-            pictures = [file for file in sorted((path / "images").iterdir()) if is_image(file)]
+            pictures = [file for file in sorted((path / "images").iterdir()) if is_picture(file)]
             if len(pictures) != 1:
                 findings.append(Finding("folder without its one image", path.name, f"{len(pictures)} in {path}/images"))
                 continue
             listed[path.name] = {"image": pictures[0]}
             if (path / "masks").is_dir():
                 listed[path.name]["masks"] = path / "masks"
-        elif is_image(path):
+        elif is_picture(path):
             earlier = listed.setdefault(path.stem, {"image": path})["image"]
             if earlier != path:
                 findings.append(Finding("image in two formats", path.stem, f"{earlier.name} is used, not {path.name}"))
     return listed, findings
 
 
-def is_image(path: Path) -> bool:
-    """Tell an image by its name; hidden files are none."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+def find_images(root: Path, split: str, pattern: str, expression: str = "", suffix: bool = False) -> dict[str, Path]:
+    """Return id -> image of a split, sorted; ``pattern`` names a folder, or the files themselves where it has a ``*``.
+
+    ``expression``: searched in a file's path below ``root``, its groups joined by "_" are the id; without groups or a
+    match that is the file's name, with its ``suffix`` or without. Of two files with one id the first by name is taken.
+    """
+    folder = None if "*" in pattern else image_folder(root, split, pattern)
+    paths = folder.iterdir() if folder else root.glob(pattern) if pattern else ()
+    found: dict[str, Path] = {}
+    for path in sorted(filter(is_picture, paths)):
+        match = re.search(expression, path.relative_to(root).as_posix())
+        image_id = "_".join(match.groups()) if match else ""
+        found.setdefault(image_id or (path.name if suffix else path.stem), path)
+    return dict(sorted(found.items()))
 
 
 def slice_names(count: int) -> tuple[str, ...]:
@@ -115,18 +143,23 @@ def slice_names(count: int) -> tuple[str, ...]:
     return tuple(f"image{step:+d}" if step else "image" for step in range(-(count // 2), count // 2 + 1))
 
 
-def stacked(scenes: Sequence[Scene], images: Sequence[str], place: Callable[[str], str]) -> list[Scene]:
-    """Give each scene the files of its neighbours in the stack of its group; the ends of a stack repeat themselves.
+def stacked(
+    scenes: Sequence[Scene],
+    images: Sequence[str],
+    place: Callable[[str], str] = lambda scene_id: "",
+    stack_of: Callable[[Scene], str] = lambda scene: scene.group,
+) -> list[Scene]:
+    """Give each scene the files of its neighbours in its stack, by default its group; the ends repeat themselves.
 
     ``images``: as ``slice_names`` gives them. ``place(id)`` is the text of the slice's place in its stack, a number;
-    where it is empty, ids are the order. A scene without a group is a stack of its own. Raises DataError for a place
-    that is no number.
+    where it is empty, ids are the order. A scene without a stack stands alone. Raises DataError for a place that is no
+    number.
     """
     if len(images) == 1:
         return list(scenes)
     stacks: dict[str, list[Scene]] = {}
     for scene in scenes:
-        stacks.setdefault(scene.group or f"\0{scene.id}", []).append(scene)
+        stacks.setdefault(stack_of(scene) or f"\0{scene.id}", []).append(scene)
     found = []
     for stack in stacks.values():
         stack.sort(key=lambda s: (number(f"{s.id}: slice", place(s.id)) if place(s.id) else 0.0, s.id))

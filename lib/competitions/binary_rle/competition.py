@@ -33,16 +33,17 @@ import numpy as np
 from pydantic import Field, Strict, field_validator
 
 from lib import metrics as masks
-from lib.competitions import layout
+from lib.competitions import layout, mean_dice
 from lib.competitions.binary_rle import instances as objects
 from lib.competitions.binary_rle import metric as scoring
-from lib.competitions.contract import Answer, Competition, Finding, Grid, Levels, Row, Scene
+from lib.competitions.contract import Answer, Finding, Grid, Levels, Row, Scene
 from lib.competitions.facts import Facts
+from lib.competitions.listing import is_picture
+from lib.competitions.runs import RunsCompetition, RunsOptions
 from lib.competitions.tables import Form
 from lib.ensemble.thresholds import of_scene
 from lib.errors import ConfigError, DataError
 from lib.scenes import raster, rle, stain
-from lib.scenes.view import resize
 from lib.settings import Section
 from lib.tasks import BinaryMask, MultilabelMask
 
@@ -51,8 +52,6 @@ TABLES = {"train": ("train.csv", "stage1_train_labels.csv"), "test": ("test.csv"
 OTSU = "otsu"
 COLOUR = "colour"
 """A domain that is told from the pixels."""
-PIXEL_COUNTS = 5
-"""Images, the sum of their Dice in fixed point, then tp, fp, fn of pixels; object counts follow for "object_map"."""
 COLOURFUL = 8.0
 """Mean saturation (0..255) of an image from which on it is a stained section and not fluorescence, which is grey: the
 28 images of DSB 2018 that were looked at have 0.0 or 18.6 to 146.9."""
@@ -71,7 +70,7 @@ class Stain(Section):
     """Standard deviation of L, a, b."""
 
 
-class BinaryRLEOptions(Section):
+class BinaryRLEOptions(RunsOptions):
     """What ``data.options`` may hold; "" means that the usual names are looked for."""
 
     class_name: str = "object"
@@ -82,24 +81,12 @@ class BinaryRLEOptions(Section):
     """Also learn where objects touch; needs objects one by one."""
     border_width: int = Field(2, ge=1)
     """So many pixels apart objects touch."""
-    order: Literal["auto", "column", "row"] = "auto"
-    """How runs count pixels; auto: told from the training runs."""
-    origin: Literal["auto", 0, 1] = "auto"
-    """Number of the first pixel; auto: told from the training runs."""
     domain: str = ""
     """Column of the tables, or ``colour``: brightfield or fluorescence, told from the pixels."""
-    group: str = ""
-    """Column of what must stay together in a fold."""
     pixel_size: str = "pixel_size"
     """Column of the physical size of a pixel, used where it exists."""
-    slices: int = Field(1, ge=1)
-    """So many images per scene, the neighbours in the stack of its ``group``; odd."""
     slice_column: str = ""
     """Column of a slice's place in its stack; "": ids are the order."""
-    train: str = ""
-    """Folder of the labelled images."""
-    test: str = ""
-    """Folder of the test images."""
     masks: str = ""
     """Folder of mask files, which are used instead of runs."""
     table: str = ""
@@ -115,13 +102,6 @@ class BinaryRLEOptions(Section):
     stain: Stain | None = None
     """The stain that all images are given."""
 
-    @field_validator("slices")
-    @classmethod
-    def _slices_are_of_a_stack(cls, slices: int, info: Any) -> int:
-        if slices % 2 == 0 or (slices > 1 and not info.data.get("group")):
-            raise ValueError("expected an odd number and a group column that says which images are one stack")
-        return slices
-
     @field_validator("header")
     @classmethod
     def _header_has_two_words(cls, header: tuple[str, ...]) -> tuple[str, ...]:
@@ -130,7 +110,7 @@ class BinaryRLEOptions(Section):
         return header
 
 
-class BinaryRLE(Competition):
+class BinaryRLE(RunsCompetition):
     """One class of objects under ``root``."""
 
     name = "binary_rle"
@@ -142,7 +122,7 @@ class BinaryRLE(Competition):
 
     def __init__(self, root: Path, options: BinaryRLEOptions, memo: Path | None = None):
         super().__init__(root, options, memo)
-        self.images, self.metric = layout.slice_names(options.slices), options.metric
+        self.metric = options.metric
         names = (options.class_name,)
         self.tasks = {"loc": MultilabelMask((*names, "border")) if options.border else BinaryMask(names)}
         self.settings = objects.settings(instances=int(self.metric == "object_map"))
@@ -150,8 +130,6 @@ class BinaryRLE(Competition):
         self.stain = options.stain and stain.StainStats(options.stain.mean, options.stain.std)
 
     # ---- data -----------------------------------------------------------------------------------------
-    own_images = ("image",)
-
     def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:
         """List the images of a split, with what the tables say of them; slices of a stack are neighbours.
 
@@ -194,25 +172,11 @@ class BinaryRLE(Competition):
             findings.append(Finding("RLE order unknown", "train", str(error)))
         return findings
 
-    def remarks(self) -> list[str]:
-        """Return how runs count pixels, where that was told from the data."""
-        try:
-            rule = self.rule
-        except DataError:  # inspect says so
-            return []
-        if rule.why == "stated":
-            return []
-        how = "detected" if self._runs else "assumed"
-        return [f"RLE order {how}: {rule.order} order from {rule.origin}, {rule.why} "
-                "(state data.options.order and origin to end this remark)"]  # fmt: skip
-
     def read(self, scene: Scene, image: str) -> np.ndarray:
         """Read an image, or its neighbour in the stack ("image+1"; the last one again beyond the end), as (H, W, 3)
         uint8 RGB, in the stain that is wanted; a neighbour of another size is resized. Raises DataError naming scene
         and file."""
         pixels = super().read(scene, image)
-        if image != "image":
-            pixels = resize(pixels, raster.image_size(scene.files["image"]))
         return stain.normalise(pixels, self.stain) if self.stain else pixels
 
     def target(self, scene: Scene, task: str) -> np.ndarray:
@@ -274,32 +238,20 @@ class BinaryRLE(Competition):
             return True
         return any(len(texts) > 1 for key, texts in self._runs.items() if "mask" not in listed.get(key, ()))
 
+    def labelled_runs(self) -> list[tuple[Scene, str]]:
+        """Return each text of runs with its image."""
+        listed = (Scene(key, files) for key, files in sorted(self._files("train")[0].items()))
+        return [(scene, text) for scene in listed for text in self._runs.get(scene.id, ())]
+
     @cached_property
     def rule(self) -> rle.Rule:
-        """How runs count pixels: as stated, or told from the training runs, or Kaggle's rule where there are none.
-
-        Raises DataError where the runs fit several rules.
-        """
-        order = None if self.options.order == "auto" else self.options.order
-        origin = None if self.options.origin == "auto" else self.options.origin
-        if order is not None and origin is not None:
-            return rle.Rule(order, origin, "stated")
-        listed = (Scene(key, files) for key, files in sorted(self._files("train")[0].items()))
-        known = [scene for scene in listed if any(text.strip() for text in self._runs.get(scene.id, ()))]
-        if not self._runs:
-            return rle.Rule(order or "column", 1 if origin is None else origin, "no training runs, so Kaggle's rule")
-        if drawn := [scene for scene in known if "mask" in scene.files][:20]:
-            rules = [(o, n) for o, n in rle.RULES if order in (None, o) and origin in (None, n)]
-            rules = [rule for rule in rules if all(self._draws_the_mask(scene, rule) for scene in drawn)]
-            if len(rules) == 1:
-                return rle.Rule(*rules[0], f"so the runs of {len(drawn)} images give their mask files")
-        pairs = [(scene, text) for scene in known for text in self._runs[scene.id] if text.strip()]
-        sizes = {scene.id: raster.image_size(scene.files["image"]) for scene in known}
-        texts, shapes = [text for _, text in pairs], [sizes[scene.id] for scene, _ in pairs]
-        try:
-            return rle.detect(texts, shapes, lambda i: self.read(pairs[i][0], "image"), order, origin)
-        except DataError as error:
-            raise DataError(f"{self.root}: {error} (data.options.order and origin)") from error
+        """How runs count pixels; beside mask files, so that the runs draw them."""
+        drawn = {scene.id: scene for scene, text in self.labelled_runs() if text.strip() and "mask" in scene.files}
+        fitting = [rule for rule in self.open_rules()
+                   if drawn and all(self._draws_the_mask(scene, rule) for scene in [*drawn.values()][:20])]  # fmt: skip
+        if len(self.open_rules()) > 1 and len(fitting) == 1:
+            return rle.Rule(*fitting[0], f"so the runs of {len(drawn)} images give their mask files")
+        return super().rule
 
     def _draws_the_mask(self, scene: Scene, rule: tuple[str, int]) -> bool:
         mask = raster.read_mask(scene.files["mask"]) > 0
@@ -333,8 +285,8 @@ class BinaryRLE(Competition):
             p["fill_holes"] or p["instances"] or p["min_area"] > 1 or p["postprocess"] for p in points
         ):
             thresholds = [point["threshold"] for point in points]
-            return _pixel_counts(objects.count_thresholds(levels["loc"][0], truth, thresholds))
-        counts = np.zeros((len(points), PIXEL_COUNTS + scoring.K * (self.metric == "object_map")), np.int64)
+            return mean_dice.count(objects.count_thresholds(levels["loc"][0], truth, thresholds))
+        counts = np.zeros((len(points), mean_dice.K + scoring.K * (self.metric == "object_map")), np.int64)
         wanted = [{k: v for k, v in point.items() if k not in ("min_area", "postprocess")} for point in points]
         last, whole = None, None
         for i in sorted(range(len(points)), key=lambda i: repr(wanted[i])):  # smallest areas differ after the watershed
@@ -345,8 +297,8 @@ class BinaryRLE(Competition):
         return counts
 
     def tally(self, answer: Answer, truth: Answer) -> np.ndarray:
-        """Count one answer: (5,) int64 as PIXEL_COUNTS says, (18,) with the objects."""
-        counts = _pixel_counts(masks.binary_counts((answer > 0).view(np.uint8), (truth > 0).view(np.uint8)))
+        """Count one answer: (5,) int64 as ``mean_dice`` has them, (18,) with the objects."""
+        counts = mean_dice.count(masks.binary_counts((answer > 0).view(np.uint8), (truth > 0).view(np.uint8)))
         if self.metric != "object_map":
             return counts
         return np.concatenate([counts, scoring.count(objects.components(answer), truth)])
@@ -361,14 +313,10 @@ class BinaryRLE(Competition):
 
     def _named(self, counts: np.ndarray) -> dict[str, np.ndarray]:
         """Return named scores of counts (..., K)."""
-        images, total = counts[..., 0], counts[..., 1] / scoring.FIXED
-        named = {
-            "dice": np.divide(total, images, out=np.zeros(images.shape), where=images > 0),
-            "dice_pooled": masks.dice(counts[..., 2:PIXEL_COUNTS]),
-        }
+        named = {"dice": mean_dice.mean(counts), "dice_pooled": mean_dice.pooled(counts)}
         if self.metric == "object_map":
-            rest = counts[..., PIXEL_COUNTS:]
-            named["object_map"] = scoring.mean_precision(rest, images)
+            rest = counts[..., mean_dice.K :]
+            named["object_map"] = scoring.mean_precision(rest, counts[..., 0])
             named |= {f"object_f1_{round(100 * t)}": scoring.f1(rest, t) for t in (0.5, 0.75)}
         return named
 
@@ -384,9 +332,8 @@ class BinaryRLE(Competition):
         """The two words above a submission: as stated, else the sample's, the training table's, or Kaggle's."""
         if self.options.header:
             return self.options.header
-        if sample := layout.first(self.root, layout.SAMPLES):
-            table = layout.read_table(sample, self.options.id_column)
-            return table.id_column, next(iter(table.others), "rle")
+        if self.sample_table.columns:
+            return self.sample_table.id_column, next(iter(self.sample_table.others), "rle")
         if self._runs:
             return self._tables["train"].id_column, self._rle_column
         nested = any("masks" in files for files in self._files("train")[0].values())
@@ -529,12 +476,6 @@ def _refuse_classes(table: layout.Table) -> None:
             )
 
 
-def _pixel_counts(counts: np.ndarray) -> np.ndarray:
-    """Put the number of images (1) and their Dice in fixed point before tp, fp, fn: (..., 3) -> (..., 5) int64."""
-    dice = np.rint(masks.dice(counts, empty=1.0) * scoring.FIXED).astype(np.int64)
-    return np.concatenate([np.ones_like(dice)[..., None], dice[..., None], counts], axis=-1)
-
-
 def _outline(image: np.ndarray, answer: Answer, colour: tuple[int, int, int]) -> np.ndarray:
     """Draw the outlines of an answer's objects on an image (H, W, 3) uint8 and tint their inside."""
     painted = image.copy()
@@ -550,7 +491,7 @@ def _outline(image: np.ndarray, answer: Answer, colour: tuple[int, int, int]) ->
 def _mask_files(files: Mapping[str, Path]) -> list[Path] | None:
     """Return the mask files of a scene; None where it has neither a mask nor a folder of them."""
     if "masks" in files:
-        return [path for path in sorted(files["masks"].iterdir()) if layout.is_image(path)]
+        return [path for path in sorted(files["masks"].iterdir()) if is_picture(path)]
     return [files["mask"]] if "mask" in files else None
 
 
