@@ -74,6 +74,7 @@ def test_scans_have_ids_cases_and_all_classes(organs):
         assert competition.strata(scene) == {name: bool(m.any()) for name, m in zip(synthetic.CLASSES, masks)}
     assert any((masks.sum(0) > 1).any() for masks in drawn().values()), "classes overlap"
     assert [s.id for s in competition.scenes("test")] == [f"case201_day0_slice_000{k}" for k in (1, 2, 3)]
+    assert opened(organs, **{**ORGANS, "test": None}).scenes("test") == []
     assert competition.inspect() == []
     assert competition.remarks()[0].startswith("RLE order detected: row order from 1")
     with pytest.raises(DataError, match="scene case201_day0_slice_0001: expected rows in train.csv"):

@@ -271,7 +271,7 @@ class Classification(Competition):
         for folder in folders:
             for path in self._walk(folder):
                 name = self._keys(path.relative_to(folder).as_posix())[-1]
-                found.append(Record(f"{folder.name}_{_flat(name)}", folder.name, [path]))
+                found.append(Record(f"{folder.name}_{_flat(name)}", folder.name, [path], {"group": ""}))
         if not found:
             raise DataError(f"{self.root}: expected the table {self.table.relative_to(self.root)}, or a folder of "
                             f"{self.noun}s per class in {self.options.train}, found neither; set data.root or "

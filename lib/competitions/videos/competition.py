@@ -136,9 +136,9 @@ class Videos(Classification):
         return video.is_video(path)
 
     def scene(self, row_id: str, path: Path, more: Mapping[str, str]) -> Scene:
-        """Return the scene of an id and a file; a video of nobody known is a group of its own."""
+        """Return the scene of an id and a file; a labelled video of nobody known is a group of its own."""
         scene = super().scene(row_id, path, more)
-        return replace(scene, group=scene.group or scene.id)
+        return replace(scene, group=scene.id) if more.get("group") == "" else scene
 
     def index_of(self, label: str) -> int | None:
         """Return 1 for the positive class, 0 for the other one, None for a label that is neither."""
