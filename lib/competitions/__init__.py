@@ -12,10 +12,10 @@ from lib.settings import Section, did_you_mean, sentences
 
 CLASSES = {
     "binary_rle": "binary_rle.competition.BinaryRLE",
-    "labels": "labels.Labels",
+    "labels": "labels.Competition",
     "multiclass_rle": "multiclass_rle.MulticlassRLE",
-    "videos": "videos.competition.Videos",
-    "voc": "voc.competition.VOC",
+    "videos": "videos.competition.Competition",
+    "voc": "voc.competition.Competition",
     "xview2": "xview2.competition.XView2",
 }
 """Name in experiment files -> module of this folder and class."""
@@ -32,6 +32,8 @@ def open_competition(
     a sentence for every option that is wrong.
     """
     found = _class_of(name)
+    if found.Options is Section:  # it checks its options itself
+        return found(Path(root), **(options or {}))
     try:
         checked = found.Options.model_validate(options or {})
     except ValidationError as error:

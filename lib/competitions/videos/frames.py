@@ -190,7 +190,7 @@ def _read_files(files: list[Path], rule: Rule, size: int | None) -> list[np.ndar
     if not all(map(_readable, frames)):
         files = [file for file in files if _readable(_read(file))]
         frames = [_read(files[number]) for number in rule(len(files))]
-    return [_shrink(frame, size) for frame in frames]
+    return [_shrink(frame, size) for frame in frames if frame is not None]
 
 
 def _read(file: Path) -> np.ndarray | None:
