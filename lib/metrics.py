@@ -5,8 +5,6 @@ Confusion: (..., C, C) int64, row = true class, column = answered class; matrice
 Counts: (..., 3) int64 = true positives, false positives, false negatives of the foreground.
 """
 
-from typing import Literal
-
 import numpy as np
 
 from lib.errors import DataError
@@ -44,18 +42,6 @@ def iou(matrix: np.ndarray) -> np.ndarray:
     return overlap_iou(overlaps(matrix))
 
 
-def mean_iou(matrix: np.ndarray, absent: Literal["skip", "zero", "one"] = "skip") -> np.ndarray:
-    """Average ``iou`` over the classes: (..., C, C) -> (...) float64.
-
-    ``absent`` says what a class counts that is found neither in truth nor in answer: nothing (the mean is over the
-    others, NaN if there are none), 0 or 1.
-    """
-    values = iou(matrix)
-    if absent == "skip":
-        return mean_present(values)
-    return np.nan_to_num(values, nan={"zero": 0.0, "one": 1.0}[absent]).mean(-1)
-
-
 def overlaps(matrix: np.ndarray) -> np.ndarray:
     """Reduce a confusion to what IoU needs, additive as well: (..., C, C) -> (..., C, 3) int64 per class.
 
@@ -77,10 +63,10 @@ def mean_present(values: np.ndarray) -> np.ndarray:
     return _ratio(np.sum(values, axis=-1, where=there), there.sum(-1), np.nan)
 
 
-def binary_counts(answer: np.ndarray, truth: np.ndarray, ignore: int = IGNORE) -> np.ndarray:
+def binary_counts(answer: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Count foreground pixels of each image: (..., H, W) -> (..., 3) int64. Any value above 0 is foreground."""
     _check_shapes(answer, truth)
-    counted = truth != ignore
+    counted = truth != IGNORE
     answer, truth = (answer > 0) & counted, (truth > 0) & counted
     tp = np.sum(answer & truth, axis=(-2, -1))
     return np.stack([tp, np.sum(answer, axis=(-2, -1)) - tp, np.sum(truth, axis=(-2, -1)) - tp], axis=-1)
@@ -93,15 +79,6 @@ def dice(counts: np.ndarray, empty: float = 1.0) -> np.ndarray:
     """
     tp, fp, fn = np.moveaxis(np.asarray(counts), -1, 0)
     return _ratio(2 * tp, 2 * tp + fp + fn, empty)
-
-
-def image_dice(probs: np.ndarray, truth: np.ndarray, threshold: float = 0.5, ignore: int = IGNORE) -> np.ndarray:
-    """Return the hard Dice of each image at a threshold: probs (..., H, W) in [0, 1] -> (...) float64.
-
-    An empty answer to an empty truth is 1.0, one false pixel there 0.0: its mean over the images selected the
-    localization checkpoints of xView2's 2nd place (selimsef/xview2_solution), where 43 % of the tiles are empty.
-    """
-    return dice(binary_counts(probs > threshold, truth, ignore), empty=1.0)
 
 
 def _check_shapes(answer: np.ndarray, truth: np.ndarray) -> None:

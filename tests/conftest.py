@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -9,9 +10,12 @@ import pytest
 import yaml
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
+OFFLINE = ROOT / "tests" / "offline"
+runpy.run_path(str(OFFLINE / "sitecustomize.py"))  # no test reaches the network, nor a process that it starts
+os.environ["PYTHONPATH"] = os.pathsep.join([str(OFFLINE), *filter(None, [os.environ.get("PYTHONPATH")])])
+
 STAGES = ("01_prepare_folds", "02_train_loc", "03_train_cls", "04_predict_tta", "05_ensemble", "06_make_submission")
 
 NETWORK = {

@@ -18,6 +18,9 @@ SAME, OTHER = 0x5A3C_96E1_0F78_D2B4, 0x2D87_1C5B_E936_4AF0  # hashes far apart
 
 
 # ---- the report ---------------------------------------------------------------------------------------
+FLAGS = ["minor", "major", "never"]
+
+
 def planted() -> tuple[pd.DataFrame, list[Place], dict[str, int]]:
     """Six scenes in three folds: a twin, a neighbour, two flat images and a shared domain, each across folds."""
     scenes = [
@@ -39,7 +42,9 @@ def planted() -> tuple[pd.DataFrame, list[Place], dict[str, int]]:
 
 def test_everything_planted_is_found():
     table, scenes, hashes = planted()
-    report = audit.audit(table, scenes, hashes, ["minor", "major", "never"], groups=["g", "g", "h", "i", "j", "k"])
+    report = audit.audit(
+        table, scenes, audit.Looks(hashes), ["minor", "major", "never"], groups=["g", "g", "h", "i", "j", "k"]
+    )
     assert json.loads(json.dumps(report)) == report
     assert report["folds"]["0"] == {"scenes": 2, "minor": 2, "major": 1, "never": 0}
     assert [gap for gap in report["absent"] if gap["flag"] != "never"] == [{"fold": 2, "flag": "minor"}]
@@ -56,7 +61,7 @@ def test_everything_planted_is_found():
 
 def test_the_report_in_words():
     table, scenes, hashes = planted()
-    said = audit.lines(audit.audit(table, scenes, hashes, ["minor", "major", "never"], groups=list("gghijk")))
+    said = audit.lines(audit.audit(table, scenes, audit.Looks(hashes), FLAGS, groups=list("gghijk")))
     for words in (
         'fold 2 holds no scene with "minor"', 'no scene at all has "never"',
         "1 of 5 units that the scheme keeps whole", "(g in folds 0 and 1)",
@@ -71,7 +76,7 @@ def test_a_clean_division_has_nothing_to_remark():
     scenes = [Place("a_1", "a", (0.0, 0.0)), Place("a_2", "a", (0.004, 0.0)), Place("b_1", "b", (9.0, 9.0))]
     table = pd.DataFrame({"id": ["a_1", "a_2", "b_1"], "fold": [0, 0, 1], "minor": [True, False, True]})
     hashes = {"a_1": SAME, "a_2": SAME, "b_1": OTHER}
-    report = audit.audit(table, scenes, hashes, ["minor"], groups=["a", "a", "b"])
+    report = audit.audit(table, scenes, audit.Looks(hashes), ["minor"], groups=["a", "a", "b"])
     assert audit.lines(report) == ["nothing to remark"]
     assert report["neighbours"]["pairs"] == 1  # within one fold, no leak
 
@@ -79,7 +84,7 @@ def test_a_clean_division_has_nothing_to_remark():
 def test_unequal_scene_sets_are_refused():
     table, scenes, hashes = planted()
     with pytest.raises(DataError, match="a_1"):
-        audit.audit(table, scenes[1:], hashes, ["minor"])
+        audit.audit(table, scenes[1:], audit.Looks(hashes), ["minor"])
 
 
 # ---- groups -------------------------------------------------------------------------------------------
@@ -95,13 +100,15 @@ def direction(degrees: float) -> np.ndarray:
 def test_split_groups_are_told_whatever_the_scheme():
     scenes = [Place("a", group="tom"), Place("b", group="tom"), Place("c", group="ann"), Place("d")]
     table = division(a=0, b=1, c=1, d=0)
-    report = audit.audit(table, scenes, {}, [], groups=list("abcd"))  # scheme "scene": each its own
+    report = audit.audit(table, scenes, audit.Looks({}), [], groups=list("abcd"))  # scheme "scene": each its own
     assert report["scene_groups"] == {"count": 2, "shared": 1, "examples": {"tom": [0, 1]}}
     assert report["groups"]["shared"] == 0
     (line,) = audit.lines(report)
     assert "1 of 2 groups have scenes in more than one fold (tom in folds 0 and 1)" in line
-    assert len(audit.lines(audit.audit(table, scenes, {}, [], groups=["tom", "tom", "ann", "d"]))) == 1  # said once
-    alone = audit.audit(table, [Place(name) for name in "abcd"], {}, [], groups=list("abcd"))
+    assert (
+        len(audit.lines(audit.audit(table, scenes, audit.Looks({}), [], groups=["tom", "tom", "ann", "d"]))) == 1
+    )  # said once
+    alone = audit.audit(table, [Place(name) for name in "abcd"], audit.Looks({}), [], groups=list("abcd"))
     assert alone["scene_groups"] is alone["groups_alike"] is alone["published"] is None
     assert audit.lines(alone) == ["nothing to remark"]
 
@@ -109,19 +116,20 @@ def test_split_groups_are_told_whatever_the_scheme():
 def test_groups_that_straddle_the_published_split_are_named():
     scenes = [Place("a", group="v1"), Place("b", group="v1"), Place("c", group="v2"), Place("d"), Place("e")]
     shipped = {"a": "val", "b": "train", "c": "val", "d": "train", "elsewhere": "test"}
-    report = audit.audit(division(a=0, b=0, c=1, d=1, e=0), scenes, {}, [], published=shipped)
+    report = audit.audit(division(a=0, b=0, c=1, d=1, e=0), scenes, audit.Looks({}), [], published=shipped)
     assert report["published"] == {"count": 2, "shared": 1, "examples": {"v1": ["train", "val"]}}
     (line,) = audit.lines(report)
     assert "1 of 2 groups lie in more than one split of the data as shipped (v1 in train and val)" in line
 
 
-def test_look_alikes_are_those_of_other_folds_and_groups_that_no_hash_found():
+def test_look_alikes_are_those_of_other_folds_and_groups_that_no_hash_found(monkeypatch):
     scenes = [Place("a", group="g"), Place("b", group="g"), Place("c"), Place("d"), Place("e"), Place("f"), Place("h")]
     table = division(a=0, b=1, c=1, d=0, e=1, f=1, h=0)
     seen = {"a": 0.0, "b": 1.0, "c": 20.0, "d": 5.0, "e": 90.0, "f": 170.0}  # h was not embedded
     hashes = {"a": OTHER, "c": SAME, "d": SAME, "h": OTHER ^ 0b1}
     embeddings = {name: direction(degrees) for name, degrees in seen.items()}
-    report = audit.audit(table, scenes, hashes, [], embeddings=embeddings, look_alike=cos(radians(19.5)))
+    monkeypatch.setattr(audit, "LOOK_ALIKE", cos(radians(19.5)))
+    report = audit.audit(table, scenes, audit.Looks(hashes, embeddings), [])
     assert json.loads(json.dumps(report)) == report
     # a b: one group; a d: one fold; a c: 20 degrees; c d: copies by hash; b c: one fold; b d: 4 degrees
     assert report["near_duplicates"]["examples"] == [{"ids": ["c", "d"], "folds": [1, 0], "bits": 0}]
@@ -134,7 +142,7 @@ def test_look_alikes_are_those_of_other_folds_and_groups_that_no_hash_found():
     assert not any("of one kind" in line for line in said)  # too few to say so
 
 
-def test_two_names_of_one_group_are_told_even_within_a_fold():
+def test_two_names_of_one_group_are_told_even_within_a_fold(monkeypatch):
     scenes = [
         Place("a1", group="tom"), Place("a2", group="tom"), Place("b1", group="thomas"), Place("b2", group="thomas"),
         Place("c1", group="ann"), Place("x"), Place("y"),
@@ -143,7 +151,8 @@ def test_two_names_of_one_group_are_told_even_within_a_fold():
     seen = {"a1": 0.0, "a2": 30.0, "b1": 5.0, "b2": 28.0, "c1": 180.0, "x": 90.0, "y": 90.0}
     embeddings = {name: direction(degrees) for name, degrees in seen.items()}
     hashes = {"c1": SAME, "x": SAME ^ 0b1}
-    report = audit.audit(table, scenes, hashes, [], embeddings=embeddings, look_alike=cos(radians(10)))
+    monkeypatch.setattr(audit, "LOOK_ALIKE", cos(radians(10)))
+    report = audit.audit(table, scenes, audit.Looks(hashes, embeddings), [])
     assert json.loads(json.dumps(report)) == report
     assert report["groups_alike"] == {
         "pairs": 2,  # x and y are alone: no matter of groups
@@ -157,13 +166,13 @@ def test_two_names_of_one_group_are_told_even_within_a_fold():
     assert report["look_alikes"]["pairs_across_folds"] == 0
     (line,) = audit.lines(report)
     assert "2 pairs of groups may each be one under two names" in line and "group ann and scene x" in line
-    assert audit.audit(table, scenes, hashes, [])["look_alikes"] is None
+    assert audit.audit(table, scenes, audit.Looks(hashes), [])["look_alikes"] is None
 
 
 def test_pictures_of_one_kind_are_called_so():
     scenes = [Place(str(k)) for k in range(12)]
     table = division(**{str(k): k % 3 for k in range(12)})
-    report = audit.audit(table, scenes, {}, [], embeddings={scene.id: direction(3.0) for scene in scenes})
+    report = audit.audit(table, scenes, audit.Looks({}, {scene.id: direction(3.0) for scene in scenes}), [])
     assert report["look_alikes"]["pairs_across_folds"] == 48
     assert any("100.0% of all pairs look alike: the images may only be of one kind" in x for x in audit.lines(report))
 
@@ -171,6 +180,6 @@ def test_pictures_of_one_kind_are_called_so():
 def test_a_scene_counts_with_all_its_frames():
     scenes = [Place("a"), Place("b"), Place("c"), Place("d")]
     hashes = {"a": (FLAT, SAME), "b": [OTHER, SAME ^ 0b1], "c": (FLAT, FLAT), "d": ()}
-    report = audit.audit(division(a=0, b=1, c=0, d=1), scenes, hashes, [])
+    report = audit.audit(division(a=0, b=1, c=0, d=1), scenes, audit.Looks(hashes), [])
     assert report["near_duplicates"]["examples"] == [{"ids": ["a", "b"], "folds": [0, 1], "bits": 1}]
     assert report["flat_images"] == {"count": 1, "examples": ["c"]}

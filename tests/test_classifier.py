@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from overfitting import overfit
 from safetensors.torch import save_file
 
+from lib.config.sections import Optimizer
 from lib.errors import ConfigError
 from lib.models import build, checkpoint
 from lib.models.classifier import resolve
@@ -111,7 +112,10 @@ def test_weights_of_another_network_are_refused(tmp_path):
 
 def test_the_backbone_is_what_is_frozen_and_scaled():
     net = tiny()
-    groups = {group["name"]: group for group in param_groups(net, 1e-2, 0.1, encoder_lr_scale=0.1)}
+    groups = {
+        group["name"]: group
+        for group in param_groups(net, Optimizer(lr=1e-2, weight_decay=0.1, encoder_lr_scale=0.1), 1e-2)
+    }
     rest = sum(len(group["params"]) for name, group in groups.items() if name.startswith("rest"))
     assert rest == 2  # weight and bias of the last layer
     assert groups["encoder"]["lr"] == pytest.approx(1e-3) and groups["rest"]["lr"] == 1e-2

@@ -10,10 +10,19 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from lib.config.sections import Sampling
 from lib.errors import ConfigError, DataError
 from lib.scenes.augment import build
-from lib.scenes.dataset import BatchSampler, CropDataset, FrameDataset, components, focus_values, repeat_scenes
 from lib.tasks import BinaryMask, MulticlassMask, MultilabelMask
+from lib.training.dataset import (
+    BatchSampler,
+    CropDataset,
+    FrameDataset,
+    TrainingSet,
+    components,
+    focus_values,
+    repeat_scenes,
+)
 
 PAIR = ("pre", "post")
 CLASSES = ("background", "no-damage", "minor-damage", "major-damage", "destroyed")
@@ -40,8 +49,17 @@ def target(scene: Scene) -> np.ndarray:
     return mask
 
 
+def stream(kind, read, target, scenes, images, preset="none", *, seed, order=None, teacher=None, cache="none",
+           focus=None, **sampling):  # fmt: skip
+    """A stream of samples; ``focus`` by class index, and then of every crop where nothing else is said."""
+    if focus:
+        sampling = {"focus": {CLASSES[value]: w for value, w in focus.items()}, "focus_probability": 1.0} | sampling
+    source = TrainingSet(MulticlassMask(CLASSES), scenes, images, read, target, order, teacher)
+    return kind(source, build(preset, 32, images), Sampling(**sampling), seed, cache)
+
+
 def dataset(preset: str = "light", scenes=SCENES, **options) -> CropDataset:
-    return CropDataset(read, target, scenes, PAIR, build(preset, 32, PAIR), **({"seed": 5} | options))
+    return stream(CropDataset, read, target, scenes, PAIR, preset, **({"seed": 5} | options))
 
 
 def samples_equal(a, b) -> bool:
@@ -145,7 +163,7 @@ def test_every_round_is_a_new_permutation_of_the_order():
 
 
 def test_a_short_epoch_starves_no_scene():
-    data = dataset(samples_per_epoch=3)
+    data = dataset(samples=3)
     assert len(data) == 3
     sampler = BatchSampler(len(data), 1)
     seen = Counter()
@@ -226,7 +244,7 @@ def test_small_and_large_components_are_equally_likely():
     mask = np.zeros((60, 70), np.uint8)
     mask[:30] = 1
     mask[50, 60] = 1
-    data = CropDataset(read, lambda scene: mask, SCENES[:1], PAIR, build("none", 32, PAIR), seed=0, focus={1: 1.0})
+    data = stream(CropDataset, read, lambda scene: mask, SCENES[:1], PAIR, seed=0, focus={1: 1.0})
     rng = np.random.default_rng(0)
     small = np.mean([data.choose_focus(rng, 0, mask).point == (50, 60) for _ in range(600)])
     assert abs(small - 0.5) < 0.08
@@ -263,8 +281,16 @@ def test_the_cache_changes_no_sample_and_reads_each_scene_once():
         return read(scene, image)
 
     plain = dataset("selim2020_loc", focus={1: 1.0})
-    cached = CropDataset(
-        counting, target, SCENES, PAIR, build("selim2020_loc", 32, PAIR), seed=5, focus={1: 1.0}, cache="memory"
+    cached = stream(
+        CropDataset,
+        counting,
+        target,
+        SCENES,
+        PAIR,
+        "selim2020_loc",
+        seed=5,
+        focus={1: 1.0},
+        cache="memory",
     )
     assert sorted(reads) == sorted((scene.id, image) for scene in SCENES for image in PAIR)
     for _ in range(2):  # the second time shows that serving did not write into the cache
@@ -273,7 +299,7 @@ def test_the_cache_changes_no_sample_and_reads_each_scene_once():
 
 
 def test_one_image_of_a_scene_may_be_enough():
-    data = CropDataset(read, target, SCENES, ("post",), build("selim2020_cls", 32, ("post",)), seed=0)
+    data = stream(CropDataset, read, target, SCENES, ("post",), "selim2020_cls", seed=0)
     assert data[0]["image"].shape == (3, 32, 32)
 
 
@@ -282,13 +308,13 @@ def test_bad_input_names_the_scene():
         return read(scene, image)[:-1] if image == "post" else read(scene, image)
 
     with pytest.raises(DataError, match="0000000. *, image post"):
-        CropDataset(odd_read, target, SCENES, PAIR, build("none", 32, PAIR), seed=0)[0]
+        stream(CropDataset, odd_read, target, SCENES, PAIR, seed=0)[0]
     with pytest.raises(DataError, match="target"):
-        CropDataset(read, lambda scene: target(scene).astype(int), SCENES, PAIR, build("none", 32, PAIR), seed=0)[0]
+        stream(CropDataset, read, lambda scene: target(scene).astype(int), SCENES, PAIR, seed=0)[0]
     with pytest.raises(DataError, match="at least one"):
         dataset(scenes=[])
-    with pytest.raises(ConfigError, match="cache"):
-        dataset(cache="disk")
+    with pytest.raises(ConfigError, match="balance"):
+        dataset(balance=True)
 
 
 def test_class_first_focus_shows_rare_classes_as_often_as_asked():
@@ -313,8 +339,15 @@ def test_class_first_focus_draws_scenes_by_the_root_of_their_components():
             mask[6 * k : 6 * k + 3, 5:9] = 1
         return mask
 
-    data = CropDataset(
-        read, targets, SCENES[:2], PAIR, build("none", 32, PAIR), seed=1, focus={1: 1.0}, focus_first="class"
+    data = stream(
+        CropDataset,
+        read,
+        targets,
+        SCENES[:2],
+        PAIR,
+        seed=1,
+        focus={1: 1.0},
+        focus_first="class",
     )
     drawn = Counter(data[i]["id"] for i in range(600))
     assert abs(drawn[SCENES[0].id] / 600 - 3 / 4) < 0.06  # sqrt(9) : sqrt(1)
@@ -327,8 +360,10 @@ def frames(scene: Scene, image: str) -> np.ndarray:
 
 
 def test_a_label_sample_is_one_frame_with_its_label_and_all_frames_come():
-    data = FrameDataset(frames, lambda s: np.full((1, 1), int(s.id) % 2, np.uint8), SCENES, ("frames",),
-                        build("none", 32, ("frames",)), seed=3)  # fmt: skip
+    def label(scene):
+        return np.full((1, 1), int(scene.id) % 2, np.uint8)
+
+    data = stream(FrameDataset, frames, label, SCENES, ("frames",), seed=3)
     seen = {}
     for i in range(400):
         item = data[i]
@@ -349,17 +384,25 @@ def classes_of(scene: Scene) -> np.ndarray:
 @pytest.mark.parametrize("cache", ["none", "memory"])
 def test_balance_draws_the_class_first_and_then_a_scene_of_it(cache):
     options = {"seed": 3, "order": [0, 0, 1, 2, 3, 4, 5, 6], "cache": cache, "balance": True}
-    data = FrameDataset(frames, classes_of, SCENES, ("frames",), build("none", 32, ("frames",)), **options)
+    data = stream(FrameDataset, frames, classes_of, SCENES, ("frames",), **options)
     drawn = [data.scene_of(i) for i in range(3 * 40)]
     labels = [int(classes_of(SCENES[index]).item()) for index in drawn]
     assert all(sorted(labels[i : i + 3]) == [0, 1, 2] for i in range(0, 120, 3))  # never a batch without a class
     assert len({tuple(labels[i : i + 3]) for i in range(0, 120, 3)}) == 6
     assert Counter(drawn) == {0: 16, 1: 8, 2: 8, 3: 8, 4: 40, 6: 40}  # none starves, repetition counts, 5 never comes
-    again = FrameDataset(frames, classes_of, SCENES, ("frames",), build("none", 32, ("frames",)), **options)
+    again = stream(FrameDataset, frames, classes_of, SCENES, ("frames",), **options)
     assert [again.scene_of(i) for i in reversed(range(120))] == drawn[::-1]
     assert samples_equal(data[50], again[50]) and data[50]["target"].item() == labels[50] and len(data) == 8
     with pytest.raises(DataError, match="scenes with a label"):
-        FrameDataset(frames, classes_of, SCENES[5:6], ("frames",), build("none", 32, ("frames",)), seed=0, balance=True)
+        stream(
+            FrameDataset,
+            frames,
+            classes_of,
+            SCENES[5:6],
+            ("frames",),
+            seed=0,
+            balance=True,
+        )
 
 
 @pytest.mark.parametrize("cache", ["none", "memory"])
@@ -369,9 +412,8 @@ def test_a_teachers_levels_are_cut_like_the_target(cache):
 
     options = {"seed": 5, "focus": {1: 1.0}, "cache": cache}
     for preset in ("none", "selim2020_loc"):
-        augment = build(preset, 32, PAIR)
-        data = CropDataset(read, target, SCENES, PAIR, augment, teacher=teacher, **options)
-        plain = CropDataset(read, target, SCENES, PAIR, augment, **options)
+        data = stream(CropDataset, read, target, SCENES, PAIR, preset, teacher=teacher, **options)
+        plain = stream(CropDataset, read, target, SCENES, PAIR, preset, **options)
         for i in range(10):
             item = data[i]
             assert samples_equal(item, plain[i]) and "teacher" not in plain[i]
@@ -390,7 +432,7 @@ def test_a_teachers_levels_of_frames_follow_the_frame():
         colours = frames(scene, "frames")[:, 0, 0, 0]
         return np.stack([colours, 255 - colours])[:, None]
 
-    data = FrameDataset(frames, classes_of, SCENES, ("frames",), build("none", 32, ("frames",)), seed=3,
+    data = stream(FrameDataset, frames, classes_of, SCENES, ("frames",), seed=3,
                         teacher=teacher)  # fmt: skip
     for i in range(30):
         item = data[i]
@@ -403,15 +445,15 @@ def test_a_teacher_of_another_size_is_refused():
         return np.zeros((2, 59, 70), np.uint8)
 
     with pytest.raises(DataError, match=r"teacher: expected levels uint8 \(C, 60, 70\), got .* \(2, 59, 70\)"):
-        CropDataset(read, target, SCENES, PAIR, build("none", 32, PAIR), seed=0, teacher=wrong)[0]
+        stream(CropDataset, read, target, SCENES, PAIR, seed=0, teacher=wrong)[0]
     with pytest.raises(DataError, match=r"expected levels uint8 \(C, 1, \d\)"):
-        FrameDataset(frames, classes_of, SCENES, ("frames",), build("none", 32, ("frames",)), seed=0, teacher=wrong)[0]
+        stream(FrameDataset, frames, classes_of, SCENES, ("frames",), seed=0, teacher=wrong)[0]
 
 
 def test_frames_that_are_an_image_are_refused():
     with pytest.raises(DataError, match=r"expected frames \(F, H, W, 3\)"):
-        FrameDataset(lambda s, n: np.zeros((8, 8, 3), np.uint8), lambda s: np.zeros((1, 1), np.uint8), SCENES,
-                     ("frames",), build("none", 32, ("frames",)), seed=0, cache="memory")  # fmt: skip
+        stream(FrameDataset, lambda s, n: np.zeros((8, 8, 3), np.uint8), lambda s: np.zeros((1, 1), np.uint8), SCENES,
+                     ("frames",), seed=0, cache="memory")  # fmt: skip
 
 
 def test_focus_on_a_class_of_several_is_where_it_is_alone():

@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
-from lib.errors import ConfigError
+from lib.config.sections import Distill, Loss
 from lib.training.distill import FLOOR, distill
-from lib.training.losses import Loss
+from lib.training.losses import Criterion
 
 CHANNELS = {"binary": 1, "multiclass": 4, "multilabel": 3}
 PIXEL_TERM = {"binary": "bce", "multiclass": "ce", "multilabel": "bce"}
@@ -133,6 +134,10 @@ def test_certain_teachers_are_finite_and_softened_from_the_floor():
             assert value.isfinite() and torch.autograd.grad(value, yes)[0].sign().item() == 1 - 2 * certain
 
 
+def teaching(weight, temperature):
+    return Distill(experiment="teacher", weight=weight, temperature=temperature)
+
+
 @pytest.mark.parametrize("kind", CHANNELS)
 def test_a_loss_adds_it_by_its_weight_at_the_pixels_with_truth(kind):
     logits, teacher = pair(kind)
@@ -141,7 +146,7 @@ def test_a_loss_adds_it_by_its_weight_at_the_pixels_with_truth(kind):
     other = torch.zeros_like(target)
     other[1, 3] = 255
     terms = {PIXEL_TERM[kind]: 1.0}
-    plain, loss = Loss(kind, terms), Loss(kind, terms, distill={"weight": 0.3, "temperature": 4.0})
+    plain, loss = Criterion(kind, Loss(terms=terms)), Criterion(kind, Loss(terms=terms), teaching(0.3, 4.0))
     total, values = loss(logits, target, teacher=teacher)
     expected = distill(logits, teacher, 4.0, kind, target != 255)
     assert values["distill"].item() == pytest.approx(expected.item(), rel=1e-6)
@@ -159,11 +164,11 @@ def test_a_teacher_and_its_weight_go_together():
     logits, teacher = pair("binary")
     target = torch.ones(2, 5, 4, dtype=torch.uint8)
     with pytest.raises(ValueError, match="go together"):
-        Loss("binary", {"bce": 1})(logits, target, teacher=teacher)
+        Criterion("binary", Loss(terms={"bce": 1}))(logits, target, teacher=teacher)
     with pytest.raises(ValueError, match="go together"):
-        Loss("binary", {"bce": 1}, distill={"weight": 1, "temperature": 2})(logits, target)
+        Criterion("binary", Loss(terms={"bce": 1}), teaching(1, 2))(logits, target)
     with pytest.raises(ValueError, match="does not fit logits"):
         distill(logits, teacher[:1], 2.0, "binary")
-    for wrong in ({"weight": 1}, {"weight": 0, "temperature": 2}, {"weight": 1, "temperature": 0}):
-        with pytest.raises(ConfigError, match="weight and temperature above 0"):
-            Loss("binary", {"bce": 1}, distill=wrong)
+    for wrong in ((0, 2), (1, 0)):
+        with pytest.raises(ValidationError, match="greater than 0"):
+            teaching(*wrong)

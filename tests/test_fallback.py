@@ -66,7 +66,8 @@ def read(scene: Scene) -> np.ndarray:
 
 
 def predictor(tile: int, overlap: int) -> Predictor:
-    return Predictor(Small(), lambda z: z, tile=tile, overlap=overlap)
+    settings = Predict.model_construct(precision="float32", tta="none", tile=tile, overlap=overlap / tile)
+    return Predictor(Small(), lambda z: z, settings)
 
 
 def test_a_scene_too_large_for_the_gpu_is_predicted_in_windows_of_half_the_size(tmp_path, capsys):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from overfitting import overfit
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lib.config.sections import Optimizer
 from lib.errors import ConfigError
 from lib.models import build, checkpoint
 from lib.models.hybrid import MERGES, Pyramid
@@ -42,7 +43,10 @@ def test_logits_at_the_size_of_the_input_and_a_gradient_everywhere(architecture)
     F.cross_entropy(logits, torch.randint(0, 3, (2, 64, 32))).backward()
     without = [n for n, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert without == []
-    assert {group["name"].partition(",")[0] for group in param_groups(net, 1e-3, 0.0)} == {"encoder", "rest"}
+    assert {group["name"].partition(",")[0] for group in param_groups(net, Optimizer(lr=1e-3), 1e-3)} == {
+        "encoder",
+        "rest",
+    }
 
 
 @BOTH

@@ -8,18 +8,26 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 from packaging import version
+from pydantic import ValidationError
 from torchvision.ops import sigmoid_focal_loss
 
+from lib.config.sections import Distill, Loss
 from lib.errors import ConfigError
 from lib.training.boundary import boundaries
-from lib.training.losses import Loss
-from lib.training.terms import TERMS, hardest
+from lib.training.losses import Criterion
+from lib.training.terms import ALIASES, TERMS, hardest
 
 CHANNELS = {"binary": 1, "multiclass": 5, "multilabel": 3}
 WEIGHTS = {"binary": None, "multiclass": [1.0, 1.0, 5.0, 3.0, 3.0], "multilabel": [1.0, 4.0, 2.0]}
 ONE_VS_REST = {"focal_mode": "one_vs_rest", "focal_alpha": 0.75}
 ALL = {kind: dict.fromkeys(terms, 1.0) for kind, terms in TERMS.items()}
 SUMS = {kind: {name: 1.0 for name in terms if name != "lovasz"} for kind, terms in TERMS.items()}
+
+
+def criterion(kind, terms, *, distill=None, reduce=None, **options):
+    """The loss of a section with these terms and options."""
+    teacher = distill and Distill(experiment="teacher", **distill)
+    return Criterion(kind, Loss(terms=terms, **options), teacher, reduce)
 
 
 def batch(kind, seed=0, shape=(2, 12, 10)):
@@ -29,7 +37,7 @@ def batch(kind, seed=0, shape=(2, 12, 10)):
     # of the three labels, bits 0 and 2 are used, alone and together; label 1 has no pixel
     values = {"binary": [0, 1, 255], "multiclass": [0, 1, 2, 3, 255], "multilabel": [0, 1, 4, 5, 255]}[kind]
     target = rng.choice(values, shape).astype(np.uint8)
-    if kind == "multiclass":  # class 4 has exactly ten pixels, too few for damage_dice; class 3 has eleven
+    if kind == "multiclass":  # class 4 has exactly ten pixels, too few for class_dice; class 3 has eleven
         target[target == 3] = 1
         target[0].flat[:10] = 4
         target[-1].flat[10:21] = 3
@@ -93,10 +101,10 @@ def slow(kind, logits, target, gamma=2.0, weights=None, eps=1e-3):
         "jaccard": np.mean([tversky(c, 1, 1, 1e-5) for c in present]),
         "tversky": np.mean([tversky(c, 0.3, 0.7, 1e-5) for c in present]),
         "lovasz": np.mean([lovasz([(abs((t == c) - p[c]), t == c) for p, t in pixels]) for c in present]),
-        "damage_dice": sum(d for d, n in zip(each[1:], counts[1:]) if n > 10) / (classes - 1),
-        "damage_ce": given,
-        "building_bce": np.mean([-math.log(1 - p[0] if t > 0 else p[0]) for p, t in pixels]),
-        "building_dice": dice(lambda p: 1 - p[0], lambda t: t > 0, 1e-5),
+        "class_dice": sum(d for d, n in zip(each[1:], counts[1:]) if n > 10) / (classes - 1),
+        "class_ce": given,
+        "foreground_bce": np.mean([-math.log(1 - p[0] if t > 0 else p[0]) for p, t in pixels]),
+        "foreground_dice": dice(lambda p: 1 - p[0], lambda t: t > 0, 1e-5),
     }
 
 
@@ -121,7 +129,7 @@ def slow_multilabel(logits, target, gamma, weights):
 def test_terms_by_their_definition(kind, gamma):
     logits, target = batch(kind)
     weights = WEIGHTS[kind]
-    total, terms = Loss(kind, ALL[kind], class_weights=weights, focal_gamma=gamma)(logits, target)
+    total, terms = criterion(kind, ALL[kind], class_weights=weights, focal_gamma=gamma)(logits, target)
     expected = slow(kind, logits, target, gamma, weights)
     assert terms.keys() == expected.keys()
     for name, value in terms.items():
@@ -136,7 +144,7 @@ def test_terms_where_there_is_only_background(kind):
     logits, target = batch(kind)
     target = torch.where(target == 255, target, 0)
     expected = slow(kind, logits, target)
-    terms = Loss(kind, ALL[kind])(logits, target)[1]
+    terms = criterion(kind, ALL[kind])(logits, target)[1]
     assert {n: float(v) for n, v in terms.items()} == pytest.approx(expected, rel=1e-5)
     if kind == "binary":
         assert min(terms["jaccard"], terms["tversky"], terms["lovasz"]) > 0.9
@@ -145,11 +153,11 @@ def test_terms_where_there_is_only_background(kind):
 @pytest.mark.parametrize("kind", TERMS)
 def test_tversky_weighs_false_positives_by_alpha_and_false_negatives_by_beta(kind):
     logits, target = batch(kind)
-    loss = Loss(kind, {"tversky": 1, "jaccard": 0}, tversky_alpha=1, tversky_beta=1)(logits, target)
+    loss = criterion(kind, {"tversky": 1, "jaccard": 0}, tversky_alpha=1, tversky_beta=1)(logits, target)
     assert loss[0].item() == loss[1]["jaccard"].item()
     target = torch.tensor([[[1, 1, 0, 0]]], dtype=torch.uint8)  # one hit, one miss, two false alarms
     logits = torch.tensor([[[[50.0, -50.0, 50.0, 50.0]]]])
-    got = Loss("binary", {"tversky": 1}, tversky_alpha=0.5, tversky_beta=4)(logits, target)[0]
+    got = criterion("binary", {"tversky": 1}, tversky_alpha=0.5, tversky_beta=4)(logits, target)[0]
     assert got.item() == pytest.approx(1 - 1 / (1 + 0.5 * 2 + 4 * 1), rel=1e-3)
 
 
@@ -161,19 +169,23 @@ def test_lovasz_of_certain_predictions_is_one_minus_iou():
         ((guess == c) & (target == c)).sum() / (((guess == c) & (target != 255)) | (target == c)).sum()
         for c in target[target != 255].unique()
     ]
-    assert Loss("multiclass", {"lovasz": 1})(certain, target)[0].item() == pytest.approx(1 - np.mean(ious), rel=1e-5)
+    assert criterion("multiclass", {"lovasz": 1})(certain, target)[0].item() == pytest.approx(
+        1 - np.mean(ious), rel=1e-5
+    )
 
 
 def test_cross_entropy_is_torchs():
     logits, target = batch("multiclass")
     weights = WEIGHTS["multiclass"]
     expected = torch.nn.functional.cross_entropy(logits, target.long(), torch.tensor(weights), ignore_index=255)
-    assert Loss("multiclass", {"ce": 1}, class_weights=weights)(logits, target)[0] == pytest.approx(float(expected))
+    assert criterion("multiclass", {"ce": 1}, class_weights=weights)(logits, target)[0] == pytest.approx(
+        float(expected)
+    )
 
 
 def test_the_damage_loss_of_2020_weighs_three_terms():
     logits, target = batch("multiclass")
-    total, terms = Loss("multiclass", {"focal": 5, "damage_dice": 0.5, "building_dice": 0.5})(logits, target)
+    total, terms = criterion("multiclass", {"focal": 5, "damage_dice": 0.5, "building_dice": 0.5})(logits, target)
     expected = 5 * terms["focal"] + 0.5 * terms["damage_dice"] + 0.5 * terms["building_dice"]
     assert total.item() == pytest.approx(float(expected), rel=1e-6)
 
@@ -181,11 +193,11 @@ def test_the_damage_loss_of_2020_weighs_three_terms():
 def test_a_term_of_weight_zero_is_reported_and_not_trained():
     logits, target = batch("binary")
     logits.requires_grad_()
-    total, terms = Loss("binary", {"dice": 1, "bce": 0})(logits, target)
+    total, terms = criterion("binary", {"dice": 1, "bce": 0})(logits, target)
     assert terms["bce"] > 0
     assert total.item() == terms["dice"].item()
     with_zero = torch.autograd.grad(total, logits)[0]
-    assert with_zero.equal(torch.autograd.grad(Loss("binary", {"dice": 1})(logits, target)[0], logits)[0])
+    assert with_zero.equal(torch.autograd.grad(criterion("binary", {"dice": 1})(logits, target)[0], logits)[0])
 
 
 @pytest.mark.parametrize("kind", TERMS)
@@ -194,7 +206,7 @@ def test_gradients_against_finite_differences_in_float64(kind):
     weights = WEIGHTS[kind]
     logits.requires_grad_()
     for name in TERMS[kind]:
-        gradient = torch.autograd.grad(Loss(kind, {name: 1}, class_weights=weights)(logits, target)[0], logits)[0]
+        gradient = torch.autograd.grad(criterion(kind, {name: 1}, class_weights=weights)(logits, target)[0], logits)[0]
         for place in [(0, c, y, x) for c in range(logits.shape[1]) for y, x in ((0, 0), (3, 2), (7, 5))]:
             values = []
             for step in (1e-5, -1e-5):
@@ -209,7 +221,7 @@ def test_ignored_pixels_have_no_part_in_any_term(kind):
     logits, target = batch(kind)
     logits.requires_grad_()
     ignored = (target == 255)[:, None].expand_as(logits)
-    loss = Loss(kind, ALL[kind])
+    loss = criterion(kind, ALL[kind])
     total, terms = loss(logits, target)
     assert not torch.autograd.grad(total, logits)[0][ignored].any()
     other = torch.where(ignored, torch.full_like(logits, 30.0), logits.detach())
@@ -221,7 +233,7 @@ def test_ignored_pixels_have_no_part_in_any_term(kind):
 def test_a_batch_without_any_truth_costs_nothing(kind):
     logits, target = batch(kind)
     logits.requires_grad_()
-    total, _ = Loss(kind, ALL[kind])(logits, torch.full_like(target, 255))
+    total, _ = criterion(kind, ALL[kind])(logits, torch.full_like(target, 255))
     assert total.item() == 0
     assert not torch.autograd.grad(total, logits)[0].any()
 
@@ -234,7 +246,7 @@ def test_one_alpha_on_a_softmax_focal_loss_is_only_a_larger_step():
     logits.requires_grad_()
     gradients = []
     for alpha in (0.75, 0.25):
-        total = Loss("multiclass", {"focal": 1}, focal_alpha=alpha)(logits, target)[0]
+        total = criterion("multiclass", {"focal": 1}, focal_alpha=alpha)(logits, target)[0]
         gradients.append(torch.autograd.grad(total, logits)[0])
     assert gradients[1].any()
     assert torch.allclose(gradients[0], 3.0 * gradients[1], rtol=1e-6, atol=0)
@@ -260,7 +272,7 @@ def test_alpha_weighs_a_pixel_by_its_true_class(alpha, mode, factors, class_weig
             p = e[t] / e.sum()
             total -= weights[t] * factors[t] * (1 - p) ** 3 * math.log(p)
             norm += weights[t]
-    loss = Loss("multiclass", {"focal": 1}, focal_alpha=alpha, focal_mode=mode, focal_gamma=3.0,
+    loss = criterion("multiclass", {"focal": 1}, focal_alpha=alpha, focal_mode=mode, focal_gamma=3.0,
                 class_weights=class_weights)  # fmt: skip
     assert loss(logits, target)[0].item() == pytest.approx(total / norm, rel=1e-5)
 
@@ -270,10 +282,10 @@ def test_binary_alpha_is_torchvisions(alpha, gamma):
     logits, target = batch("binary")
     valid = target != 255
     expected = sigmoid_focal_loss(logits[:, 0][valid], target[valid].float(), -1 if alpha is None else alpha, gamma)
-    got = Loss("binary", {"focal": 1}, focal_alpha=alpha, focal_gamma=gamma)(logits, target)[0]
+    got = criterion("binary", {"focal": 1}, focal_alpha=alpha, focal_gamma=gamma)(logits, target)[0]
     assert got.item() == pytest.approx(expected.mean().item(), rel=1e-5)
     if alpha is not None:
-        pair = Loss("binary", {"focal": 1}, focal_alpha=[1 - alpha, alpha], focal_gamma=gamma)(logits, target)[0]
+        pair = criterion("binary", {"focal": 1}, focal_alpha=[1 - alpha, alpha], focal_gamma=gamma)(logits, target)[0]
         assert pair.item() == got.item()
 
 
@@ -283,7 +295,7 @@ def test_binary_alpha_is_torchvisions(alpha, gamma):
 def test_one_vs_rest_is_smps_multiclass_focal_loss(alpha, class_weights):
     logits, target = batch("multiclass")
     smps = smp.losses.FocalLoss("multiclass", alpha=alpha, gamma=3.0, ignore_index=255, class_weights=class_weights)
-    loss = Loss("multiclass", {"focal": 1}, focal_mode="one_vs_rest", focal_alpha=alpha, focal_gamma=3.0,
+    loss = criterion("multiclass", {"focal": 1}, focal_mode="one_vs_rest", focal_alpha=alpha, focal_gamma=3.0,
                 class_weights=class_weights)  # fmt: skip
     assert loss(logits, target)[0].item() == pytest.approx(smps(logits, target.long()).item(), rel=1e-5)
 
@@ -295,7 +307,7 @@ def test_alpha_of_yes_or_no_questions_weighs_positives_against_negatives(alpha, 
     each = [
         sigmoid_focal_loss(logits[:, c][valid], bit(target, c)[valid].float(), alphas[c], 2.0).mean() for c in range(3)
     ]
-    got = Loss("multilabel", {"focal": 1}, focal_alpha=alpha)(logits, target)[0]
+    got = criterion("multilabel", {"focal": 1}, focal_alpha=alpha)(logits, target)[0]
     assert got.item() == pytest.approx(np.mean(each), rel=1e-5)
 
 
@@ -306,7 +318,7 @@ def test_alphas_of_exclusive_classes_one_against_the_rest():
     each = [
         sigmoid_focal_loss(logits[:, c][valid], (target[valid] == c).float(), alphas[c], 2.0).mean() for c in range(5)
     ]
-    got = Loss("multiclass", {"focal": 1}, focal_alpha=alphas, focal_mode="one_vs_rest")(logits, target)[0]
+    got = criterion("multiclass", {"focal": 1}, focal_alpha=alphas, focal_mode="one_vs_rest")(logits, target)[0]
     assert got.item() == pytest.approx(np.mean(each), rel=1e-5)
 
 
@@ -350,7 +362,7 @@ def test_boundaries_of_a_drawing():
 def test_boundary_bce_is_the_mean_over_pixels_with_truth(kind):
     target = regions(kind)
     outputs = {"logits": batch(kind)[0], "boundary": batch("binary", seed=1)[0].requires_grad_()}
-    total, terms = Loss(kind, {"dice": 1, "boundary_bce": 0.3}, boundary_width=2)(outputs, target)
+    total, terms = criterion(kind, {"dice": 1, "boundary_bce": 0.3}, boundary_width=2)(outputs, target)
     valid, truth = target != 255, slow_boundaries(target, 2)
     assert truth[valid].any() and not truth[valid].all()
     expected = torch.nn.functional.binary_cross_entropy_with_logits(
@@ -366,9 +378,9 @@ def test_a_boundary_term_needs_a_boundary_head():
     logits, target = batch("binary")
     for outputs in (logits, {"logits": logits, "aux": logits}):
         with pytest.raises(ConfigError, match="boundary_bce needs a network with a boundary head"):
-            Loss("binary", {"dice": 1, "boundary_bce": 0})(outputs, target)
+            criterion("binary", {"dice": 1, "boundary_bce": 0})(outputs, target)
     with pytest.raises(ValueError, match="boundary logits .* do not fit"):
-        Loss("binary", {"dice": 1, "boundary_bce": 1})({"logits": logits, "boundary": logits[..., ::2]}, target)
+        criterion("binary", {"dice": 1, "boundary_bce": 1})({"logits": logits, "boundary": logits[..., ::2]}, target)
 
 
 @pytest.mark.parametrize("kind", TERMS)
@@ -378,14 +390,14 @@ def test_an_auxiliary_head_has_the_ordinary_terms_and_its_own_weight(kind):
     terms = {"dice": 1.0, "focal": 2.0, "jaccard": 0.0, "boundary_bce": 3.0}
     ordinary = {"dice": 1.0, "focal": 2.0}
     outputs = {"logits": logits, "boundary": batch("binary", seed=2)[0], "aux": other}
-    total, values = Loss(kind, terms, aux_weight=0.25)(outputs, target)
+    total, values = criterion(kind, terms, aux_weight=0.25)(outputs, target)
     assert values.keys() == {*terms, "aux"}
-    assert values["aux"].item() == pytest.approx(Loss(kind, ordinary)(other, target)[0].item(), rel=1e-6)
-    own = Loss(kind, ordinary)(logits, target)[0] + 3 * values["boundary_bce"]
+    assert values["aux"].item() == pytest.approx(criterion(kind, ordinary)(other, target)[0].item(), rel=1e-6)
+    own = criterion(kind, ordinary)(logits, target)[0] + 3 * values["boundary_bce"]
     assert total.item() == pytest.approx((own + 0.25 * values["aux"]).item(), rel=1e-6)
     outputs["aux"] = other.clone().requires_grad_()
     outputs["logits"] = logits.clone().requires_grad_()
-    total, values = Loss(kind, terms, aux_weight=0)(outputs, target)  # reported, not trained
+    total, values = criterion(kind, terms, aux_weight=0)(outputs, target)  # reported, not trained
     assert values["aux"] > 0
     assert total.item() == pytest.approx(own.item(), rel=1e-6)
     assert torch.autograd.grad(total, outputs["aux"], allow_unused=True) == (None,)
@@ -426,7 +438,7 @@ def test_smoothing_by_its_closed_form(kind, form, weighted):
             log_sum = math.log(sum(math.exp(value) for value in z))
             total += sum(w * (true if c == t else other) * (log_sum - v) for c, (v, w) in enumerate(zip(z, weights)))
             norm += weights[t]
-    loss = Loss(kind, {PIXEL_TERM[kind]: 1}, smoothing=0.1, smoothing_form=form, class_weights=weights)
+    loss = criterion(kind, {PIXEL_TERM[kind]: 1}, smoothing=0.1, smoothing_form=form, class_weights=weights)
     assert loss(logits, target)[0].item() == pytest.approx(total / norm, rel=1e-5)
 
 
@@ -435,7 +447,7 @@ def test_torchs_form_is_torchs(class_weights):
     logits, target = batch("multiclass")
     weights = None if class_weights is None else torch.tensor(class_weights)
     expected = torch.nn.functional.cross_entropy(logits, target.long(), weights, ignore_index=255, label_smoothing=0.2)
-    loss = Loss("multiclass", {"ce": 1}, smoothing=0.2, smoothing_form="torch", class_weights=class_weights)
+    loss = criterion("multiclass", {"ce": 1}, smoothing=0.2, smoothing_form="torch", class_weights=class_weights)
     assert loss(logits, target)[0].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -443,7 +455,7 @@ def test_the_two_forms_are_far_apart_for_few_classes():
     """Logits 2, 0, 0: -log p is 0.2395 and 2.2395; paper .9 a + .1 b, torch (.9 + .1 / 3) a + .2 / 3 b."""
     logits = torch.tensor([2.0, 0.0, 0.0]).view(1, 3, 1, 1)
     target = torch.zeros(1, 1, 1, dtype=torch.uint8)
-    values = [Loss("multiclass", {"ce": 1}, smoothing=0.1, smoothing_form=form)(logits, target)[0].item()
+    values = [criterion("multiclass", {"ce": 1}, smoothing=0.1, smoothing_form=form)(logits, target)[0].item()
               for form in ("paper", "torch")]  # fmt: skip
     assert values == pytest.approx([0.43955, 0.37288], abs=1e-5)
 
@@ -458,12 +470,12 @@ def test_the_optimum_is_the_papers(classes, alpha):
     target = torch.ones(1, 1, 1, dtype=torch.uint8)
     for form in ("paper", "torch"):
         logits.requires_grad_()
-        total = Loss("multiclass", {"ce": 1}, smoothing=eps, smoothing_form=form)(logits, target)[0]
+        total = criterion("multiclass", {"ce": 1}, smoothing=eps, smoothing_form=form)(logits, target)[0]
         gradient = torch.autograd.grad(total, logits)[0].abs().max().item()
         assert (gradient < 1e-6) == (form == "paper")
     logit = torch.tensor(math.log((1 - eps) / eps)).view(1, 1, 1, 1).requires_grad_()
     for kind in ("binary", "multilabel"):
-        total = Loss(kind, {"bce": 1}, smoothing=eps)(logit, target)[0]
+        total = criterion(kind, {"bce": 1}, smoothing=eps)(logit, target)[0]
         assert torch.autograd.grad(total, logit)[0].abs().item() < 1e-6
 
 
@@ -486,7 +498,7 @@ def test_mining_keeps_the_hardest_pixels(kind, share, least):
         pixels.append((single[PIXEL_TERM[kind]] * norm, norm))
     pixels.sort(key=lambda pixel: -pixel[0])
     kept = pixels[: max(round(share * len(pixels)), least)]
-    loss = Loss(kind, {PIXEL_TERM[kind]: 1}, class_weights=weights, ohem=share, ohem_min=least)
+    loss = criterion(kind, {PIXEL_TERM[kind]: 1}, class_weights=weights, ohem=share, ohem_min=least)
     expected = sum(p[0] for p in kept) / sum(p[1] for p in kept)
     logits.requires_grad_()
     total = loss(logits, target)[0]
@@ -513,7 +525,7 @@ def test_of_equally_hard_pixels_the_first_are_kept():
 def test_a_share_of_one_is_no_mixup_to_the_last_bit(kind):
     logits, target = batch(kind)
     heads = {"logits": logits, "boundary": batch("binary", 1)[0], "aux": batch(kind, 2)[0]}
-    loss = Loss(kind, ALL[kind] | {"boundary_bce": 1}, smoothing=0.1, ohem=0.5)
+    loss = criterion(kind, ALL[kind] | {"boundary_bce": 1}, smoothing=0.1, ohem=0.5)
     total, terms = loss(heads, target)
     mixed, mixed_terms = loss(heads, target, batch(kind, 5)[1], 1.0)
     assert mixed.equal(total) and mixed_terms == terms
@@ -524,7 +536,7 @@ def test_mixed_targets_are_averaged_in_every_term(kind):
     logits, target = batch(kind)
     other = batch(kind, 5)[1]
     heads = {"logits": logits, "boundary": batch("binary", 1)[0], "aux": batch(kind, 2)[0]}
-    loss = Loss(kind, ALL[kind] | {"boundary_bce": 1})
+    loss = criterion(kind, ALL[kind] | {"boundary_bce": 1})
     (first, a), (second, b), (total, mixed) = loss(heads, target), loss(heads, other), loss(heads, target, other, 0.3)
     assert total.item() == pytest.approx(0.3 * first.item() + 0.7 * second.item(), rel=1e-6)
     assert mixed.keys() == a.keys()
@@ -542,21 +554,23 @@ def test_mixed_masks_have_the_cross_entropy_of_mixed_labels(smoothing):
     one_hot = [torch.nn.functional.one_hot(t.long(), 5).permute(0, 3, 1, 2) for t in (target, other)]
     soft = 0.3 * one_hot[0] + 0.7 * one_hot[1]
     expected = torch.nn.functional.cross_entropy(logits, soft, label_smoothing=smoothing)
-    loss = Loss("multiclass", {"ce": 1}, smoothing=smoothing, smoothing_form="torch")
+    loss = criterion("multiclass", {"ce": 1}, smoothing=smoothing, smoothing_form="torch")
     assert loss(logits, target, other, 0.3)[0].item() == pytest.approx(expected.item(), rel=1e-5)
     logits, target = batch("binary")
     other = batch("binary", 5)[1]
     target, other = target % 2, other % 2
     soft = 0.3 * target.float() + 0.7 * other.float()
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logits[:, 0], soft)
-    assert Loss("binary", {"bce": 1})(logits, target, other, 0.3)[0].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert criterion("binary", {"bce": 1})(logits, target, other, 0.3)[0].item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
 
 
 def test_a_share_needs_a_second_target():
     logits, target = batch("binary")
     for other, lam in ((None, 0.5), (target, 1.5), (target, -0.1)):
         with pytest.raises(ValueError, match="expected lam in 0 .. 1"):
-            Loss("binary", {"bce": 1})(logits, target, other, lam)
+            criterion("binary", {"bce": 1})(logits, target, other, lam)
 
 
 # ---- half precision -----------------------------------------------------------------------------------
@@ -595,7 +609,7 @@ def half_precision_terms(kind, options, dtype, size):
         p[:, -1, h // 2 :] = p[:, 0, : h // 2 if channels > 1 else 0] = 1
         more = {"teacher": p, "other": target.flip(0), "lam": 0.6}
     with torch.autocast("cpu", dtype):
-        total, terms = Loss(kind, ALL[kind] | {"boundary_bce": 1}, **options)(heads, target, **more)
+        total, terms = criterion(kind, ALL[kind] | {"boundary_bce": 1}, **options)(heads, target, **more)
     assert total.dtype == torch.float32
     assert terms.keys() - {"distill"} == {*TERMS[kind], "boundary_bce", "aux"}
     assert all(value.isfinite() for value in terms.values())
@@ -621,7 +635,7 @@ def test_half_precision_logits_give_finite_losses_and_useful_gradients(kind, opt
 def test_half_precision_logits_lose_nothing_more_in_the_loss(kind, options):
     logits, target = batch(kind)
     heads = {"logits": logits.half(), "boundary": batch("binary", 1)[0].half(), "aux": batch(kind, 2)[0].half()}
-    loss = Loss(kind, ALL[kind] | {"boundary_bce": 1}, **options)
+    loss = criterion(kind, ALL[kind] | {"boundary_bce": 1}, **options)
     with torch.autocast("cpu", torch.float16):
         total, terms = loss(heads, target)
     expected, expected_terms = loss({name: head.float() for name, head in heads.items()}, target)
@@ -641,7 +655,7 @@ def test_smps_dice_is_not_a_number_there():
     target = torch.ones(2, 1, 192, 192)
     with torch.autocast("cpu", torch.float16):
         assert smp.losses.DiceLoss("binary")(logits, target.half()).isnan()
-        assert Loss("binary", {"dice": 1})(logits, target[:, 0].byte())[0] < 0.01
+        assert criterion("binary", {"dice": 1})(logits, target[:, 0].byte())[0] < 0.01
 
 
 # ---- several processes --------------------------------------------------------------------------------
@@ -672,7 +686,7 @@ def test_two_processes_have_the_loss_and_the_gradient_of_one(kind, options):
     def loss_of(part, reduce=None):
         share = share_of[id(part)]
         more = {"other": other[share], "lam": 0.3, "teacher": teacher[share]} if "distill" in options else {}
-        return Loss(kind, SUMS[kind] | {"boundary_bce": 1}, reduce=reduce, **options)(part, target[share], **more)
+        return criterion(kind, SUMS[kind] | {"boundary_bce": 1}, reduce=reduce, **options)(part, target[share], **more)
 
     whole, *halves = (
         {name: head[share].clone().requires_grad_() for name, head in heads.items()}
@@ -702,21 +716,10 @@ def test_two_processes_have_the_loss_and_the_gradient_of_one(kind, options):
 @pytest.mark.parametrize(
     ("kind", "terms", "options", "words"),
     [
-        ("panoptic", {"dice": 1}, {}, "kind binary or multiclass or multilabel"),
         ("binary", {"ce": 1}, {}, "unknown binary term ce; there are dice, focal, bce, .* boundary_bce"),
-        ("binary", {}, {}, "one of them positive"),
-        ("binary", {"dice": 0}, {}, "one of them positive"),
-        ("binary", {"dice": 0, "boundary_bce": 1}, {}, "one of them positive and not boundary_bce's"),
-        ("binary", {"dice": 1, "bce": -1}, {}, "at least 0"),
-        ("binary", {"focal": 1}, {"focal_gamma": 0.5}, "focal_gamma"),
-        ("binary", {"tversky": 1}, {"tversky_beta": 0}, "tversky weights above 0"),
         ("binary", {"dice": 1, "lovasz": 0}, {"reduce": torch.clone}, "not exact over several processes"),
         ("multiclass", {"lovasz": 1}, {"reduce": torch.clone}, "not exact over several processes"),
         ("binary", {"focal": 1}, {"class_weights": [1, 1, 1]}, "expected 2 class_weights, got 3"),
-        ("binary", {"dice": 1}, {"boundary_width": 0}, "boundary_width of at least 1"),
-        ("binary", {"dice": 1}, {"aux_weight": -1}, "aux_weight of at least 0"),
-        ("multiclass", {"focal": 1}, {"focal_mode": "sigmoid"}, "expected focal_mode softmax, per_class, one_vs_rest"),
-        ("multiclass", {"focal": 1}, {"focal_mode": "per_class"}, "per_class needs focal_alpha"),
         ("multiclass", {"focal": 1}, {"focal_alpha": [0.5, 0.5]}, "softmax takes one focal_alpha"),
         ("multiclass", {"focal": 1}, {"focal_alpha": 0}, "focal_alpha above 0"),
         ("multiclass", {"focal": 1}, {"focal_mode": "per_class", "focal_alpha": 1.5}, "between 0 and 1"),
@@ -726,32 +729,64 @@ def test_two_processes_have_the_loss_and_the_gradient_of_one(kind, options):
         ("binary", {"focal": 1}, {"focal_alpha": 1.0}, "between 0 and 1"),
         ("binary", {"focal": 1}, {"focal_mode": "one_vs_rest"}, "binary focal losses have one form"),
         ("multilabel", {"focal": 1}, {"focal_mode": "per_class", "focal_alpha": 0.5}, "focal losses have one form"),
-        ("multiclass", {"ce": 1}, {"focal_alpha": 0.25}, "belong to the term focal"),
-        ("multiclass", {"ce": 1}, {"focal_mode": "one_vs_rest"}, "belong to the term focal"),
-        ("multiclass", {"ce": 1}, {"smoothing": 0.5}, "smoothing of at least 0 and below 0.5"),
-        ("multiclass", {"ce": 1}, {"smoothing_form": "keras"}, "smoothing_form paper or torch"),
-        ("multiclass", {"dice": 1}, {"smoothing": 0.1}, "belong to the terms ce and bce"),
-        ("binary", {"dice": 1}, {"ohem": 0.5}, "belong to the terms ce and bce"),
-        ("binary", {"bce": 1}, {"ohem": 1.5}, "expected ohem in 0 .. 1"),
-        ("binary", {"bce": 1}, {"ohem": 0.5, "ohem_min": 0}, "ohem_min of at least 1"),
     ],
 )
-def test_impossible_losses_are_refused(kind, terms, options, words):
+def test_losses_that_do_not_fit_the_kind_of_target_are_refused(kind, terms, options, words):
     with pytest.raises(ConfigError, match=words):
-        Loss(kind, terms, **options)(*batch(kind if kind in TERMS else "binary"))
+        criterion(kind, terms, **options)(*batch(kind))
+
+
+@pytest.mark.parametrize(
+    ("terms", "options", "words"),
+    [
+        ({}, {}, "one of them positive"),
+        ({"dice": 0}, {}, "one of them positive"),
+        ({"dice": 0, "boundary_bce": 1}, {}, "one of them positive and not boundary_bce's"),
+        ({"dice": 1, "bce": -1}, {}, "at least 0"),
+        ({"dice": math.nan}, {}, "at least 0"),
+        ({"dice": 1, "bce": math.inf}, {}, "at least 0"),
+        ({"focal": 1}, {"focal_gamma": 0.5}, "focal_gamma"),
+        ({"tversky": 1}, {"tversky_beta": 0}, "tversky_beta"),
+        ({"dice": 1}, {"boundary_width": 0}, "boundary_width"),
+        ({"dice": 1}, {"aux_weight": -1}, "aux_weight"),
+        ({"focal": 1}, {"focal_mode": "sigmoid"}, "focal_mode"),
+        ({"focal": 1}, {"focal_mode": "per_class"}, "per_class needs focal_alpha"),
+        ({"ce": 1}, {"focal_alpha": 0.25}, "belong to the term focal"),
+        ({"ce": 1}, {"focal_mode": "one_vs_rest"}, "belong to the term focal"),
+        ({"ce": 1}, {"smoothing": 0.5}, "smoothing"),
+        ({"ce": 1}, {"smoothing_form": "keras"}, "smoothing_form"),
+        ({"dice": 1}, {"smoothing": 0.1}, "belong to the terms ce and bce"),
+        ({"dice": 1}, {"ohem": 0.5}, "belong to the terms ce and bce"),
+        ({"bce": 1}, {"ohem": 1.5}, "ohem"),
+        ({"bce": 1}, {"ohem": 0.5, "ohem_min": 0}, "ohem_min"),
+    ],
+)
+def test_impossible_sections_are_refused(terms, options, words):
+    with pytest.raises(ValidationError, match=words):
+        Loss(terms=terms, **options)
+
+
+def test_the_terms_keep_their_older_names():
+    logits, target = batch("multiclass")
+    terms = {"damage_ce": 1, "damage_dice": 2, "building_bce": 3, "building_dice": 4}
+    old, values = criterion("multiclass", terms)(logits, target)
+    new, general = criterion("multiclass", {ALIASES[name]: weight for name, weight in terms.items()})(logits, target)
+    assert values.keys() == terms.keys() and old.equal(new)
+    assert {ALIASES[name]: value for name, value in values.items()} == general
+    assert not set(ALIASES) & {name for names in TERMS.values() for name in names}
 
 
 def test_a_bit_field_holds_seven_classes():
     target = torch.full((1, 2, 2), 127, dtype=torch.uint8)
     certain = torch.full((1, 7, 2, 2), 30.0)
-    assert Loss("multilabel", {"bce": 1, "dice": 1})(certain, target)[0].item() == pytest.approx(0, abs=1e-6)
+    assert criterion("multilabel", {"bce": 1, "dice": 1})(certain, target)[0].item() == pytest.approx(0, abs=1e-6)
     with pytest.raises(ConfigError, match="at most 7 multilabel classes, got 8"):
-        Loss("multilabel", {"dice": 1})(torch.zeros(1, 8, 2, 2), target)
+        criterion("multilabel", {"dice": 1})(torch.zeros(1, 8, 2, 2), target)
 
 
 def test_shapes_that_do_not_fit_are_refused():
     logits, target = batch("binary")
     with pytest.raises(ValueError, match="do not fit"):
-        Loss("binary", {"dice": 1})(logits, target[:1])
+        criterion("binary", {"dice": 1})(logits, target[:1])
     with pytest.raises(ValueError, match="do not fit"):
-        Loss("multiclass", {"dice": 1})(logits, target)
+        criterion("multiclass", {"dice": 1})(logits, target)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from lib.config.sections import Loss, Mix
 from lib.errors import ConfigError
-from lib.training.losses import Loss
-from lib.training.mix import Mixing, box, cutmix, mix, mixup, partners
+from lib.training.losses import Criterion
+from lib.training.mix import box, cutmix, draw, mix, mixup, partners
 
 
 def batch(count=4, size=(20, 30), classes=3, labels=False, seed=0):
@@ -50,7 +51,7 @@ def test_the_loss_of_a_mixed_batch_is_the_cross_entropy_against_mixed_labels():
     one_hot = torch.nn.functional.one_hot
     soft = mixed.lam * one_hot(mixed.target.long(), 3) + (1 - mixed.lam) * one_hot(mixed.other.long(), 3)
     expected = torch.nn.functional.cross_entropy(logits.flatten(1), soft.view(6, 3))
-    got = Loss("multiclass", {"ce": 1})(logits, mixed.target, mixed.other, mixed.lam)[0]
+    got = Criterion("multiclass", Loss(terms={"ce": 1}))(logits, mixed.target, mixed.other, mixed.lam)[0]
     assert got.item() == pytest.approx(expected.item(), rel=1e-5) and 0.1 < mixed.lam < 0.9
 
 
@@ -100,11 +101,11 @@ def test_masks_mix_as_labels_do():
     labels = torch.arange(4, dtype=torch.uint8).view(4, 1, 1)
     masks = labels.expand(4, 16, 16).contiguous()
     logits = torch.randn(4, 4, 1, 1, generator=torch.Generator().manual_seed(0))
-    loss = Loss("multiclass", {"ce": 1})
-    for settings in (Mixing(mixup=1.0), Mixing(cutmix=1.0)):
+    loss = Criterion("multiclass", Loss(terms={"ce": 1}))
+    for settings in (Mix(mixup=1.0), Mix(cutmix=1.0)):
         for step in range(10):
-            mask = mix(image, masks, True, settings, 0, step)
-            label = mix(image, labels, False, settings, 0, step)
+            mask = mix(image, masks, True, settings, draw(0, step))
+            label = mix(image, labels, False, settings, draw(0, step))
             assert mask.image.equal(label.image)
             dense = loss(logits.expand(4, 4, 16, 16), mask.target, mask.other, mask.lam)[0]
             single = loss(logits, label.target, label.other, label.lam)[0]
@@ -143,46 +144,46 @@ def test_the_box_has_the_share_that_was_drawn_and_its_centre_lies_anywhere():
 
 def test_seed_and_step_decide_everything():
     image, target, teacher = batch()
-    settings = Mixing(mixup=0.4, cutmix=1.0, probability=0.7)
-    steps = [mix(image, target, True, settings, 5, step, teacher) for step in range(60)]
+    settings = Mix(mixup=0.4, cutmix=1.0, probability=0.7)
+    steps = [mix(image, target, True, settings, draw(5, step), teacher) for step in range(60)]
     for step in (59, 3, 20):  # a resumed run takes up anywhere
-        again = mix(image, target, True, settings, 5, step, teacher)
+        again = mix(image, target, True, settings, draw(5, step), teacher)
         assert again.image.equal(steps[step].image) and again.lam == steps[step].lam
     plain = [mixed.image is image for mixed in steps]
     up = [mixed.lam < 1 for mixed in steps]
     pasted = [mixed.lam == 1 and mixed.image is not image for mixed in steps]
     assert 8 < sum(plain) < 32 and 10 < sum(up) < 32 and 8 < sum(pasted) < 32
     assert len({mixed.lam for mixed in steps}) == sum(up) + 1
-    others = [mix(image, target, True, settings, 6, step).lam for step in range(60)]
+    others = [mix(image, target, True, settings, draw(6, step)).lam for step in range(60)]
     assert others != [mixed.lam for mixed in steps]
 
 
 def test_lam_follows_the_beta_distribution():
     image, target, _ = batch(2, (2, 2))
-    lams = np.array([mix(image, target, True, Mixing(mixup=0.2), 0, step).lam for step in range(1500)])
+    lams = np.array([mix(image, target, True, Mix(mixup=0.2), draw(0, step)).lam for step in range(1500)])
     assert lams.mean() == pytest.approx(0.5, abs=0.04)
     assert lams.var() == pytest.approx(1 / (4 * (2 * 0.2 + 1)), abs=0.015)
 
 
 def test_every_process_draws_the_same_and_mixes_its_own_share():
     image, target, _ = batch(8)
-    for settings in (Mixing(mixup=0.4), Mixing(cutmix=1.0)):
+    for settings in (Mix(mixup=0.4), Mix(cutmix=1.0)):
         for step in range(5):
-            halves = [mix(image[part], target[part], True, settings, 0, step) for part in (slice(4), slice(4, 8))]
+            halves = [mix(image[part], target[part], True, settings, draw(0, step)) for part in (slice(4), slice(4, 8))]
             assert halves[0].lam == halves[1].lam
-            swapped = mix(image[torch.arange(8).roll(4)][:4], target[4:], True, settings, 0, step)
+            swapped = mix(image[torch.arange(8).roll(4)][:4], target[4:], True, settings, draw(0, step))
             assert swapped.image.equal(halves[1].image) and swapped.target.equal(halves[1].target)
 
 
 def test_nothing_is_mixed_by_default_and_one_sample_alone_cannot_be():
     image, target, _ = batch(1)
-    assert mix(image, target, True, Mixing(), 0, 0).image is image
+    assert mix(image, target, True, Mix(), draw(0, 0)).image is image
     with pytest.raises(ConfigError, match="at least two samples"):
-        mix(image, target, True, Mixing(mixup=0.2), 0, 0)
+        mix(image, target, True, Mix(mixup=0.2), draw(0, 0))
 
 
 def test_the_memory_format_stays():
     image, target, _ = batch()
     image = image.to(memory_format=torch.channels_last)
-    for settings in (Mixing(mixup=0.4), Mixing(cutmix=1.0)):
-        assert mix(image, target, True, settings, 0, 1).image.is_contiguous(memory_format=torch.channels_last)
+    for settings in (Mix(mixup=0.4), Mix(cutmix=1.0)):
+        assert mix(image, target, True, settings, draw(0, 1)).image.is_contiguous(memory_format=torch.channels_last)

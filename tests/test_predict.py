@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from lib.config.sections import Predict
 from lib.inference.predict import FRAMES, Predictor
 from lib.scenes.view import View, resize
 
@@ -29,13 +30,18 @@ def image() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (6, 64, 96), dtype=np.uint8)
 
 
+def looks(**changes) -> Predict:
+    """Settings of a prediction: float32, one view, and what is asked; windows may be smaller than in an experiment."""
+    return Predict.model_construct(**{"precision": "float32", "tta": "none", **changes})
+
+
 @pytest.mark.parametrize("views", ["none", "flips", "d4"])
 def test_the_layout_of_the_image_changes_neither_result_nor_layout_in_the_network(views):
     plain, stacked = image(), np.concatenate([half.transpose(1, 2, 0).copy().transpose(2, 0, 1)
                                               for half in np.split(image(), 2)])  # fmt: skip
     assert stacked.strides != plain.strides, "as images stacked from (H, W, 3) arrays are"
     network = Watched()
-    predict = Predictor(network, lambda z: z.softmax(1), views=views)
+    predict = Predictor(network, lambda z: z.softmax(1), looks(tta=views))
     one = predict(plain)
     seen = list(network.strides)
     network.strides.clear()
@@ -45,9 +51,8 @@ def test_the_layout_of_the_image_changes_neither_result_nor_layout_in_the_networ
     np.testing.assert_allclose(one.sum(0), 1, atol=1e-5)
 
 
-def test_float16_on_a_cpu_is_refused_here():
-    with pytest.raises(ValueError, match="float16"):
-        Predictor(Watched(), torch.sigmoid, "cpu", "float16")
+def test_float16_becomes_bfloat16_on_a_cpu():
+    assert Predictor(Watched(), torch.sigmoid, looks(precision="float16")).precision == "bfloat16"
 
 
 class Blue(nn.Module):
@@ -67,7 +72,7 @@ def smooth(height=64, width=96) -> np.ndarray:
 @pytest.mark.parametrize("view", [View(scale=0.5), View(size=64), View(size=128, fit="square"), View(pixel_size=2.0)])
 def test_a_resized_scene_comes_back_at_its_own_size(view):
     picture = smooth()
-    probs = Predictor(Blue(), lambda z: z, view=view)(picture, pixel_size=1.0)
+    probs = Predictor(Blue(), lambda z: z, looks(), view)(picture, pixel_size=1.0)
     assert probs.shape == (1, 64, 96)
     assert np.abs(probs[0] - picture[2] / 255)[2:-2, 2:-2].max() < 0.02  # smooth: little is lost on the way
 
@@ -75,8 +80,8 @@ def test_a_resized_scene_comes_back_at_its_own_size(view):
 def test_scales_are_the_mean_of_single_scales():
     picture = image()[:3]
     scales = (0.5, 1.0, 1.5)
-    single = [Predictor(Blue(), lambda z: z, scales=(s,))(picture) for s in scales]
-    together = Predictor(Blue(), lambda z: z, scales=scales)(picture)
+    single = [Predictor(Blue(), lambda z: z, looks(scales=(s,)))(picture) for s in scales]
+    together = Predictor(Blue(), lambda z: z, looks(scales=scales))(picture)
     np.testing.assert_allclose(together, np.mean(single, 0), atol=1e-6)
     np.testing.assert_allclose(single[1][0], picture[2] / 255, atol=1e-6)
     small = resize(np.ascontiguousarray(picture[2]), (32, 48))
@@ -94,10 +99,10 @@ class Mean(nn.Module):
 
 def test_frames_are_predicted_one_by_one():
     frames = np.random.default_rng(1).integers(0, 256, (FRAMES + 3, 3, 20, 30), np.uint8)
-    probs = Predictor(Mean(), lambda z: z, views="flips")(frames)
+    probs = Predictor(Mean(), lambda z: z, looks(tta="flips"))(frames)
     assert probs.shape == (1, 1, FRAMES + 3)
     np.testing.assert_allclose(probs[0, 0], frames.mean((1, 2, 3)) / 255, atol=1e-5)
-    small = Predictor(Mean(), lambda z: z, view=View(size=10, fit="square"))(frames)
+    small = Predictor(Mean(), lambda z: z, looks(), View.model_construct(size=10, fit="square"))(frames)
     np.testing.assert_allclose(small[0, 0], frames.mean((1, 2, 3)) / 255, atol=2e-2)
 
 
@@ -111,11 +116,14 @@ class Corner(nn.Module):
         return x * torch.arange(1.0, x.shape[-1] + 1) / x.shape[-1] * torch.arange(x.shape[-2])[:, None] / x.shape[-2]
 
 
-@pytest.mark.parametrize("options", [{}, {"tile": 32, "overlap": 0}, {"view": View(scale=0.5), "scales": (0.75, 1.0)}])
+@pytest.mark.parametrize("options", [{}, {"tile": 32, "overlap": 0}, {"scales": (0.75, 1.0)}])
 def test_every_set_of_views_is_predicted_as_if_alone(options):
+    view = View(scale=0.5) if options.get("scales") else View()
     sets = ("none", "hflip", "d4")
-    found = Predictor(Corner(), lambda z: z, views=sets, **options).every_set(image())
+    found = Predictor(Corner(), lambda z: z, looks(tta=sets, **options), view).every_set(image())
     assert list(found) == list(sets)
     for name, probs in found.items():
-        np.testing.assert_array_equal(probs, Predictor(Corner(), lambda z: z, views=name, **options)(image()))
+        np.testing.assert_array_equal(
+            probs, Predictor(Corner(), lambda z: z, looks(tta=name, **options), view)(image())
+        )
     assert not np.array_equal(found["none"], found["d4"])

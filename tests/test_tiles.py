@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from lib.config.sections import Predict
 from lib.errors import ConfigError
 from lib.inference.predict import Predictor
-from lib.inference.tiles import BLENDS, grid, mirror, predict_bands, predict_tiled
+from lib.inference.tiles import grid, mirror, predict_bands, predict_tiled
 
 SIZES = [(1, 1), (1, 9), (7, 3), (16, 16), (17, 16), (33, 40), (40, 100), (64, 31)]
 
@@ -34,11 +35,10 @@ def crooked(x: torch.Tensor) -> torch.Tensor:
     return pointwise(x) * ramp
 
 
-@pytest.mark.parametrize("blend", BLENDS)
 @pytest.mark.parametrize("height, width", SIZES)
-def test_a_pointwise_network_is_reproduced(height, width, blend):
+def test_a_pointwise_network_is_reproduced(height, width):
     image = scene(height, width)
-    tiled = predict_tiled(pointwise, image, tile=16, overlap=6, stride=4, blend=blend)
+    tiled = predict_tiled(pointwise, image, tile=16, overlap=6, stride=4)
     assert tiled.dtype == torch.float32 and tiled.shape == (2, height, width)
     torch.testing.assert_close(tiled, pointwise(image[None])[0], atol=1e-6, rtol=0)
 
@@ -63,19 +63,11 @@ def slow_blend(image: np.ndarray, tile: int, overlap: int, stride: int, weight) 
     return (total / norm)[:, :height, :width]
 
 
-@pytest.mark.parametrize(
-    "blend, weight",
-    [
-        ("constant", lambda i, n: 1.0),
-        ("pyramid", lambda i, n: min(i, n - 1 - i) + 1.0),
-        ("gaussian", lambda i, n: np.exp(-((i - (n - 1) / 2) ** 2) / (2 * (n / 8) ** 2))),
-    ],
-)
 @pytest.mark.parametrize("height, width", [(33, 40), (17, 16), (40, 100), (9, 30)])
-def test_blend_equals_the_slow_reference(height, width, blend, weight):
+def test_blend_equals_the_slow_reference(height, width):
     image = scene(height, width)
-    tiled = predict_tiled(crooked, image, tile=16, overlap=6, stride=4, blend=blend)
-    reference = slow_blend(image.numpy(), 16, 6, 4, weight)
+    tiled = predict_tiled(crooked, image, tile=16, overlap=6, stride=4)
+    reference = slow_blend(image.numpy(), 16, 6, 4, lambda i, n: min(i, n - 1 - i) + 1.0)
     np.testing.assert_allclose(tiled.numpy(), reference, atol=2e-6)
 
 
@@ -93,10 +85,9 @@ def test_windows_fit_the_network(height, width):
     assert len(shapes) == 1 or max(height, width) > 16
 
 
-@pytest.mark.parametrize("blend", BLENDS)
-def test_weights_are_positive_and_add_up_to_one(blend):
+def test_weights_are_positive_and_add_up_to_one():
     total = torch.zeros(100, dtype=torch.float64)
-    for start, weights in grid(100, 32, 20, BLENDS[blend]):
+    for start, weights in grid(100, 32, 20):
         assert weights.min() > 0
         total[start : start + 32] += weights.double()
     torch.testing.assert_close(total, torch.ones_like(total), atol=1e-6, rtol=0)
@@ -128,12 +119,16 @@ def test_mirror_is_numpys_reflection(height, width):
         ({"tile": 0}, "tile"),
         ({"overlap": 16}, "overlap"),
         ({"overlap": -1}, "overlap"),
-        ({"blend": "hann"}, "blend"),
     ],
 )
 def test_impossible_windows_are_refused(wrong, word):
     with pytest.raises(ConfigError, match=word):
         predict_tiled(pointwise, scene(40, 40), **({"tile": 16, "overlap": 4, "stride": 8} | wrong))
+
+
+def looks(**changes) -> Predict:
+    """Settings of a prediction: float32, one view, and what is asked; windows may be smaller than in an experiment."""
+    return Predict.model_construct(**{"precision": "float32", "tta": "none", **changes})
 
 
 class Pixel(nn.Module):
@@ -154,7 +149,7 @@ class Pixel(nn.Module):
 def test_predictor_equals_a_direct_forward(views):
     network = Pixel()
     image = scene(21, 50)
-    probs = Predictor(network, torch.sigmoid, views=views, tile=16, overlap=8)(image.numpy())
+    probs = Predictor(network, torch.sigmoid, looks(tta=views, tile=16, overlap=0.5))(image.numpy())
     assert probs.dtype == np.float32 and isinstance(probs, np.ndarray)
     with torch.no_grad():
         direct = torch.sigmoid(network.eval()(image[None]))[0].numpy()
@@ -166,7 +161,7 @@ def test_views_are_averaged_as_probabilities():
         def forward(self, x):
             return torch.linspace(-9, 9, x.shape[-1]).expand(1, 1, *x.shape[-2:])
 
-    probs = Predictor(Corner(), torch.sigmoid, views="hflip", tile=16, overlap=0)(scene(8, 16))
+    probs = Predictor(Corner(), torch.sigmoid, looks(tta="hflip", tile=16, overlap=0))(scene(8, 16))
     p = 1 / (1 + np.exp(-np.linspace(-9, 9, 16)))
     np.testing.assert_allclose(probs[0, 0], (p + p[::-1]) / 2, atol=1e-6)
 
@@ -185,22 +180,13 @@ def test_bfloat16_autocasts_the_network_and_not_the_activation():
         return torch.sigmoid(logits)
 
     image = scene(16, 16)
-    probs = Predictor(Watch(), activate, precision="bfloat16", tile=16, overlap=0)(image)
+    probs = Predictor(Watch(), activate, looks(precision="bfloat16", tile=16, overlap=0))(image)
     assert seen == [torch.bfloat16, torch.float32]
-    np.testing.assert_allclose(probs, Predictor(Pixel(), torch.sigmoid, tile=16, overlap=0)(image), atol=0.01)
+    np.testing.assert_allclose(probs, Predictor(Pixel(), torch.sigmoid, looks(tile=16, overlap=0))(image), atol=0.01)
 
 
 def test_predictor_leaves_the_weights_layout_alone():
     network = Pixel()
     before = network.conv.weight.stride()
-    Predictor(network, torch.sigmoid, tile=16, overlap=0)(scene(16, 16))
+    Predictor(network, torch.sigmoid, looks(tile=16, overlap=0))(scene(16, 16))
     assert network.conv.weight.stride() == before
-
-
-def test_predictor_refuses_what_cannot_run():
-    with pytest.raises(ValueError, match="float16"):
-        Predictor(Pixel(), torch.sigmoid, precision="float16")
-    with pytest.raises(ConfigError, match="precision"):
-        Predictor(Pixel(), torch.sigmoid, precision="half")
-    with pytest.raises(ConfigError, match="views"):
-        Predictor(Pixel(), torch.sigmoid, views="8")

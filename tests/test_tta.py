@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.errors import ConfigError
-from lib.inference.tta import VIEWS, average, averages, nested
+from lib.inference.tta import VIEWS, averages
 
 IMAGE = torch.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)
 
@@ -35,6 +34,10 @@ def uneven(x: torch.Tensor) -> torch.Tensor:
     return x * torch.arange(1.0, x.shape[-1] + 1) + torch.arange(x.shape[-2])[:, None]
 
 
+def average(forward, x: torch.Tensor, views) -> torch.Tensor:
+    return averages(forward, x, views, [len(views)])[0]
+
+
 def test_average_of_four_flips_by_hand():
     x = IMAGE.numpy()
     column, row = np.arange(1.0, 6), np.arange(4.0)[:, None]
@@ -43,26 +46,8 @@ def test_average_of_four_flips_by_hand():
 
 
 @pytest.mark.parametrize("views", VIEWS)
-def test_average_leaves_an_equivariant_network_alone_and_batches_alike(views):
-    square = IMAGE[..., :4]
+def test_average_leaves_an_equivariant_network_alone(views):
     torch.testing.assert_close(average(lambda x: 2 * x, IMAGE, VIEWS[views]), 2 * IMAGE)
-    torch.testing.assert_close(
-        average(uneven, square, VIEWS[views], batched=True), average(uneven, square, VIEWS[views])
-    )
-
-
-def test_batching_makes_one_call_for_a_square_and_one_per_view_otherwise():
-    shapes = []
-
-    def forward(x):
-        shapes.append(tuple(x.shape))
-        return x
-
-    average(forward, IMAGE[..., :4], VIEWS["d4"], batched=True)
-    assert shapes == [(16, 3, 4, 4)]
-    shapes.clear()
-    average(forward, IMAGE, VIEWS["d4"], batched=True)
-    assert shapes == [(2, 3, 4, 5)] * 4 + [(2, 3, 5, 4)] * 4
 
 
 def test_every_set_begins_with_the_one_before_and_its_average_is_that_of_the_set_alone():
@@ -70,11 +55,5 @@ def test_every_set_begins_with_the_one_before_and_its_average_is_that_of_the_set
     for smaller, larger in zip(names, names[1:]):
         assert VIEWS[larger][: len(VIEWS[smaller])] == VIEWS[smaller]
     square = IMAGE[..., :4]
-    together = averages(uneven, square, nested(names), [len(VIEWS[name]) for name in names])
+    together = averages(uneven, square, VIEWS[names[-1]], [len(VIEWS[name]) for name in names])
     assert all(torch.equal(found, average(uneven, square, VIEWS[name])) for name, found in zip(names, together))
-
-
-@pytest.mark.parametrize("names", [(), ("flips", "none"), ("none", "none"), ("none", "turns")])
-def test_sets_that_do_not_grow_are_refused(names):
-    with pytest.raises(ConfigError, match="views: expected"):
-        nested(names)

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
+from lib.config.sections import Predict
 from lib.errors import ConfigError, DataError
 from lib.inference.predict import Predictor
 from lib.scenes.view import View, resize
@@ -56,7 +58,7 @@ def test_resize_keeps_a_constant_and_its_own_shape():
 
 def test_a_centre_crop_shows_the_middle_of_the_resized_image():
     image = np.random.default_rng(1).integers(0, 256, (64, 96, 3), np.uint8)
-    view = View(size=32, fit="short", crop=28)
+    view = View.model_construct(size=32, fit="short", crop=28)
     whole = View(size=32, fit="short").image(image)
     assert whole.shape == (32, 48, 3)
     np.testing.assert_array_equal(view.image(image), whole[2:30, 10:38])
@@ -73,10 +75,14 @@ def test_training_draws_its_own_crops_from_the_image_as_it_is():
 
 @pytest.mark.parametrize("faulty", [
     {"size": 64, "crop": 32}, {"fit": "short", "crop": 32}, {"size": 64, "fit": "short", "crop": 65}, {"fit": "wide"},
+    {"scale": 0.5, "size": 64}, {"pixel_size": 0.5, "size": 64}, {"scale": 0}, {"size": 8},
 ])  # fmt: skip
 def test_impossible_views_are_refused(faulty):
-    with pytest.raises(ConfigError, match="view"):
+    with pytest.raises(ValidationError, match="validation error for View"):
         View(**faulty)
+
+
+PLAIN = Predict(precision="float32", tta="none")
 
 
 class Mean(nn.Module):
@@ -90,12 +96,12 @@ class Mean(nn.Module):
 
 def test_prediction_sees_the_crop_of_a_label_and_refuses_it_for_masks():
     frames = np.random.default_rng(2).integers(0, 256, (2, 3, 64, 96), np.uint8)
-    view = View(size=32, fit="short", crop=28)
-    found = Predictor(Mean(), torch.clone, view=view, scales=(1.0,))(frames)  # (3, 1, F)
+    view = View.model_construct(size=32, fit="short", crop=28)
+    found = Predictor(Mean(), torch.clone, PLAIN, view)(frames)  # (3, 1, F)
     seen = view.image(np.moveaxis(frames, 1, -1)) / 255
     np.testing.assert_allclose(found[:, 0], seen.mean((1, 2)).T, atol=1e-5)
-    halved = Predictor(Mean(), torch.clone, view=view, scales=(0.5,))(frames)
-    half = View(size=16, fit="short", crop=14).image(np.moveaxis(frames, 1, -1)) / 255
+    halved = Predictor(Mean(), torch.clone, PLAIN.model_copy(update={"scales": (0.5,)}), view)(frames)
+    half = View.model_construct(size=16, fit="short", crop=14).image(np.moveaxis(frames, 1, -1)) / 255
     np.testing.assert_allclose(halved[:, 0], half.mean((1, 2)).T, atol=1e-5)
     with pytest.raises(ConfigError, match="view.crop: expected a network of one label"):
-        Predictor(Mean(), torch.clone, view=view)(frames[0])
+        Predictor(Mean(), torch.clone, PLAIN, view)(frames[0])

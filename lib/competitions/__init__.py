@@ -34,8 +34,6 @@ def open_competition(
     found = _class_of(name)
     if found.Options is Section:  # it checks its options itself
         return found(Path(root), **(options or {}))
-    if found.Options is Section:  # it checks its options itself
-        return found(Path(root), **(options or {}))
     try:
         checked = found.Options.model_validate(options or {})
     except ValidationError as error:

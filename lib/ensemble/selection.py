@@ -52,18 +52,18 @@ def greedy(
     rounds: int,
     shape: Sequence[int] = (),
     plateau: float = 0.0,
-    replacement: bool = True,
 ) -> Selection:
     """Select members one at a time, each round the one that helps the average most (Caruana et al. 2004).
 
     groups: the names that are averaged with one another (the models of a task); every group keeps at least one. The
-    first bag is the best combination of single members; ``rounds`` more are drawn, with ``replacement`` a name as often
-    as it helps, so that its weight grows. Of the bags on the way, the smallest within ``plateau`` of the best is used.
+    first bag is the best combination of single members. Then ``rounds`` more names are drawn; the same name may be
+    drawn again, and its weight grows. Of the bags on the way, the smallest within ``plateau`` of the best is used.
 
     evaluate: weights -> for each {fold: counts}; called once per round with all that is new, for one pass over the
     scenes. ``score``, ``shape`` and ``plateau`` choose the decode setting of (P, K) counts, as ``search.choose`` does.
-    A function of the weights alone fits as ``evaluate=lambda lists: [{0: np.array([f(w)])} for w in lists]`` with
-    ``score=lambda counts: counts[..., 0]``. Raises ValueError on groups that are empty or share a name.
+    Where a function f of the weights alone is to be maximised, without scenes, give
+    ``evaluate=lambda lists: [{0: np.array([f(w)])} for w in lists]`` and ``score=lambda counts: counts[..., 0]``.
+    Raises ValueError on groups that are empty or share a name.
     """
     names = [name for group in groups for name in group]
     if not groups or not all(groups) or len(set(names)) < len(names) or rounds < 0:
@@ -89,16 +89,12 @@ def greedy(
     count([*singles, everything])
     folds = list(known[_shares(everything, groups)])
     left_out = [ALL, *(folds if len(folds) > 1 else ())]
-    paths: dict[Hashable, list[Bag]] = {k: [_best(singles, lambda bag, k=k: judge(bag, k)[1])] for k in left_out}
+    paths: dict[Hashable, list[Bag]] = {k: [max(singles, key=lambda bag, k=k: judge(bag, k)[1])] for k in left_out}
     for _ in range(rounds):
-        grown = {
-            k: [tuple(sorted((*path[-1], name))) for name in names if replacement or name not in path[-1]]
-            for k, path in paths.items()
-        }
+        grown = {k: [tuple(sorted((*path[-1], name))) for name in names] for k, path in paths.items()}
         count(list(chain.from_iterable(grown.values())))
         for k, bags in grown.items():
-            if bags:
-                paths[k].append(_best(bags, lambda bag, k=k: judge(bag, k)[1]))
+            paths[k].append(max(bags, key=lambda bag, k=k: judge(bag, k)[1]))
 
     def kept(k: Hashable) -> Bag:
         scores = [judge(bag, k)[1] for bag in paths[k]]
@@ -120,11 +116,6 @@ def greedy(
         path=tuple((_weights(bag, groups), judge(bag, ALL)[1]) for bag in paths[ALL]),
         evaluated=len(known),
     )
-
-
-def _best(bags: Sequence[Bag], value: Callable[[Bag], float]) -> Bag:
-    """Return the bag with the highest value, the first one of equals."""
-    return max(bags, key=value)
 
 
 def _shares(bag: Bag, groups: Sequence[Sequence[str]]) -> tuple:

@@ -13,6 +13,9 @@ from lib.ensemble.search import Score, choose
 CLEAR = 0.8
 """Separability from which on levels are taken for two classes: an even slope has 0.75."""
 
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""Of the winning values, as they are reported."""
+
 CHUNK = 1 << 24
 """Numbers of drawn count tables that are held at a time: 128 MB."""
 
@@ -31,14 +34,16 @@ class Spread:
 
     @property
     def median(self) -> int:
-        """Index of the (lower) median winner: where a map is cut whose binarisations at all winners vote by halves."""
+        """Index of the (lower) median of the winners.
+
+        A mask cut at this threshold has the pixels that at least half of the masks cut at each winner have.
+        """
         return int(np.searchsorted(np.cumsum(self.wins), 0.5 - 1e-9))
 
 
 def spread(
-    tables: np.ndarray, values: Sequence[float], score: Score, plateau: float = 0.0, n: int = 1000, seed: int = 0,
-    quantiles: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95),
-) -> Spread:  # fmt: skip
+    tables: np.ndarray, values: Sequence[float], score: Score, plateau: float = 0.0, n: int = 1000, seed: int = 0
+) -> Spread:
     """Choose a value (a threshold) again on each of ``n`` sets of scenes drawn with replacement (Efron 1979).
 
     tables: (S, P, K) int64, additive counts of S scenes at P ascending ``values``; add up what must not be split (a
@@ -59,7 +64,7 @@ def spread(
             lost[i] = scores.max() - scores[usual]
     wins = np.bincount(winners, minlength=points) / n
     reached = np.cumsum(wins)
-    found = {q: float(values[min(int(np.searchsorted(reached, q - 1e-9)), points - 1)]) for q in quantiles}
+    found = {q: float(values[min(int(np.searchsorted(reached, q - 1e-9)), points - 1)]) for q in QUANTILES}
     return Spread(wins, found, (float(lost.mean()), float(np.quantile(lost, 0.95))))
 
 

@@ -1,21 +1,23 @@
 """Predict one scene with one network: size, windows, views, precision."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lib.config.sections import Predict
 from lib.errors import ConfigError
 from lib.inference.tiles import mirror, predict_tiled
-from lib.inference.tta import VIEWS, averages, nested
+from lib.inference.tta import VIEWS, averages
+from lib.models.layers import Network
+from lib.run import runtime
 from lib.scenes.view import View, resize
 
 NATIVE = View()
 FRAMES = 16
 """Frames of a video that are predicted at once."""
-
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Predictor:
@@ -23,51 +25,29 @@ class Predictor:
     or frames (F, C, H, W) -> (K, 1, F).
 
     network: forward(x (B, C, h, w) in 0..255) -> logits, ``stride`` = the multiple its input sides must be.
-    activate: logits float32 -> probs, a task's ``activate``. views: a row of ``VIEWS``, or several, from the smallest
-    to the largest, for ``every_set``. tile, overlap: pixels.
-    batch_views: all views in one forward. view: the size the network was trained at; scales: multiples of it whose
-    probabilities, each brought back to the scene's own size, are averaged. channels_last: layout of the input; the
-    network's own weights are not touched, since it may be in training.
-    Raises ValueError for float16 on a CPU (it runs 98 times slower than bfloat16), ConfigError for unknown names.
+    activate: logits float32 -> probs, a task's ``activate``. settings: windows, sets of views, scales (whose
+    probabilities, each brought back to the scene's own size, are averaged) and precision; ``precision`` is what is
+    really used on the device. view: the size at which the network was trained to see scenes.
+    The network's weights keep their memory format, since it may be in training.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        activate: Callable[[Tensor], Tensor],
-        device: str | torch.device = "cpu",
-        precision: str = "float32",
-        views: str | Sequence[str] = "none",
-        tile: int = 1024,
-        overlap: int = 256,
-        blend: str = "pyramid",
-        channels_last: bool = True,
-        batch_views: bool = False,
-        view: View = NATIVE,
-        scales: Sequence[float] = (1.0,),
-    ):
-        if precision not in PRECISIONS:
-            raise ConfigError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+    def __init__(self, network: Network, activate: Callable[[Tensor], Tensor], settings: Predict,
+                 view: View = NATIVE, device: torch.device | str = "cpu"):  # fmt: skip
         self.device = torch.device(device)
-        if precision == "float16" and self.device.type == "cpu":
-            raise ValueError("precision: expected float32 or bfloat16 on a CPU, got float16")
-        self.network = network.to(self.device)
-        self.activate = activate
-        self.dtype = PRECISIONS[precision]
-        self.sets = (views,) if isinstance(views, str) else tuple(views)
-        self.views, self.batch_views = nested(self.sets), batch_views
-        self.tile, self.overlap, self.blend = tile, overlap, blend
-        self.view, self.scales = view, tuple(scales)
-        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.precision = runtime.precision_on(self.device, settings.precision)
+        self.network, self.activate, self.view = network.to(self.device), activate, view
+        self.dtype = getattr(torch, self.precision)
+        self.sets, self.scales = settings.tta_sets, settings.scales
+        self.tile, self.overlap = settings.tile, int(settings.tile * settings.overlap)
 
     def forward(self, x: Tensor) -> Tensor:
         """Turn x (B, C, h, w) into probs (B, K, h, w) float32, one plain pass."""
-        return self.activate(self.network(x.contiguous(memory_format=self.layout)).float())
+        return self.activate(self.network(x.contiguous(memory_format=torch.channels_last)).float())
 
     def views_of(self, x: Tensor) -> Tensor:
         """Turn x (B, C, h, w) into probs (B, S * K, h, w): the averages over each of the S sets of views."""
         ends = [len(VIEWS[name]) for name in self.sets]
-        return torch.cat(averages(self.forward, x.to(self.device), self.views, ends, self.batch_views), 1)
+        return torch.cat(averages(self.forward, x.to(self.device), VIEWS[self.sets[-1]], ends), 1)
 
     def __call__(self, image: np.ndarray | Tensor, pixel_size: float | None = None) -> np.ndarray:
         """Predict one scene with the largest set of views; arguments as of ``every_set``."""
@@ -84,7 +64,7 @@ class Predictor:
         native = image.shape[-2:]
         height, width = self.view.whole(native, pixel_size)
         predict = self._frames if image.ndim == 4 else self._image
-        total = None
+        total: Any = None
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             for scale in self.scales:
                 probs = predict(image, (max(1, round(height * scale)), max(1, round(width * scale))))
@@ -103,7 +83,7 @@ class Predictor:
         # contiguous: an image stacked from (H, W, 3) arrays has other strides, from which a batch of one comes out with
         # a layout that every convolution converts again (twice the time)
         seen = torch.from_numpy(_resized(image, shape)).contiguous()
-        probs = predict_tiled(self.views_of, seen, self.tile, self.overlap, self.network.stride, self.blend)
+        probs = predict_tiled(self.views_of, seen, self.tile, self.overlap, self.network.stride)
         return _resized(probs.numpy(), image.shape[-2:])
 
     def _frames(self, frames: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -6,6 +6,7 @@ them.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,23 +16,10 @@ from lib.errors import ConfigError
 Forward = Callable[[Tensor], Tensor]
 
 
-def constant(n: int) -> Tensor:
-    """Weigh every pixel of a window the same: (n,) float32."""
-    return torch.ones(n)
-
-
 def pyramid(n: int) -> Tensor:
     """Weigh by the distance to the nearer end of the window: (n,) float32, 1, 2, 3 .. 3, 2, 1."""
     ramp = torch.arange(1.0, n + 1)
     return torch.minimum(ramp, ramp.flip(0))
-
-
-def gaussian(n: int) -> Tensor:
-    """Weigh by a bell with sigma n / 8, as nnU-Net and MONAI do: (n,) float32, 3e-4 at the ends."""
-    return torch.exp(-0.5 * ((torch.arange(n) - (n - 1) / 2) / (n / 8)) ** 2)
-
-
-BLENDS = {"constant": constant, "pyramid": pyramid, "gaussian": gaussian}
 
 
 def mirror(image: Tensor, height: int, width: int) -> Tensor:
@@ -45,7 +33,7 @@ def mirror(image: Tensor, height: int, width: int) -> Tensor:
     return image
 
 
-def grid(size: int, tile: int, step: int, blend: Callable[[int], Tensor]) -> list[tuple[int, Tensor]]:
+def grid(size: int, tile: int, step: int) -> list[tuple[int, Tensor]]:
     """Place windows along one axis: [(start, weights (tile,) float32)]; at every pixel the weights add up to 1.
 
     The last window is moved back to end with the scene.
@@ -53,12 +41,12 @@ def grid(size: int, tile: int, step: int, blend: Callable[[int], Tensor]) -> lis
     starts = [*range(0, size - tile, step), size - tile]
     total = torch.zeros(size)
     for start in starts:
-        total[start : start + tile] += blend(tile)
-    return [(start, blend(tile) / total[start : start + tile]) for start in starts]
+        total[start : start + tile] += pyramid(tile)
+    return [(start, pyramid(tile) / total[start : start + tile]) for start in starts]
 
 
 def predict_bands(
-    forward: Forward, image: Tensor, tile: int, overlap: int, stride: int, blend: str = "pyramid"
+    forward: Forward, image: Tensor, tile: int, overlap: int, stride: int
 ) -> Iterator[tuple[int, Tensor]]:
     """Predict a scene from top to bottom: yield (first row, probs (K, rows, W) float32), each row once.
 
@@ -69,19 +57,17 @@ def predict_bands(
         raise ConfigError(f"tile: expected a positive multiple of the network's stride {stride}, got {tile}")
     if not 0 <= overlap <= tile - stride:
         raise ConfigError(f"overlap: expected 0 .. tile - stride = {tile - stride} pixels, got {overlap}")
-    if blend not in BLENDS:
-        raise ConfigError(f"blend: expected one of {', '.join(BLENDS)}, got {blend!r}")
     height, width = image.shape[-2:]
     image = mirror(image, -(-height // stride) * stride, -(-width // stride) * stride)
     high, wide = min(tile, image.shape[-2]), min(tile, image.shape[-1])
     step = (tile - overlap) // stride * stride  # windows start on the network's own grid
-    rows = grid(image.shape[-2], high, step, BLENDS[blend])
-    columns = grid(image.shape[-1], wide, step, BLENDS[blend])
+    rows = grid(image.shape[-2], high, step)
+    columns = grid(image.shape[-1], wide, step)
     if len(rows) == len(columns) == 1:
         yield 0, forward(image[None])[0, :, :height, :width].float()
         return
 
-    band = None
+    band: Any = None  # (K, high, W), as soon as a window has told how many channels there are
     for (top, down), following in zip(rows, [top for top, _ in rows[1:]] + [height]):
         for left, across in columns:
             probs = forward(image[None, :, top : top + high, left : left + wide])[0].float()  # (K, high, wide)
@@ -97,17 +83,15 @@ def predict_bands(
         band[:, high - finished :] = 0
 
 
-def predict_tiled(
-    forward: Forward, image: Tensor, tile: int, overlap: int, stride: int, blend: str = "pyramid"
-) -> Tensor:
+def predict_tiled(forward: Forward, image: Tensor, tile: int, overlap: int, stride: int) -> Tensor:
     """Predict a scene of any size: image (C, H, W) -> probs (K, H, W) float32 on the CPU.
 
     forward: (1, C, h, w) in the image's dtype -> probs (1, K, h, w); h, w are multiples of ``stride`` up to ``tile``.
     tile, overlap: pixels; neighbours share at least ``overlap``. A scene no larger than a tile is one forward.
-    Raises ConfigError for impossible tile, overlap or blend.
+    Raises ConfigError for impossible tile or overlap.
     """
-    probs = None
-    for top, band in predict_bands(forward, image, tile, overlap, stride, blend):
+    probs: Any = None  # (K, H, W), as soon as a band has told K
+    for top, band in predict_bands(forward, image, tile, overlap, stride):
         if probs is None:
             probs = torch.empty(band.shape[0], *image.shape[-2:])
         probs[:, top : top + band.shape[1]] = band

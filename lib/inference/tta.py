@@ -7,16 +7,13 @@ set tells what the smaller ones would have given.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-
-from lib.errors import ConfigError
 
 Forward = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class View:
+class Flip:
     """One look at an image, (..., H, W) in and out: flips, then a transposition. ``undo(do(x)) == x``."""
 
     flips: tuple[int, ...] = ()
@@ -35,47 +32,25 @@ class View:
         return x.flip(self.flips) if self.flips else x
 
 
-FLIPS = (View(), View((-1,)), View((-2,)), View((-2, -1)))
-VIEWS: dict[str, tuple[View, ...]] = {
+FLIPS = (Flip(), Flip((-1,)), Flip((-2,)), Flip((-2, -1)))
+VIEWS: dict[str, tuple[Flip, ...]] = {
     "none": FLIPS[:1],
     "hflip": FLIPS[:2],
-    "flips": FLIPS,  # the four of the xView2 winners: identity, left-right, up-down, both
-    "d4": FLIPS + tuple(View(view.flips, transpose=True) for view in FLIPS),
+    "flips": FLIPS,  # identity, left-right, up-down, both
+    "d4": FLIPS + tuple(Flip(view.flips, transpose=True) for view in FLIPS),
 }
 
 
-def average(forward: Forward, x: Tensor, views: Sequence[View], batched: bool = False) -> Tensor:
-    """Average ``forward`` over ``views``: x (B, C, H, W) -> probs (B, K, H, W)."""
-    return averages(forward, x, views, (len(views),), batched)[0]
-
-
-def averages(
-    forward: Forward, x: Tensor, views: Sequence[View], ends: Sequence[int], batched: bool = False
-) -> list[Tensor]:
+def averages(forward: Forward, x: Tensor, views: Sequence[Flip], ends: Sequence[int]) -> list[Tensor]:
     """Average ``forward`` over the first views, as many as each of ``ends`` says: probs (B, K, H, W) each.
 
-    forward: (B, C, h, w) -> probs (B, K, h, w). batched: all views of a square input in one call; it pays on a GPU,
-    on a CPU it never did. A running sum holds one view at a time, so several averages cost no more than the largest.
+    forward: (B, C, h, w) -> probs (B, K, h, w). A running sum holds one view at a time, so several averages cost no
+    more than the largest.
     """
-    if batched and x.shape[-1] == x.shape[-2]:
-        outputs = forward(torch.cat([view.do(x) for view in views])).chunk(len(views))
-    else:
-        outputs = (forward(view.do(x)) for view in views)
     total, found = None, {}
-    for number, (view, output) in enumerate(zip(views, outputs), 1):
-        output = view.undo(output)
+    for number, view in enumerate(views, 1):
+        output = view.undo(forward(view.do(x)))
         total = output if total is None else total + output
         if number in ends:
             found[number] = total / number
     return [found[number] for number in ends]
-
-
-def nested(names: Sequence[str]) -> tuple[View, ...]:
-    """Return the views of the largest of several sets, each the beginning of the next. ConfigError for others."""
-    for name in names:
-        if name not in VIEWS:
-            raise ConfigError(f"views: expected one of {', '.join(VIEWS)}, got {name!r}")
-    sizes = [len(VIEWS[name]) for name in names]
-    if not names or sizes != sorted(set(sizes)):
-        raise ConfigError(f"views: expected sets from the smallest to the largest, got {', '.join(names) or 'none'}")
-    return VIEWS[names[-1]]

@@ -4,7 +4,8 @@ Both learn from nothing: they have no pretrained encoder, so ``encoder`` and ``e
 base 64 and 3 channels in they have 31.04 M and 34.88 M weights.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,11 @@ from torch import Tensor, nn
 from lib.errors import ConfigError
 from lib.models.gates import Gate
 from lib.models.heads import boundary_head
-from lib.models.layers import Normalize, head, use_group_norm
-from lib.models.segmentation import NORMS, Parts, SegmentationNet
+from lib.models.layers import Normalize, head, take, use_group_norm
+from lib.models.segmentation import NORMS, NetworkParts, SegmentationNet
 
 STEPS = 4
 UPSAMPLINGS = ("transposed", "bilinear")
-OPTIONS = ("base", "upsampling", "norm", "dropout", "boundary")
 
 
 class Encoder(nn.Module):
@@ -71,61 +71,69 @@ class Decoder(nn.Module):
         return x
 
 
-def build_unet(*, upsampling: str = "transposed", **options: Any) -> SegmentationNet:
-    """Build the U-Net; options as in ``build_attention_unet``."""
-    return _build(Plain, upsampling=upsampling, **options)
+@dataclass(frozen=True, kw_only=True)
+class UNetOptions:
+    """What these networks have to choose. Raises ConfigError for what is unknown or impossible."""
+
+    encoder: str
+    """``none``, as the encoder's weights."""
+    encoder_weights: str | Path | None = "none"
+    base: int = 64
+    """Channels at full size, doubled by each of the four steps down."""
+    upsampling: str
+    """``transposed`` (a 2x2 transposed convolution) or ``bilinear`` (then a 3x3 convolution, norm and ReLU)."""
+    norm: str = "batch"
+    """As in ``segmentation.Design``."""
+    dropout: float = 0.0
+    """Of whole channels before the last convolution."""
+    boundary: bool = False
+    """A second head, for training alone."""
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("encoder", self.encoder, ("none",)),
+            ("encoder_weights", self.encoder_weights or "none", ("none",)),
+            ("upsampling", self.upsampling, UPSAMPLINGS),
+            ("norm", self.norm, NORMS),
+        ):
+            if value not in known:
+                raise ConfigError(f"{name}: expected {' or '.join(known)} with this architecture, got {str(value)!r}")
+        if not isinstance(self.base, int) or self.base < 2:
+            raise ConfigError(f"base: expected a whole number from 2 up, got {self.base!r}")
+        if not isinstance(self.boundary, bool):
+            raise ConfigError(f"boundary: expected true or false, got {self.boundary!r}")
 
 
-def build_attention_unet(*, upsampling: str = "bilinear", **options: Any) -> SegmentationNet:
-    """Build the Attention U-Net, which sees all images at once, as 3 * images input channels.
+def build_unet(*, classes: int, images: int, **options: Any) -> SegmentationNet:
+    """Build the U-Net; it sees all images at once, as 3 * images input channels. Upsampling is ``transposed``."""
+    return _build(Plain, classes, images, {"upsampling": "transposed", **options})
 
-    base: channels at full size, doubled by each of the four steps down. upsampling: ``transposed`` (a 2x2 transposed
-    convolution) or ``bilinear`` (then a 3x3 convolution, norm and ReLU). norm: as in ``segmentation.build_parts``.
-    dropout: of whole channels before the last convolution. boundary: a second head, for training alone.
-    Raises ConfigError for what is unknown or impossible.
-    """
-    return _build(Gate, upsampling=upsampling, **options)
+
+def build_attention_unet(*, classes: int, images: int, **options: Any) -> SegmentationNet:
+    """Build the Attention U-Net; it sees all images at once, as 3 * images input channels. Upsampling: ``bilinear``."""
+    return _build(Gate, classes, images, {"upsampling": "bilinear", **options})
 
 
 def _build(
-    gate: Callable[[int, int], nn.Module],
-    *,
-    classes: int,
-    images: int,
-    encoder: str,
-    upsampling: str,
-    encoder_weights: str | Path | None = "none",
-    base: int = 64,
-    norm: str = "batch",
-    dropout: float = 0.0,
-    boundary: bool = False,
-    **unknown: Any,
+    gate: Callable[[int, int], nn.Module], classes: int, images: int, options: Mapping[str, Any]
 ) -> SegmentationNet:
-    for name, value, known in (
-        ("encoder", encoder, ("none",)),
-        ("encoder_weights", encoder_weights or "none", ("none",)),
-        ("upsampling", upsampling, UPSAMPLINGS),
-        ("norm", norm, NORMS),
-    ):
-        if value not in known:
-            raise ConfigError(f"{name}: expected {' or '.join(known)} with this architecture, got {str(value)!r}")
-    if not isinstance(base, int) or base < 2:
-        raise ConfigError(f"base: expected a whole number from 2 up, got {base!r}")
-    if not isinstance(boundary, bool):
-        raise ConfigError(f"boundary: expected true or false, got {boundary!r}")
+    asked, unknown = take(UNetOptions, options)
     if unknown:
-        raise ConfigError(f"model: unknown option {', '.join(sorted(unknown))}; it has {', '.join(OPTIONS)}")
-    channels = [base * 2**step for step in range(STEPS + 1)]
-    parts = Parts(Encoder(3 * images, channels), Decoder(channels, gate, upsampling), head(base, classes, 1, 1))
+        own = ", ".join(field.name for field in fields(UNetOptions) if not field.name.startswith("encoder"))
+        raise ConfigError(f"model: unknown option {', '.join(sorted(unknown))}; it has {own}")
+    channels = [asked.base * 2**step for step in range(STEPS + 1)]
+    parts = NetworkParts(
+        Encoder(3 * images, channels), Decoder(channels, gate, asked.upsampling), head(asked.base, classes, 1, 1)
+    )
     for part in (parts.encoder, parts.decoder):
         initialize_decoder(part)
-    if boundary:
+    if asked.boundary:
         parts.boundary = boundary_head(parts.head)
-    if norm != "batch":
+    if asked.norm != "batch":
         use_group_norm(parts.decoder)
-    if norm == "group_everywhere":
+    if asked.norm == "group_everywhere":
         use_group_norm(parts.encoder)
-    return SegmentationNet(parts, Normalize(encoder, images), dropout)
+    return SegmentationNet(parts, Normalize(asked.encoder, images), asked.dropout)
 
 
 def _convolve(inputs: int, outputs: int) -> nn.Sequential:

@@ -10,10 +10,12 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from lib.errors import ArtifactError
+from lib.files import whole_path, write_bytes
 from lib.models import build
+from lib.models.layers import Network
 
 WEIGHTS, DESCRIPTION = "best.safetensors", "network.json"
 
@@ -21,14 +23,13 @@ WEIGHTS, DESCRIPTION = "best.safetensors", "network.json"
 def describe(folder: Path, network: dict[str, Any], images: tuple[str, ...], classes: tuple[str, ...]) -> None:
     """Write what the network is: ``network`` are the arguments of ``build`` without any encoder weights."""
     description = {"network": {**network, "encoder_weights": "none"}, "images": list(images), "classes": list(classes)}
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    write_bytes(folder / DESCRIPTION, (json.dumps(description, indent=2) + "\n").encode())
 
 
 def save_weights(folder: Path, state: dict[str, Tensor]) -> None:
-    """Write the weights of ``state`` atomically; a reader sees the old file or the new one."""
-    temporary = folder / (WEIGHTS + ".tmp")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)
-    temporary.replace(folder / WEIGHTS)
+    """Write the weights of ``state``; a reader sees the old file or the new one."""
+    with whole_path(folder / WEIGHTS) as partial:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, partial)
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def load_network(folder: Path) -> nn.Module:
+def load_network(folder: Path) -> Network:
     """Build the network of a checkpoint folder and give it its weights; no download, no pretrained weights."""
     network = build(**read_description(folder)["network"])
     try:

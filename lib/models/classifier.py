@@ -3,6 +3,7 @@
 import difflib
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,14 @@ from torch import Tensor, nn
 import lib.models.resnet  # noqa: F401 - gives timm the names resnet50a, resnet101a, resnet152a
 from lib.errors import ConfigError
 from lib.models import weights
-from lib.models.layers import Normalize, train_depthwise_in_float32
+from lib.models.layers import Network, Normalize, take, train_depthwise_in_float32
 from lib.models.segmentation import timm_arguments
 
 
 class Backbone(nn.Module):
     """timm's ``model`` without its last layer: (B, C, H, W) -> pooled features (B, F); names as in smp's encoders."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Any):
         super().__init__()
         self.model = model
         self.out_features: int = getattr(model, "head_hidden_size", None) or model.num_features
@@ -28,7 +29,7 @@ class Backbone(nn.Module):
         return self.model(x)
 
 
-class Classifier(nn.Module):
+class Classifier(Network):
     """Normalise, encode, pool, and give the logits of one label, as a mask of one pixel.
 
     forward: (B, 3 * images, H, W) uint8 or float in 0..255, H and W multiples of ``stride`` -> (B, classes, 1, 1).
@@ -59,45 +60,49 @@ class Classifier(nn.Module):
         return self.head(self.dropout(features))[..., None, None]  # (B, classes, 1, 1)
 
 
-def build(
-    *,
-    classes: int,
-    images: int,
-    encoder: str,
-    encoder_weights: str | Path | None = "none",
-    encoder_options: Mapping[str, Any] | None = None,
-    drop_rate: float = 0.0,
-    drop_path_rate: float = 0.0,
-    grad_checkpointing: bool = False,
-    **unknown: Any,
-) -> Classifier:
+@dataclass(frozen=True)
+class ClassifierOptions:
+    """What a classifier has to choose beside its encoder."""
+
+    encoder_weights: str | Path | None = "none"
+    """See ``weights.find``."""
+    encoder_options: Mapping[str, Any] | None = None
+    """Further keywords of timm's model."""
+    drop_rate: float = 0.0
+    """Dropout before the last layer."""
+    drop_path_rate: float = 0.0
+    """Stochastic depth, for networks that have it."""
+    grad_checkpointing: bool = False
+    """Recompute activations in the backward pass."""
+
+
+def build(*, classes: int, images: int, encoder: str, **options: Any) -> Classifier:
     """Build a classifier that sees all ``images`` at once, as 3 * images input channels.
 
-    encoder: a timm name (or one of ``resnet.py``), with or without ``tu-`` or a pretraining tag. encoder_weights: see
-    ``weights.find``. encoder_options: further keywords of timm's model. drop_rate: dropout before the last layer.
-    drop_path_rate: stochastic depth, for networks that have it. grad_checkpointing: recompute activations in the
-    backward pass. Raises ConfigError for names and options that do not exist.
+    encoder: a timm name (or one of ``resnet.py``), with or without ``tu-`` or a pretraining tag. Options as in
+    ``ClassifierOptions``. Raises ConfigError for names and options that do not exist.
     """
+    asked, unknown = take(ClassifierOptions, options)
     if unknown:
-        raise ConfigError(
-            f"model: unknown option {', '.join(sorted(unknown))} for a classifier; it has encoder_options, drop_rate, "
-            "drop_path_rate, grad_checkpointing"
-        )
+        own = ", ".join(field.name for field in fields(ClassifierOptions) if field.name != "encoder_weights")
+        raise ConfigError(f"model: unknown option {', '.join(sorted(unknown))} for a classifier; it has {own}")
     name = resolve(encoder)
-    source = weights.find(f"tu-{name}", encoder_weights)
-    options = dict(encoder_options or {}) | ({"drop_path_rate": drop_path_rate} if drop_path_rate else {})
-    arguments = timm_arguments(f"tu-{name}", source, options)
+    source = weights.find(f"tu-{name}", asked.encoder_weights)
+    of_timm = dict(asked.encoder_options or {})
+    if asked.drop_path_rate:
+        of_timm["drop_path_rate"] = asked.drop_path_rate
+    arguments = timm_arguments(f"tu-{name}", source, of_timm)
     pretrained = arguments.pop("weights") is not None
     try:
-        model = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=3 * images, **arguments)
-        if grad_checkpointing:
+        model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=3 * images, **arguments)
+        if asked.grad_checkpointing:
             model.set_grad_checkpointing(True)
     except (ValueError, TypeError, KeyError, RuntimeError, AssertionError) as error:
         raise ConfigError(f"model: no classifier can be built on encoder {encoder}: {error}") from error
     backbone = Backbone(model)
     recorded = weights.install(backbone, source, 3 * images) if source else None
     train_depthwise_in_float32(backbone)
-    return Classifier(backbone, Normalize(f"tu-{name}", images), classes, drop_rate, recorded)
+    return Classifier(backbone, Normalize(f"tu-{name}", images), classes, asked.drop_rate, recorded)
 
 
 def resolve(encoder: str) -> str:

@@ -1,6 +1,7 @@
 """Heads beside the semantic one, which only training uses: object boundaries, and an auxiliary FCN on the encoder."""
 
 from copy import deepcopy
+from typing import Any
 
 from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
 from torch import nn
@@ -12,7 +13,7 @@ AUX_LEVEL = 4
 for a dilated encoder (deeplabv3) they are finer."""
 
 
-def boundary_head(semantic: nn.Sequential) -> nn.Sequential:
+def boundary_head(semantic: Any) -> nn.Sequential:
     """Build a head that gives (B, 1, H, W) boundary logits: a 3x3 convolution, then the semantic head's upsampling."""
     convolution, *rest = semantic
     layers = nn.Sequential(nn.Conv2d(convolution.in_channels, 1, 3, padding=1), *deepcopy(rest))
@@ -35,5 +36,5 @@ def aux_head(channels: list[int], classes: int) -> nn.Sequential:
     initialize_decoder(body)
     last = nn.Conv2d(256, classes, 1)
     nn.init.normal_(last.weight, std=0.01)  # mmseg's; near zero, so that it starts without an opinion
-    nn.init.zeros_(last.bias)
+    nn.init.zeros_(last.get_parameter("bias"))
     return nn.Sequential(*body, nn.Dropout2d(0.1), last)

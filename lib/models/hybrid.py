@@ -1,10 +1,12 @@
-"""ASPP, U-Net and FPN in one decoder, on any encoder: the first baseline of the HuBMAP + HPA 2022 lesson notes.
+"""ASPP, U-Net and FPN in one decoder, on any encoder.
 
 The deepest features see far (atrous spatial pyramid pooling, Chen et al. 2017, arXiv 1706.05587), a U-Net brings them
-back to full size, and a feature pyramid lets the head see every level of the way, not only the last.
+back to full size, and a feature pyramid lets the head see every level of the way, not only the last. It is the first
+baseline of lesson notes on HuBMAP + HPA 2022.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,8 +18,8 @@ from torch import Tensor, nn
 
 from lib.errors import ConfigError
 from lib.models.heads import boundary_head
-from lib.models.layers import Normalize, head, use_group_norm
-from lib.models.segmentation import SegmentationNet, build_parts
+from lib.models.layers import Normalize, head, take, use_group_norm
+from lib.models.segmentation import Design, SegmentationNet, build_parts
 
 MERGES = ("add", "concat", "weighted")
 EPSILON = 1e-4
@@ -72,61 +74,52 @@ class HybridDecoder(nn.Module):
         return self.pyramid(levels)
 
 
-def build(
-    *,
-    classes: int,
-    images: int,
-    encoder: str,
-    aspp_channels: int = 256,
-    atrous_rates: Sequence[int] = (3, 6, 9),
-    aspp_dropout: float = 0.5,
-    fpn_channels: int = 32,
-    merge: str = "concat",
-    norm: str = "batch",
-    upsample_logits: int = 1,
-    dropout: float = 0.0,
-    boundary: bool = False,
-    **options: Any,
-) -> SegmentationNet:
+@dataclass(frozen=True)
+class HybridOptions:
+    """What a hybrid has of its own. Raises ConfigError for what is unknown or impossible."""
+
+    aspp_channels: int = 256
+    """What the ASPP makes of the deepest features."""
+    atrous_rates: Sequence[int] = (3, 6, 9)
+    """DeepLabV3's 6, 12, 18 at 1/16 are 3, 6, 9 at 1/32."""
+    aspp_dropout: float = 0.5
+    fpn_channels: int = 32
+    """Of each level in the pyramid; the ASPP is its first, each step of the U-Net a further one."""
+    merge: str = "concat"
+    """See ``Pyramid``."""
+
+    def __post_init__(self) -> None:
+        if self.merge not in MERGES:
+            raise ConfigError(f"merge: expected one of {', '.join(MERGES)}, got {self.merge!r}")
+        if len(self.atrous_rates) != 3 or not all(isinstance(rate, int) and rate > 0 for rate in self.atrous_rates):
+            raise ConfigError(f"atrous_rates: expected three positive whole numbers, got {list(self.atrous_rates)}")
+        for name, value in (("aspp_channels", self.aspp_channels), ("fpn_channels", self.fpn_channels)):
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name}: expected a whole number from 1 up, got {value!r}")
+
+
+def build(*, classes: int, images: int, dropout: float = 0.0, **options: Any) -> SegmentationNet:
     """Build the hybrid; it sees all ``images`` at once, as 3 * images input channels.
 
-    aspp_channels: what the ASPP makes of the deepest features. atrous_rates: DeepLabV3's 6, 12, 18 at 1/16 are 3, 6, 9
-    at 1/32. fpn_channels: of each level in the pyramid; the ASPP is its first, each step of the U-Net a further one.
-    merge: see ``Pyramid``. norm: ``group`` lets a batch of one image train, ``batch`` cannot (the ASPP pools to one
-    pixel). dropout: of whole channels before the head. boundary: a second head, see ``SegmentationNet``. The options
-    are those of ``segmentation.build_parts`` for decoder unet. Raises ConfigError for what is unknown or impossible.
+    dropout: of whole channels before the head. Options as in ``HybridOptions`` and, for decoder unet, in
+    ``segmentation.Design``: its norm ``group`` lets a batch of one image train, ``batch`` cannot (the ASPP pools to one
+    pixel).
     """
-    if merge not in MERGES:
-        raise ConfigError(f"merge: expected one of {', '.join(MERGES)}, got {merge!r}")
-    rates = tuple(atrous_rates)
-    if len(rates) != 3 or not all(isinstance(rate, int) and rate > 0 for rate in rates):
-        raise ConfigError(f"atrous_rates: expected three positive whole numbers, got {list(rates)}")
-    for name, value in (("aspp_channels", aspp_channels), ("fpn_channels", fpn_channels)):
-        if not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name}: expected a whole number from 1 up, got {value!r}")
-
-    parts = build_parts(
-        classes=classes,
-        in_channels=3 * images,
-        encoder=encoder,
-        decoder="unet",
-        norm=norm,
-        upsample_logits=upsample_logits,
-        boundary=boundary,
-        fuse=lambda channels: [*channels[:-1], aspp_channels],
-        **options,
-    )
-    aspp = ASPP(parts.encoder.out_channels[-1], aspp_channels, rates, separable=False, dropout=aspp_dropout)
-    levels = [aspp_channels, *(block.conv2[0].out_channels for block in parts.decoder.blocks)]
-    pyramid = Pyramid(levels, fpn_channels, merge)
+    own, others = take(HybridOptions, options)
+    design = Design.of(**others, decoder="unet")
+    parts = build_parts(classes, 3 * images, design, lambda channels: [*channels[:-1], own.aspp_channels])
+    deepest, rates = parts.encoder.out_channels[-1], tuple(own.atrous_rates)
+    aspp = ASPP(deepest, own.aspp_channels, rates, separable=False, dropout=own.aspp_dropout)
+    levels = [own.aspp_channels, *(block.conv2[0].out_channels for block in parts.decoder.blocks)]
+    pyramid = Pyramid(levels, own.fpn_channels, own.merge)
     for part in (aspp, pyramid):
         initialize_decoder(part)
-        if norm != "batch":
+        if design.norm != "batch":
             use_group_norm(part)
     parts.decoder = HybridDecoder(aspp, parts.decoder, pyramid)
-    parts.head = head(pyramid.out_channels, classes, kernel=3, upsampling=upsample_logits)
-    parts.boundary = boundary_head(parts.head) if boundary else None
-    return SegmentationNet(parts, Normalize(encoder, images), dropout)
+    parts.head = head(pyramid.out_channels, classes, kernel=3, upsampling=design.upsample_logits)
+    parts.boundary = boundary_head(parts.head) if design.boundary else None
+    return SegmentationNet(parts, Normalize(design.encoder, images), dropout)
 
 
 def _convolve(inputs: int, outputs: int) -> nn.Sequential:

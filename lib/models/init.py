@@ -56,7 +56,7 @@ def set_last_gamma(network: nn.Module, value: float) -> int:
     """
     norms = list(last_norms(network))
     for norm in norms:
-        nn.init.constant_(norm.weight, value)
+        nn.init.constant_(norm.get_parameter("weight"), value)
     return len(norms)
 
 

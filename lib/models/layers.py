@@ -1,5 +1,9 @@
 """Layers that every network shares: input normalisation, group norm for batch norm, float32 depthwise training."""
 
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar, cast
+
 import segmentation_models_pytorch as smp
 import timm
 import torch
@@ -15,6 +19,27 @@ NATIVE = {"dpn": DPN, "inceptionv4": HALF, "inceptionresnetv2": HALF, "xception"
 keeps these numbers on the hub only; they are those of Cadene's pretrained-models, where the weights come from."""
 
 
+Kind = TypeVar("Kind")
+
+
+class Network(nn.Module):
+    """What every architecture gives beside its logits."""
+
+    stride: int
+    """The sides of an input are multiples of it."""
+    encoder: Any
+    """A module: the part with pretrained weights, which may be frozen and learns at a rate of its own."""
+    source: dict[str, str | int] | None
+    """Where the encoder's pretrained weights came from, None without."""
+
+
+def take(kind: type[Kind], options: Mapping[str, Any]) -> tuple[Kind, dict[str, Any]]:
+    """Divide the options of a network: a dataclass of those that are its fields, and the others as they are."""
+    own = {field.name for field in fields(cast(Any, kind))}
+    mine = {name: value for name, value in options.items() if name in own}
+    return kind(**mine), {name: value for name, value in options.items() if name not in own}
+
+
 def mean_std(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the channel mean and std, for images in 0..1, that an encoder's pretraining used; needs no network."""
     if encoder.startswith("tu-"):
@@ -28,6 +53,9 @@ class Normalize(nn.Module):
 
     The buffers ``mean`` and ``std`` are in 0..255 units, the encoder's three values repeated for each image.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, encoder: str, images: int):
         super().__init__()
@@ -54,12 +82,13 @@ def use_group_norm(module: nn.Module, groups: int = 32) -> None:
             use_group_norm(child, groups)
 
 
-def _group_norm(norm: _BatchNorm, groups: int) -> nn.Module:
+def _group_norm(norm: _BatchNorm, groups: int) -> nn.GroupNorm:
     channels = norm.num_features
     groups = max(g for g in range(1, groups + 1) if channels % g == 0 and (g == 1 or channels // g >= 2))
+    new: nn.GroupNorm
     if hasattr(norm, "act"):  # timm fuses norm, drop and activation into one layer
         new = GroupNormAct(channels, groups, eps=norm.eps, affine=norm.affine)
-        new.drop, new.act = norm.drop, norm.act
+        new.drop, new.act = norm.get_submodule("drop"), norm.get_submodule("act")
     else:
         new = nn.GroupNorm(groups, channels, eps=norm.eps, affine=norm.affine)
     if norm.affine:
@@ -67,7 +96,7 @@ def _group_norm(norm: _BatchNorm, groups: int) -> nn.Module:
     return new
 
 
-class Float32Training:
+class Float32Training(nn.Module):
     """A convolution that trains in float32 under CPU autocast, and infers in autocast's precision."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,7 +122,7 @@ def train_depthwise_in_float32(module: nn.Module) -> None:
     """
     swaps = {nn.Conv2d: Float32Conv2d, Conv2dSame: Float32Conv2dSame}
     for conv in module.modules():
-        if type(conv) in swaps and conv.groups == conv.in_channels > 1:
+        if isinstance(conv, nn.Conv2d) and type(conv) in swaps and conv.groups == conv.in_channels > 1:
             conv.__class__ = swaps[type(conv)]
 
 

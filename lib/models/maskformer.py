@@ -8,17 +8,39 @@ for exclusive classes or one. It starts more slowly than a U-Net and wants a sma
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lib.errors import ConfigError
-from lib.models.layers import Normalize
-from lib.models.segmentation import SegmentationNet, build_parts
+from lib.models.layers import Normalize, take
+from lib.models.segmentation import Design, SegmentationNet, build_parts
 
 TINY = 1e-6
 """Added to probabilities before their logarithm."""
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """The transformer decoder of a MaskFormer. Raises ConfigError for numbers that do not go together."""
+
+    queries: int = 100
+    """How many masks are proposed."""
+    channels: int = 256
+    """Of queries and embeddings, a multiple of 4 and of ``heads``."""
+    layers: int = 3
+    heads: int = 8
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("queries", "layers", "heads", "channels"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name}: expected a whole number from 1 up, got {value!r}")
+        if self.channels % math.lcm(4, self.heads):
+            raise ConfigError(f"channels: expected a multiple of 4 and of heads ({self.heads}), got {self.channels}")
 
 
 class MaskDecoder(nn.Module):
@@ -29,25 +51,18 @@ class MaskDecoder(nn.Module):
     log s_1 - log s_0, so that its sigmoid is the same share.
     """
 
-    def __init__(
-        self,
-        pixels: nn.Module,
-        pixel_channels: int,
-        deepest_channels: int,
-        classes: int,
-        queries: int,
-        channels: int,
-        layers: int,
-        heads: int,
-        dropout: float,
-    ):
+    def __init__(self, pixels: Any, deepest_channels: int, classes: int, sizes: Transformer):
+        """``pixels`` makes the embeddings of pixels out of features; ``deepest_channels`` are those of the last one."""
         super().__init__()
+        channels, dropout = sizes.channels, sizes.dropout
         self.pixels, self.classes = pixels, classes
-        self.pixel_embedding = nn.Conv2d(pixel_channels, channels, 3, padding=1)
+        self.pixel_embedding = nn.Conv2d(pixels.out_channels, channels, 3, padding=1)
         self.memory = nn.Conv2d(deepest_channels, channels, 1)
-        self.queries = nn.Embedding(queries, channels)
-        layer = nn.TransformerDecoderLayer(channels, heads, 4 * channels, dropout, batch_first=True, norm_first=True)
-        self.transformer = nn.TransformerDecoder(layer, layers, norm=nn.LayerNorm(channels))
+        self.queries = nn.Embedding(sizes.queries, channels)
+        layer = nn.TransformerDecoderLayer(
+            channels, sizes.heads, 4 * channels, dropout, batch_first=True, norm_first=True
+        )
+        self.transformer = nn.TransformerDecoder(layer, sizes.layers, norm=nn.LayerNorm(channels))
         self.label = nn.Linear(channels, max(2, classes) + 1)  # the last is "no object"
         self.mask_embedding = nn.Sequential(
             nn.Linear(channels, channels), nn.ReLU(),
@@ -57,7 +72,8 @@ class MaskDecoder(nn.Module):
 
     def forward(self, features: list[Tensor]) -> Tensor:
         memory = self.memory(features[-1])  # (B, D, h, w)
-        memory = memory + positions(*memory.shape[-3:], device=memory.device).to(memory.dtype)
+        _, channels, height, width = memory.shape
+        memory = memory + positions(channels, height, width, memory.device).to(memory.dtype)
         queries = self.queries.weight.expand(len(memory), -1, -1)  # (B, Q, D)
         queries = self.transformer(queries, memory.flatten(2).transpose(1, 2))
         pixels = self.pixel_embedding(self.pixels(features))  # (B, D, H/4, W/4)
@@ -92,40 +108,14 @@ def positions(channels: int, height: int, width: int, device: torch.device | Non
     return torch.cat([rows[:, :, None].expand(-1, -1, width), columns[:, None].expand(-1, height, -1)])
 
 
-def build(
-    *,
-    classes: int,
-    images: int,
-    encoder: str,
-    queries: int = 100,
-    channels: int = 256,
-    layers: int = 3,
-    heads: int = 8,
-    dropout: float = 0.1,
-    **options: Any,
-) -> SegmentationNet:
+def build(*, classes: int, images: int, **options: Any) -> SegmentationNet:
     """Build a small MaskFormer; it sees all ``images`` at once, as 3 * images input channels.
 
-    queries: how many masks are proposed. channels: of queries and embeddings, a multiple of 4 and of ``heads``. layers
-    and heads: of the transformer decoder, whose dropout is ``dropout``. The options are those of
-    ``segmentation.build_parts`` for decoder fpn. Raises ConfigError for what is unknown or impossible.
+    Options as in ``Transformer`` and, for decoder fpn, in ``segmentation.Design``.
     """
-    for name, value in (("queries", queries), ("layers", layers), ("heads", heads), ("channels", channels)):
-        if not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name}: expected a whole number from 1 up, got {value!r}")
-    if channels % math.lcm(4, heads):
-        raise ConfigError(f"channels: expected a multiple of 4 and of heads ({heads}), got {channels}")
-    parts = build_parts(classes=classes, in_channels=3 * images, encoder=encoder, decoder="fpn", **options)
-    parts.decoder = MaskDecoder(
-        parts.decoder,
-        parts.decoder.out_channels,
-        parts.encoder.out_channels[-1],
-        classes,
-        queries,
-        channels,
-        layers,
-        heads,
-        dropout,
-    )
+    sizes, others = take(Transformer, options)
+    design = Design.of(**others, decoder="fpn")
+    parts = build_parts(classes, 3 * images, design)
+    parts.decoder = MaskDecoder(parts.decoder, parts.encoder.out_channels[-1], classes, sizes)
     parts.head = nn.Upsample(scale_factor=4, mode="bilinear", align_corners=False)
-    return SegmentationNet(parts, Normalize(encoder, images))
+    return SegmentationNet(parts, Normalize(design.encoder, images))

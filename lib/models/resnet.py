@@ -36,7 +36,7 @@ class BottleneckA(Bottleneck):
 
 
 def _create(name: str, pretrained: bool, **options: Any) -> nn.Module:
-    arguments = {"block": BottleneckA, "layers": LAYERS[name]} | options
+    arguments: dict[str, Any] = {"block": BottleneckA, "layers": LAYERS[name]} | options
     return build_model_with_cfg(ResNet, name, pretrained, **arguments)
 
 

@@ -1,7 +1,5 @@
 """Encoder-decoder networks: any decoder of segmentation-models-pytorch (smp), or that of 2020, on any smp or timm
 (``tu-``) encoder. A scene's images are stacked as channels; ``siamese.py`` encodes them one by one instead.
-
-Longer than 300 lines because any encoder, decoder and option must be checked against the others before they meet.
 """
 
 import difflib
@@ -10,7 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from torch import Tensor, nn
 from lib.errors import ConfigError
 from lib.models import heads, weights
 from lib.models.gates import gate_skips
-from lib.models.layers import Normalize, head, train_depthwise_in_float32, use_group_norm
+from lib.models.layers import Network, Normalize, head, take, train_depthwise_in_float32, use_group_norm
 from lib.models.taps import SKIPS, tap_expansions
 from lib.models.unet2020 import UNet2020Decoder
 
@@ -35,28 +33,29 @@ OURS = {"self", "encoder_name", "encoder_weights", "in_channels", "classes", "ac
 
 
 @dataclass
-class Parts:
+class NetworkParts:
     """A network before it is put together; ``source`` says where the encoder's weights came from.
 
     ``boundary`` reads the decoder's output as ``head`` does, ``aux`` the encoder's features at ``heads.AUX_LEVEL``.
     """
 
-    encoder: nn.Module
-    decoder: nn.Module
-    head: nn.Module
+    encoder: Any
+    """A module, as are the next two; what smp's have beside that (out_channels, blocks) nn.Module does not declare."""
+    decoder: Any
+    head: Any
     source: dict[str, str | int] | None = None
     boundary: nn.Module | None = None
     aux: nn.Module | None = None
 
 
-class SegmentationNet(nn.Module):
+class SegmentationNet(Network):
     """Normalise, encode, decode, and give logits at the input's size.
 
     forward: (B, 3 * images, H, W) uint8 or float in 0..255, H and W multiples of ``stride`` -> (B, classes, H, W).
     With further heads, while it trains, a dict: ``logits``, ``boundary`` (B, 1, H, W), ``aux`` (B, classes, H, W).
     """
 
-    def __init__(self, parts: Parts, normalize: Normalize, dropout: float = 0.0):
+    def __init__(self, parts: NetworkParts, normalize: Normalize, dropout: float = 0.0):
         super().__init__()
         self.normalize = normalize
         self.encoder = parts.encoder
@@ -89,58 +88,71 @@ class SegmentationNet(nn.Module):
         return outputs
 
 
-def build(*, classes: int, images: int, encoder: str, dropout: float = 0.0, **options: Any) -> SegmentationNet:
-    """Build a network that sees all ``images`` at once, as 3 * images input channels; options as in ``build_parts``."""
-    parts = build_parts(classes=classes, in_channels=3 * images, encoder=encoder, **options)
-    return SegmentationNet(parts, Normalize(encoder, images), dropout)
+@dataclass(frozen=True)
+class Design:
+    """Which encoder and decoder a network has, and what else belongs to them."""
+
+    encoder: str
+    """An encoder of smp, or ``tu-<timm name>``."""
+    encoder_weights: str | Path | None = "none"
+    """See ``weights.find``."""
+    encoder_options: Mapping[str, Any] | None = None
+    """Keywords of timm's model (``tu-`` only), as drop_path_rate."""
+    decoder: str = "unet"
+    norm: str = "batch"
+    """``group`` turns the decoder's batch norms into group norms, ``group_everywhere`` the encoder's too."""
+    upsample_logits: int = 1
+    """2 or 4 leaves out the last one or two steps of a unet or manet decoder and upsamples the logits; these steps take
+    most of a small U-Net's time."""
+    grad_checkpointing: bool = False
+    """Recompute the encoder's activations in the backward pass (``tu-`` only; a batch norm then sees each batch
+    twice)."""
+    skips: str = "smp"
+    """``expansion`` takes an EfficientNet's skips before its strided convolutions (see ``taps``)."""
+    attention_gates: bool = False
+    """A gate on every skip of a unet (see ``gates``)."""
+    boundary: bool = False
+    """A head for boundaries, for training alone (see ``heads``)."""
+    aux_head: bool = False
+    """A head on the encoder, for training alone (see ``heads``)."""
+    decoder_options: Mapping[str, Any] = field(default_factory=dict)
+    """Keywords of smp's class, as decoder_channels; unet2020 has only these, from the deepest step to the finest."""
+
+    @classmethod
+    def of(cls, **options: Any) -> "Design":
+        """Return the design that options of an experiment file describe; what is no field is an option of the decoder.
+
+        Raises ConfigError for names and pairs that do not exist.
+        """
+        design, others = take(cls, options)
+        others = {name: tuple(value) if isinstance(value, list) else value for name, value in others.items()}
+        design = replace(design, decoder_options=others)
+        _check(design)
+        return design
+
+
+def build(*, classes: int, images: int, dropout: float = 0.0, **options: Any) -> SegmentationNet:
+    """Build a network that sees all ``images`` at once, as 3 * images input channels; options as in ``Design``."""
+    design = Design.of(**options)
+    return SegmentationNet(build_parts(classes, 3 * images, design), Normalize(design.encoder, images), dropout)
 
 
 def build_parts(
-    *,
-    classes: int,
-    in_channels: int,
-    encoder: str,
-    encoder_weights: str | Path | None = "none",
-    encoder_options: Mapping[str, Any] | None = None,
-    decoder: str = "unet",
-    norm: str = "batch",
-    upsample_logits: int = 1,
-    grad_checkpointing: bool = False,
-    skips: str = "smp",
-    attention_gates: bool = False,
-    boundary: bool = False,
-    aux_head: bool = False,
-    fuse: Callable[[list[int]], list[int]] | None = None,
-    **decoder_options: Any,
-) -> Parts:
-    """Build encoder, decoder and head.
+    classes: int, in_channels: int, design: Design, fuse: Callable[[list[int]], list[int]] | None = None
+) -> NetworkParts:
+    """Build encoder, decoder and head; ``fuse``: what becomes of the encoder's channel counts before the decoder.
 
-    encoder_weights: see ``weights.find``. encoder_options: keywords of timm's model (``tu-`` only), as drop_path_rate.
-    norm: ``group`` turns the decoder's batch norms into group norms, ``group_everywhere`` the encoder's too.
-    upsample_logits: 2 or 4 leaves out the last one or two steps of a unet or manet decoder and upsamples the logits,
-    which is where most of a small U-Net's time goes. grad_checkpointing: recompute the encoder's activations in the
-    backward pass (``tu-`` only; a batch norm then sees each batch twice). skips: ``expansion`` takes an EfficientNet's
-    skips before its strided convolutions (see ``taps``). attention_gates: a gate on every skip of a unet (see
-    ``gates``). boundary, aux_head: further heads, for training alone (see ``heads``). fuse: what becomes of the
-    encoder's channel counts on their way to the decoder (None: nothing). decoder_options: keywords of smp's class, as
-    decoder_channels; for unet2020, decoder_channels from the deepest step to the finest.
-    Raises ConfigError for names and pairs that do not exist.
+    Raises ConfigError for what cannot be built.
     """
-    _check_names(encoder, decoder, norm, encoder_options, decoder_options)
-    if skips not in SKIPS or (skips == "expansion" and (decoder == "dpt" or grad_checkpointing)):
-        raise ConfigError(f"skips: expected {' or '.join(SKIPS)} (not with dpt or grad_checkpointing), got {skips!r}")
-    _check_switch("attention_gates", attention_gates, possible=decoder == "unet", where="decoder unet")
-    for name, switch in (("boundary", boundary), ("aux_head", aux_head)):
-        _check_switch(name, switch, possible=decoder != "dpt", where="any decoder but dpt")
-    source = weights.find(encoder, encoder_weights)
-    options = {name: tuple(v) if isinstance(v, list) else v for name, v in decoder_options.items()}
+    encoder, decoder, options = design.encoder, design.decoder, dict(design.decoder_options)
+    source = weights.find(encoder, design.encoder_weights)
 
-    def create(depth: int = 5, output_stride: int = 32) -> nn.Module:
+    def create(depth: int = 5, output_stride: int = 32) -> Any:
         native = {"in_channels": 3 if source else in_channels, "weights": None}  # widened after loading
-        arguments = timm_arguments(encoder, source, encoder_options) if encoder.startswith("tu-") else native
+        arguments = timm_arguments(encoder, source, design.encoder_options) if encoder.startswith("tu-") else native
         arguments = {"in_channels": in_channels} | arguments
         module = smp.encoders.get_encoder(encoder, depth=depth, output_stride=output_stride, **arguments)
-        if skips == "expansion":
+        if design.skips == "expansion":
             tap_expansions(module)
         return module
 
@@ -149,35 +161,35 @@ def build_parts(
             if decoder == "unet2020":
                 parts = _unet2020(create(), classes, fuse, **options)
             elif decoder == "dpt":
-                arguments = timm_arguments(encoder, source, encoder_options)
+                arguments = timm_arguments(encoder, source, design.encoder_options)
                 arguments = {"encoder_weights": arguments.pop("weights"), **arguments}
                 net = smp.DPT(encoder, in_channels=in_channels, classes=classes, **arguments, **options)
-                parts = Parts(net.encoder, net.decoder, net.segmentation_head)
+                parts = NetworkParts(net.encoder, net.decoder, net.segmentation_head)
             else:
-                options = _shorten(decoder, upsample_logits, options)
-                parts = _around(create, decoder, encoder, classes, fuse, options)
+                options = _shorten(decoder, design.upsample_logits, options)
+                parts = _around(create, design, classes, fuse, options)
     except (ValueError, TypeError, KeyError, RuntimeError, AssertionError) as error:
         raise ConfigError(f"model: decoder {decoder} cannot be built on encoder {encoder}: {error}") from error
     if source:
         parts.source = weights.install(parts.encoder, source, in_channels)
-    if decoder in SHORTENABLE and upsample_logits > 1:
-        parts.decoder.blocks = parts.decoder.blocks[: -int(math.log2(upsample_logits))]
-        parts.head = head(options["decoder_channels"][-1], classes, kernel=3, upsampling=upsample_logits)
-    if attention_gates or aux_head:
+    if decoder in SHORTENABLE and design.upsample_logits > 1:
+        parts.decoder.blocks = parts.decoder.blocks[: -int(math.log2(design.upsample_logits))]
+        parts.head = head(options["decoder_channels"][-1], classes, kernel=3, upsampling=design.upsample_logits)
+    if design.attention_gates or design.aux_head:
         channels = fuse(list(parts.encoder.out_channels)) if fuse else list(parts.encoder.out_channels)
-        if attention_gates:
+        if design.attention_gates:
             gate_skips(parts.decoder, channels)
-        parts.aux = heads.aux_head(channels, classes) if aux_head else None
-    if boundary:
+        parts.aux = heads.aux_head(channels, classes) if design.aux_head else None
+    if design.boundary:
         parts.boundary = heads.boundary_head(parts.head)
     train_depthwise_in_float32(parts.encoder)
     train_depthwise_in_float32(parts.decoder)
-    if norm != "batch":
+    if design.norm != "batch":
         for part in filter(None, (parts.decoder, parts.aux)):
             use_group_norm(part)
-    if norm == "group_everywhere":
+    if design.norm == "group_everywhere":
         use_group_norm(parts.encoder)
-    if grad_checkpointing:
+    if design.grad_checkpointing:
         _checkpoint_gradients(parts.encoder, encoder)
     return parts
 
@@ -185,7 +197,7 @@ def build_parts(
 class _Fused(nn.Module):
     """What smp asks of a custom encoder in order to build a decoder for it; never run."""
 
-    def __init__(self, encoder: nn.Module, channels: list[int]):
+    def __init__(self, encoder: Any, channels: list[int]):
         super().__init__()
         self.encoder, self.out_channels, self.output_stride = encoder, channels, encoder.output_stride
 
@@ -197,13 +209,12 @@ class _Fused(nn.Module):
 
 
 def _around(
-    create: Callable[..., nn.Module],
-    decoder: str,
-    encoder: str,
+    create: Callable[..., Any],
+    design: Design,
     classes: int,
     fuse: Callable[[list[int]], list[int]] | None,
     options: Mapping[str, Any],
-) -> Parts:
+) -> NetworkParts:
     """Build smp's decoder around our own encoder, by smp's registry of custom encoders.
 
     The architecture itself decides on depth and output stride and passes them on to ``create``. The entry's name
@@ -214,24 +225,24 @@ def _around(
         module = create(depth, output_stride)
         return _Fused(module, fuse(list(module.out_channels)) if fuse else list(module.out_channels))
 
-    name = f"timm {encoder}" if encoder.startswith("tu-") else f"{encoder} of ours"
+    name = f"timm {design.encoder}" if design.encoder.startswith("tu-") else f"{design.encoder} of ours"
     smp.encoders.encoders[name] = {"encoder": register, "params": {}, "pretrained_settings": {}}
     try:
-        net = smp.create_model(decoder, name, encoder_weights=None, classes=classes, **options)
+        net = smp.create_model(design.decoder, name, encoder_weights=None, classes=classes, **options)
     finally:
         del smp.encoders.encoders[name]
-    return Parts(net.encoder.encoder, net.decoder, net.segmentation_head)
+    return NetworkParts(net.encoder.encoder, net.decoder, net.segmentation_head)
 
 
 def _unet2020(
-    encoder: nn.Module,
+    encoder: Any,
     classes: int,
     fuse: Callable[[list[int]], list[int]] | None,
     decoder_channels: tuple[int, ...] = (256, 256, 128, 64),
-) -> Parts:
+) -> NetworkParts:
     channels = fuse(list(encoder.out_channels)) if fuse else list(encoder.out_channels)
     decoder = UNet2020Decoder(channels, decoder_channels)
-    return Parts(encoder, decoder, head(decoder_channels[-1], classes, kernel=1, upsampling=2))
+    return NetworkParts(encoder, decoder, head(decoder_channels[-1], classes, kernel=1, upsampling=2))
 
 
 def _shorten(decoder: str, upsample_logits: int, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,7 +275,7 @@ def timm_arguments(
         arguments = {"strict_img_size": False, "always_partition": True}
     elif name.startswith(("vit_", "deit", "test_vit")):
         arguments = {"dynamic_img_size": True}
-    loading = {"weights": None}
+    loading: dict[str, Any] = {"weights": None}
     if source:  # smp: any weights but None mean pretrained; timm prefers the state dict given here to any other place
         loading = {"weights": True, "pretrained_cfg_overlay": {"state_dict": dict(source.state)}}
     return arguments | dict(encoder_options or {}) | loading
@@ -277,34 +288,38 @@ def _checkpoint_gradients(module: nn.Module, encoder: str) -> None:
     switch(True)
 
 
-def _check_names(
-    encoder: str,
-    decoder: str,
-    norm: str,
-    encoder_options: Mapping[str, Any] | None,
-    decoder_options: Mapping[str, Any],
-) -> None:
+def _check(design: Design) -> None:
+    """Raise ConfigError for names that do not exist and for options that do not go together."""
+    encoder, decoder, is_timm = design.encoder, design.decoder, design.encoder.startswith("tu-")
     if decoder not in DECODERS:
         raise ConfigError(f"decoder: expected one of {', '.join(DECODERS)}, got {decoder!r}")
-    if norm not in NORMS:
-        raise ConfigError(f"norm: expected one of {', '.join(NORMS)}, got {norm!r}")
-    names = [f"tu-{name}" for name in timm.list_models()] if encoder.startswith("tu-") else list(smp.encoders.encoders)
+    if design.norm not in NORMS:
+        raise ConfigError(f"norm: expected one of {', '.join(NORMS)}, got {design.norm!r}")
+    names = [f"tu-{name}" for name in timm.list_models()] if is_timm else list(smp.encoders.encoders)
     if encoder.partition(".")[0] not in names:
         near = difflib.get_close_matches(encoder, names, n=3)
         raise ConfigError(
             f"encoder: expected an smp encoder or tu-<timm model>, got {encoder!r}"
             + (f"; near it: {', '.join(near)}" if near else "")
         )
-    if not encoder.startswith("tu-") and (encoder_options or decoder == "dpt"):
+    if not is_timm and (design.encoder_options or decoder == "dpt"):
         raise ConfigError(f"encoder: encoder_options and decoder dpt need a tu- encoder, got {encoder}")
     allowed = {"decoder_channels"}
     if decoder != "unet2020":
         allowed = inspect.signature(smp.MODEL_ARCHITECTURES_MAPPING[decoder]).parameters.keys() - OURS
-    if unknown := decoder_options.keys() - allowed:
+    if unknown := design.decoder_options.keys() - allowed:
         raise ConfigError(
             f"model: unknown option {', '.join(sorted(unknown))} for decoder {decoder}; "
             f"it has {', '.join(sorted(allowed))}"
         )
+    whole = decoder == "dpt" or design.grad_checkpointing
+    if design.skips not in SKIPS or (design.skips == "expansion" and whole):
+        raise ConfigError(
+            f"skips: expected {' or '.join(SKIPS)} (not with dpt or grad_checkpointing), got {design.skips!r}"
+        )
+    _check_switch("attention_gates", design.attention_gates, possible=decoder == "unet", where="decoder unet")
+    for name, switch in (("boundary", design.boundary), ("aux_head", design.aux_head)):
+        _check_switch(name, switch, possible=decoder != "dpt", where="any decoder but dpt")
 
 
 def _check_switch(name: str, value: object, *, possible: bool, where: str) -> None:

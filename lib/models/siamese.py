@@ -5,20 +5,41 @@ images, at the bottleneck those of the post image alone.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lib.errors import ConfigError
-from lib.models.layers import Normalize
-from lib.models.segmentation import Parts, SegmentationNet, build_parts
+from lib.models.layers import Normalize, take
+from lib.models.segmentation import Design, NetworkParts, SegmentationNet, build_parts
 
 FUSIONS = ("concat", "diff", "sum")
 BOTTLENECKS = ("post", "both")
 STATISTICS = ("joint", "separate")
 DEEPEST_ONLY = ("deeplabv3", "pspnet")
 """Decoders that use only the deepest features; with a post-only bottleneck they would never see the other image."""
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """How the features of two images become one. Raises ConfigError for unknown words."""
+
+    fusion: str = "concat"
+    """``concat`` (2C channels), ``diff`` (post - pre, with its sign: whether something came or went), ``sum``."""
+    bottleneck: str = "post"
+    """The deepest features are the ``post`` image's alone, or ``both`` images' fused like the other levels."""
+    statistics: str = "joint"
+    """Of the encoder's batch norms in training. ``joint`` runs both images as one batch, so that training normalises by
+    the same mixture of dates that the running averages describe at inference, from twice the pixels; ``separate`` runs
+    the encoder twice, each date by its own statistics, as in 2020. In evaluation both are the same."""
+
+    def __post_init__(self) -> None:
+        known = {"fusion": FUSIONS, "bottleneck": BOTTLENECKS, "statistics": STATISTICS}
+        for name, words in known.items():
+            if getattr(self, name) not in words:
+                raise ConfigError(f"{name}: expected one of {', '.join(words)}, got {getattr(self, name)!r}")
 
 
 class SiameseNet(SegmentationNet):
@@ -28,62 +49,37 @@ class SiameseNet(SegmentationNet):
     multiples of ``stride`` -> logits (B, classes, H, W).
     """
 
-    def __init__(
-        self, parts: Parts, normalize: Normalize, dropout: float, fusion: str, bottleneck: str, statistics: str
-    ):
+    def __init__(self, parts: NetworkParts, normalize: Normalize, dropout: float, fusion: Fusion):
         super().__init__(parts, normalize, dropout)
-        self.fusion, self.bottleneck, self.statistics = fusion, bottleneck, statistics
+        self.fusion = fusion
 
     def encode(self, x: Tensor) -> list[Tensor]:
         pre, post = x[:, :3], x[:, 3:]  # 2 x (B, 3, H, W)
-        if self.statistics == "joint":
+        if self.fusion.statistics == "joint":
             both = self.encoder(torch.cat([pre, post]))  # levels of (2B, C, h, w)
-            pre, post = zip(*(level.chunk(2) for level in both))
+            before, after = zip(*(level.chunk(2) for level in both))
         else:
-            pre, post = self.encoder(pre), self.encoder(post)
-        return fuse(pre, post, self.fusion, self.bottleneck)
+            before, after = self.encoder(pre), self.encoder(post)
+        return fuse(before, after, self.fusion.fusion, self.fusion.bottleneck)
 
 
-def build(
-    *,
-    classes: int,
-    images: int,
-    encoder: str,
-    fusion: str = "concat",
-    bottleneck: str = "post",
-    statistics: str = "joint",
-    dropout: float = 0.0,
-    decoder: str = "unet",
-    **options: Any,
-) -> SiameseNet:
-    """Build a Siamese network; further options as in ``segmentation.build_parts``.
-
-    fusion: ``concat`` (2C channels), ``diff`` (post - pre, with its sign: whether something came or went), ``sum``.
-    bottleneck: the deepest features are the ``post`` image's alone, or ``both`` images' fused like the other levels.
-    statistics: of the encoder's batch norms in training. ``joint`` runs both images as one batch, so that training
-    normalises by the same mixture of dates that the running averages describe at inference, from twice the pixels;
-    ``separate`` runs the encoder twice, each date by its own statistics, as in 2020. In evaluation both are the same.
-    """
-    for name, value, known in (
-        ("fusion", fusion, FUSIONS),
-        ("bottleneck", bottleneck, BOTTLENECKS),
-        ("statistics", statistics, STATISTICS),
-    ):
-        if value not in known:
-            raise ConfigError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+def build(*, classes: int, images: int, dropout: float = 0.0, **options: Any) -> SiameseNet:
+    """Build a Siamese network; options as in ``Fusion`` and ``segmentation.Design``."""
+    fusion, others = take(Fusion, options)
+    design = Design.of(**others)
     if images != 2:
         raise ConfigError(f"architecture siamese: expected 2 images, got {images}; use architecture segmentation")
-    if decoder == "dpt" or (decoder in DEEPEST_ONLY and bottleneck == "post"):
+    if design.decoder == "dpt" or (design.decoder in DEEPEST_ONLY and fusion.bottleneck == "post"):
         raise ConfigError(
-            f"architecture siamese: decoder {decoder} cannot fuse skip levels; choose another decoder"
-            + (", or bottleneck both" if decoder in DEEPEST_ONLY else "")
+            f"architecture siamese: decoder {design.decoder} cannot fuse skip levels; choose another decoder"
+            + (", or bottleneck both" if design.decoder in DEEPEST_ONLY else "")
         )
 
     def fused(channels: list[int]) -> list[int]:
-        return fused_channels(channels, fusion, bottleneck)
+        return fused_channels(channels, fusion.fusion, fusion.bottleneck)
 
-    parts = build_parts(classes=classes, in_channels=3, encoder=encoder, decoder=decoder, fuse=fused, **options)
-    return SiameseNet(parts, Normalize(encoder, images), dropout, fusion, bottleneck, statistics)
+    parts = build_parts(classes, 3, design, fused)
+    return SiameseNet(parts, Normalize(design.encoder, images), dropout, fusion)
 
 
 def fuse(pre: Sequence[Tensor], post: Sequence[Tensor], fusion: str, bottleneck: str) -> list[Tensor]:

@@ -1,6 +1,8 @@
 """Where the skips of a timm EfficientNet are taken: smp takes the narrow ends of its stages, U-Nets on Keras'
 EfficientNets the features a block has expanded (to six times the channels) in front of its strided convolution."""
 
+from typing import Any
+
 from timm.models import FeatureHooks
 from timm.models.efficientnet import EfficientNetFeatures
 from torch import nn
@@ -8,7 +10,7 @@ from torch import nn
 SKIPS = ("smp", "expansion")
 
 
-def tap_expansions(encoder: nn.Module) -> None:
+def tap_expansions(encoder: Any) -> None:
     """Let smp's ``tu-`` encoder give the stem at 1/2, expansions at 1/4, 1/8, 1/16 and its end at 1/32, in place.
 
     An expansion is the activation between a block's first 1x1 convolution and its strided one; EfficientNet-B3's
@@ -16,8 +18,8 @@ def tap_expansions(encoder: nn.Module) -> None:
     Each tap is the *input* of the layer after it, so that exchanging a norm cannot lose it. Raises ValueError for an
     encoder that has no such layers.
     """
-    model = getattr(encoder, "model", None)
-    stages = list(model.blocks) if isinstance(model, EfficientNetFeatures) else []
+    model: Any = getattr(encoder, "model", None)
+    stages: list[Any] = list(model.blocks) if isinstance(model, EfficientNetFeatures) else []
     strided = [(i, stage[0]) for i, stage in enumerate(stages) if getattr(_depthwise(stage[0]), "stride", 1) == (2, 2)]
     if len(strided) != 4 or encoder.output_stride != 32:
         raise ValueError("skips expansion: expected a tu-efficientnet (not V2) that ends at 1/32; use skips smp")
@@ -30,6 +32,6 @@ def tap_expansions(encoder: nn.Module) -> None:
     encoder._out_channels = [ends[0], model.conv_stem.out_channels, *expanded, ends[-1]]
 
 
-def _depthwise(block: nn.Module) -> nn.Module | None:
+def _depthwise(block: Any) -> nn.Module | None:
     """Return the depthwise convolution of a block that expands its channels first."""
     return block.conv_dw if hasattr(block, "conv_pwl") and hasattr(block, "conv_dw") else None

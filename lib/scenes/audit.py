@@ -7,6 +7,7 @@ the same way; it only says little about a place, a video or a person not seen be
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -24,27 +25,30 @@ FEW = 10
 """With fewer such pairs than this a share says nothing (3 scenes have but 3 pairs)."""
 
 
+@dataclass(frozen=True)
+class Looks:
+    """What scenes look like, by id; scenes may be missing."""
+
+    hashes: Mapping[str, int | Sequence[int]]
+    """``perceptual_hash`` of a scene's image, or of each of several frames."""
+    embeddings: Mapping[str, np.ndarray] | None = None
+    """(n, D) unit vectors of ``lib/scenes/embed.py``; none: not compared."""
+
+
 def audit(
     table: pd.DataFrame,
     scenes: Sequence,
-    hashes: Mapping[str, int | Sequence[int]],
+    looks: Looks,
     flags: Sequence[str],
-    *,
     groups: Sequence[str] | None = None,
-    embeddings: Mapping[str, np.ndarray] | None = None,
     published: Mapping[str, str] | None = None,
-    duplicate_bits: int = DUPLICATE_BITS,
-    look_alike: float = LOOK_ALIKE,
-    neighbour_km: float = NEIGHBOUR_KM,
 ) -> dict:
     """Report on a division into folds as a dict that JSON can hold; ``lines`` puts it into words.
 
     table: ``id``, ``fold`` and the boolean columns ``flags``. scenes: the same ids in any order, with ``domain``,
-    ``position`` and ``group`` ("": alone). hashes: id -> ``perceptual_hash`` of its image, or of each of several
-    frames, for all or some scenes. groups: each scene's group in the order of ``scenes``, where the division was meant
-    to keep groups whole (a given ``folds.csv`` may not have). embeddings: id -> (n, D) unit vectors of
-    ``lib/scenes/embed.py``, for all or some scenes. published: id -> split as shipped; ids not in ``scenes`` are passed
-    over. DataError if the ids of ``table`` and ``scenes`` differ.
+    ``position`` and ``group`` ("": alone). groups: each scene's group in the order of ``scenes``, where the division
+    was meant to keep groups whole (a given ``folds.csv`` may not have). published: id -> split as shipped; ids not in
+    ``scenes`` are passed over. DataError if the ids of ``table`` and ``scenes`` differ.
     """
     ids = [scene.id for scene in scenes]
     folds.check(table, ids)
@@ -57,9 +61,10 @@ def audit(
         for k in range(n_folds)
     }
     own = [scene.group for scene in scenes]
-    pairs = _alike(scenes, fold, hashes, embeddings or {}, duplicate_bits, look_alike)
+    hashes, embeddings = looks.hashes, looks.embeddings
+    pairs = _alike(scenes, fold, hashes, embeddings or {})
     copies = pairs[pairs["bits"].notna() & pairs["leaks"]].sort_values("bits", kind="stable")
-    adjacent = neighbours([scene.position for scene in scenes], neighbour_km)
+    adjacent = neighbours([scene.position for scene in scenes], NEIGHBOUR_KM)
     across = adjacent[fold[adjacent[:, 0]] != fold[adjacent[:, 1]]]
     flat = sorted(name for name in ids if name in hashes and set(np.atleast_1d(hashes[name]).tolist()) == {FLAT})
     return {
@@ -72,19 +77,19 @@ def audit(
         "published": _published(scenes, published) if any(own) and published else None,
         "near_duplicates": {
             "hashed": len(set(ids) & set(hashes)),
-            "max_bits": duplicate_bits,
+            "max_bits": DUPLICATE_BITS,
             "pairs_across_folds": len(copies),
             "examples": [
                 {"ids": [ids[p.i], ids[p.j]], "folds": [int(fold[p.i]), int(fold[p.j])], "bits": int(p.bits)}
                 for p in copies.head(EXAMPLES).itertuples()
             ],
         },
-        "look_alikes": None if embeddings is None else _look_alikes(scenes, fold, embeddings, pairs, look_alike),
+        "look_alikes": None if embeddings is None else _look_alikes(scenes, fold, embeddings, pairs),
         "groups_alike": _groups_alike(scenes, pairs) if any(own) else None,
         "flat_images": {"count": len(flat), "examples": flat[:EXAMPLES]},
         "neighbours": {
             "located": sum(scene.position is not None for scene in scenes),
-            "max_km": neighbour_km,
+            "max_km": NEIGHBOUR_KM,
             "pairs": len(adjacent),
             "pairs_across_folds": len(across),
             "scenes_with_neighbour_in_other_fold": len(np.unique(across)),
@@ -95,16 +100,14 @@ def audit(
     }
 
 
-def _alike(
-    scenes: Sequence, fold: np.ndarray, hashes: Mapping, embeddings: Mapping, bits: int, cosine: float
-) -> pd.DataFrame:
+def _alike(scenes: Sequence, fold: np.ndarray, hashes: Mapping, embeddings: Mapping) -> pd.DataFrame:
     """List the pairs of scenes that hash or embedding call alike, in order of their positions i < j in ``scenes``.
 
     Columns i, j; bits and cosine, NaN where the pair is not alike by that; leaks: the folds differ; strangers: the
     groups differ.
     """
-    copies = near_duplicates([hashes.get(scene.id, FLAT) for scene in scenes], bits)
-    alike, closeness = look_alikes([embeddings.get(scene.id) for scene in scenes], cosine)
+    copies = near_duplicates([hashes.get(scene.id, FLAT) for scene in scenes], DUPLICATE_BITS)
+    alike, closeness = look_alikes([embeddings.get(scene.id) for scene in scenes], LOOK_ALIKE)
     pairs = pd.DataFrame(copies, columns=["i", "j", "bits"]).merge(
         pd.DataFrame({"i": alike[:, 0], "j": alike[:, 1], "cosine": closeness.astype(np.float64)}),
         on=["i", "j"], how="outer", sort=True,
@@ -119,7 +122,7 @@ def _members(scenes: Sequence) -> list[str]:
     return [f"group {scene.group}" if scene.group else f"scene {scene.id}" for scene in scenes]
 
 
-def _look_alikes(scenes: Sequence, fold: np.ndarray, embeddings: Mapping, pairs: pd.DataFrame, cosine: float) -> dict:
+def _look_alikes(scenes: Sequence, fold: np.ndarray, embeddings: Mapping, pairs: pd.DataFrame) -> dict:
     """Report scenes of different folds and groups that look alike though no hash says so."""
     strangers = pairs[pairs["cosine"].notna() & pairs["strangers"]]
     found = strangers[strangers["bits"].isna() & strangers["leaks"]]
@@ -129,7 +132,7 @@ def _look_alikes(scenes: Sequence, fold: np.ndarray, embeddings: Mapping, pairs:
     compared = math.comb(len(embedded), 2) - within
     return {
         "embedded": len(embedded),
-        "min_cosine": cosine,
+        "min_cosine": LOOK_ALIKE,
         "pairs_across_folds": len(found),
         "share_of_all_pairs": round(len(strangers) / max(compared, 1), 6),
         "examples": [
@@ -194,7 +197,9 @@ def lines(report: Mapping) -> list[str]:
 
 
 def _about_flags(report: Mapping) -> Iterator[str]:
-    everywhere = {flag: [] for row in report["folds"].values() for flag in row if flag != "scenes"}
+    everywhere: dict[str, list[int]] = {
+        flag: [] for row in report["folds"].values() for flag in row if flag != "scenes"
+    }
     for gap in report["absent"]:
         everywhere[gap["flag"]].append(gap["fold"])
     for flag, gaps in everywhere.items():

@@ -9,14 +9,14 @@ Colour is albumentations, ``strict=True``: a misspelt argument is an error. A ne
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import albumentations as A
 import cv2
 import numpy as np
 
 from lib.errors import ConfigError
-from lib.scenes.stain import StainJitter
+from lib.scenes.stain import restain
 from lib.scenes.warp import bend, bent, cut, elastic, place, slide, turn, warp
 from lib.tasks import IGNORE
 
@@ -28,7 +28,7 @@ EIGENVECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140],
 
 
 class Lighting(A.ImageOnlyTransform):
-    """Shift RGB along the colour axes of ImageNet by normal amounts (AlexNet's PCA lighting; 2nd place of xView2).
+    """Shift RGB along the colour axes of ImageNet by normal amounts (PCA lighting, Krizhevsky et al. 2012).
 
     albumentations' FancyPCA takes the axes from each image instead, so pre and post would shift apart.
     """
@@ -43,7 +43,31 @@ class Lighting(A.ImageOnlyTransform):
         return {"shift": 255 * EIGENVECTORS @ (alpha * EIGENVALUES)}
 
     def apply(self, img: np.ndarray, shift: np.ndarray, **params) -> np.ndarray:
-        return cv2.add(img, (*shift, 0))  # saturates
+        four: Any = (*shift, 0)  # OpenCV's types know no tuples of numbers here
+        return cv2.add(img, four)  # saturates
+
+
+class StainJitter(A.ImageOnlyTransform):
+    """Scale and shift the amounts of haematoxylin, eosin and DAB (Tellez et al. 2018).
+
+    scale: half-width of the factors around 1. shift: half-width of what is added, in optical density (natural log).
+    albumentations' HEStain projects onto two stains, which turns DAB's brown into violet; here the three vectors of
+    Ruifrok & Johnston (2001) span all colours, and a jitter of nothing changes nothing.
+    """
+
+    def __init__(self, scale: float = 0.2, shift: float = 0.05, p: float = 0.5):
+        super().__init__(p=p)
+        self.scale, self.shift = scale, shift
+
+    def get_params(self) -> dict[str, np.ndarray]:
+        """Draw factors and shifts of the three stains: (3,) float64 each."""
+        return {
+            "factors": self.random_generator.uniform(1 - self.scale, 1 + self.scale, 3),
+            "shifts": self.random_generator.uniform(-self.shift, self.shift, 3),
+        }
+
+    def apply(self, img: np.ndarray, factors: np.ndarray, shifts: np.ndarray, **params) -> np.ndarray:
+        return restain(img, factors, shifts)
 
 
 FLIPS = {"none": 1, "horizontal": 2, "dihedral": 8}
@@ -82,7 +106,7 @@ class Preset:
 PRESETS = {
     "none": Preset(),
     # xView2 2nd place, localization. SafeRotate grew the canvas: the crop after it lay anywhere in the turned scene.
-    "selim2020_loc": Preset(
+    "aerial_strong": Preset(
         scale=(0.7, 1.3),
         scale_p=0.8,
         rotate=45,
@@ -97,7 +121,7 @@ PRESETS = {
         ],
     ),
     # xView2 2nd place, damage.
-    "selim2020_cls": Preset(
+    "aerial_mild": Preset(
         scale=(0.8, 1.2),
         rotate=10,
         rotate_p=0.1,
@@ -144,7 +168,7 @@ PRESETS = {
         ],
     ),
     # Tissue of many organs, scanners and stains: pixels of 0.2 to 6 micrometres, H&E, PAS and DAB.
-    "hubmap": Preset(
+    "tissue": Preset(
         scale=(0.5, 2.0),
         rotate=45,
         rotate_p=0.3,
@@ -177,7 +201,7 @@ PRESETS = {
     ),
     # Faces on a camera, in the order of its making: lens, exposure, sensor, size, codec. Hue is left alone, the moire
     # of a filmed screen is the cue.
-    "liveness": Preset(
+    "faces": Preset(
         scale=(0.8, 1.1),
         rotate=10,
         rotate_p=0.5,
@@ -208,6 +232,15 @@ PRESETS = {
         ],
     ),
 }
+
+OLDER = {
+    "selim2020_loc": "aerial_strong",
+    "selim2020_cls": "aerial_mild",
+    "hubmap": "tissue",
+    "liveness": "faces",
+}
+"""Older names of presets in experiment files."""
+PRESETS |= {old: PRESETS[new] for old, new in OLDER.items()}
 
 TRIES = 10
 """How often a window of some area and proportions is drawn before one that fits the scene is taken."""
@@ -256,7 +289,7 @@ class Augment:
         if self.preset.shift:
             for name in self.images[1:]:
                 images[name] = slide(images[name], rng.normal(0, self.preset.shift, 2))
-        return (self.recolour(images, rng) if self.pipeline else images) | moved, mask
+        return self.recolour(images, rng) | moved, mask
 
     def draw_geometry(
         self, rng: np.random.Generator, shape: tuple[int, int], focus: Focus | None = None
@@ -273,11 +306,13 @@ class Augment:
             angle = math.radians(rng.uniform(-preset.rotate, preset.rotate))
         element = int(rng.integers(FLIPS[preset.flip]))
 
-        box, point = focus or (None, None)
-        top = place(rng, height, tall, focus and (box[0], box[2], point[0]))
-        left = place(rng, width, wide, focus and (box[1], box[3], point[1]))
-        bends = preset.elastic is not None and rng.random() < preset.elastic_p
-        if tall == wide == crop and angle == 0 and not bends:
+        rows = columns = point = None
+        if focus is not None:
+            box, point = focus
+            rows, columns = (box[0], box[2], point[0]), (box[1], box[3], point[1])
+        top, left = place(rng, height, tall, rows), place(rng, width, wide, columns)
+        bending = preset.elastic if preset.elastic is not None and rng.random() < preset.elastic_p else None
+        if tall == wide == crop and angle == 0 and bending is None:
             return lambda array, fill: turn(cut(array, top, left, crop, fill), element)
 
         down, along, cos, sin = tall / crop, wide / crop, math.cos(angle), math.sin(angle)
@@ -285,9 +320,9 @@ class Augment:
         v, u = (y - top + 0.5) / down - 0.5, (x - left + 0.5) / along - 0.5  # where the unturned crop shows the point
         linear = np.array([[along * cos, -down * sin], [along * sin, down * cos]])
         matrix = np.column_stack([linear, (x, y) - linear @ (u, v)])  # crop -> scene, (2, 3)
-        if not bends:
+        if bending is None:
             return lambda array, fill: turn(warp(array, matrix, crop, fill), element)
-        points = bent(matrix, elastic(rng, crop, *preset.elastic), u, v)
+        points = bent(matrix, elastic(rng, crop, *bending), u, v)
         return lambda array, fill: turn(bend(array, points, fill), element)
 
     def draw_window(self, rng: np.random.Generator, shape: tuple[int, int]) -> tuple[int, int]:
@@ -314,10 +349,12 @@ class Augment:
         return max(1, min(height, round(width / ratio))), max(1, min(width, round(height * ratio)))
 
     def recolour(self, images: Images, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Change the colours of all images alike, or of each on its own.
+        """Change the colours of all images alike, or of each on its own, if the preset changes any.
 
         Reseeded on every call: left alone, albumentations 2.0.8 repeats its numbers in each worker and epoch.
         """
+        if self.pipeline is None:
+            return dict(images)
         if self.together:
             self.pipeline.set_random_seed(int(rng.integers(2**32)))
             first, *others = self.images

@@ -6,6 +6,7 @@ they are no face recognition, and one person in two places is not found.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -30,7 +31,7 @@ POWER = 3.0
 def load() -> "tuple[Embedder | None, str]":
     """Return the embedder and "", or None and a sentence that says why there is none; nothing is downloaded."""
     try:
-        source = weights.find(f"tu-{ENCODER}", "bundled")
+        source = weights.bundled(f"tu-{ENCODER}")
     except (ConfigError, ArtifactError) as error:
         return None, f"images are compared by their hashes alone ({error})"
     net = timm.create_model(ENCODER, pretrained=False)
@@ -45,7 +46,7 @@ class Embedder:
     output under a generalised mean (GeM: Radenovic, Tolias, Chum 2018), which keeps small things in a large scene.
     """
 
-    def __init__(self, net: nn.Module):
+    def __init__(self, net: Any):
         self.net = net.eval()
 
     def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:

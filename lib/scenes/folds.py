@@ -5,7 +5,6 @@
 (``id, fold, nondamage, minor, major, destroyed, empty``), so his file can be given in place of ours.
 """
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from lib.errors import ConfigError, DataError
+from lib.files import whole_file
 
 BLOCK_KM = 2.0
 """Side of a spatial block; four by four tiles of xBD (1024 pixels of about 0.5 m)."""
@@ -182,14 +182,9 @@ def write_folds(path: str | Path, table: pd.DataFrame) -> None:
     path = Path(path)
     _check_ids(path, table["id"])
     first = ["id", "fold"]
-    partial = path.with_name(path.name + ".tmp")
-    with open(partial, "w", encoding="utf-8", newline="") as file:
-        table[first + [name for name in table.columns if name not in first]].to_csv(
-            file, index=False, lineterminator="\n"
-        )
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    ordered = table[first + [name for name in table.columns if name not in first]]
+    with whole_file(path) as file:
+        ordered.to_csv(file, index=False, lineterminator="\n")
 
 
 def check(table: pd.DataFrame, scene_ids: Iterable[str], n_folds: int | None = None) -> None:
@@ -215,6 +210,6 @@ def _check_ids(path: Path, ids: pd.Series) -> None:
         raise DataError(f"{path}: expected every id once, got {len(repeated)} repeated ({_listed(repeated)})")
 
 
-def _listed(names: Sequence[str], limit: int = 3) -> str:
-    """Join the first few names for a sentence."""
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+def _listed(names: Sequence[str]) -> str:
+    """Join the first three names for a sentence."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

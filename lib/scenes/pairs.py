@@ -125,7 +125,8 @@ def _pairs(
         i, j = np.nonzero(np.triu(close >= least, k=1))
         found.append((known[i + first], known[j + first], close[i, j]))
         first = last
-    return tuple(np.concatenate(column) for column in zip(*found, strict=True))
+    i, j, closeness = (np.concatenate(column) for column in zip(*found, strict=True))
+    return i, j, closeness
 
 
 # ---- neighbours -----------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 One file per scene, bands named by ``task.classes``, ZSTD with predictor 2: a fifth of half floats, opens in QGIS.
 """
 
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from lib.errors import ArtifactError, DataError, NonFiniteError
+from lib.files import whole_path
 
 CREATION = {
     "driver": "GTiff",
@@ -54,15 +54,11 @@ def write_levels(path: str | Path, probs: np.ndarray, names: Sequence[str]) -> N
     if levels.ndim != 3 or len(names) != len(levels):
         raise ValueError(f"{path}: expected (C, H, W) with one name per channel, got {levels.shape} and {list(names)}")
     count, height, width = levels.shape
-    partial = Path(f"{path}.tmp")
-    with warnings.catch_warnings():
+    with whole_path(path) as partial, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with rasterio.open(partial, "w", count=count, height=height, width=width, **CREATION) as file:
             file.descriptions = tuple(names)  # before the pixels: afterwards the header would be written twice
             file.write(levels)
-    with open(partial, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def read_levels(path: str | Path) -> tuple[np.ndarray, tuple[str, ...]]:

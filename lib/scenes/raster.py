@@ -4,7 +4,6 @@ GDAL alone is not enough for PNG: a file cut short reads without an error, with 
 So the chunks of a PNG are walked first (0.2 ms per MB). Truncated JPEG and TIFF make GDAL fail by itself.
 """
 
-import os
 import struct
 import warnings
 import zlib
@@ -19,6 +18,7 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from lib.errors import DataError
+from lib.files import write_bytes
 
 # Most images have no place on Earth, and that is no news. A filter around each read would race between threads.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
@@ -87,12 +87,7 @@ def write_png(path: str | Path, array: np.ndarray) -> None:
     if array.dtype != np.uint8 or array.ndim not in (2, 3):
         raise ValueError(f"{path}: expected (H, W) or (H, W, 3) uint8, got {array.shape} {array.dtype}")
     _, data = cv2.imencode(".png", array if array.ndim == 2 else array[..., ::-1])
-    partial = Path(f"{path}.tmp")
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    write_bytes(path, data.tobytes())
 
 
 @contextmanager

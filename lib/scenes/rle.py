@@ -133,7 +133,7 @@ def _text(runs: np.ndarray, last: np.ndarray | None = None) -> str:
 def _words(numbers: np.ndarray) -> list[np.ndarray]:
     """Write numbers (N,) >= 0 as columns of four digits each, most significant first: a list of (N,) uint32."""
     largest = int(numbers.max())
-    rest = numbers.astype(np.uint32 if largest < 2**32 else np.uint64)  # 32 bits divide faster
+    rest: np.ndarray = numbers.astype(np.uint32 if largest < 2**32 else np.uint64)  # 32 bits divide faster
     zero = rest == 0
     words = []
     while largest >= 10000:
@@ -146,7 +146,7 @@ def _words(numbers: np.ndarray) -> list[np.ndarray]:
 
 
 # ---- decode -------------------------------------------------------------------------------------------
-def parse(text: str, size: int | None = None, origin: int = 1) -> tuple[np.ndarray, str]:
+def parse(text: object, size: int | None = None, origin: int = 1) -> tuple[np.ndarray, str]:
     """Read runs: ((runs, 2) int64 of first pixel from 0 and length, "") or (no runs, what is wrong with the text).
 
     ``size``: number of pixels of the image, if known. Valid runs are sorted, apart, inside and at least 1 long.
@@ -303,8 +303,7 @@ def _order_by_picture(
 ) -> tuple[Order, str]:
     """Choose the order whose outlines lie on the pictures' edges, and say how sure that is. Raises DataError."""
     gains = []
-    for i in some if picture else ():
-        image = picture(i)
+    for i, image in ((i, picture(i)) for i in some) if picture else ():
         grey = cv2.GaussianBlur((image if image.ndim == 2 else image.mean(axis=2)).astype(np.float32), (0, 0), 2)
         slope = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))  # (H, W)
         outlines = [

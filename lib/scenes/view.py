@@ -4,41 +4,43 @@ Only images and training targets are resized. Probabilities come back to the sce
 decided, so masks are never scaled where probabilities can be. A centre crop has no way back: it is for labels only.
 """
 
-from dataclasses import dataclass, replace
+from typing import Literal
 
 import cv2
 import numpy as np
+from pydantic import Field, model_validator
 
-from lib.errors import ConfigError, DataError
+from lib.errors import DataError
+from lib.settings import Section
 
-FITS = ("longest", "short", "square")
 
+class View(Section):
+    """At which size a network sees a scene, in training and in prediction; at most one of scale, pixel_size, size."""
 
-@dataclass(frozen=True)
-class View:
-    """One of: a factor ``scale``, a target ``pixel_size`` (in the scene's unit), or a whole image of ``size`` pixels.
+    scale: float = Field(1.0, gt=0)
+    """Factor on the scene's sides."""
+    pixel_size: float | None = Field(None, gt=0)
+    """Resample so that a pixel has this physical size, in the competition's unit."""
+    size: int | None = Field(None, ge=32)
+    """The whole image at this many pixels."""
+    fit: Literal["longest", "short", "square"] = "longest"
+    """With ``size``: the longer side gets it and proportions stay, the shorter side, or both sides."""
+    crop: int | None = Field(None, ge=32)
+    """With ``fit: short``, labels only: the square of so many pixels in the middle (224 of 256 is how ImageNet networks
+    are judged)."""
 
-    fit: ``longest`` makes the longer side ``size`` and keeps proportions, ``short`` the shorter one; ``square`` makes
-    both sides ``size``. crop: then only the square of so many pixels in the middle is seen (with ``short``; 224 of 256
-    is how ImageNet networks are judged). Raises ConfigError for a crop without ``short`` or larger than ``size``.
-    """
-
-    scale: float = 1.0
-    pixel_size: float | None = None
-    size: int | None = None
-    fit: str = "longest"
-    crop: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.fit not in FITS:
-            raise ConfigError(f"view.fit: expected one of {', '.join(FITS)}, got {self.fit!r}")
-        if self.crop is not None and (self.fit != "short" or self.size is None or not 1 <= self.crop <= self.size):
-            raise ConfigError(f"view.crop: expected fit short and a size of at least the crop {self.crop}, got "
-                              f"{self.fit} and {self.size}")  # fmt: skip
+    @model_validator(mode="after")
+    def _fits_together(self):
+        if (self.scale != 1.0) + (self.pixel_size is not None) + (self.size is not None) > 1:
+            raise ValueError("give one of scale, pixel_size and size")
+        if self.crop is not None and (self.fit != "short" or self.size is None or self.crop > self.size):
+            raise ValueError(f"crop: expected fit short and a size of at least the crop {self.crop}, got {self.fit} "
+                             f"and {self.size}")  # fmt: skip
+        return self
 
     def for_training(self) -> "View":
         """Return how training sees scenes: as they are in place of a centre crop, training draws crops of its own."""
-        return self if self.crop is None else replace(self, size=None, crop=None)
+        return self if self.crop is None else self.model_copy(update={"size": None, "crop": None})
 
     def shape(self, shape: tuple[int, int], pixel_size: float | None = None) -> tuple[int, int]:
         """Return the (height, width) in which a scene of ``shape`` is seen. DataError for an unknown pixel size."""
@@ -49,7 +51,7 @@ class View:
         """Return the rows and columns that are seen of a scene resized to ``shape``, which may be a multiple of the
         view's size: all, or the centre crop."""
         height, width = shape
-        if self.crop is not None:
+        if self.crop is not None and self.size is not None:  # a crop is stated in pixels of a size
             height = width = max(1, round(min(shape) * self.crop / self.size))
         top, left = (shape[0] - height) // 2, (shape[1] - width) // 2
         return slice(top, top + height), slice(left, left + width)

@@ -4,6 +4,7 @@ Arrays are (H, W) or (H, W, 3) uint8; a point of a crop is (column u, row v), as
 """
 
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -44,7 +45,7 @@ def cut(array: np.ndarray, top: int, left: int, side: int, fill: int | None = No
         max(-left, 0),
         max(left + side - width, 0),
         border,
-        value=fill,
+        value=fill or 0,
     )
 
 
@@ -78,7 +79,7 @@ def elastic(rng: np.random.Generator, size: int, alpha: float, sigma: float) -> 
     margin = math.ceil(4 * sigma / step)
     points = math.ceil(size / step) + 2 * margin
     noise = rng.random((points, points, 2), dtype=np.float32) * 2 - 1
-    field = cv2.GaussianBlur(noise, (0, 0), sigma / step) * (alpha / step)  # fewer points, weaker averaging
+    field: np.ndarray = cv2.GaussianBlur(noise, (0, 0), sigma / step) * (alpha / step)  # fewer points, weaker averaging
     field = cv2.resize(field, None, fx=step, fy=step, interpolation=cv2.INTER_CUBIC)
     inner = slice(margin * step, margin * step + size)
     return field[inner, inner]
@@ -101,8 +102,9 @@ def bend(array: np.ndarray, points: np.ndarray, fill: int | None = None) -> np.n
     if max(array.shape[:2]) >= REMAP_LIMIT:
         left, right = reach(points[..., 0], array.shape[1])
         top, bottom = reach(points[..., 1], array.shape[0])
-        array, points = array[top:bottom, left:right], points - np.float32((left, top))
-    return cv2.remap(array, points, None, how, borderMode=border, borderValue=fill or 0)
+        array, points = array[top:bottom, left:right], points - np.array((left, top), np.float32)
+    no_second: Any = None  # OpenCV's types overlook that one map of points is enough
+    return cv2.remap(array, points, no_second, how, borderMode=border, borderValue=fill or 0)
 
 
 def reach(along: np.ndarray, size: int) -> tuple[int, int]:

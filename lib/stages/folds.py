@@ -11,16 +11,19 @@ from tqdm import tqdm
 from lib.competitions.contract import Competition, Finding, Scene, summarize
 from lib.config.sections import Folds
 from lib.errors import ConfigError, DataError
-from lib.files import write_json
+from lib.files import whole_file, write_json
 from lib.run.cli import say
 from lib.scenes import audit, embed, folds, pairs
+
+FINDINGS = "findings.csv"
 
 
 def check(competition: Competition, folder: Path, strict: bool) -> Iterator[str]:
     """Read all data once, write what was found to findings.csv, yield it in words. DataError under ``strict``."""
     findings = competition.inspect()
     columns = list(Finding.__dataclass_fields__)
-    pd.DataFrame([vars(f) for f in findings], columns=columns).to_csv(folder / "findings.csv", index=False)
+    with whole_file(folder / FINDINGS) as file:
+        pd.DataFrame([vars(f) for f in findings], columns=columns).to_csv(file, index=False)
     lines = summarize(findings)
     if strict and findings:
         raise DataError("--strict: " + "; ".join(lines))
@@ -29,8 +32,11 @@ def check(competition: Competition, folder: Path, strict: bool) -> Iterator[str]
 
 
 def split(competition: Competition, section: Folds, folder: Path) -> Iterator[str]:
-    """Write folds.csv and audit.json, yield the audit in words."""
-    scenes = competition.scenes("train")
+    """Write folds.csv and audit.json, yield the audit in words. DataError where no scene can be used."""
+    try:
+        scenes = competition.scenes("train")
+    except DataError as error:
+        raise DataError(f"{error}; all that was found is listed in {folder / FINDINGS}") from error
     groups = folds.groups(scenes, section.scheme, section.block_km)
     flags = list(competition.flags)
     strata = pd.DataFrame([competition.strata(scene) for scene in scenes], columns=flags)
@@ -56,9 +62,8 @@ def audit_report(competition: Competition, table: pd.DataFrame, groups: list[str
     embedder, absent = embed.load() if by_features else (None, "")
     if absent:
         say(f"  {absent}")
-    hashes, embeddings = _looks(competition, scenes, embedder)
-    return audit.audit(table, scenes, hashes, list(competition.flags), groups=groups, embeddings=embeddings,
-                       published=competition.published_split())  # fmt: skip
+    looks = _looks(competition, scenes, embedder)
+    return audit.audit(table, scenes, looks, list(competition.flags), groups, competition.published_split())
 
 
 def audit_lines(competition: Competition, table: pd.DataFrame) -> list[str]:
@@ -68,6 +73,7 @@ def audit_lines(competition: Competition, table: pd.DataFrame) -> list[str]:
 
 def _given(section: Folds, table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     """Take the folds of a given file; scenes and flags stay those of the data. Returns how many ids were not needed."""
+    assert section.file is not None, "only a given file is taken"
     given = folds.read_folds(section.file)
     here = given["id"].isin(table["id"])
     given, unused = given[here], int((~here).sum())
@@ -78,15 +84,16 @@ def _given(section: Folds, table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     return table, unused
 
 
-def _looks(competition: Competition, scenes: list[Scene], embedder: embed.Embedder | None):
-    """Hash and embed what stands for every scene, its first image or three frames of it: (hashes, embeddings) by id."""
+def _looks(competition: Competition, scenes: list[Scene], embedder: embed.Embedder | None) -> audit.Looks:
+    """Hash and embed what stands for every scene: its first image, or three frames of it."""
 
     def one(scene: Scene) -> tuple[list[int], np.ndarray | None]:
         frames = pairs.frames(competition.read(scene, competition.images[0]))
-        return [pairs.perceptual_hash(frame) for frame in frames], embedder and embedder(frames)
+        return [pairs.perceptual_hash(frame) for frame in frames], embedder(frames) if embedder else None
 
     with ThreadPoolExecutor(max_workers=2) as pool:
         found = list(tqdm(pool.map(one, scenes), "audit", total=len(scenes), leave=False, disable=None))
     named = dict(zip((scene.id for scene in scenes), found, strict=True))
     hashes = {name: codes for name, (codes, _) in named.items()}
-    return hashes, {name: vectors for name, (_, vectors) in named.items()} if embedder else None
+    vectors = {name: found for name, (_, found) in named.items() if found is not None}
+    return audit.Looks(hashes, vectors if embedder else None)

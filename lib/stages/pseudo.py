@@ -4,23 +4,44 @@ The networks of the earlier experiment that label scenes for fold k are those tr
 validation scene's truth comes back through them.
 """
 
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from lib.competitions.contract import Scene
-from lib.config.sections import Model, Pseudo
+from lib.config.sections import Model, Predict, Pseudo
 from lib.ensemble.blend import blend
 from lib.errors import ConfigError
 from lib.run.artifacts import MANIFEST, read_json
 from lib.run.cli import Run
 from lib.run.graph import pseudo_folders
 from lib.scenes import folds
-from lib.scenes.probs import file_name, read_levels
-from lib.scenes.view import View
+from lib.scenes.probs import levels_path, read_levels
 from lib.tasks import Task
 from lib.training.pseudo import confident
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """Scenes without a label and the targets that they get."""
+
+    scenes: tuple[Scene, ...]
+    sources: tuple[tuple[Path, tuple[str, ...]], ...]
+    """Folders of stage 04 and the sets of views that lie in each."""
+    task: Task
+    ratio: float
+
+    @cached_property
+    def ids(self) -> frozenset[str]:
+        """Ids of the scenes."""
+        return frozenset(scene.id for scene in self.scenes)
+
+    def __call__(self, scene: Scene) -> np.ndarray:
+        """Average the levels of all sources and keep what is sure: a target of the task, 255 elsewhere."""
+        found = [read_levels(levels_path(folder, sets, sets[-1], scene.id))[0] for folder, sets in self.sources]
+        return confident(blend(found, [1] * len(found)), self.task, self.ratio)
 
 
 def order(labelled: list[int], first: int, count: int, share: float) -> list[int]:
@@ -29,34 +50,19 @@ def order(labelled: list[int], first: int, count: int, share: float) -> list[int
     return labelled + [first + k % count for k in range(wanted)]
 
 
-def scenes(run: Run, model: Model, fold: int) -> list[Scene]:
-    """Return the scenes that get pseudo-labels. ConfigError where the earlier experiment divides scenes otherwise."""
-    found = run.scenes("test")
-    if not found:
+def labels(run: Run, model: Model, asked: Pseudo, fold: int) -> PseudoLabels:
+    """Return the pseudo-labels for a fold. ConfigError where the earlier experiment divides scenes otherwise."""
+    scenes = run.scenes("test")
+    if not scenes:
         raise ConfigError("train.pseudo: the competition has no unlabelled scenes here")
-    earlier = run.store.root.parent / model.train.pseudo.experiment
+    earlier = run.store.root.parent / asked.experiment
     theirs, ours = folds.read_folds(earlier / "01_folds" / "folds.csv"), run.folds()
     if dict(zip(theirs["id"], theirs["fold"])) != dict(zip(ours["id"], ours["fold"])):
         raise ConfigError(f"train.pseudo: {earlier.name} divides the scenes into other folds, so its networks for fold "
                           f"{fold} may have seen validation scenes; take its folds.csv as folds.file")  # fmt: skip
-    return found
+    sources = [(folder, _sets_of_views(folder)) for folder in pseudo_folders(run.store.root.parent, model, fold)]
+    return PseudoLabels(tuple(scenes), tuple(sources), run.competition.tasks[model.task], asked.ratio)
 
 
-def target(run: Run, model: Model, fold: int, view: View | None):
-    """Return scene -> pseudo-label at the size the network sees."""
-    task = run.competition.tasks[model.task]
-    sources = [_largest(folder) for folder in pseudo_folders(run.store.root.parent, model, fold)]
-    return partial(target_seen, sources, task, model.train.pseudo, view)
-
-
-def _largest(folder: Path) -> Path:
-    """Return where the levels of the largest set of views lie, which have a folder of their own beside others."""
-    sets = read_json(folder / MANIFEST)["facts"]["predict"].get("tta", "")
-    return folder if isinstance(sets, str) else folder / sets[-1]
-
-
-def target_seen(sources: list[Path], task: Task, pseudo: Pseudo, view: View | None, scene: Scene) -> np.ndarray:
-    """Average the levels of all sources and keep what is sure."""
-    levels = [read_levels(source / file_name(scene.id))[0] for source in sources]
-    found = confident(blend(levels, [1] * len(levels)), task, pseudo.ratio)
-    return view.mask(found, scene.pixel_size) if view else found
+def _sets_of_views(folder: Path) -> tuple[str, ...]:
+    return Predict.model_validate(read_json(folder / MANIFEST)["facts"]["predict"]).tta_sets

@@ -1,61 +1,48 @@
 """Stages 02 and 03: one network of a task on one fold. The two stages differ only in their task."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from lib.competitions.contract import Competition, Scene
 from lib.config.sections import Model, Train
-from lib.errors import ArtifactError, ConfigError
-from lib.inference.predict import Predictor
+from lib.errors import ArtifactError
 from lib.inference.scene import read_stack
 from lib.models import build, checkpoint, init, licences, weights
+from lib.models.layers import Network
 from lib.run import runtime
 from lib.run.artifacts import Unit
 from lib.run.cli import Run, say
 from lib.run.graph import teacher_folder
 from lib.scenes.augment import build as build_augment
-from lib.scenes.dataset import CropDataset, FrameDataset, SampleStream, focus_values, repeat_scenes
 from lib.scenes.probs import file_name, quantise, read_levels
 from lib.scenes.view import View, resize
 from lib.stages import folds, pseudo
-from lib.stages.predict import view_of
+from lib.stages.pseudo import PseudoLabels
 from lib.tasks import Task
 from lib.training.balance import median_frequency
-from lib.training.fit import Fit
-from lib.training.judge import Judge
-
-Target = Callable[[Scene], np.ndarray]
-
-
-def checkpoints(run: Run, task: str) -> Iterator[Unit]:
-    """Yield the checkpoints that the flags ask for: every model of the task on every fold it is trained on."""
-    for name, model in run.graph.models(task, run.only).items():
-        for fold in run.config.folds_of(model):
-            if run.fold in (None, fold):
-                yield run.graph.checkpoint(name, fold)
+from lib.training.dataset import CropDataset, FrameDataset, SampleStream, TrainingSet, repeat_scenes
+from lib.training.fit import Fit, Place
+from lib.training.judge import Judge, plain_predictor
 
 
 def train(run: Run, unit: Unit) -> None:
     """Train the network of one checkpoint; under torchrun all processes work on it together."""
-    _, name, fold = unit.key.split("/")
-    model, fold = run.config.models[name], int(fold.removeprefix("fold"))
+    _, name, place = unit.key.split("/")
+    model, fold = run.config.models[name], int(place.removeprefix("fold"))
     task = run.competition.tasks[model.task]
     record: dict[str, Any] = {"stage": unit.key[:2]}
     with run.build(unit, record) as folder:
         training, validation = split(run, fold)
         network, arrived = start_network(run, model, fold, task, folder)
         dataset = samples(run, model, training, fold)
-        judge = Judge(run.competition, model.task, validation, model.network.images,
-                      partial(validation_predictor, run, view_of(model)), model.train.select, run.config.decode,
+        judge = Judge(run.competition, model, validation, run.config.predict, run.config.decode,
                       localization(run, model, fold))  # fmt: skip
         settings = with_class_weights(run, model, task, training, record)
-        fit = Fit(network, task, dataset, judge, settings, run.config.seed, folder, run.device, say)
+        fit = Fit(network, task, dataset, judge, settings, Place(folder, run.device, run.config.seed, say))
         extra = len(dataset.scenes) - len(training)
         say(f"  {len(training)} scenes to train on{f' and {extra} pseudo-labelled' if extra else ''}, "
             f"{len(validation)} to validate; {len(dataset)} samples an epoch, "
@@ -77,7 +64,7 @@ def split(run: Run, fold: int) -> tuple[list[Scene], list[Scene]]:
     return [s for s, k in pairs if k != fold], [s for s, k in pairs if k == fold]
 
 
-def start_network(run: Run, model: Model, fold: int, task: Task, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+def start_network(run: Run, model: Model, fold: int, task: Task, folder: Path) -> tuple[Network, dict[str, Any]]:
     """Build the network with its starting weights, write its description, and say where the weights came from."""
     torch.manual_seed(run.config.seed * 1_000_003 + fold)
     spec = model.network
@@ -99,69 +86,64 @@ def start_network(run: Run, model: Model, fold: int, task: Task, folder: Path) -
     return network, arrived
 
 
+@dataclass(frozen=True)
+class Seen:
+    """Scenes as a network sees them in training: everything at the size of its view. Loader processes pickle it."""
+
+    competition: Competition
+    role: str
+    task: Task
+    view: View
+    pseudo: PseudoLabels | None = None
+    teacher: Path | None = None
+    """Folder with the levels of a teaching experiment."""
+
+    def image(self, scene: Scene, name: str) -> np.ndarray:
+        """Return an image (H, W, 3), or frames (F, H, W, 3), uint8."""
+        return self.view.image(self.competition.read(scene, name), scene.pixel_size)
+
+    def target(self, scene: Scene) -> np.ndarray:
+        """Return the target of a scene, or its pseudo-label: (H, W) uint8; that of a label, (1, 1), has no size."""
+        if self.pseudo is not None and scene.id in self.pseudo.ids:
+            found = self.pseudo(scene)
+        else:
+            found = self.competition.target(scene, self.role)
+        return self.view.mask(found, scene.pixel_size) if self.task.dense else found
+
+    def levels(self, scene: Scene) -> np.ndarray:
+        """Return the teacher's levels (C, H, W) uint8. ArtifactError where they are of other classes.
+
+        The teacher's networks for a scene have seen the scenes of the student's validation fold, so a distilled
+        student's out-of-fold score is a little too good.
+        """
+        assert self.teacher is not None, "asked of students only"
+        found, names = read_levels(self.teacher / file_name(scene.id))
+        if names != self.task.classes:
+            raise ArtifactError(f"{self.teacher}: expected channels {self.task.classes}, got {names}")
+        if not self.task.dense:
+            return found
+        shape = self.view.shape(found.shape[1:], scene.pixel_size)
+        return np.stack([resize(plane, shape) for plane in found])
+
+
 def samples(run: Run, model: Model, scenes: list[Scene], fold: int) -> SampleStream:
     """Return the training samples of a model: crops of scenes with their masks, or frames with their label."""
-    train, sampling = model.train, model.train.sampling
-    competition, view, task = run.competition, view_of(model).for_training(), run.competition.tasks[model.task]
-    order = repeat_scenes([competition.strata(scene) for scene in scenes], sampling.repeat, sampling.multiplier)
+    train, sampling, task = model.train, model.train.sampling, run.competition.tasks[model.task]
+    flags = [run.competition.strata(scene) for scene in scenes]
+    order = repeat_scenes(flags, sampling.repeat, sampling.multiplier)
+    pseudo_labels = None
+    if train.pseudo is not None:
+        pseudo_labels = pseudo.labels(run, model, train.pseudo, fold)
+        order = pseudo.order(order, len(scenes), len(pseudo_labels.scenes), train.pseudo.share)
+        scenes = [*scenes, *pseudo_labels.scenes]
+    teacher = teacher_folder(run.store.root.parent, train.distill.experiment) / model.task if train.distill else None
+    seen = Seen(run.competition, model.task, task, model.view.for_training(), pseudo_labels, teacher)
+    data = TrainingSet(
+        task, scenes, model.network.images, seen.image, seen.target, order, seen.levels if teacher else None
+    )
     augment = build_augment(train.augment, train.crop, model.network.images, sampling.scale, train.colour)
-
-    read = partial(read_seen, competition, view)
-    resized = view if task.dense else None
-    target = partial(target_seen, competition, model.task, resized)
-    if train.pseudo:
-        unlabelled = pseudo.scenes(run, model, fold)
-        order = pseudo.order(order, len(scenes), len(unlabelled), train.pseudo.share)
-        target = partial(target_of, target, pseudo.target(run, model, fold, resized), frozenset(s.id for s in scenes))
-        scenes = [*scenes, *unlabelled]
-    if sampling.balance and task.dense:
-        raise ConfigError("sampling.balance: for labels; masks are balanced by sampling.focus")
-    common = {"seed": run.config.seed, "order": order, "samples_per_epoch": sampling.samples, "cache": train.cache,
-              "teacher": teacher_levels(run, model, task, view)}  # fmt: skip
-    if not task.dense:
-        return FrameDataset(read, target, scenes, model.network.images, augment, **common, balance=sampling.balance)
-    return CropDataset(read, target, scenes, model.network.images, augment, **common,
-                       focus=focus_values(task, sampling.focus), focus_probability=sampling.focus_probability,
-                       focus_first=sampling.focus_first)  # fmt: skip
-
-
-def read_seen(competition: Competition, view: View, scene: Scene, name: str) -> np.ndarray:
-    """Read an image at the size a network sees; a function of the module, since loader processes must pickle it."""
-    return view.image(competition.read(scene, name), scene.pixel_size)
-
-
-def target_seen(competition: Competition, task: str, view: View | None, scene: Scene) -> np.ndarray:
-    """Return a target at the size a network sees; a label has none."""
-    target = competition.target(scene, task)
-    return view.mask(target, scene.pixel_size) if view else target
-
-
-def target_of(labelled: Target, unlabelled: Target, known: frozenset[str], scene: Scene) -> np.ndarray:
-    """Return a scene's target: its label's, or its pseudo-label."""
-    return labelled(scene) if scene.id in known else unlabelled(scene)
-
-
-def teacher_levels(run: Run, model: Model, task: Task, view: View) -> Callable[[Scene], np.ndarray] | None:
-    """Return the averaged out-of-fold levels of the teaching experiment, at the size the student sees.
-
-    The teacher's networks for a scene have seen the scenes of the student's validation fold, so a distilled student's
-    out-of-fold score is a little too good.
-    """
-    if model.train.distill is None:
-        return None
-    folder = teacher_folder(run.store.root.parent, model.train.distill.experiment) / model.task
-    return partial(levels_seen, folder, task, view)
-
-
-def levels_seen(folder: Path, task: Task, view: View, scene: Scene) -> np.ndarray:
-    """Read a scene's levels of ``folder`` at the size a network sees. ArtifactError where they are of other classes."""
-    found, names = read_levels(folder / file_name(scene.id))
-    if names != task.classes:
-        raise ArtifactError(f"{folder}: expected channels {task.classes}, got {names}")
-    if not task.dense:
-        return found
-    shape = view.shape(found.shape[1:], scene.pixel_size)
-    return np.stack([resize(plane, shape) for plane in found])
+    kind = CropDataset if task.dense else FrameDataset
+    return kind(data, augment, sampling, run.config.seed, train.cache)
 
 
 def with_class_weights(run: Run, model: Model, task: Task, scenes: list[Scene], record: dict[str, Any]) -> Train:
@@ -186,13 +168,6 @@ def alarm(run: Run, scores: dict[str, Any]) -> None:
         say(f"  audit: {line}")
 
 
-def validation_predictor(run: Run, view: View, network: nn.Module, task: Task) -> Predictor:
-    """Return the predictor of a validation: one view, the arithmetic of stage 04."""
-    predict = run.config.predict
-    return Predictor(network, task.activate, run.device, runtime.precision_on(run.device, predict.precision),
-                     tile=predict.tile, overlap=int(predict.tile * predict.overlap), view=view)  # fmt: skip
-
-
 def localization(run: Run, model: Model, fold: int) -> dict[str, Any]:
     """Return the out-of-fold localization levels that the selection score needs, each scene predicted once."""
     name = model.train.localization
@@ -200,8 +175,9 @@ def localization(run: Run, model: Model, fold: int) -> dict[str, Any]:
         return {}
     folder = run.store.require(run.graph.checkpoint(name, fold))
     network, images = checkpoint.load_network(folder), checkpoint.read_description(folder)["images"]
-    view = view_of(run.config.models[name])
-    predict = validation_predictor(run, view, network.to(run.device), run.competition.tasks["loc"])
+    activate = run.competition.tasks["loc"].activate
+    view = run.config.models[name].view
+    predict = plain_predictor(network.to(run.device), activate, run.config.predict, view)
     known: dict[str, np.ndarray] = {}
 
     def levels(scene: Scene) -> np.ndarray:

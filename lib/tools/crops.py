@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from lib.errors import ConfigError
 from lib.run import cli
+from lib.scenes import raster
 from lib.tasks import IGNORE
 from lib.tools import table
 
@@ -78,7 +79,7 @@ def main(argv=None):
         for number, (value, box) in enumerate(found):
             name = f"{scene.id}_{number:04d}"
             cut = crop(pixels, box, args.context, args.side)
-            cv2.imwrite(str(args.out / "train" / f"{name}.png"), cv2.cvtColor(cut, cv2.COLOR_RGB2BGR))
+            raster.write_png(args.out / "train" / f"{name}.png", cut)
             rows.append({"id": name, "label": classes[value], "group": scene.id, "domain": scene.domain})
     table.write_csv(args.out / "train.csv", rows)
     counted = Counter(row["label"] for row in rows)

@@ -20,6 +20,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from lib.errors import ArtifactError
+from lib.files import whole_file
 from lib.run import cli
 from lib.tools import table
 
@@ -115,7 +116,8 @@ def draw(experiments: Mapping[str, Mapping[str, Log]], path: Path) -> None:
             axis.grid(alpha=0.3)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    with whole_file(path, "wb") as file:
+        figure.savefig(file, dpi=100, format=path.suffix.removeprefix(".") or None)
     plt.close(figure)
 
 

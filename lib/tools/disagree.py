@@ -63,7 +63,9 @@ def _compare(column: str, cells: Mapping[str, pd.Series], origin: int) -> list[d
             for i in np.flatnonzero(apart > 0)
         ]
     if not all(RUNS.fullmatch(text) for text in texts.ravel()):
-        return [{"id": ids[i], "column": column, "difference": 1.0, **_named(cells, texts[:, i])} for i in moved]
+        return [
+            {"id": ids[i], "column": column, "difference": 1.0, **_named(cells, texts[:, i].tolist())} for i in moved
+        ]
     rows = []
     for i in moved:
         masks = [_runs(f"{name}: {ids[i]}", series.iloc[i], origin) for name, series in cells.items()]

@@ -8,16 +8,23 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor
 
-from lib import metrics as masks
+from lib import metrics
 from lib.competitions.contract import Competition, Levels, Scene, settings_for
+from lib.config.sections import Model, Predict
 from lib.inference.predict import Predictor
 from lib.inference.scene import read_stack
+from lib.models.layers import Network
 from lib.scenes.probs import quantise
+from lib.scenes.view import View
 from lib.tasks import HALF, IGNORE, Task
 
-MakePredictor = Callable[[nn.Module, Task], Predictor]
+
+def plain_predictor(network: Network, activate: Callable[[Tensor], Tensor], predict: Predict, view: View) -> Predictor:
+    """Return the predictor of a validation: one view and one scale, else as stage 04; on the network's own device."""
+    settings = predict.model_copy(update={"tta": "none", "scales": (1.0,)})
+    return Predictor(network, activate, settings, view, next(network.parameters()).device)
 
 
 def true_levels(target: np.ndarray, task: Task) -> np.ndarray:
@@ -26,9 +33,10 @@ def true_levels(target: np.ndarray, task: Task) -> np.ndarray:
 
 
 def class_shares(levels: np.ndarray, target: np.ndarray, task: Task) -> np.ndarray:
-    """Count, per class, where it is called, where it is true, and all places: (C, 3) int64; ignored places count not.
+    """Count three things per class: the pixels called by it, its true pixels, and all pixels: (C, 3) int64.
 
-    levels: (C, H, W) uint8; target: (H, W), or (1, 1) for the label of all frames (C, 1, F).
+    Ignored pixels are left out of all three. levels: (C, H, W) uint8; target: (H, W), or (1, 1) for the label of all
+    frames (C, 1, F).
     """
     called = task.called(levels)
     truth, counted = (np.broadcast_to(a, called.shape) for a in (task.truth(target), target != IGNORE))
@@ -44,28 +52,31 @@ def is_collapsed(shares: np.ndarray) -> bool:
 
 
 class Judge:
-    """Scores networks of one task on the validation scenes of one fold."""
+    """Scores networks of one model on the validation scenes of one fold.
 
-    def __init__(self, competition: Competition, task: str, scenes: Sequence[Scene], images: Sequence[str],
-                 predictor: MakePredictor, rule: str, decode: Mapping[str, Any],
-                 others: Mapping[str, Callable[[Scene], np.ndarray]]):  # fmt: skip
-        """``others`` gives the levels of the competition's other tasks from out-of-fold networks, where they ran."""
-        self.competition, self.task, self.scenes, self.images = competition, task, scenes, images
-        self.predictor, self.rule, self.others = predictor, rule, others
+    decode: settings in place of the competition's own. others: task -> levels of a scene from an out-of-fold network,
+    for the competition's other tasks; without them only the scores with a perfect answer to those tasks are known.
+    """
+
+    def __init__(self, competition: Competition, model: Model, scenes: Sequence[Scene], predict: Predict,
+                 decode: Mapping[str, Any], others: Mapping[str, Callable[[Scene], np.ndarray]]):  # fmt: skip
+        self.competition, self.model, self.scenes = competition, model, scenes
+        self.predict, self.others = predict, others
+        self.task = competition.tasks[model.task]
         self.params = {**competition.defaults(), **decode}
 
-    def __call__(self, network: nn.Module) -> dict[str, float]:
+    def __call__(self, network: Network) -> dict[str, float]:
         """Return the scores of ``network``; the network's training mode is left as it was."""
-        training, task = network.training, self.competition.tasks[self.task]
-        predict = self.predictor(network, task)
+        training, task = network.training, self.task
+        predict = plain_predictor(network, task.activate, self.predict, self.model.view)
         judged: dict[str, list[np.ndarray]] = {"official": [], "oracle": []}
         counts, shares = [], np.zeros((task.channels, 3), np.int64)
         for scene in self.scenes:
-            image = read_stack(self.competition, scene, self.images)
+            image = read_stack(self.competition, scene, self.model.network.images)
             levels = quantise(predict(image, scene.pixel_size))  # (C, H, W) uint8
-            target = self.competition.target(scene, self.task)
+            target = self.competition.target(scene, self.model.task)
             if task.dense and task.kind == "binary":
-                counts.append(masks.binary_counts(levels[0] >= HALF, target))
+                counts.append(metrics.binary_counts(levels[0] >= HALF, target))
             shares += class_shares(levels, target, task)
             self._tally(judged, scene, levels)
         network.train(training)
@@ -73,21 +84,21 @@ class Judge:
 
     def _tally(self, judged: dict[str, list[np.ndarray]], scene: Scene, levels: np.ndarray) -> None:
         competition = self.competition
-        rest = [name for name in competition.tasks if name != self.task]
+        rest = [name for name in competition.tasks if name != self.model.task]
         truth, params = competition.truth(scene), settings_for(scene, self.params)
         if all(name in self.others for name in rest):
-            full: Levels = {self.task: levels, **{name: self.others[name](scene) for name in rest}}
+            full: Levels = {self.model.task: levels, **{name: self.others[name](scene) for name in rest}}
             judged["official"].append(competition.tally(competition.decode(full, params), truth))
-        if rest and self.task != "loc":
+        if rest and self.model.task != "loc":
             oracle = {name: true_levels(competition.target(scene, name), competition.tasks[name]) for name in rest}
-            answer = competition.decode({self.task: levels, **oracle}, params)
+            answer = competition.decode({self.model.task: levels, **oracle}, params)
             judged["oracle"].append(competition.tally(answer, truth))
 
     def _scores(self, judged: Mapping[str, list[np.ndarray]], counts: list[np.ndarray]) -> dict[str, float]:
         scores: dict[str, float] = {}
         if counts:
-            scores["pixel_f1"] = float(masks.dice(np.sum(counts, 0), empty=0.0))  # pooled over all scenes
-            scores["dice2020"] = float(masks.dice(np.stack(counts)).mean())  # mean over scenes, empty with empty = 1
+            scores["pixel_f1"] = float(metrics.dice(np.sum(counts, 0), empty=0.0))  # pooled over all scenes
+            scores["dice2020"] = float(metrics.dice(np.stack(counts)).mean())  # mean over scenes, empty with empty = 1
         for name, tallies in judged.items():
             if tallies:
                 prefix = "" if name == "official" else f"{name}_"
@@ -96,9 +107,13 @@ class Judge:
         return scores
 
     def _select(self, scores: Mapping[str, float]) -> float:
-        """The stage's own score; where the fold lacks a class, the one that leaves absent classes out."""
-        if self.rule == "dice2020":
-            wanted = ("dice2020", "oracle_score")
+        """Return the number that decides which epoch is kept.
+
+        The first of these that is known: where the fold lacks a class, the score over the classes that it has; the
+        competition's score; the F1 of pixels; the scores with a perfect answer to the other tasks.
+        """
+        if self.model.train.select == "dice2020":
+            wanted: tuple[str, ...] = ("dice2020", "oracle_score")
         else:
             wanted = ("score_present_classes", "score", "pixel_f1", "oracle_score_present_classes", "oracle_score")
         return next(scores[name] for name in wanted if name in scores)

@@ -1,34 +1,22 @@
 """Mix the images of a batch and their targets alike: mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019).
 
-Every sample has one partner in its batch and one share lam, the same for all: in a loss that adds up sums over several
-processes a share of each sample's own, or of each process's, would weigh the sums wrongly. So random numbers come from
-(seed, step) alone, all processes draw the same, and each mixes its own samples. With more processes a sample so has
-other partners than with one.
+Every sample has one partner in its batch, and all samples of a batch have the same share lam. A loss under several
+processes is a ratio of sums that are added over the processes, and sums can only be weighed by one common share. So
+the random numbers depend on (seed, step) alone: all processes draw the same lam, and each mixes its own samples. That
+is why a sample has other partners in a run of several processes than in a run of one.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lib.config.sections import Mix
 from lib.errors import ConfigError
 
 MIX = 3
 """Name of the random stream, beside those of the data set."""
-
-
-@dataclass(frozen=True)
-class Mixing:
-    """How batches are mixed; nothing by default. With both alphas a batch is mixed one way or the other, evenly."""
-
-    mixup: float = 0.0
-    """Alpha of mixup's Beta(alpha, alpha); the bag of tricks takes 0.2."""
-    cutmix: float = 0.0
-    """Alpha of CutMix's; the paper takes 1."""
-    probability: float = 1.0
-    """Share of batches that are mixed at all."""
 
 
 class Mixed(NamedTuple):
@@ -42,15 +30,19 @@ class Mixed(NamedTuple):
     teacher: Tensor | None
 
 
-def mix(image: Tensor, target: Tensor, dense: bool, settings: Mixing, seed: int, step: int,
+def draw(seed: int, step: int) -> np.random.Generator:
+    """Return the random numbers of a batch; ``step`` counts all batches of the training."""
+    return np.random.default_rng((seed, MIX, step))
+
+
+def mix(image: Tensor, target: Tensor, dense: bool, settings: Mix, rng: np.random.Generator,
         teacher: Tensor | None = None) -> Mixed:  # fmt: skip
     """Mix a batch as ``settings`` say, or give it back as it is; a function of its arguments alone.
 
-    image: (B, C, H, W), uint8 or float, 0..255. target: (B, H, W) uint8, of labels (``dense`` false) (B, 1, 1). step:
-    counts all batches of the training. teacher: probabilities of another network, (B, K, H, W) or (B, K, 1, 1) float.
+    image: (B, C, H, W), uint8 or float, 0..255. target: (B, H, W) uint8, of labels (``dense`` false) (B, 1, 1).
+    teacher: probabilities of another network, (B, K, H, W) or (B, K, 1, 1) float.
     Raises ConfigError where there is mixing and one sample alone.
     """
-    rng = np.random.default_rng((seed, MIX, step))
     if not (settings.mixup or settings.cutmix) or rng.random() >= settings.probability:
         return Mixed(image, target, None, 1.0, teacher)
     if len(image) < 2:
@@ -101,7 +93,10 @@ def cutmix(image: Tensor, target: Tensor, rng: np.random.Generator, alpha: float
 
 
 def partners(count: int, rng: np.random.Generator) -> Tensor:
-    """Give each of a batch a partner, never itself: (count,) int64. Batches are shuffled, so a turn is as good."""
+    """Give each sample of a batch another one as its partner: (count,) int64.
+
+    The batch is turned by a random number of places. Since batches are shuffled, this is as random as any pairing.
+    """
     return torch.arange(count).roll(int(rng.integers(1, count)))
 
 

@@ -2,86 +2,79 @@
 
 A schedule is a pure function of the step: a run that resumes needs to know only where it was. The plateau's is one of
 the step and of the reductions so far, which ``Plateau`` counts.
-
-Longer than 300 lines because all forms of the schedule stand side by side.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from timm.models._manipulate import group_with_matcher
 from torch import nn
 
-from lib.errors import ConfigError
+from lib.config.sections import Optimizer, Schedule
+from lib.models.layers import Network
 
-OPTIMIZERS = ("adamw", "adam", "sgd")
-KINDS = (
-    "piecewise", "cosine", "constant", "poly", "multistep", "step", "exponential", "one_cycle", "plateau",
-)  # fmt: skip
+MOMENTUM = 0.9
+"""Of sgd."""
 NO_DECAY = ("relative_position_bias_table", "pos_embed", "cls_token")
 """Transformers' tables of positions, which their papers do not decay."""
 
 
-def scaled_lr(lr_base: float, lr_base_batch: int, batch: int) -> float:
-    """Scale a learning rate found at ``lr_base_batch`` linearly to ``batch`` (Goyal et al. 2017; He et al. 2018, 3.1).
+def peak_lr(optimizer: Optimizer, batch: int) -> float:
+    """Return the learning rate as stated, or ``lr_base`` scaled linearly from its batch (Goyal et al. 2017).
 
     ``batch`` is what one step of the optimizer sees: the samples of all processes and all accumulated parts together,
     which is what ``train.batch_size`` counts, so nothing is to be multiplied here.
     """
-    if lr_base <= 0 or lr_base_batch < 1 or batch < 1:
-        raise ConfigError(f"lr scaling: expected a rate above 0 and batches, got {lr_base} at {lr_base_batch}, {batch}")
-    return lr_base * batch / lr_base_batch
+    if optimizer.lr is not None:
+        return optimizer.lr
+    assert optimizer.lr_base is not None, "the section takes one of lr and lr_base"
+    return optimizer.lr_base * batch / optimizer.lr_base_batch
 
 
-def param_groups(
-    model: nn.Module,
-    lr: float,
-    weight_decay: float,
-    encoder_lr_scale: float = 1.0,
-    *,
-    no_bias_decay: bool = True,
-    layer_decay: float | None = None,
-) -> list[dict[str, Any]]:
+def param_groups(network: Network, optimizer: Optimizer, lr: float) -> list[dict[str, Any]]:
     """Split parameters into encoder and rest, each with decay and without: biases, norms and positions never decay.
 
     A parameter of at most one dimension is a bias or a norm's (He et al. 2018, "Bag of Tricks", section 3.1); without
-    ``no_bias_decay`` all decay alike. layer_decay: the encoder's learning rate falls by this factor with every layer
-    further below the head (Bao et al. 2021, BEiT), see ``layers_below_head``. Frozen parameters are included, so that
-    unfreezing needs no new optimizer. A group carries its ``name`` and ``lr_scale``.
+    ``no_bias_decay`` all decay alike. ``layer_decay``: the encoder's learning rate falls by this factor with every
+    layer further below the head (Bao et al. 2021, BEiT), see ``layers_below_head``. Frozen parameters are included, so
+    that unfreezing needs no new optimizer. A group carries its ``name`` and ``lr_scale``.
     """
-    below = layers_below_head(model.encoder) if layer_decay is not None else {}
+    decay = optimizer.layer_decay
+    below = {} if decay is None else layers_below_head(network.encoder)
     groups: dict[str, dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in network.named_parameters():
         part, scale = "rest", 1.0
         if name.startswith("encoder."):
-            part, scale = "encoder", encoder_lr_scale
-            if below:
+            part, scale = "encoder", optimizer.encoder_lr_scale
+            if decay is not None:
                 layer = below[name.removeprefix("encoder.")]
-                part, scale = f"encoder, {layer} below the head", scale * layer_decay**layer
-        decays = not no_bias_decay or (parameter.ndim > 1 and not any(table in name for table in NO_DECAY))
+                part, scale = f"encoder, {layer} below the head", scale * decay**layer
+        is_weight = parameter.ndim > 1 and not any(table in name for table in NO_DECAY)
+        decays = is_weight or not optimizer.no_bias_decay
         key = part if decays else f"{part}, no decay"
         group = {"params": [], "name": key, "lr": lr * scale, "lr_scale": scale}
-        group["weight_decay"] = weight_decay if decays else 0.0
+        group["weight_decay"] = optimizer.weight_decay if decays else 0.0
         groups.setdefault(key, group)["params"].append(parameter)
     return list(groups.values())
 
 
-def layers_below_head(encoder: nn.Module) -> dict[str, int]:
+def layers_below_head(encoder: Any) -> dict[str, int]:
     """Return how many layers each parameter of an encoder lies below the head, by name; the topmost are 1.
 
     What a layer is: for whole timm models what they say themselves, mostly a block (what timm calls the head's own,
     as a last norm, is 0); for an encoder of feature maps, what lies between two of them; else each child.
     """
-    inner, prefix = encoder, ""
+    prefix, inner = "", encoder
     while not hasattr(inner, "group_matcher") and isinstance(getattr(inner, "model", None), nn.Module):
         inner, prefix = inner.model, f"{prefix}model."
     if hasattr(inner, "group_matcher"):
-        names = [(name, None) for name, _ in inner.named_parameters()]
+        names = [name for name, _ in inner.named_parameters()]
         head = "of ours, unknown to the matcher"  # what it does not know, it counts to the head
-        layers = group_with_matcher([*names, (head, None)], inner.group_matcher(coarse=False), reverse=True)
+        named = ((name, None) for name in [*names, head])
+        layers = group_with_matcher(named, inner.group_matcher(coarse=False), reverse=True)
         top = layers.pop(head)
     else:
         layers = _stages(inner)
@@ -109,30 +102,14 @@ def _stages(encoder: nn.Module) -> dict[str, int]:
     return {name: numbers[stage] for name, stage in layers.items()}
 
 
-def build_optimizer(
-    name: str,
-    model: nn.Module,
-    lr: float,
-    *,
-    weight_decay: float = 0.0,
-    encoder_lr_scale: float = 1.0,
-    momentum: float = 0.9,
-    no_bias_decay: bool = True,
-    layer_decay: float | None = None,
-) -> torch.optim.Optimizer:
+def build_optimizer(network: Network, optimizer: Optimizer, lr: float) -> torch.optim.Optimizer:
     """Build ``adamw`` (decoupled decay), ``adam`` (decay added to the gradient) or ``sgd`` (Nesterov momentum)."""
-    if layer_decay is not None and not 0 < layer_decay <= 1:
-        raise ConfigError(f"layer_decay: expected a factor above 0 and at most 1, got {layer_decay}")
-    groups = param_groups(
-        model, lr, weight_decay, encoder_lr_scale, no_bias_decay=no_bias_decay, layer_decay=layer_decay
-    )
-    if name == "adamw":
+    groups = param_groups(network, optimizer, lr)
+    if optimizer.name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, fused=True)
-    if name == "adam":
+    if optimizer.name == "adam":
         return torch.optim.Adam(groups, lr=lr, fused=True)
-    if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=True, fused=True)
-    raise ConfigError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {name!r}")
+    return torch.optim.SGD(groups, lr=lr, momentum=MOMENTUM, nesterov=True, fused=True)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -142,103 +119,59 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """A learning rate for each optimizer step, counted from 0.
+class LearningRate:
+    """The learning rate of each optimizer step, counted from 0; ``schedule`` says its form, ``peak`` its height."""
 
-    kind:
-    ``constant``;
-    ``piecewise``: ``table`` of {first epoch: lr}, as the winners of 2020 give theirs;
-    ``multistep``: lr, then ``factors`` of {first epoch: share of lr}, shares of lr itself and not of the one before;
-    ``step``: lr * ``factor`` ** (epoch // ``every``); He et al. 2018: 0.1 every 30 epochs;
-    ``exponential``: lr * ``factor`` ** epoch, as 0.94;
-    ``cosine``: half a cosine from lr to ``min_lr``;
-    ``poly``: lr * (1 - t / T) ** ``power``, not below ``min_lr``;
-    ``one_cycle``: a cosine from lr / ``div`` up to lr over the share ``peak_at`` of all steps, and another down to
-    lr / ``div`` / ``final_div`` at the last one (Smith and Topin 2017; torch's OneCycleLR);
-    ``plateau``: lr * ``factor`` ** reductions, not below ``min_lr``, see ``Plateau``.
-    In cosine and poly, t and T count the steps after the warmup (He et al. 2018, section 3.3); in the others epochs
-    count from the beginning. Warmup is linear over ``warmup_steps``: step s has (s + 1) / warmup_steps of what would
-    follow it; one_cycle is its own warmup.
-    """
+    schedule: Schedule
+    peak: float
+    epochs: int
+    steps_per_epoch: int
 
-    kind: str
-    total_steps: int
-    lr: float = 0.0
-    steps_per_epoch: int = 1
-    table: Mapping[int, float] = field(default_factory=dict)
-    factors: Mapping[int, float] = field(default_factory=dict)
-    warmup_steps: int = 0
-    min_lr: float = 0.0
-    power: float = 0.9
-    factor: float | None = None
-    every: int = 1
-    peak_at: float = 0.3
-    div: float = 25.0
-    final_div: float = 1e4
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ConfigError(f"schedule: expected one of {', '.join(KINDS)}, got {self.kind!r}")
-        if self.kind == "piecewise" and 0 not in self.table:
-            raise ConfigError(f"schedule: expected a table of epoch: lr with an entry for epoch 0, got {self.table}")
-        if self.kind == "multistep" and (min(self.factors, default=0) < 1 or min(self.factors.values()) < 0):
-            raise ConfigError(
-                f"schedule: expected factors of epoch: share of lr, from epoch 1 on and at least 0, got {self.factors}"
-            )
-        if self.kind in ("step", "exponential", "plateau") and not (self.factor and 0 < self.factor <= 1):
-            raise ConfigError(f"schedule: {self.kind} needs a factor above 0 and at most 1, got {self.factor}")
-        if self.every < 1:
-            raise ConfigError(f"schedule: expected steps every 1 epoch or more, got {self.every}")
-        if self.kind == "one_cycle" and (not 0 <= self.peak_at <= 1 or min(self.div, self.final_div) <= 0):
-            raise ConfigError(
-                "schedule: one_cycle needs peak_at in 0..1 and divisors above 0, got "
-                f"{self.peak_at}, {self.div}, {self.final_div}"
-            )
-        if self.kind == "one_cycle" and self.warmup_steps:
-            raise ConfigError("schedule: one_cycle rises by itself; set the warmup to 0 and use peak_at")
-        if self.kind != "piecewise" and self.lr <= 0:
-            raise ConfigError(f"schedule: expected lr above 0, got {self.lr}")
-        if self.total_steps < 1 or self.steps_per_epoch < 1 or self.warmup_steps < 0:
-            raise ConfigError(f"schedule: expected at least one step and no negative warmup, got {self}")
-
-    @property
-    def peak(self) -> float:
-        """The learning rate that the schedule starts from after its warmup."""
-        return self.table[0] if self.kind == "piecewise" else self.lr
-
-    def lr_at(self, step: int, reductions: int = 0) -> float:
+    def at(self, step: int, reductions: int = 0) -> float:
         """Return the learning rate of optimizer step ``step``, after so many ``reductions`` of a plateau."""
         warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        return warmup * self._lr_without_warmup(step, reductions)
+        return warmup * self._without_warmup(step, reductions)
 
-    def _lr_without_warmup(self, step: int, reductions: int) -> float:
-        epoch = step // self.steps_per_epoch
-        if self.kind == "piecewise":
-            return _latest(self.table, epoch)
-        if self.kind == "multistep":
-            return self.lr * _latest({0: 1.0, **self.factors}, epoch)
-        if self.kind == "constant":
-            return self.lr
-        if self.kind == "step":
-            return self.lr * self.factor ** (epoch // self.every)
-        if self.kind == "exponential":
-            return self.lr * self.factor**epoch
-        if self.kind == "plateau":
-            return max(self.min_lr, self.lr * self.factor**reductions)
-        if self.kind == "one_cycle":
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of the linear ramp."""
+        return round(self.schedule.warmup_epochs * self.steps_per_epoch)
+
+    @property
+    def total_steps(self) -> int:
+        """All steps of the training."""
+        return self.epochs * self.steps_per_epoch
+
+    def _without_warmup(self, step: int, reductions: int) -> float:
+        asked, epoch = self.schedule, step // self.steps_per_epoch
+        factor = asked.factor or 1.0  # the kinds that use it insist on it
+        if asked.kind == "piecewise":
+            return _latest(asked.table or {}, epoch)
+        if asked.kind == "multistep":
+            return self.peak * _latest({0: 1.0, **(asked.factors or {})}, epoch)
+        if asked.kind == "constant":
+            return self.peak
+        if asked.kind == "step":
+            return self.peak * factor ** (epoch // asked.every)
+        if asked.kind == "exponential":
+            return self.peak * factor**epoch
+        if asked.kind == "plateau":
+            return max(asked.min_lr, self.peak * factor**reductions)
+        if asked.kind == "one_cycle":
             return self._one_cycle(min(step, self.total_steps - 1))
         length = max(1, self.total_steps - self.warmup_steps)
         t = min(max(0, step - self.warmup_steps), length) / length  # 0..1
-        if self.kind == "cosine":
-            return _cosine(self.lr, self.min_lr, t)
-        return max(self.min_lr, self.lr * (1 - t) ** self.power)
+        if asked.kind == "cosine":
+            return _cosine(self.peak, asked.min_lr, t)
+        return max(asked.min_lr, self.peak * (1 - t) ** asked.power)
 
     def _one_cycle(self, step: int) -> float:
-        first = self.lr / self.div
-        top, end = self.peak_at * self.total_steps - 1, self.total_steps - 1  # torch's positions, top not rounded
+        asked = self.schedule
+        first = self.peak / asked.div
+        top, end = asked.peak_at * self.total_steps - 1, self.total_steps - 1  # torch's positions, top not rounded
         if 0 < top and step <= top:
-            return _cosine(first, self.lr, step / top)
-        return _cosine(self.lr, first / self.final_div, (step - top) / (end - top) if end > top else 0.0)
+            return _cosine(first, self.peak, step / top)
+        return _cosine(self.peak, first / asked.final_div, (step - top) / (end - top) if end > top else 0.0)
 
 
 @dataclass
@@ -252,10 +185,6 @@ class Plateau:
     best: float | None = None
     since_best: int = 0
     reductions: int = 0
-
-    def __post_init__(self) -> None:
-        if self.patience < 1:
-            raise ConfigError(f"schedule: plateau needs a patience of at least 1 validation, got {self.patience}")
 
     def update(self, score: float) -> bool:
         """Take the score of a validation; tell whether the learning rate falls now."""
@@ -286,7 +215,7 @@ def _latest(values: Mapping[int, float], epoch: int) -> float:
     return values[max(first for first in values if first <= epoch)]
 
 
-def freeze(module: nn.Module) -> None:
+def freeze(module: Any) -> None:
     """Stop ``module`` from learning: no gradients, and evaluation mode (norm statistics, dropout) in every forward.
 
     The mode is set again at each forward, so a later ``model.train()`` does not undo it. Under DDP, wrap the model
@@ -298,7 +227,7 @@ def freeze(module: nn.Module) -> None:
         module.freeze_hook = module.register_forward_pre_hook(_evaluate)
 
 
-def unfreeze(module: nn.Module) -> None:
+def unfreeze(module: Any) -> None:
     """Let a frozen ``module`` learn again, in the mode of the next ``model.train()``."""
     if is_frozen(module):
         module.requires_grad_(True)

@@ -1,6 +1,5 @@
 """The resumable state of a training run: everything the next step depends on, in one atomically replaced file."""
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 
 from lib.errors import ArtifactError
+from lib.files import whole_file
 
 STATE = "last.pt"
 
@@ -17,12 +17,8 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     state = {**state, "rng": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda_rng"] = torch.cuda.get_rng_state()
-    temporary = folder / (STATE + ".tmp")
-    with open(temporary, "wb") as stream:
+    with whole_file(folder / STATE, "wb") as stream:
         torch.save(state, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, folder / STATE)
 
 
 def load(folder: Path) -> dict[str, Any] | None:

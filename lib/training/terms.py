@@ -9,7 +9,9 @@ hard pixels are mined, each process mines its own.
 Binary and multiclass pixels have one class each (sigmoid is the softmax of two); multilabel classes are yes-or-no
 questions of their own, as are the classes of a multiclass focal loss of mode ``one_vs_rest``.
 
-Longer than 300 lines because the terms of the three kinds share their sums and are compared side by side.
+The terms, beside the usual dice, focal, ce, bce, jaccard, tversky and lovasz: of exclusive classes, ``foreground_bce``
+and ``foreground_dice`` ask only whether there is any foreground (class 0 is the background), ``class_ce`` and
+``class_dice`` which class of the foreground it is.
 """
 
 from collections.abc import Callable
@@ -20,9 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lib.config.sections import Loss
+
 MIN_CLASS_PIXELS = 10
-"""A class with no more target pixels than this in the batch has no part in ``damage_dice``, as in 2020."""
-SMOOTHING_FORMS = ("paper", "torch")
+"""A class with no more target pixels than this in the batch has no part in ``class_dice``, as in 2020."""
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -38,14 +41,8 @@ class Pixels:
     valid: Tensor  # (B, H, W) bool
     weights: Tensor  # (C,) float32
     alphas: Tensor  # (2, C) float32, of the focal term: where a class is not the truth, and where it is
-    gamma: float
-    alpha: float
-    beta: float
     epsilon: float
-    smoothing: float
-    smoothing_form: str
-    ohem: float | None
-    ohem_min: int
+    loss: Loss
     reduce: Reduce
 
     @cached_property
@@ -55,9 +52,10 @@ class Pixels:
 
     def smoothed(self, classes: int) -> tuple[float, float]:
         """Return what label smoothing gives to the true class and to each other one, of so many."""
-        if self.smoothing_form == "paper":
-            return 1 - self.smoothing, self.smoothing / (classes - 1)
-        return 1 - self.smoothing + self.smoothing / classes, self.smoothing / classes
+        smoothing = self.loss.smoothing
+        if self.loss.smoothing_form == "paper":
+            return 1 - smoothing, smoothing / (classes - 1)
+        return 1 - smoothing + smoothing / classes, smoothing / classes
 
 
 def cross_entropy(pixels: Pixels) -> Tensor:
@@ -67,7 +65,7 @@ def cross_entropy(pixels: Pixels) -> Tensor:
     """
     weights = pixels.weights[pixels.target]  # (B, H, W)
     losses = weights * -_at_target(pixels)
-    if pixels.smoothing:
+    if pixels.loss.smoothing:
         true, other = pixels.smoothed(len(pixels.weights))
         all_classes = -(pixels.weights[:, None, None] * pixels.log_probs).sum(1)
         losses = (true - other) * losses + other * all_classes
@@ -80,7 +78,7 @@ def focal(pixels: Pixels) -> Tensor:
 
     Alpha multiplies the loss of a pixel and, unlike its class weight, has no part in the denominator.
     """
-    return _weighted_mean(pixels, pixels.alphas[1][pixels.target] * _focal(_at_target(pixels), pixels.gamma))
+    return _weighted_mean(pixels, pixels.alphas[1][pixels.target] * _focal(_at_target(pixels), pixels.loss.focal_gamma))
 
 
 def bce_one_vs_rest(pixels: Pixels) -> Tensor:
@@ -90,7 +88,7 @@ def bce_one_vs_rest(pixels: Pixels) -> Tensor:
     """
     weights = pixels.weights[:, None, None]
     losses = -log_answer(pixels.logits, pixels.truth)  # (B, C, H, W)
-    if pixels.smoothing:
+    if pixels.loss.smoothing:
         true, other = pixels.smoothed(2)
         losses = true * losses - other * log_answer(pixels.logits, ~pixels.truth)
     losses = weights * losses
@@ -101,12 +99,15 @@ def bce_one_vs_rest(pixels: Pixels) -> Tensor:
 def focal_one_vs_rest(pixels: Pixels) -> Tensor:
     """Focal loss of each class against the rest by its own sigmoid, mean as ``bce_one_vs_rest``."""
     alpha = torch.where(pixels.truth, pixels.alphas[1, :, None, None], pixels.alphas[0, :, None, None])  # (B, C, H, W)
-    return _weighted_mean_of_classes(pixels, alpha * _focal(log_answer(pixels.logits, pixels.truth), pixels.gamma))
+    return _weighted_mean_of_classes(
+        pixels, alpha * _focal(log_answer(pixels.logits, pixels.truth), pixels.loss.focal_gamma)
+    )
 
 
 def foreground_dice(pixels: Pixels) -> Tensor:
-    """1 - soft Dice of the foreground over the whole batch (binary)."""
-    return _dice(pixels, pixels.probs[:, 1:], pixels.truth[:, 1:])[0].squeeze()
+    """1 - soft Dice of "any class but the background" over the whole batch, with probability 1 - p(background)."""
+    foreground = pixels.probs[:, 1:].sum(1, keepdim=True)
+    return _dice(pixels, foreground, (pixels.target > 0)[:, None])[0].squeeze()
 
 
 def mean_dice(pixels: Pixels) -> Tensor:
@@ -114,23 +115,18 @@ def mean_dice(pixels: Pixels) -> Tensor:
     return _mean_present(*_dice(pixels, pixels.probs, pixels.truth))
 
 
-def damage_dice(pixels: Pixels) -> Tensor:
+def class_dice(pixels: Pixels) -> Tensor:
     """1 - soft Dice of each foreground class with more than ten target pixels, summed, over their full number."""
     losses, counts = _dice(pixels, pixels.probs[:, 1:], pixels.truth[:, 1:])
     return (losses * (counts > MIN_CLASS_PIXELS)).mean()
 
 
-def building_dice(pixels: Pixels) -> Tensor:
-    """1 - soft Dice of "any class but the background", with probability 1 - p(background)."""
-    foreground = pixels.probs[:, 1:].sum(1, keepdim=True)
-    return _dice(pixels, foreground, (pixels.target > 0)[:, None])[0].squeeze()
-
-
-def damage_ce(pixels: Pixels) -> Tensor:
+def class_ce(pixels: Pixels) -> Tensor:
     """Cross-entropy over the foreground classes alone, at foreground pixels: which class, given that there is one.
 
-    The metric looks at damage only where the truth has a building; with ``building_bce`` this is the cross-entropy of
-    all classes in two parts, each with its own mean, so that the many background pixels do not drown the rare classes.
+    For metrics that look at classes only where the truth has foreground, as xView2's at damage. With
+    ``foreground_bce`` it is the cross-entropy of all classes in two parts, each with its own mean, so that the many
+    background pixels do not drown the rare classes.
     """
     foreground = pixels.target > 0
     given = pixels.log_probs[:, 1:] - torch.logsumexp(pixels.log_probs[:, 1:], dim=1, keepdim=True)
@@ -138,7 +134,7 @@ def damage_ce(pixels: Pixels) -> Tensor:
     return _weighted_mean(pixels, -log_p, pixels.weights[pixels.target] * foreground)
 
 
-def building_bce(pixels: Pixels) -> Tensor:
+def foreground_bce(pixels: Pixels) -> Tensor:
     """Binary cross-entropy of "any class but the background", unweighted mean over pixels."""
     foreground = torch.logsumexp(pixels.log_probs[:, 1:], dim=1)
     log_p = torch.where(pixels.target > 0, foreground, pixels.log_probs[:, 0])
@@ -147,22 +143,22 @@ def building_bce(pixels: Pixels) -> Tensor:
 
 def foreground_jaccard(pixels: Pixels) -> Tensor:
     """1 - soft IoU of the foreground over the whole batch (binary)."""
-    return _tversky(pixels, pixels.probs[:, 1:], pixels.truth[:, 1:], 1, 1)[0].squeeze()
+    return _tversky(pixels, pixels.probs[:, 1:], pixels.truth[:, 1:])[0].squeeze()
 
 
 def mean_jaccard(pixels: Pixels) -> Tensor:
     """1 - soft IoU over the batch, mean of the classes that have target pixels."""
-    return _mean_present(*_tversky(pixels, pixels.probs, pixels.truth, 1, 1))
+    return _mean_present(*_tversky(pixels, pixels.probs, pixels.truth))
 
 
 def foreground_tversky(pixels: Pixels) -> Tensor:
     """1 - soft Tversky index (Salehi et al. 2017) of the foreground over the whole batch (binary)."""
-    return _tversky(pixels, pixels.probs[:, 1:], pixels.truth[:, 1:], pixels.alpha, pixels.beta)[0].squeeze()
+    return _tversky(pixels, pixels.probs[:, 1:], pixels.truth[:, 1:], pixels.loss)[0].squeeze()
 
 
 def mean_tversky(pixels: Pixels) -> Tensor:
     """1 - soft Tversky index over the batch, mean of the classes that have target pixels."""
-    return _mean_present(*_tversky(pixels, pixels.probs, pixels.truth, pixels.alpha, pixels.beta))
+    return _mean_present(*_tversky(pixels, pixels.probs, pixels.truth, pixels.loss))
 
 
 def lovasz_hinge(pixels: Pixels) -> Tensor:
@@ -193,10 +189,10 @@ TERMS = {
         "dice": mean_dice,
         "focal": focal,
         "ce": cross_entropy,
-        "damage_ce": damage_ce,
-        "damage_dice": damage_dice,
-        "building_bce": building_bce,
-        "building_dice": building_dice,
+        "class_ce": class_ce,
+        "class_dice": class_dice,
+        "foreground_bce": foreground_bce,
+        "foreground_dice": foreground_dice,
         "jaccard": mean_jaccard,
         "tversky": mean_tversky,
         "lovasz": lovasz_softmax,
@@ -211,6 +207,14 @@ TERMS = {
     },
 }
 """Kind -> name -> term; ``boundary_bce`` is a further one of every kind."""
+
+ALIASES = {
+    "damage_ce": "class_ce",
+    "damage_dice": "class_dice",
+    "building_bce": "foreground_bce",
+    "building_dice": "foreground_dice",
+}
+"""Older names of terms in experiment files; logs call a term as its experiment does."""
 
 
 def _at_target(pixels: Pixels) -> Tensor:
@@ -253,9 +257,9 @@ def hardest(losses: Tensor, valid: Tensor, share: float, least: int) -> Tensor:
 
 def _mined(pixels: Pixels, losses: Tensor) -> Tensor:
     """Tell which pixels count for a term whose weighted losses (B, H, W) are these: (B, H, W) bool."""
-    if pixels.ohem is None:
+    if pixels.loss.ohem is None:
         return pixels.valid
-    return hardest(losses, pixels.valid, pixels.ohem, pixels.ohem_min)
+    return hardest(losses, pixels.valid, pixels.loss.ohem, pixels.loss.ohem_min)
 
 
 def mean(losses: Tensor, weights: Tensor, reduce: Reduce) -> Tensor:
@@ -280,8 +284,9 @@ def _dice(pixels: Pixels, probs: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]
     return 1 - (2 * overlap + pixels.epsilon) / (predicted + true + pixels.epsilon), true
 
 
-def _tversky(pixels: Pixels, probs: Tensor, truth: Tensor, alpha: float, beta: float) -> tuple[Tensor, Tensor]:
-    """As ``_dice``, of the Tversky index: alpha weighs false positives, beta false negatives; 1 and 1 is the IoU."""
+def _tversky(pixels: Pixels, probs: Tensor, truth: Tensor, weights: Loss | None = None) -> tuple[Tensor, Tensor]:
+    """As ``_dice``, of the Tversky index, with the weights of false positives and negatives; both 1 is the IoU."""
+    alpha, beta = (weights.tversky_alpha, weights.tversky_beta) if weights else (1, 1)
     overlap, predicted, true = _areas(pixels, probs, truth)
     union = overlap + alpha * (predicted - overlap) + beta * (true - overlap)
     return 1 - (overlap + pixels.epsilon) / (union + pixels.epsilon), true

@@ -111,7 +111,7 @@ def _objects(rng: np.random.Generator, shape: tuple[int, int], radius: tuple[flo
         discs = np.zeros((len(centres), *shape), np.uint8)
         for disc, centre in zip(discs, centres):
             cv2.ellipse(disc, centre, axes, float(np.degrees(angle)), 0, 360, 1, cv2.FILLED)
-        together = discs.any(axis=0)
+        together = np.any(discs, axis=0)
         if not together.any() or not free[together].all():
             continue
         distances = [(columns - cx) ** 2 + (rows - cy) ** 2 for cx, cy in centres]
@@ -122,7 +122,7 @@ def _objects(rng: np.random.Generator, shape: tuple[int, int], radius: tuple[flo
                 count += 1
                 labels[mine] = count
         margin = np.ones((2 * round(4 * scale) + 1,) * 2, np.uint8)
-        free &= 1 - cv2.dilate(together.astype(np.uint8), margin)
+        free[cv2.dilate(together.astype(np.uint8), margin) > 0] = 0
     return labels
 
 
@@ -137,7 +137,7 @@ def _picture(rng: np.random.Generator, labels: np.ndarray, stain: Stain, ordinal
     picture[inside] = np.array(stain.object, np.float32) * gain[inside, None]
     edge = inside & (cv2.erode(labels.astype(np.float32), np.ones((3, 3))) != labels)
     picture[edge] = 0.6 * picture[edge] + 0.4 * np.array(stain.ground, np.float32)  # rims are thin: touching ones part
-    picture = cv2.GaussianBlur(picture, (0, 0), 0.7)
+    picture = cv2.GaussianBlur(picture, (0, 0), 0.7).astype(np.float32, copy=False)
     picture += rng.normal(0, stain.noise, shape)[..., None] if ordinal % 2 else rng.normal(0, stain.noise, (*shape, 3))
     picture = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
     return np.repeat(picture[..., 1:2], 3, axis=2) if ordinal % 2 else picture  # fluorescence is grey

@@ -118,7 +118,7 @@ def _recapture(frame: np.ndarray, screen: dict, t: int) -> np.ndarray:
     shown = frame * (0.88, 0.95, 1.06) + stripes
     filmed = cv2.warpAffine(_clip(shown), screen["place"], (width, height), borderValue=(18, 18, 22))
     _, packed = cv2.imencode(".jpg", filmed, [cv2.IMWRITE_JPEG_QUALITY, 55])  # three channels, whatever their order
-    return cv2.imdecode(packed, cv2.IMREAD_COLOR).astype(np.float32)
+    return np.asarray(cv2.imdecode(packed, cv2.IMREAD_COLOR), np.float32)
 
 
 def _clip(frame: np.ndarray) -> np.ndarray:
@@ -132,7 +132,7 @@ def _write(path: Path, frames: list[np.ndarray]) -> None:
         for number, frame in enumerate(frames, 1):
             write_png(path / f"{number}.png", frame)  # 10.png sorts before 2.png as text
         return
-    code = cv2.VideoWriter_fourcc(*{".mp4": "mp4v", ".avi": "MJPG"}[path.suffix])
+    code = cv2.VideoWriter.fourcc(*{".mp4": "mp4v", ".avi": "MJPG"}[path.suffix])
     stream = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, code, FPS, frames[0].shape[1::-1])
     for frame in frames:
         stream.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))

@@ -16,7 +16,7 @@ import json
 import math
 import uuid
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 import rasterio
 import shapely
+from numpy.typing import ArrayLike
 from rasterio.transform import Affine
 from shapely.geometry import Polygon
 
@@ -237,7 +238,7 @@ class House:
     uid: str
     subtype: str = SUBTYPES[0]
 
-    def place(self, points: Sequence[tuple[float, float]]) -> np.ndarray:
+    def place(self, points: ArrayLike) -> np.ndarray:
         """Turn points (along, back) from the centre into pixels: (V, 2)."""
         return _placed(self.frame, points)
 
@@ -253,7 +254,8 @@ class Plan:
     houses: list[House]
     harm: np.ndarray
     trees: np.ndarray
-    lights: tuple[Light, Light]
+    lights: tuple[Light, ...]
+    """Before, after."""
     minute: int
     cloud: tuple[np.ndarray, float] | None
 
@@ -291,7 +293,7 @@ def _houses(rng: np.random.Generator, event: Event, streets: Streets, size: int)
     for k in range(int(v.min() // BLOCK) - 1, int(v.max() // BLOCK) + 3):
         for side in (-1, 1):
             for cell in range(int(u.min() // CELL), int(u.max() // CELL) + 1):
-                kind = rng.choice(["houses", "row", "hall"], p=[0.8, 0.12, 0.08])
+                kind = str(rng.choice(["houses", "row", "hall"], p=[0.8, 0.12, 0.08]))
                 middle, row_colour = (cell + 0.5) * CELL, ROOFS[0][rng.integers(len(ROOFS[0]))]
                 for offset, length, depth, shape in _lots(rng, kind, event.built):
                     at = middle if kind == "row" else middle + offset  # a row is straight where the street bends
@@ -405,7 +407,7 @@ def _trees(rng: np.random.Generator, event: Event, streets: Streets, houses: lis
     xy, radius = rng.uniform(0, size, (count, 2)), rng.uniform(4.5, 10.5, (count, 1, 1))
     crowns = np.concatenate([xy[:, None] + rng.normal(0, 0.45, (count, 5, 2)) * radius, radius.repeat(5, 1)], axis=2)
     crowns[:, 0, :2] = xy
-    taken = np.zeros((size, size), np.uint8)
+    taken: np.ndarray = np.zeros((size, size), np.uint8)
     for house in houses:
         _fill(taken, house.outline, 255)
     taken = cv2.dilate(taken, np.ones((9, 9), np.uint8))
@@ -420,7 +422,7 @@ def _unit(angle: float) -> np.ndarray:
     return np.array([math.cos(angle), math.sin(angle)])
 
 
-def _placed(frame: tuple, points: Sequence[tuple[float, float]]) -> np.ndarray:
+def _placed(frame: tuple, points: ArrayLike) -> np.ndarray:
     centre, along, back = frame
     return centre + np.asarray(points, float) @ np.array([along, back])  # (V, 2)
 
@@ -503,7 +505,7 @@ def _stand(plan: Plan, ground: np.ndarray, fine: np.ndarray, after: bool) -> np.
         at = int(16 * crown_x), int(16 * crown_y)
         for shrink, level in ((0.75, 120), (0.45, 190)):
             cv2.circle(canopy, at, int(16 * radius * shrink), level, cv2.FILLED, cv2.LINE_AA, 4)
-    fall = np.float32([[1, 0, -7 * sun[0]], [0, 1, -7 * sun[1]]])
+    fall = np.array([[1, 0, -7 * sun[0]], [0, 1, -7 * sun[1]]], np.float32)
     shade = cv2.threshold(cv2.warpAffine(canopy, fall, (size, size)), 60, 255, cv2.THRESH_BINARY)[1]
     roofs = np.zeros((size, size), np.uint8)
     for house, subtype in zip(plan.houses, state, strict=True):
@@ -583,7 +585,7 @@ def _torn_side(rng: np.random.Generator, house: House) -> list[tuple[float, floa
 def _confetti(rng: np.random.Generator, plan: Plan) -> np.ndarray:
     """Return a picture full of debris in the event's colours, light and dark."""
     n = plan.size // 2 + 1
-    pieces = np.array(plan.event.rubble, np.uint8)[rng.integers(len(plan.event.rubble), size=(n, n))]
+    pieces: np.ndarray = np.array(plan.event.rubble, np.uint8)[rng.integers(len(plan.event.rubble), size=(n, n))]
     pieces = cv2.resize(pieces, (2 * n, 2 * n), interpolation=cv2.INTER_LINEAR)[: plan.size, : plan.size]
     return _lit(cv2.GaussianBlur(pieces, (0, 0), 0.7), 0.92 + 0.14 * _noise(rng, plan.size, 6))
 
@@ -597,7 +599,7 @@ def _expose(plan: Plan, picture: np.ndarray, after: bool) -> np.ndarray:
             (cx, cy), radius = plan.cloud
             thick = 1.25 - np.hypot(x - cx, y - cy) / radius + 0.12 * _noise(rng, size, 30, 12)
             picture = _blend(picture, np.full_like(picture, 236), np.clip(2.5 * thick, 0, 0.97))
-        shift = np.float32([[1, 0, rng.uniform(-2, 2)], [0, 1, rng.uniform(-2, 2)]])
+        shift = np.array([[1, 0, rng.uniform(-2, 2)], [0, 1, rng.uniform(-2, 2)]], np.float32)
         picture = cv2.warpAffine(picture, shift, (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
     picture = cv2.GaussianBlur(picture, (0, 0), 0.65).astype(np.float32)
     picture *= (light.gain * (1 + 0.03 * _noise(rng, size, 500)[..., None])).astype(np.float32)
@@ -627,11 +629,11 @@ def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
     return axis[None], axis[:, None]
 
 
-def _paint(field: np.ndarray, colours: Sequence[Sequence[float]]) -> np.ndarray:
+def _paint(field: np.ndarray, colours: ArrayLike) -> np.ndarray:
     """Colour a field: -2.5 becomes the first colour, 2.5 the last, in between they run into each other."""
-    ramp = np.column_stack(
-        [np.interp(np.linspace(0, 1, 256), np.linspace(0, 1, len(colours)), band) for band in np.transpose(colours)]
-    )
+    bands = np.transpose(colours)
+    places = np.linspace(0, 1, bands.shape[1])
+    ramp = np.column_stack([np.interp(np.linspace(0, 1, 256), places, band) for band in bands])
     levels = cv2.convertScaleAbs(np.clip(field + 2.5, 0, 5), alpha=51)
     return cv2.LUT(cv2.merge([levels] * 3), np.clip(ramp, 0, 255).astype(np.uint8)[None])  # (H, W, 3)
 
@@ -652,12 +654,12 @@ def _soft(depth: np.ndarray) -> np.ndarray:
     return np.clip(depth + 0.5, 0, 1)
 
 
-def _box(centre: Sequence[float], half: Sequence[float]) -> list[tuple[float, float]]:
+def _box(centre: Iterable[float], half: Iterable[float]) -> list[tuple[float, float]]:
     (x, y), (a, b) = centre, half
     return [(x - a, y - b), (x + a, y - b), (x + a, y + b), (x - a, y + b)]
 
 
-def _fill(canvas: np.ndarray, polygon: np.ndarray, colour: float | np.ndarray) -> None:
+def _fill(canvas: np.ndarray, polygon: np.ndarray, colour: ArrayLike) -> None:
     """Fill a polygon of (x, y) pixels with smooth edges, in place."""
-    colour = np.atleast_1d(colour).tolist()
-    cv2.fillPoly(canvas, [np.rint(np.asarray(polygon) * 16).astype(np.int32)], colour, cv2.LINE_AA, 4)
+    corners = np.rint(np.asarray(polygon) * 16).astype(np.int32)
+    cv2.fillPoly(canvas, [corners], np.atleast_1d(colour).tolist(), cv2.LINE_AA, 4)

@@ -3,29 +3,44 @@
 A dataset is an endless stream of samples, ``dataset[0], dataset[1], ...``. Sample i is a function of (seed, i) alone,
 so the stream is the same for any number of workers and ranks, and after a resume. Each round through ``order`` is a
 new permutation. An epoch is a stretch of the stream, and ``BatchSampler`` deals it out.
-
-Longer than 300 lines because crops of scenes and frames of videos are two answers to the same questions.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from lib.competitions.contract import Scene
+from lib.config.sections import Sampling
 from lib.errors import ConfigError, DataError
 from lib.scenes.augment import Augment, Focus
 from lib.tasks import IGNORE, Task
 
-CACHES = ("none", "memory")
-FOCUS_FIRST = ("scene", "class")
 ORDER, SAMPLE, BALANCE = 0, 1, 2
 """Names of the random streams: one draws the permutations, one the crops, one the classes and their scenes."""
 
-Teacher = Callable[[Any], np.ndarray]
-"""scene -> levels (C, H, W) uint8 of another network, at the size of its target; of a label (C, 1, F)."""
+Images = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What samples are made of; loader processes must be able to pickle its functions."""
+
+    task: Task
+    scenes: Sequence[Scene]
+    images: Sequence[str]
+    """Names of the n images of a sample, stacked in this order."""
+    read: Callable[[Scene, str], np.ndarray]
+    """(scene, image name) -> (H, W, 3) uint8; of a label's scene, frames (F, H, W, 3) uint8."""
+    target: Callable[[Scene], np.ndarray]
+    """scene -> (H, W) uint8 in the form of the task, 255 = ignored; a label's is (1, 1)."""
+    order: Sequence[int] | None = None
+    """Scene indices of one round, with repetitions (``repeat_scenes``); none: each once."""
+    teacher: Callable[[Scene], np.ndarray] | None = None
+    """scene -> levels (C, H, W) uint8 of another network, at the size of its target; of a label (C, 1, F)."""
 
 
 def repeat_scenes(strata: Sequence[Mapping[str, bool]], repeat: Sequence[str] = (), multiplier: int = 1) -> list[int]:
@@ -71,42 +86,30 @@ def components(mask: np.ndarray, value: int) -> list[Focus]:
 class SampleStream(Dataset):
     """An endless stream of samples {"image", "target", "id"}: which scene comes when.
 
-    order: scene indices of one round, with repetitions (``repeat_scenes``); default: each once. samples_per_epoch:
-    length of an epoch where it is not one round. cache: "memory" decodes all scenes at once, before workers are forked,
-    which then share them; "none" decodes each time. teacher: adds {"teacher": levels uint8}, (C, h, w) cut like the
-    target, of a label (C, 1, 1). A subclass says what ``decode`` and ``sample`` are.
+    ``sampling.samples`` is the length of an epoch where it is not one round. cache: "memory" decodes all scenes at
+    once, before workers are forked, which then share them; "none" decodes each time. A teacher adds {"teacher": levels
+    uint8}, (C, h, w) cut like the target, of a label (C, 1, 1). A subclass says what ``decode`` and ``sample`` are.
     OpenCV is set to one thread: samples are made in parallel, not their pixels.
     """
 
-    def __init__(
-        self,
-        scenes: Sequence[Any],
-        *,
-        seed: int,
-        order: Sequence[int] | None,
-        samples_per_epoch: int | None,
-        cache: str,
-        teacher: Teacher | None = None,
-    ):
-        if not scenes:
+    def __init__(self, data: TrainingSet, augment: Augment, sampling: Sampling, seed: int, cache: str = "none"):
+        if not data.scenes:
             raise DataError("training scenes: expected at least one, got none; check the folds")
-        if cache not in CACHES:
-            raise ConfigError(f"cache: expected one of {', '.join(CACHES)}, got {cache!r}")
         cv2.setNumThreads(1)  # here and not in a forked worker, which would wait forever for threads it did not inherit
-        self.scenes, self.seed, self.teacher = scenes, seed, teacher
-        self.order = np.arange(len(scenes)) if order is None else np.asarray(order)
-        self.samples_per_epoch = samples_per_epoch or len(self.order)
-        self.decoded = [self.decode(scene) for scene in scenes] if cache == "memory" else None
+        self.data, self.augment, self.sampling, self.seed = data, augment, sampling, seed
+        self.scenes, self.images = data.scenes, tuple(data.images)
+        self.order = np.arange(len(self.scenes)) if data.order is None else np.asarray(data.order)
+        self.decoded = [self.decode(scene) for scene in self.scenes] if cache == "memory" else None
         self.rounds: dict[tuple[int, ...], tuple[int, np.ndarray]] = {}
 
     def __len__(self) -> int:
-        return self.samples_per_epoch
+        return self.sampling.samples or len(self.order)
 
-    def decode(self, scene: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def decode(self, scene: Scene) -> tuple[Images, np.ndarray]:
         """Read images and target of a scene."""
         raise NotImplementedError
 
-    def images_of(self, index: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def images_of(self, index: int) -> tuple[Images, np.ndarray]:
         """Return images and target of the scene at ``index``, from memory or from disk."""
         return self.decoded[index] if self.decoded else self.decode(self.scenes[index])
 
@@ -114,7 +117,7 @@ class SampleStream(Dataset):
         """Return the index of the scene that a sample of the stream is cut from."""
         return self.deal((ORDER,), self.order, sample)
 
-    def deal(self, stream: tuple[int, ...], entries: Sequence[int], number: int) -> int:
+    def deal(self, stream: tuple[int, ...], entries: Sequence[int] | np.ndarray, number: int) -> int:
         """Return entry ``number`` of endless rounds through ``entries``, each round newly shuffled."""
         round_, position = divmod(number, len(entries))
         if self.rounds.get(stream, (-1,))[0] != round_:
@@ -126,11 +129,11 @@ class SampleStream(Dataset):
         """Stack named images (h, w, 3) as one tensor (3n, h, w) uint8."""
         return torch.from_numpy(np.stack([plane for name in names for plane in cv2.split(images[name])]))
 
-    def teach(self, scene: Any, shape: tuple[int, int]) -> dict[str, np.ndarray]:
+    def teach(self, scene: Scene, shape: tuple[int, int]) -> dict[str, np.ndarray]:
         """Return the teacher's levels of a scene, a plane (H, W) per channel. DataError where they are not of shape."""
-        if self.teacher is None:
+        if self.data.teacher is None:
             return {}
-        levels = self.teacher(scene)
+        levels = self.data.teacher(scene)
         if levels.ndim != 3 or levels.shape[1:] != shape or levels.dtype != np.uint8:
             raise DataError(
                 f"scene {scene.id}, teacher: expected levels uint8 (C, {shape[0]}, {shape[1]}), got "
@@ -142,34 +145,16 @@ class SampleStream(Dataset):
 class FrameDataset(SampleStream):
     """Serve augmented frames with their label: {"image": (3n, h, w) uint8, "target": (1, 1) uint8, "id": str}.
 
-    read: (scene, image name) -> (F, H, W, 3) uint8. target: scene -> (1, 1) uint8. A sample is one frame, each equally
-    likely. balance: draw the class first and then a scene of it, so that every class comes equally often: each once in
-    every round of as many samples as there are classes, its scenes in turn as ``order`` has them, newly shuffled each
-    time through; scenes without a label never come. The other arguments are as in ``CropDataset``.
+    A sample is one frame, each equally likely. ``sampling.balance``: draw the class first and then a scene of it, so
+    that every class comes equally often: each once in every round of as many samples as there are classes, its scenes
+    in turn as ``order`` has them, newly shuffled each time through; scenes without a label never come.
     """
 
-    def __init__(
-        self,
-        read: Callable[[Any, str], np.ndarray],
-        target: Callable[[Any], np.ndarray],
-        scenes: Sequence[Any],
-        images: Sequence[str],
-        augment: Augment,
-        *,
-        seed: int,
-        order: Sequence[int] | None = None,
-        samples_per_epoch: int | None = None,
-        cache: str = "none",
-        balance: bool = False,
-        teacher: Teacher | None = None,
-    ):
-        self.read, self.target, self.images, self.augment = read, target, tuple(images), augment
-        super().__init__(
-            scenes, seed=seed, order=order, samples_per_epoch=samples_per_epoch, cache=cache, teacher=teacher
-        )
-        self.members = self.find_members() if balance else {}
+    def __init__(self, data: TrainingSet, augment: Augment, sampling: Sampling, seed: int, cache: str = "none"):
+        super().__init__(data, augment, sampling, seed, cache)
+        self.members = self.find_members() if sampling.balance else {}
 
-    def __getitem__(self, sample: int) -> dict[str, Any]:
+    def __getitem__(self, sample: int) -> dict[str, torch.Tensor | str]:
         """Return sample 0, 1, 2, ... of the stream; it does not end at ``len``."""
         rng = np.random.default_rng((self.seed, SAMPLE, sample))
         index = self.scene_of(sample)
@@ -178,7 +163,7 @@ class FrameDataset(SampleStream):
         images = {name: frames[name][k] for name in self.images}
         nothing = np.zeros(images[self.images[0]].shape[:2], np.uint8)
         images, _ = self.augment(images, nothing, int(rng.integers(2**63)))
-        item = {
+        item: dict[str, torch.Tensor | str] = {
             "image": self.stack(images, self.images),
             "target": torch.from_numpy(target.copy()),
             "id": self.scenes[index].id,
@@ -188,7 +173,7 @@ class FrameDataset(SampleStream):
 
     def find_members(self) -> dict[int, np.ndarray]:
         """List the entries of ``order`` of each class that occurs."""
-        labels = [target for _, target in self.decoded] if self.decoded else map(self.target, self.scenes)
+        labels = [target for _, target in self.decoded] if self.decoded else map(self.data.target, self.scenes)
         found = np.array([label.item() for label in labels])[self.order]
         members = {int(value): self.order[found == value] for value in np.unique(found) if value != IGNORE}
         if not members:
@@ -202,9 +187,9 @@ class FrameDataset(SampleStream):
         value = self.deal((BALANCE, 0), list(self.members), sample)
         return self.deal((BALANCE, 1 + value), self.members[value], sample // len(self.members))
 
-    def decode(self, scene: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def decode(self, scene: Scene) -> tuple[Images, np.ndarray]:
         """Read frames and label of a scene."""
-        frames, target = {name: self.read(scene, name) for name in self.images}, self.target(scene)
+        frames, target = {name: self.data.read(scene, name) for name in self.images}, self.data.target(scene)
         for name, array in frames.items():
             if array.ndim != 4 or not len(array) or array.shape[-1] != 3 or array.dtype != np.uint8:
                 raise DataError(
@@ -217,49 +202,29 @@ class FrameDataset(SampleStream):
 class CropDataset(SampleStream):
     """Serve augmented crops: {"image": (3n, h, w) uint8, "target": (h, w) uint8, "id": str}.
 
-    read: (scene, image name) -> (H, W, 3) uint8. target: scene -> (H, W) uint8, 255 = ignored. scenes have an ``id``.
-    images: names of the n images of a sample, stacked in this order. augment: gives crops of those images.
-    seed: int >= 0; order, samples_per_epoch, cache, teacher: as in ``SampleStream``.
-    focus: target value -> weight: with ``focus_probability`` a crop shows a component of a class, drawn by weight,
-    every component of it in the scene equally likely. focus_first: "scene" takes the scene that is next in ``order``
-    and draws among the classes it holds (a scene that holds none gives a random crop); "class" draws among all classes
-    and then a scene that holds it, by the square root of its components, so that rare classes come as often as asked.
+    With ``sampling.focus_probability`` a crop shows a component of a class of ``sampling.focus``: the class is drawn by
+    weight, and every component of it in the scene is equally likely. ``focus_first: scene`` takes the scene that is
+    next in ``order`` and draws among the classes it holds; a scene that holds none gives a random crop. ``class`` draws
+    among all classes and then a scene that holds it, by the square root of its number of components, so that rare
+    classes come as often as asked.
     Raises DataError, naming the scene, where image and target do not fit together.
     """
 
-    def __init__(
-        self,
-        read: Callable[[Any, str], np.ndarray],
-        target: Callable[[Any], np.ndarray],
-        scenes: Sequence[Any],
-        images: Sequence[str],
-        augment: Augment,
-        *,
-        seed: int,
-        order: Sequence[int] | None = None,
-        samples_per_epoch: int | None = None,
-        focus: Mapping[int, float] | None = None,
-        focus_probability: float = 1.0,
-        focus_first: str = "scene",
-        cache: str = "none",
-        teacher: Teacher | None = None,
-    ):
-        if focus_first not in FOCUS_FIRST:
-            raise ConfigError(f"focus_first: expected one of {', '.join(FOCUS_FIRST)}, got {focus_first!r}")
-        self.read, self.target, self.images, self.augment = read, target, tuple(images), augment
-        self.focus, self.focus_probability = dict(focus or {}), focus_probability
+    def __init__(self, data: TrainingSet, augment: Augment, sampling: Sampling, seed: int, cache: str = "none"):
+        if sampling.balance:
+            raise ConfigError("sampling.balance: for labels; masks are balanced by sampling.focus")
+        self.focus = focus_values(data.task, sampling.focus)
         self.spots: dict[int, dict[int, list[Focus]]] = {}
-        super().__init__(
-            scenes, seed=seed, order=order, samples_per_epoch=samples_per_epoch, cache=cache, teacher=teacher
-        )
+        super().__init__(data, augment, sampling, seed, cache)
         for index, (_, mask) in enumerate(self.decoded or ()):
             self.find_spots(index, mask)
-        self.holders = self.find_holders() if focus_first == "class" else {}
+        self.holders = self.find_holders() if sampling.focus_first == "class" else {}
 
-    def __getitem__(self, sample: int) -> dict[str, Any]:
+    def __getitem__(self, sample: int) -> dict[str, torch.Tensor | str]:
         """Return sample 0, 1, 2, ... of the stream; it does not end at ``len``."""
         rng = np.random.default_rng((self.seed, SAMPLE, sample))
-        if self.holders and rng.random() < self.focus_probability:
+        focus: Focus | None
+        if self.holders and rng.random() < self.sampling.focus_probability:
             index, focus = self.draw_class(rng)
             images, mask = self.images_of(index)
         else:
@@ -267,14 +232,18 @@ class CropDataset(SampleStream):
             images, mask = self.images_of(index)
             focus = None if self.holders else self.choose_focus(rng, index, mask)
         images, mask = self.augment(images, mask, int(rng.integers(2**63)), focus)
-        item = {"image": self.stack(images, self.images), "target": torch.from_numpy(mask), "id": self.scenes[index].id}
+        item: dict[str, torch.Tensor | str] = {
+            "image": self.stack(images, self.images),
+            "target": torch.from_numpy(mask),
+            "id": self.scenes[index].id,
+        }
         planes = [name for name in images if name not in self.images]
         return item | ({"teacher": self.stack(images, planes)} if planes else {})
 
     def find_holders(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """List, for each focus class that occurs at all, the scenes that hold it and how likely each is drawn."""
         spots = [
-            self.find_spots(i, self.images_of(i)[1] if self.decoded else self.target(scene))
+            self.find_spots(i, self.images_of(i)[1] if self.decoded else self.data.target(scene))
             for i, scene in enumerate(self.scenes)
         ]
         holders = {}
@@ -287,15 +256,15 @@ class CropDataset(SampleStream):
     def draw_class(self, rng: np.random.Generator) -> tuple[int, Focus]:
         """Draw a class, a scene that holds it and one of its components there."""
         weights = np.array([self.focus[value] for value in self.holders])
-        value = rng.choice(list(self.holders), p=weights / weights.sum())
+        value = int(rng.choice(list(self.holders), p=weights / weights.sum()))
         scenes, chances = self.holders[value]
         index = int(rng.choice(scenes, p=chances))
         spots = self.spots[index][value]
         return index, spots[rng.integers(len(spots))]
 
-    def decode(self, scene: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def decode(self, scene: Scene) -> tuple[Images, np.ndarray]:
         """Read images and target of a scene."""
-        images, mask = {name: self.read(scene, name) for name in self.images}, self.target(scene)
+        images, mask = {name: self.data.read(scene, name) for name in self.images}, self.data.target(scene)
         if mask.ndim != 2 or mask.dtype != np.uint8:
             raise DataError(f"scene {scene.id}, target: expected uint8 (H, W), got {mask.dtype} {mask.shape}")
         for name, image in images.items():
@@ -315,13 +284,13 @@ class CropDataset(SampleStream):
 
     def choose_focus(self, rng: np.random.Generator, index: int, mask: np.ndarray) -> Focus | None:
         """Draw what the crop must show, None for anything."""
-        if not self.focus or rng.random() >= self.focus_probability:
+        if not self.focus or rng.random() >= self.sampling.focus_probability:
             return None
         spots = self.find_spots(index, mask)
         if not spots:
             return None
         weights = np.array([self.focus[value] for value in spots])
-        value = rng.choice(list(spots), p=weights / weights.sum())
+        value = int(rng.choice(list(spots), p=weights / weights.sum()))
         return spots[value][rng.integers(len(spots[value]))]
 
 
