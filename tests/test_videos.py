@@ -25,7 +25,7 @@ SHARED = Path(os.environ.get("SHARED_DATA", Path(__file__).parents[1] / "../shar
 real = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real frames")
 
 
-DEFAULTS = {name: setting.default for name, setting in videos.Competition.settings.items()}
+DEFAULTS = {name: setting.default for name, setting in videos.Videos.settings.items()}
 
 
 def Competition(root, **options):

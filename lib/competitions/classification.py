@@ -21,8 +21,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lib.competitions import contract, tables
-from lib.competitions.contract import Answer, Finding, Scene, confusion_table
+from lib.competitions import tables
+from lib.competitions.contract import Answer, Competition, Finding, Scene, confusion_table
 from lib.competitions.listing import Expression, find_in_ids, first_there
 from lib.competitions.tables import Name, Size
 from lib.errors import DataError
@@ -87,7 +87,7 @@ class Labelled:
     record: Record
 
 
-class Classification(contract.Competition):
+class Classification(Competition):
     """Scenes with a label each under ``root``."""
 
     noun: ClassVar[str]

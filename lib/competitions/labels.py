@@ -57,7 +57,7 @@ class LabelsOptions(ClassificationOptions):
     """What a submission holds: id and the name of the class, or id and a column per class."""
 
 
-class Competition(Classification):
+class Labels(Classification):
     """Pictures with one of several exclusive classes under ``root``; two classes are two, not a yes or no."""
 
     name = "labels"
@@ -129,7 +129,7 @@ class Competition(Classification):
             gains = (str(name) for name in (*decode, *axes, *unseen) if str(name).startswith("gain_"))
             known.classes = ("class", *dict.fromkeys(name.removeprefix("gain_") for name in gains))
             known.flags = contract.names_of(known.classes)
-        return super(Competition, known).faults(decode, axes, chains, unseen)
+        return super(Labels, known).faults(decode, axes, chains, unseen)
 
     def answer(self, levels: Levels, settings: Mapping[str, Any]) -> Answer:
         """Turn levels (C, 1, F) uint8 into probabilities (C,): level times gain, divided by their sum."""
@@ -234,7 +234,7 @@ class Competition(Classification):
         return self.options.submit == "label"
 
     @cached_property
-    def _probabilities(self) -> "Competition":
+    def _probabilities(self) -> "Labels":
         """The same competition as one that submits probabilities, which lie beside labels."""
         other = copy(self)
         other.options = self.options.model_copy(update={"submit": "probabilities"})

@@ -100,7 +100,7 @@ class VideosOptions(ClassificationOptions):
     """Sample submission, whose order of rows is kept."""
 
 
-class Competition(Classification):
+class Videos(Classification):
     """Videos of two classes under ``root``."""
 
     name = "videos"

@@ -27,7 +27,7 @@ from pydantic import Field, model_validator
 
 from lib import metrics as scoring
 from lib.competitions import contract, tables
-from lib.competitions.contract import SUBMISSION, Answer, Finding, Levels, Row, Scene
+from lib.competitions.contract import SUBMISSION, Answer, Competition, Finding, Levels, Row, Scene
 from lib.competitions.decoding import Setting, gains
 from lib.competitions.listing import SUFFIXES, Classes, Expression, Pattern, by_pattern, find_in_ids
 from lib.competitions.tables import Form, Name
@@ -48,7 +48,7 @@ ZERO_OR_255 = ("255 is ignored; if it is a class, say colours: [[0, 0, 0], [255,
 Value = Annotated[int, Field(ge=0, le=IGNORE)]
 
 
-class VocOptions(Section):
+class VOCOptions(Section):
     """What ``data.options`` may hold."""
 
     classes: Classes
@@ -76,7 +76,7 @@ class VocOptions(Section):
     """Regular expression searched in the id: where the picture is from; without it that is the group."""
 
     @model_validator(mode="after")
-    def _fit(self) -> "VocOptions":
+    def _fit(self) -> "VOCOptions":
         """Check masks and colours against the classes."""
         count = len(self.classes)
         if isinstance(self.masks, dict) and (not self.masks or set(self.masks) - set(self.classes[1:])):
@@ -91,16 +91,16 @@ class VocOptions(Section):
         return self
 
 
-class Competition(contract.Competition):
+class VOC(Competition):
     """Pictures with one class per pixel under ``root``."""
 
     name = "voc"
-    Options = VocOptions
+    Options = VOCOptions
     steps = label_map.STEPS
     steps_in_search = False
     form = Form(("ImageId_ClassId", "EncodedPixels"))
 
-    def __init__(self, root: Path, options: VocOptions, memo: Path | None = None):
+    def __init__(self, root: Path, options: VOCOptions, memo: Path | None = None):
         super().__init__(root, options, memo)
         self.tasks = {"loc": MulticlassMask(options.classes)}
         self.names = contract.names_of(options.classes)
