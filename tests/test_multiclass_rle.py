@@ -107,7 +107,7 @@ def test_where_empty_masks_are_listed_an_image_without_rows_has_no_label(organs,
     assert len(competition.scenes("train")) == 15
     found = {(f.kind, f.scene) for f in competition.inspect()}
     assert found == {("image without label", "case101_day0_slice_0001"), ("truth without image", "ghost"),
-                     ("class is not in data.options.classes", "liver")}  # fmt: skip
+                     ("class not in data.options.classes", "liver")}  # fmt: skip
 
 
 def test_broken_runs_leave_the_scene_out(organs, tmp_path):

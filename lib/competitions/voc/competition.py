@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from lib import metrics as scoring
 from lib.competitions import contract, tables
@@ -75,20 +75,23 @@ class VOCOptions(Section):
     domain: Expression | None = None
     """Regular expression searched in the id: where the picture is from; without it that is the group."""
 
-    @model_validator(mode="after")
-    def _fit(self) -> "VOCOptions":
-        """Check masks and colours against the classes."""
-        count = len(self.classes)
-        if isinstance(self.masks, dict) and (not self.masks or set(self.masks) - set(self.classes[1:])):
-            raise ValueError(f"masks: expected folders by class ({', '.join(self.classes[1:])}), got "
-                             f"{', '.join(self.masks) or 'none'}")  # fmt: skip
-        if isinstance(self.masks, dict) and self.colours is not None:
-            raise ValueError("colours: expected none, since masks has a folder per class")
-        colours = self.colours
+    @field_validator("masks")
+    @classmethod
+    def _masks_are_of_classes(cls, masks: Any, info: ValidationInfo) -> Any:
+        known = info.data.get("classes", ())[1:]
+        if isinstance(masks, dict) and (not masks or set(masks) - set(known)):
+            raise ValueError(f"expected folders by class ({', '.join(known)})")
+        return masks
+
+    @field_validator("colours")
+    @classmethod
+    def _colours_are_of_classes(cls, colours: Any, info: ValidationInfo) -> Any:
+        count = len(info.data.get("classes", ()))
+        if colours is not None and isinstance(info.data.get("masks"), dict):
+            raise ValueError("expected none, since masks has a folder per class")
         if isinstance(colours, tuple) and (len(colours) < count or len(set(colours)) < len(colours)):
-            raise ValueError(f"colours: expected voc or a different [red, green, blue] for each of {count} classes, "
-                             f"got {[list(colour) for colour in colours]}")  # fmt: skip
-        return self
+            raise ValueError(f"expected voc or a different [red, green, blue] for each of {count} classes")
+        return colours
 
 
 class VOC(Competition):
