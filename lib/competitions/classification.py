@@ -111,7 +111,7 @@ class Classification(Competition):
         """Return the index of a label's class, None for a label that there is not."""
 
     @property
-    def sample(self) -> Path | None:
+    def sample(self) -> Path | None:  # type: ignore[override]
         """The sample submission. Raises DataError where one is stated and not there."""
         path = self.root / (self.options.sample or "")
         if self.options.sample and "sample" in self.options.model_fields_set and not path.is_file():
@@ -182,8 +182,10 @@ class Classification(Competition):
     def row_id(self, scene: Scene) -> str:
         """Return a scene's id as the table and the submission write it."""
         path = scene.files.get(self.files[0])
-        for folder in (self._folder("train"), self._folder("test")) if self._ids_are_paths and path else ():
-            if folder and path.is_relative_to(folder):
+        if path is None or not self._ids_are_paths:
+            return scene.id
+        for option in ("test", "train"):
+            if (folder := self._folder(option)) and path.is_relative_to(folder):
                 keys = self._keys(path.relative_to(folder).as_posix())
                 return next((key for key in keys if _flat(key) == scene.id), scene.id)
         return scene.id

@@ -86,12 +86,12 @@ class Labels(Classification):
             raise DataError(f"{self.root}: classes of the data: {error}; state data.options.classes") from error
 
     @property
-    def tasks(self) -> Mapping[str, Task]:
+    def tasks(self) -> Mapping[str, Task]:  # type: ignore[override]
         """One label out of the classes."""
         return {"cls": Label(self.classes)}
 
     @property
-    def settings(self) -> Mapping[str, Setting]:
+    def settings(self) -> Mapping[str, Setting]:  # type: ignore[override]
         """A gain for each class."""
         return gains(self.flags)
 
@@ -107,9 +107,11 @@ class Labels(Classification):
     def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:
         """List the pictures of a split, and the classes that have none."""
         scenes, findings = super().listed(split)
-        held = Counter(self.truth(scene) for scene in scenes if split == "train" and self.labelled(scene))
-        lacking = [name for index, name in enumerate(self.classes) if split == "train" and not held[index]]
-        return scenes, findings + [Finding("class without picture", name) for name in lacking]
+        if split == "train":
+            held = Counter(self.truth(scene) for scene in scenes if self.labelled(scene))
+            lacking = [name for index, name in enumerate(self.classes) if not held[index]]
+            findings = findings + [Finding("class without picture", name) for name in lacking]
+        return scenes, findings
 
     def read(self, scene: Scene, image: str = "image") -> np.ndarray:
         """Read the picture as its only frame, (1, H, W, 3) uint8 RGB. Raises DataError naming scene and file."""
@@ -143,7 +145,7 @@ class Labels(Classification):
         return np.round(weighed / weighed.sum(-1, keepdims=True), 6)
 
     @property
-    def max_points(self) -> int:
+    def max_points(self) -> int:  # type: ignore[override]
         """The largest grid a search may span."""
         return min(search.MAX_POINTS, TABLE_BYTES // (8 * self._length))
 
@@ -224,7 +226,7 @@ class Labels(Classification):
 
     # ---- submission -----------------------------------------------------------------------------------
     @property
-    def form(self) -> Form:
+    def form(self) -> Form:  # type: ignore[override]
         """Id and label, or id and a column per class."""
         columns = self.options.columns
         return Form((columns.id, *((columns.label,) if self._submits_label else self.classes)), origin=None)

@@ -124,6 +124,7 @@ class Videos(Classification):
         super().__init__(root, options, memo)
         self.tasks = {"cls": Label((options.positive,))}
         self.form = Form((options.columns.id, options.columns.label), origin=None)
+        self._faults: dict[tuple[str, Path], str] = {}
 
     # ---- scenes ---------------------------------------------------------------------------------------
     @property
@@ -184,16 +185,22 @@ class Videos(Classification):
         return findings
 
     def read_facts(self, scene: Scene) -> Facts:
-        """Decode the first frame of a video, labelled or not; DataError where that cannot be done."""
-        path = scene.files["video"]
-        _, fps, _ = video.probe(path, self._span(scene))
-        if self.options.sampling.per_second and not fps:
-            raise DataError(f"{path}: has no frame rate, which sampling.per_second needs")
-        return super().read_facts(scene) if self.labelled(scene) else Facts()
+        """Return the class of a labelled video. Raises DataError for one that cannot be read."""
+        if fault := self.fault(scene):
+            raise DataError(fault)
+        return super().read_facts(scene)
 
     def fault(self, scene: Scene) -> str:
-        """Say why a video cannot be read, "" if it can."""
-        return self.facts(scene).error
+        """Say why a video cannot be read, "" if it can; its first frame is decoded the first time it is asked for."""
+        path, key = scene.files["video"], (scene.id, scene.files["video"])
+        if key not in self._faults:
+            try:
+                _, fps, _ = video.probe(path, self._span(scene))
+                rateless = self.options.sampling.per_second and not fps
+                self._faults[key] = f"{path}: has no frame rate, which sampling.per_second needs" if rateless else ""
+            except DataError as error:
+                self._faults[key] = str(error)
+        return self._faults[key]
 
     def read(self, scene: Scene, image: str = "frames") -> np.ndarray:
         """Read the sampled frames, (F, H, W, 3) uint8 RGB; of an unreadable test video with a fallback, a black one.
@@ -213,7 +220,8 @@ class Videos(Classification):
     # ---- answers --------------------------------------------------------------------------------------
     def answer(self, levels: Levels, settings: Mapping[str, Any]) -> Answer:
         """Turn the levels of a video's frames, (1, 1, F) uint8, into its score."""
-        return int(scoring.per_mille(score_of_frames(levels["cls"].ravel() / 255, **settings))) / scoring.STEPS
+        score = score_of_frames(levels["cls"].ravel() / 255, **settings)
+        return int(scoring.per_mille(np.array(score))) / scoring.STEPS
 
     def tally(self, answer: Answer, truth: Answer) -> np.ndarray:
         """Count one answer: (2002,) int64, a flat histogram of ``metric.py``."""
@@ -243,7 +251,8 @@ class Videos(Classification):
 
     def panels(self, scene: Scene, answer: Answer) -> list[tuple[str, np.ndarray]]:
         """Return one sheet of frames, the truth (where known) and the score in its title."""
-        truth = f"{'' if self.truth(scene) else 'not '}{self.options.positive}, " if self.labelled(scene) else ""
+        positive = self.options.positive
+        truth = "" if scene in self.scenes("test") else f"{'' if self.truth(scene) else 'not '}{positive}, "
         unread = "unreadable, " if self.fault(scene) else ""
         return [(f"{truth}{unread}score {self._final(scene, answer):.3f}", _sheet(self.read(scene)))]
 
@@ -270,7 +279,7 @@ class Videos(Classification):
         if faults or self.options.fallback is None:
             return faults
         table, wanted = Path(path) / SUBMISSION if Path(path).is_dir() else Path(path), f"{self.options.fallback:.3f}"
-        said = dict(tables.read(table, self.form))
+        said = {name: text for name, text in tables.read(table, self.form)}
         odd = [s.id for s in scenes or () if self.fault(s) and said[self.row_id(s)] != wanted]
         kind = f"cannot be read, yet its score is not the fallback {wanted}"
         return [tables.sentence(table, "row", kind, odd)] if odd else []

@@ -48,7 +48,9 @@ class FrameSampling(Section):
         """Return the frames to take of ``total``, ascending; ``fps``: frames per second, above 0 for ``per_second``."""
         if self.count is not None:
             return spread(total, self.count)
-        return list(range(0, total, self.every)) if self.every is not None else ticks(total, fps / self.per_second)
+        if self.per_second is not None:
+            return ticks(total, fps / self.per_second)
+        return list(range(0, total, self.every or 1))
 
 
 def sample(

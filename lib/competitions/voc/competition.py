@@ -153,7 +153,8 @@ class VOC(Competition):
             findings.append(Finding("mask of 0 and 255 alone", scene.id, ZERO_OR_255))
         elif self.colours is not None and (share := _unknown_colours(scene.files[MASK], self.colours)):
             findings.append(Finding("colours of no class, ignored", scene.id, f"{share:.2%} of the pixels"))
-        if self._by_class and (overlap := int((sum(drawn for _, drawn in self._masks(scene)) > 1).sum())):
+        masks = [mask for _, mask in self._masks(scene)] if self._by_class else []
+        if masks and (overlap := int((np.sum(masks, axis=0) > 1).sum())):
             findings.append(Finding("masks of classes overlap, the later class is used", scene.id, f"{overlap} pixels"))
         return findings
 
@@ -247,7 +248,8 @@ class VOC(Competition):
         splits = self._splits()
         pictures = {split: by_pattern(self.root, _several(self.options.images), split) for split in splits}
         ids = list(dict.fromkeys(i for split, listed in splits.items() for i in listed if i in pictures[split]))
-        named, findings = {"group": {}, "domain": {}}, []
+        named: dict[str, dict[str, str]] = {"group": {}, "domain": {}}
+        findings: list[Finding] = []
         for option in named:
             if expression := getattr(self.options, option):
                 named[option], odd = find_in_ids(option, expression, ids)
@@ -388,7 +390,7 @@ class VOC(Competition):
 
     def _lint_agreement(self, table: Path, pictures: Path) -> list[str]:
         """Return the pictures whose answers in the CSV and in the PNGs differ, or that are in one of them only."""
-        runs, differing = dict(tables.read(table, self.form)), []
+        runs, differing = {name: text for name, text in tables.read(table, self.form)}, []
         for path in sorted(pictures.glob("*.png")):
             rows = self.rows(Scene(path.stem, {}), raster.read_mask(path))
             if [runs.pop(row_id, None) for row_id, _ in rows] != [text for _, text in rows]:
