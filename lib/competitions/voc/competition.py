@@ -125,11 +125,10 @@ class VOC(Competition):
         """Return the pictures of a split as the contract says; DataError where no mask has a class but the first."""
         scenes = super().scenes(split)
         if split == "train" and not any(any(self.strata(scene).values()) for scene in scenes):
-            ignored = [scene for scene in scenes if (self.target(scene, "loc") == IGNORE).any()]
-            if ignored and not self._by_class:
+            if odd := [scene for scene in scenes if self._is_zero_and_255(scene)]:
                 raise DataError(f"{self.root}: expected masks that hold one of {', '.join(self.names[1:])}, found "
-                                f"only 0 and 255 in {len(ignored)} of {len(scenes)}, the first is "
-                                f"{ignored[0].files[MASK]}; {ZERO_OR_255}")  # fmt: skip
+                                f"only 0 and 255 in {len(odd)} of {len(scenes)}, the first is {odd[0].files[MASK]}; "
+                                f"{ZERO_OR_255}")  # fmt: skip
         return scenes
 
     def labelled(self, scene: Scene) -> bool:
@@ -145,11 +144,9 @@ class VOC(Competition):
         findings = super().inspect_scene(scene, split)
         if findings or split != "train":
             return findings
-        target = self.target(scene, "loc")
-        ignored, first = (target == IGNORE).any(), (target == 0).any()
-        if (target == IGNORE).all():
+        if (self.target(scene, "loc") == IGNORE).all():
             findings.append(Finding("mask all ignored", scene.id, str(scene.files.get(MASK, ""))))
-        elif ignored and not any(self.strata(scene).values()) and first and not self._by_class:
+        elif not any(self.strata(scene).values()) and self._is_zero_and_255(scene):
             findings.append(Finding("mask of 0 and 255 alone", scene.id, ZERO_OR_255))
         elif self.colours is not None and (share := _unknown_colours(scene.files[MASK], self.colours)):
             findings.append(Finding("colours of no class, ignored", scene.id, f"{share:.2%} of the pixels"))
@@ -185,6 +182,12 @@ class VOC(Competition):
     def _by_class(self) -> bool:
         """Whether there is a folder of masks per class."""
         return isinstance(self.options.masks, dict)
+
+    def _is_zero_and_255(self, scene: Scene) -> bool:
+        """Tell whether a mask of indices holds 0 and 255 and nothing else."""
+        if self._by_class or self.colours is not None:
+            return False
+        return np.unique(raster.read_mask(scene.files[MASK])).tolist() == [0, IGNORE]
 
     def _masks(self, scene: Scene) -> Iterable[tuple[int, np.ndarray]]:
         """Yield the masks of classes as (index, (H, W) uint8 in {0, 1}), in the order of the option."""
