@@ -1,14 +1,16 @@
 """The experiment file: what is refused, in which words, and what --set changes."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 from conftest import TINY
 from pydantic import ValidationError
 
+from lib.competitions import NAMES, options_of
 from lib.config.load import load
-from lib.config.sections import Loss, plain
+from lib.config.sections import Experiment, Loss, plain
 from lib.errors import ConfigError
 from lib.settings import Section, did_you_mean, sentences
 
@@ -114,14 +116,21 @@ def test_a_missing_or_broken_file_is_one_sentence(tmp_path):
 
 
 def test_every_field_says_what_it_means():
-    def walk(model, seen):
-        for name, field in model.model_fields.items():
-            assert field.description, f"{model.__name__}.{name} has no line of meaning"
-        for sub in model.__subclasses__():
-            if sub not in seen:
-                walk(sub, seen | {sub})
+    """The experiment's own fields and the options of every competition."""
 
-    walk(Section, set())
+    def sections(annotation):
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            yield annotation
+            for field in annotation.model_fields.values():
+                yield from sections(field.annotation)
+        for argument in get_args(annotation):
+            yield from sections(argument)
+
+    found = {section for root in (Experiment, *map(options_of, NAMES)) for section in sections(root)}
+    assert len(found) > 20
+    for section in found:
+        for name, field in section.model_fields.items():
+            assert field.description, f"{section.__name__}.{name} has no line of meaning"
 
 
 def test_only_what_is_set_enters_a_fingerprint():

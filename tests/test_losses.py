@@ -11,11 +11,12 @@ from packaging import version
 from pydantic import ValidationError
 from torchvision.ops import sigmoid_focal_loss
 
+from lib.config.losses import ALIASES
 from lib.config.sections import Distill, Loss
 from lib.errors import ConfigError
 from lib.training.boundary import boundaries
 from lib.training.losses import Criterion
-from lib.training.terms import ALIASES, TERMS, hardest
+from lib.training.terms import TERMS, hardest
 
 CHANNELS = {"binary": 1, "multiclass": 5, "multilabel": 3}
 WEIGHTS = {"binary": None, "multiclass": [1.0, 1.0, 5.0, 3.0, 3.0], "multilabel": [1.0, 4.0, 2.0]}

@@ -11,19 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib.config.sections import Distill, Loss
+from lib.config.losses import ALIASES
+from lib.config.sections import BOUNDARY, Distill, Loss
 from lib.errors import ConfigError
 from lib.tasks import IGNORE
 from lib.training.boundary import boundary_bce
 from lib.training.distill import distill
-from lib.training.terms import ALIASES, TERMS, Pixels, Reduce, focal_one_vs_rest
+from lib.training.terms import TERMS, Pixels, Reduce, focal_one_vs_rest
 
 EPSILON = {"binary": 1e-3, "multiclass": 1e-5, "multilabel": 1e-5}
 """Smoothing of soft Dice, Jaccard and Tversky, in pixels, as in 2020."""
 MULTILABEL_CLASSES = 7
 """A bit field of eight classes could equal ``IGNORE``."""
-BOUNDARY = "boundary_bce"
-"""The term, of every kind, on the boundary head."""
 
 
 class Criterion:
