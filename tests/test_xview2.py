@@ -97,6 +97,23 @@ def test_hold_is_train_with_labels_and_test_without(root):
     assert ids(opened(root).scenes("test")) == ["big-storm_00000007", "storm_00000003", "storm_00000004"]
 
 
+def test_tiers_that_are_stated_are_the_labelled_ones(root):
+    add(root / "hold", "storm_00000003")
+    competition = opened(root, tiers=["train"])
+    assert ids(competition.scenes("train")) == ["big-storm_00000000", "big-storm_00000001"]
+    assert ids(competition.scenes("test")) == ["big-storm_00000007", "storm_00000003"]  # tier3 is in neither
+    add(root / "tier2", "flood_00000001")
+    own = opened(root, tiers=["tier2", "hold"])
+    assert ids(own.scenes("train")) == ["flood_00000001", "storm_00000003"]
+    assert ids(own.scenes("test")) == ["big-storm_00000007"]
+    with pytest.raises(DataError, match="teir3/images.*data.options.tiers"):
+        opened(root, tiers=["train", "teir3"]).scenes("train")
+    with pytest.raises(ConfigError, match="data.options.tiers"):
+        opened(root, tiers=[])
+    with pytest.raises(ConfigError, match="data.options.tier: unknown key; did you mean tiers"):
+        opened(root, tier="train")
+
+
 def test_labels_in_the_test_folder_do_not_make_it_train(root):
     add(root / "test", "storm_00000009")
     competition = opened(root)

@@ -483,14 +483,17 @@ class Competition(ABC):
 
         By default that is ``submission.csv``; an override must write it too.
         """
-        path = Path(folder) / SUBMISSION
+        return [self.write_table(answers, Path(folder) / SUBMISSION)]
+
+    def write_table(self, answers: Iterable[tuple[Scene, Answer]], path: Path) -> Path:
+        """Write a CSV of ``rows`` scene by scene, in the order of the competition's sample where it has these names."""
         with tables.write(path, self.form) as add:
             for scene, answer in answers:
                 for row in self.rows(scene, answer):
                     add(*row)
         if self.sample is not None and tables.same_names(path, self.sample, self.form):
             tables.keep_order(path, self.sample, self.form)
-        return [path]
+        return path
 
     def read_submission(self, folder: Path, scene: Scene) -> Answer:
         """Read one scene's answer back from what ``write_submission`` wrote. Raises DataError where there is none."""
@@ -523,11 +526,12 @@ class Competition(ABC):
         return faults
 
     def _answered(self, path: Path) -> list[Scene] | None:
-        """Return the scenes that have a row in a CSV, without files; None where it cannot be read or has no row."""
+        """Return the scenes that have a row in a CSV, without files; None where each has one row."""
         try:
-            return [Scene(i, {}) for i in dict.fromkeys(map(self.scene_of, tables.read(path, self.form)))] or None
+            scenes = [Scene(i, {}) for i in dict.fromkeys(map(self.scene_of, tables.read(path, self.form)))]
         except DataError:
             return None  # the linter says what is wrong
+        return scenes if any(len(self.row_names(scene)) > 1 for scene in scenes) else None
 
     def _read_back(self, path: Path, scene: Scene) -> Answer:
         """Read one scene's answer from a CSV, which is read once for all scenes."""

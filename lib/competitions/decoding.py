@@ -53,6 +53,11 @@ class Setting:
         return "" if allowed else f"expected {expected}, got {value!r}"
 
 
+def gains(names: Sequence[str]) -> dict[str, Setting]:
+    """Return a setting ``gain_<name>`` for each class."""
+    return {f"gain_{n}": Setting(1.0, f"factor on the level of {n}, to a thousandth", high=1000) for n in names}
+
+
 def value_faults(where: str, settings: Mapping[str, Setting], values: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with decode settings that stand under the key ``where``."""
     found = [f"{where}.{name}: {fault}" for name, value in values.items()

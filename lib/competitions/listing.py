@@ -1,7 +1,7 @@
 """Scenes by the names of their files: folders, patterns with one ``*``, what an id says, and names of classes."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -97,15 +97,16 @@ def _whole(pattern: str) -> str:
 
 # ---- ids ----------------------------------------------------------------------------------------------
 def find_in_ids(
-    option: str, expression: str, ids: Sequence[str], columns: Iterable[str] | None = None
-) -> tuple[Mapping[str, str], list[Finding]]:
+    option: str, expression: str, ids: Sequence[str], columns: Iterable[str] | None = None, strict: bool = True
+) -> tuple[dict[str, str], list[Finding]]:
     """Return id -> the first group of a match, or all of it, and the ids in which nothing is found.
 
-    Raises ConfigError where nothing is found in any; ``columns``: those of the table, which might have been meant.
+    Raises ConfigError where nothing is found in any and this is ``strict``; ``columns``: those of the table, which
+    might have been meant.
     """
     compiled = re.compile(expression)
     found = {i: (m[1] if compiled.groups else m[0]) or "" for i in ids if (m := compiled.search(i))}
-    if ids and not found:
+    if strict and ids and not found:
         column = "" if columns is None else f"a column of the table ({', '.join(columns) or 'there is none'}) or "
         raise ConfigError(f"data.options.{option}: expected {column}a pattern that ids match, got {expression!r}, "
                           f"which finds nothing in any of {len(ids)} ids, such as {ids[0]!r}")  # fmt: skip

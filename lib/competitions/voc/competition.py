@@ -28,7 +28,7 @@ from pydantic import Field, model_validator
 from lib import metrics as scoring
 from lib.competitions import contract, tables
 from lib.competitions.contract import SUBMISSION, Answer, Finding, Levels, Row, Scene
-from lib.competitions.decoding import Setting
+from lib.competitions.decoding import Setting, gains
 from lib.competitions.listing import SUFFIXES, Classes, Expression, Pattern, by_pattern, find_in_ids
 from lib.competitions.tables import Form, Name
 from lib.competitions.voc import label_map
@@ -104,9 +104,7 @@ class Competition(contract.Competition):
         super().__init__(root, options, memo)
         self.tasks = {"loc": MulticlassMask(options.classes)}
         self.names = contract.names_of(options.classes)
-        self.settings = {f"gain_{name}": Setting(1.0, f"factor on the level of {name}, to a thousandth", high=1000)
-                         for name in self.names}  # fmt: skip
-        self.settings["min_area"] = Setting(0, "parts of a class of fewer pixels become class 0")
+        self.settings = gains(self.names) | {"min_area": Setting(0, "parts of a class of fewer pixels become class 0")}
 
     # ---- scenes ---------------------------------------------------------------------------------------
     def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:

@@ -32,6 +32,7 @@ from typing import Any, Literal
 
 import numpy as np
 import shapely
+from pydantic import Field
 
 from lib.competitions import tables
 from lib.competitions.contract import SUBMISSION, Answer, Competition, Finding, Grid, Levels, Row, Scene
@@ -71,6 +72,9 @@ class XView2Options(Section):
 
     unclassified: Literal["ignore", "no-damage"] = "ignore"
     """What the damage target holds where the graders gave no class."""
+    tiers: tuple[str, ...] | None = Field(None, min_length=1)
+    """The folders whose labels are used; hold and test are test then, if not stated. null: train, tier1, tier3, and
+    hold if it has labels."""
 
 
 class XView2(Competition):
@@ -92,7 +96,7 @@ class XView2(Competition):
     def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:
         """List the scenes of every tier of a split, earlier tiers first, with whichever files they have."""
         scenes, findings = [], []
-        for folder in _folders(self.root, split):
+        for folder in _folders(self.root, split, self.options.tiers):
             found, strange = _list(folder)
             scenes += found
             findings += strange
@@ -307,24 +311,33 @@ def _lint_archive(archive: Path) -> list[str]:
 
 
 # ---- files --------------------------------------------------------------------------------------------
-def _folders(root: Path, split: str) -> list[Path]:
-    """Return the tiers of a split, in the order of TIERS; ``root`` may also be a single tier itself."""
-    tiers = [root / tier for tier in TIERS if (root / tier / "images").is_dir()]
-    if not tiers and (root / "images").is_dir():
+def _folders(root: Path, split: str, stated: Sequence[str] | None) -> list[Path]:
+    """Return the tiers of a split, ``stated`` ones first, then in the order of TIERS; ``root`` may be a tier itself."""
+    names = dict.fromkeys((*(stated or ()), *TIERS))
+    tiers = [root / tier for tier in names if (root / tier / "images").is_dir()]
+    if not tiers and (root / "images").is_dir() and not stated:
         tiers = [root.resolve()]
     if not tiers:
         inside = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
         nested = [path for path in inside if any((path / tier / "images").is_dir() for tier in TIERS)]
         found = ", ".join(path.name for path in inside[:8]) or ("no folder" if root.is_dir() else "no such path")
         raise DataError(
-            f"{root}: expected xBD as it unpacks ({', '.join(f'{tier}/images' for tier in TIERS)}, any of them), found "
+            f"{root}: expected xBD as it unpacks ({', '.join(f'{tier}/images' for tier in names)}, any of them), found "
             f"{found}; set data.root to {nested[0] if nested else 'the folder that holds them'}"
         )
-    return [tier for tier in tiers if _split_of(tier) == split]
+    if missing := [tier for tier in stated or () if root / tier not in tiers]:
+        raise DataError(f"{root / missing[0] / 'images'}: expected the images of a tier, found no folder; set "
+                        "data.options.tiers")  # fmt: skip
+    return [tier for tier in tiers if _split_of(tier, stated) == split]
 
 
-def _split_of(tier: Path) -> str:
-    """Return "test" for test/ and for a folder without labels that is not a training tier by name, else "train"."""
+def _split_of(tier: Path, stated: Sequence[str] | None) -> str:
+    """Return the split of a tier: as ``stated``, where a training tier that is not stated is in none, "".
+
+    Otherwise "test" for test/ and for a folder without labels that is not a training tier by name, else "train".
+    """
+    if stated is not None:
+        return "train" if tier.name in stated else "" if tier.name in TRAIN_TIERS else "test"
     labelled = any((tier / "labels").glob("*.json"))
     return "train" if tier.name in TRAIN_TIERS or (labelled and tier.name != "test") else "test"
 
