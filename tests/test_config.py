@@ -95,6 +95,19 @@ def test_every_fault_is_one_sentence_and_a_key_is_compared_with_the_fields_besid
     ]
 
 
+@pytest.mark.parametrize(("change", "sentence"), [
+    ("models.loc_lite0.train.loss.class_weights=no-auto", "models.loc_lite0.train.loss.class_weights: expected a valid "
+                                                          "tuple or 'auto', got 'no-auto'"),
+    ("predict.tta=flip", "predict.tta: expected 'none', 'hflip', 'flips' or 'd4' or a valid tuple, got 'flip'"),
+    ("data.root=3", "data.root: expected a valid path"),
+])  # fmt: skip
+def test_a_field_of_several_types_is_one_sentence(change, sentence):
+    with pytest.raises(ConfigError) as caught:
+        load(DEMO, [change])
+    (said,) = str(caught.value).removeprefix(f"{DEMO}: ").splitlines()
+    assert said.startswith(sentence)
+
+
 def test_did_you_mean_says_nothing_where_nothing_is_near():
     assert did_you_mean("loc_treshold", ["w_minor", "loc_threshold"]) == "; did you mean loc_threshold?"
     assert did_you_mean("foo", ["w_minor", 3]) == ""

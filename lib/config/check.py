@@ -166,7 +166,7 @@ def _model_faults(model: Model, competition: Competition) -> Iterator[str]:
         )
     if task.dense and model.train.sampling.balance:
         yield "train.sampling.balance: expected false, it is for labels; masks are balanced by train.sampling.focus"
-    for fault in loss_faults(model.train.loss, task):
+    for fault in loss_faults(model.train.loss, task.kind, task.classes):
         yield f"train.loss.{fault}"
 
 
