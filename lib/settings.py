@@ -60,11 +60,12 @@ def one_of(key: str, name: Any, known: Iterable[Any]) -> str:
 
 def _fault_of(fault: ErrorDetails, fields: Iterable[str]) -> InitErrorDetails:
     """Return a fault as it is raised again, an unknown key of this section with a suggestion."""
-    kind: str | PydanticCustomError = fault["type"]
-    if kind == "extra_forbidden" and len(fault["loc"]) == 1:
+    name = fault["type"]
+    kind: str | PydanticCustomError = name
+    if name == "extra_forbidden" and len(fault["loc"]) == 1:
         kind = PydanticCustomError(UNKNOWN, "{text}", {"text": "unknown key" + did_you_mean(fault["loc"][0], fields)})
-    elif kind not in get_args(ErrorType):  # one that was made in Python, such as ours
-        kind = PydanticCustomError(kind, "{text}", {"text": fault["msg"]})
+    elif name not in get_args(ErrorType):  # one that was made in Python, such as ours
+        kind = PydanticCustomError(name, "{text}", {"text": fault["msg"]})
     return InitErrorDetails(type=kind, loc=fault["loc"], input=fault["input"], ctx=fault.get("ctx", {}))
 
 

@@ -110,7 +110,8 @@ def open_experiment(
 
 def _open(experiment: Experiment, memo: Path) -> tuple[Competition | None, list[str]]:
     """Open the competition; where options are wrong, with the others alone, so that more can be said."""
-    options, faults = dict(experiment.data.options), []
+    options = dict(experiment.data.options)
+    faults: list[str] = []
     for _ in range(2):
         try:
             return open_competition(experiment.competition, experiment.data.root, options, memo), faults
@@ -124,7 +125,7 @@ def _open(experiment: Experiment, memo: Path) -> tuple[Competition | None, list[
 # ---- what the competition tells -----------------------------------------------------------------------
 def competition_faults(experiment: Experiment, competition: Competition) -> list[str]:
     """Return what of an experiment does not fit its competition, one sentence per fault."""
-    faults = []
+    faults: list[str] = []
     if taken := [flag for flag in competition.flags if flag in COLUMNS]:
         faults.append(f"data.options: no class may be called {', '.join(taken)}, since folds.csv has columns of these "
                       "names; rename it")  # fmt: skip
