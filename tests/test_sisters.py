@@ -235,3 +235,14 @@ def test_a_round_of_pseudo_labels_uses_for_each_fold_the_networks_that_have_not_
     assert later.run("01_prepare_folds", "--set", "folds.seed=5") == 0
     assert later.run("02_train_loc", "--set", "folds.seed=5") == 2
     assert "divides the scenes into other folds" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_masks_train_in_half_precision_where_their_task_allows_it(tmp_path):
+    """Row H16; only the task of one competition asks for float32."""
+    models = yaml.safe_load(yaml.safe_dump(EXPERIMENTS["binary_rle"]["models"]))
+    models["patch"]["train"] |= {"precision": "bfloat16", "epochs": 1, "sampling": {"samples": 8}}
+    sister = Sister(tmp_path, "binary_rle", models=models)
+    assert sister.run("01_prepare_folds") == 0 and sister.run("02_train_loc", "--fold", "0") == 0
+    manifest = sister.json("02_loc/patch/fold0/manifest.json")
+    assert manifest["precision"] == {"asked": "bfloat16", "used": "bfloat16", "tf32": False}

@@ -94,7 +94,7 @@ def _tried(model: Model, task: Task) -> tuple[int, list[str]]:
     except BROKEN as error:
         return 0, [f"network.options: {model.network.architecture} cannot be built with {model.network.options}: "
                    f"{_first_line(error)}"]  # fmt: skip
-    stride = network.stride
+    stride = int(network.stride)
     if crop % stride:
         return stride, [f"train.crop: expected a multiple of the network's stride {stride}, got {crop}; take "
                         f"{_multiples(crop, stride)}"]  # fmt: skip
@@ -109,14 +109,14 @@ def _tried(model: Model, task: Task) -> tuple[int, list[str]]:
     return stride, []
 
 
-def _built(spec: Network, task: Task) -> nn.Module:
+def _built(spec: Network, task: Task) -> Any:
     """Build a network without memory, in evaluation mode."""
     with torch.device("meta"), _ShapesAlone():
         network = build(spec.architecture, classes=task.channels, images=len(spec.images), encoder=spec.encoder,
                         **spec.options)  # fmt: skip
     for module in network.modules():
         if isinstance(module, SHAPELESS):
-            module.forward = _unchanged
+            module.forward = _unchanged  # type: ignore[assignment]
     return network.eval()
 
 

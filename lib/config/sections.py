@@ -575,8 +575,9 @@ def _at_odds(model: Model) -> Iterator[str]:
         yield ".train: choose one of ema and swa_from"
     if train.batch_size % train.accumulate:
         yield f".train.batch_size: expected a multiple of accumulate, got {train.batch_size} and {train.accumulate}"
-    if len(set(model.folds or ())) < len(model.folds or ()):
-        yield f".folds: expected each fold once, got {list(model.folds)}"
+    folds = list(model.folds or ())
+    if len(set(folds)) < len(folds):
+        yield f".folds: expected each fold once, got {folds}"
 
 
 def plain(section: BaseModel) -> dict[str, Any]:
