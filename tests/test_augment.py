@@ -21,11 +21,11 @@ from lib.scenes.augment import (
     Focus,
     Lighting,
     Preset,
+    StainJitter,
     build,
     compose,
 )
 from lib.scenes.raster import read_image, write_png
-from lib.scenes.stain import StainJitter
 
 PAIR = ("pre", "post")
 NAMES = [name for name in PRESETS if name not in OLDER]

@@ -167,7 +167,7 @@ class Kernel:
                 (frozen / "manifest.json").write_text('{"fingerprint": "f", "files": {}}')
         graph = Graph(self.config, (), ("t",))
         store = Store(folder / "work", (inputs,))
-        self.run = Run(self.config, None, store, graph, None, None, ("test",), False, False, "cpu")
+        self.run = Run(self.config, None, store, graph, None, None, ("test",), False, False).on("cpu")
         self.clock, self.done, self.handed = Clock(), [], []
         self.seconds = {LOC: 10.0, CLS: 20.0}
         self.slow = {}

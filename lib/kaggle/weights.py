@@ -23,7 +23,7 @@ from lib.models import checkpoint
 from lib.run import cli, runtime
 from lib.run.artifacts import MANIFEST, digest, read_json
 from lib.run.cli import Run
-from lib.stages.predict import fold_splits, predict
+from lib.stages.predict import predict
 
 FILES = ("folds.csv", checkpoint.WEIGHTS, checkpoint.DESCRIPTION, ensemble.DECODE)
 """What is taken of a unit, besides its manifest."""
@@ -72,7 +72,7 @@ def out_of_fold(config: Path, overrides: Sequence[str], weights: Path) -> dict[s
         decode = read_json(run.store.require(run.graph.decode()) / ensemble.DECODE)
         full, _ = plan.options_of(run.config, decode)
         run = passes.part(run, full.models, full.tta)
-        for units in fold_splits(run):
+        for units in run.predictions():
             predict(run, list(run.pending(units)))
         for unit in run.pending([run.graph.blend("oof")]):
             with run.build(unit, {"stage": "05"}) as folder:

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from lib.errors import ConfigError
-from lib.scenes.stain import StainJitter
+from lib.scenes.stain import restain
 from lib.scenes.warp import bend, bent, cut, elastic, place, slide, turn, warp
 from lib.tasks import IGNORE
 
@@ -45,6 +45,29 @@ class Lighting(A.ImageOnlyTransform):
     def apply(self, img: np.ndarray, shift: np.ndarray, **params) -> np.ndarray:
         four: Any = (*shift, 0)  # OpenCV's types know no tuples of numbers here
         return cv2.add(img, four)  # saturates
+
+
+class StainJitter(A.ImageOnlyTransform):
+    """Scale and shift the amounts of haematoxylin, eosin and DAB (Tellez et al. 2018).
+
+    scale: half-width of the factors around 1. shift: half-width of what is added, in optical density (natural log).
+    albumentations' HEStain projects onto two stains, which turns DAB's brown into violet; here the three vectors of
+    Ruifrok & Johnston (2001) span all colours, and a jitter of nothing changes nothing.
+    """
+
+    def __init__(self, scale: float = 0.2, shift: float = 0.05, p: float = 0.5):
+        super().__init__(p=p)
+        self.scale, self.shift = scale, shift
+
+    def get_params(self) -> dict[str, np.ndarray]:
+        """Draw factors and shifts of the three stains: (3,) float64 each."""
+        return {
+            "factors": self.random_generator.uniform(1 - self.scale, 1 + self.scale, 3),
+            "shifts": self.random_generator.uniform(-self.shift, self.shift, 3),
+        }
+
+    def apply(self, img: np.ndarray, factors: np.ndarray, shifts: np.ndarray, **params) -> np.ndarray:
+        return restain(img, factors, shifts)
 
 
 FLIPS = {"none": 1, "horizontal": 2, "dihedral": 8}

@@ -15,12 +15,14 @@ from lib.files import whole_file, write_json
 from lib.run.cli import say
 from lib.scenes import audit, embed, folds, pairs
 
+FINDINGS = "findings.csv"
+
 
 def check(competition: Competition, folder: Path, strict: bool) -> Iterator[str]:
     """Read all data once, write what was found to findings.csv, yield it in words. DataError under ``strict``."""
     findings = competition.inspect()
     columns = list(Finding.__dataclass_fields__)
-    with whole_file(folder / "findings.csv") as file:
+    with whole_file(folder / FINDINGS) as file:
         pd.DataFrame([vars(f) for f in findings], columns=columns).to_csv(file, index=False)
     lines = summarize(findings)
     if strict and findings:
@@ -30,8 +32,11 @@ def check(competition: Competition, folder: Path, strict: bool) -> Iterator[str]
 
 
 def split(competition: Competition, section: Folds, folder: Path) -> Iterator[str]:
-    """Write folds.csv and audit.json, yield the audit in words."""
-    scenes = competition.scenes("train")
+    """Write folds.csv and audit.json, yield the audit in words. DataError where no scene can be used."""
+    try:
+        scenes = competition.scenes("train")
+    except DataError as error:
+        raise DataError(f"{error}; all that was found is listed in {folder / FINDINGS}") from error
     groups = folds.groups(scenes, section.scheme, section.block_km)
     flags = list(competition.flags)
     strata = pd.DataFrame([competition.strata(scene) for scene in scenes], columns=flags)

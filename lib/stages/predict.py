@@ -3,9 +3,9 @@
 import copy
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,14 +25,6 @@ from lib.scenes.probs import levels_path, quantise, write_levels
 
 NAMED = 3
 """Failed scenes whose errors are printed."""
-
-
-def fold_splits(run: Run) -> Iterator[list[Unit]]:
-    """Yield, checkpoint by checkpoint, the splits to predict with it."""
-    for name, model in run.graph.models(only=run.only).items():
-        for fold in run.config.folds_of(model):
-            if run.fold in (None, fold):
-                yield [run.graph.probs(name, fold, split) for split in run.splits if run.has_split(split)]
 
 
 def open_pool(run: Run, start: str = "spawn") -> Pool:
@@ -136,7 +128,7 @@ class Networks:
 
     def load(self, run: Run, name: str, fold: int) -> str:
         """Load a checkpoint of model ``name``; returns the precision that is really used."""
-        self.run = replace(run, device=self.device)
+        self.run = run.on(self.device)
         folder = run.store.require(run.graph.checkpoint(name, fold))
         self.description = checkpoint.read_description(folder)
         model = run.config.models[name]

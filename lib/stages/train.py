@@ -1,6 +1,5 @@
 """Stages 02 and 03: one network of a task on one fold. The two stages differ only in their task."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,6 @@ from lib.training.balance import median_frequency
 from lib.training.dataset import CropDataset, FrameDataset, SampleStream, TrainingSet, repeat_scenes
 from lib.training.fit import Fit, Place
 from lib.training.judge import Judge, plain_predictor
-
-
-def checkpoints(run: Run, task: str) -> Iterator[Unit]:
-    """Yield the checkpoints that the flags ask for: every model of the task on every fold it is trained on."""
-    for name, model in run.graph.models(task, run.only).items():
-        for fold in run.config.folds_of(model):
-            if run.fold in (None, fold):
-                yield run.graph.checkpoint(name, fold)
 
 
 def train(run: Run, unit: Unit) -> None:

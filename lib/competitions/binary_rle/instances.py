@@ -9,9 +9,8 @@ from typing import Any
 
 import cv2
 import numpy as np
+import skimage  # its parts are imported when they are first used
 from scipy import ndimage
-from skimage.morphology import local_maxima, reconstruction
-from skimage.segmentation import relabel_sequential, watershed
 
 from lib.competitions.xview2.decode import threshold_level
 from lib.ensemble.steps import resolve
@@ -81,13 +80,14 @@ def split(mask: np.ndarray, sure: np.ndarray, seed: int, depth: float = 0) -> np
     seeds, relief = components(region), 255 - sure.astype(np.int16)
     if depth > 0:
         distance = np.rint(16 * cv2.distanceTransform(region, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)).astype(np.int32)
-        lowered = reconstruction(distance - round(16 * depth), distance)  # sixteenths of a pixel compare exactly
+        # sixteenths of a pixel compare exactly
+        lowered = skimage.morphology.reconstruction(distance - round(16 * depth), distance)
         # Plateaus of the lowered map, not its residue as in skimage's h_maxima: equal tops of one object are one seed.
-        tops = local_maxima(lowered) & (lowered > 0)
+        tops = skimage.morphology.local_maxima(lowered) & (lowered > 0)
         seeds, relief = _with_lonely_parts(components(tops), region), -distance
     seeds = _with_lonely_parts(seeds, mask)
-    grown = watershed(relief, seeds, mask=mask > 0, connectivity=2)
-    return relabel_sequential(grown)[0].astype(np.int32)
+    grown = skimage.segmentation.watershed(relief, seeds, mask=mask > 0, connectivity=2)
+    return skimage.segmentation.relabel_sequential(grown)[0].astype(np.int32)
 
 
 def _with_lonely_parts(seeds: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -81,7 +81,7 @@ class Competition(contract.Competition):
     """xView2 under ``root``; ``unclassified`` is what the damage target holds where the graders gave no class."""
 
     name = "xview2"
-    tasks = {"loc": BinaryMask(("building",)), "cls": MulticlassMask(("background", *DAMAGE))}
+    tasks = {"loc": BinaryMask(("building",), float32=True), "cls": MulticlassMask(("background", *DAMAGE))}
     images = SIDES
     flags = (*FLAGS, "empty")
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from skimage.measure import label, regionprops
-from skimage.segmentation import watershed
+import skimage  # its parts are imported when they are first used
 
 from lib.ensemble.steps import resolve
 
@@ -43,9 +42,10 @@ def watershed_vote(
     third one, an eccentricity test that always passes, is left out of both.
     Source: selimsef/xview2_solution, predict_single.py (2nd place of xView2 2020).
     """
-    seeds = label(loc_levels / 255.0 > seed_threshold, connectivity=2)  # in scanning order: "last" means something
+    # in scanning order: "last" means something
+    seeds = skimage.measure.label(loc_levels / 255.0 > seed_threshold, connectivity=2)
     relief = (loc_levels == 0).astype(np.uint8) if faithful else ~loc_levels
-    regions = watershed(relief, seeds, mask=localization > 0)
+    regions = skimage.segmentation.watershed(relief, seeds, mask=localization > 0)
     count = int(regions.max(initial=0))
     votes = np.bincount(regions.ravel().astype(np.intp) * 5 + damage.ravel(), minlength=5 * (count + 1)).reshape(-1, 5)
     winner = votes.argmax(axis=1)
@@ -53,7 +53,7 @@ def watershed_vote(
     decided[0] = False  # outside of all regions
     if faithful and count:
         decided[count] = False
-    for region in regionprops(regions):
+    for region in skimage.measure.regionprops(regions):
         decided[region.label] = decided[region.label] and region.euler_number == 1
     unsure = cls_levels[1:].max(axis=0) / 255.0 < confidence
     return localization, np.where(decided[regions] & unsure, winner[regions], damage).astype(np.uint8)
