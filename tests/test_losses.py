@@ -11,11 +11,11 @@ from packaging import version
 from pydantic import ValidationError
 from torchvision.ops import sigmoid_focal_loss
 
-from lib.config.sections import Distill, Loss
+from lib.config.sections import OLDER_TERMS, Distill, Loss
 from lib.errors import ConfigError
 from lib.training.boundary import boundaries
 from lib.training.losses import Criterion
-from lib.training.terms import ALIASES, TERMS, hardest
+from lib.training.terms import TERMS, hardest
 
 CHANNELS = {"binary": 1, "multiclass": 5, "multilabel": 3}
 WEIGHTS = {"binary": None, "multiclass": [1.0, 1.0, 5.0, 3.0, 3.0], "multilabel": [1.0, 4.0, 2.0]}
@@ -713,27 +713,10 @@ def test_two_processes_have_the_loss_and_the_gradient_of_one(kind, options):
 # ---- refusals -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("kind", "terms", "options", "words"),
-    [
-        ("binary", {"ce": 1}, {}, "unknown binary term ce; there are dice, focal, bce, .* boundary_bce"),
-        ("binary", {"dice": 1, "lovasz": 0}, {"reduce": torch.clone}, "not exact over several processes"),
-        ("multiclass", {"lovasz": 1}, {"reduce": torch.clone}, "not exact over several processes"),
-        ("binary", {"focal": 1}, {"class_weights": [1, 1, 1]}, "expected 2 class_weights, got 3"),
-        ("multiclass", {"focal": 1}, {"focal_alpha": [0.5, 0.5]}, "softmax takes one focal_alpha"),
-        ("multiclass", {"focal": 1}, {"focal_alpha": 0}, "focal_alpha above 0"),
-        ("multiclass", {"focal": 1}, {"focal_mode": "per_class", "focal_alpha": 1.5}, "between 0 and 1"),
-        ("multiclass", {"focal": 1}, {"focal_mode": "one_vs_rest", "focal_alpha": [0.5, 2]}, "between 0 and 1"),
-        ("multiclass", {"focal": 1}, {"focal_mode": "per_class", "focal_alpha": [0, 0]}, "one of them positive"),
-        ("multiclass", {"focal": 1}, {"focal_mode": "per_class", "focal_alpha": [1, 2]}, "focal_alpha or 5, got 2"),
-        ("binary", {"focal": 1}, {"focal_alpha": 1.0}, "between 0 and 1"),
-        ("binary", {"focal": 1}, {"focal_mode": "one_vs_rest"}, "binary focal losses have one form"),
-        ("multilabel", {"focal": 1}, {"focal_mode": "per_class", "focal_alpha": 0.5}, "focal losses have one form"),
-    ],
-)
-def test_losses_that_do_not_fit_the_kind_of_target_are_refused(kind, terms, options, words):
-    with pytest.raises(ConfigError, match=words):
-        criterion(kind, terms, **options)(*batch(kind))
+@pytest.mark.parametrize("kind", ["binary", "multiclass"])
+def test_lovasz_is_refused_where_several_processes_add_up_their_sums(kind):
+    with pytest.raises(ConfigError, match="not exact over several processes"):
+        criterion(kind, {"dice": 1, "lovasz": 0}, reduce=torch.clone)
 
 
 @pytest.mark.parametrize(
@@ -770,10 +753,11 @@ def test_the_terms_keep_their_older_names():
     logits, target = batch("multiclass")
     terms = {"damage_ce": 1, "damage_dice": 2, "building_bce": 3, "building_dice": 4}
     old, values = criterion("multiclass", terms)(logits, target)
-    new, general = criterion("multiclass", {ALIASES[name]: weight for name, weight in terms.items()})(logits, target)
+    newer = {OLDER_TERMS[name]: weight for name, weight in terms.items()}
+    new, general = criterion("multiclass", newer)(logits, target)
     assert values.keys() == terms.keys() and old.equal(new)
-    assert {ALIASES[name]: value for name, value in values.items()} == general
-    assert not set(ALIASES) & {name for names in TERMS.values() for name in names}
+    assert {OLDER_TERMS[name]: value for name, value in values.items()} == general
+    assert not set(OLDER_TERMS) & {name for names in TERMS.values() for name in names}
 
 
 def test_a_bit_field_holds_seven_classes():

@@ -8,7 +8,6 @@ remembered in the experiment's folder that nothing was wrong, until a model, the
 
 import contextlib
 import hashlib
-import inspect
 import json
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -18,14 +17,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from lib.competitions import open_competition
 from lib.competitions.contract import Competition, Scene
 from lib.config.load import examine, read, refusal
-from lib.config.sections import BOUNDARY, Experiment, Loss, Model, plain
-from lib.ensemble.crf import refine
+from lib.config.sections import BOUNDARY, OLDER_TERMS, Experiment, Loss, Model, plain
+from lib.ensemble.crf import Crf
 from lib.errors import ConfigError, DataError
 from lib.files import write_json
-from lib.settings import one_of
+from lib.settings import one_of, sentences
 from lib.tasks import Task
 
 MEMORY = ".checked.json"
@@ -35,11 +36,10 @@ PACKAGES = ("torch", "timm", "segmentation-models-pytorch", "albumentations")
 LOSS_TERMS = {
     "binary": ("dice", "focal", "bce", "jaccard", "tversky", "lovasz"),
     "multiclass": ("dice", "focal", "ce", "class_ce", "class_dice", "foreground_bce", "foreground_dice", "jaccard",
-                   "tversky", "lovasz", "damage_ce", "damage_dice", "building_bce", "building_dice"),
+                   "tversky", "lovasz"),
     "multilabel": ("dice", "focal", "bce", "jaccard", "tversky", "lovasz"),
 }  # fmt: skip
-"""Kind of a task -> the loss terms it may have, beside that of the boundary head; ``lib/training/terms.py`` has them,
-the last four under newer names."""
+"""Kind of a task -> its loss terms, beside that of the boundary head; ``lib/training/terms.py`` has them."""
 COLUMNS = ("id", "fold", "group", "domain")
 """Columns of folds.csv beside the flags."""
 
@@ -141,7 +141,7 @@ def competition_faults(experiment: Experiment, competition: Competition) -> list
     if hasattr(competition, "faults"):
         faults += competition.faults(experiment.decode, axes, chains, unseen)
     if experiment.blend.crf is not None:
-        faults += [f"blend.crf{fault}" for fault in _crf_faults(experiment.blend.crf)]
+        faults += _crf_faults(experiment.blend.crf)
     return faults
 
 
@@ -181,7 +181,7 @@ def loss_faults(loss: Loss, task: Task) -> Iterator[str]:
     """Yield what of a loss does not fit the kind of a task and the number of its classes."""
     known = (*LOSS_TERMS[task.kind], BOUNDARY)
     for name in loss.terms:
-        if name not in known:
+        if OLDER_TERMS.get(name, name) not in known:
             yield one_of("terms", name, known)
     classes = 2 if task.kind == "binary" else task.channels
     weights = loss.class_weights
@@ -212,16 +212,12 @@ def _alpha_faults(alpha: float | tuple[float, ...], mode: str, kind: str, classe
         yield f"focal_alpha: expected numbers of at least 0, one of them positive, got {list(values)}"
 
 
-def _crf_faults(options: dict[str, int | float]) -> Iterator[str]:
-    known = {name: p.default for name, p in inspect.signature(refine).parameters.items() if p.kind == p.KEYWORD_ONLY}
-    for name, value in options.items():
-        lowest = 0 if name in ("iterations", "near", "alike") else 1e-6
-        if name not in known:
-            yield one_of("", name, known)
-        elif isinstance(known[name], int) and int(value) != value:
-            yield f".{name}: expected a whole number, got {value}"
-        elif not lowest <= value <= 1000:
-            yield f".{name}: expected {'at least' if lowest == 0 else 'above'} 0 and at most 1000, got {value}"
+def _crf_faults(options: dict[str, int | float]) -> list[str]:
+    try:
+        Crf.model_validate(options)
+    except ValidationError as error:
+        return sentences(error, "blend.crf")
+    return []
 
 
 def scene_faults(experiment: Experiment, scenes: Collection[Scene]) -> list[str]:

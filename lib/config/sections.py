@@ -20,6 +20,13 @@ Precision = Literal["float32", "float16", "bfloat16"]
 Views = Literal["none", "hflip", "flips", "d4"]
 BOUNDARY = "boundary_bce"
 """The loss term of every kind that trains a boundary head."""
+OLDER_TERMS = {
+    "damage_ce": "class_ce",
+    "damage_dice": "class_dice",
+    "building_bce": "foreground_bce",
+    "building_dice": "foreground_dice",
+}
+"""Older names of loss terms, which experiment files may still use; logs call a term as its experiment does."""
 NAME = 100
 """Most bytes of a name: with what the stages put around it, it stays a file name on every system."""
 
@@ -148,10 +155,10 @@ class Loss(Section):
 
     @model_validator(mode="after")
     def _options_have_their_term(self):
-        weights = [weight for name, weight in self.terms.items() if name != "boundary_bce"]
+        weights = [weight for name, weight in self.terms.items() if name != BOUNDARY]
         if not all(0 <= weight < inf for weight in self.terms.values()) or not any(weights):
             raise ValueError(
-                f"terms: expected weights of at least 0, one of them positive and not boundary_bce's, got {self.terms}"
+                f"terms: expected weights of at least 0, one of them positive and not {BOUNDARY}'s, got {self.terms}"
             )
         if 0 < self.focal_gamma < 1:
             raise ValueError(f"focal_gamma: expected 0, or 1 and more, got {self.focal_gamma}")

@@ -11,19 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib.config.sections import Distill, Loss
+from lib.config.sections import BOUNDARY, OLDER_TERMS, Distill, Loss
 from lib.errors import ConfigError
 from lib.tasks import IGNORE
 from lib.training.boundary import boundary_bce
 from lib.training.distill import distill
-from lib.training.terms import ALIASES, TERMS, Pixels, Reduce, focal_one_vs_rest
+from lib.training.terms import TERMS, Pixels, Reduce, focal_one_vs_rest
 
 EPSILON = {"binary": 1e-3, "multiclass": 1e-5, "multilabel": 1e-5}
 """Smoothing of soft Dice, Jaccard and Tversky, in pixels, as in 2020."""
 MULTILABEL_CLASSES = 7
 """A bit field of eight classes could equal ``IGNORE``."""
-BOUNDARY = "boundary_bce"
-"""The term, of every kind, on the boundary head."""
 
 
 class Criterion:
@@ -56,14 +54,10 @@ class Criterion:
     """
 
     def __init__(self, kind: str, loss: Loss, distill: Distill | None = None, reduce: Reduce | None = None):
-        known = [*TERMS[kind], BOUNDARY]
-        if unknown := {ALIASES.get(name, name) for name in loss.terms} - set(known):
-            raise ConfigError(f"loss: unknown {kind} term {', '.join(sorted(unknown))}; there are {', '.join(known)}")
         if reduce is not None and "lovasz" in loss.terms:
             raise ConfigError("loss: lovasz ranks a batch's pixels, not exact over several processes; take jaccard")
-        _check_focal(kind, loss.focal_alpha, loss.focal_mode)
         self.kind, self.loss, self.distill = kind, loss, distill
-        self.functions = {name: TERMS[kind][ALIASES.get(name, name)] for name in loss.terms if name != BOUNDARY}
+        self.functions = {name: TERMS[kind][OLDER_TERMS.get(name, name)] for name in loss.terms if name != BOUNDARY}
         if loss.focal_mode == "one_vs_rest":
             self.functions["focal"] = focal_one_vs_rest
         self.reduce = reduce or (lambda sums: sums)
@@ -146,8 +140,6 @@ class Criterion:
             log_probs = F.logsigmoid(logits)
         classes = log_probs.shape[1]
         weights = self.loss.class_weights or [1.0] * classes
-        if len(weights) != classes:
-            raise ConfigError(f"loss: expected {classes} class_weights, got {len(weights)}")
         alphas = _alphas(self.loss, self.kind, classes)
         valid = target != IGNORE
         return Pixels(
@@ -164,26 +156,6 @@ class Criterion:
         )
 
 
-def _check_focal(kind: str, alpha: float | Sequence[float] | None, mode: str) -> None:
-    """Raise ConfigError where this alpha and mode cannot be meant for a kind of target."""
-    if kind != "multiclass" and mode != "softmax":
-        raise ConfigError(f"loss: {kind} focal losses have one form; leave focal_mode {mode} out")
-    if alpha is None:
-        return
-    single = isinstance(alpha, (int, float))
-    values = [alpha] if isinstance(alpha, (int, float)) else list(alpha)
-    if kind == "multiclass" and mode == "softmax":
-        if not single:
-            raise ConfigError(f"loss: focal_mode softmax takes one focal_alpha; {values} is for per_class")
-        if values[0] <= 0:
-            raise ConfigError(f"loss: expected focal_alpha above 0, got {alpha}")
-    elif single or kind == "multilabel" or mode == "one_vs_rest":  # where 1 - alpha is a factor too
-        if not all(0 < value < 1 for value in values):
-            raise ConfigError(f"loss: expected focal_alpha between 0 and 1, got {alpha}")
-    elif min(values, default=-1) < 0 or not any(values):
-        raise ConfigError(f"loss: expected focal_alpha of at least 0, one of them positive, got {values}")
-
-
 def _alphas(loss: Loss, kind: str, classes: int) -> list[list[float]]:
     """Return the focal factor of each class where it is not the truth, and where it is: 2 x (C,)."""
     alpha = loss.focal_alpha
@@ -195,8 +167,6 @@ def _alphas(loss: Loss, kind: str, classes: int) -> list[list[float]]:
         true = [1 - alpha] + [alpha] * (classes - 1)
     else:
         true = [alpha] * classes
-    if len(true) != classes:
-        raise ConfigError(f"loss: expected one focal_alpha or {classes}, got {len(true)}")
     return [[1 - a for a in true], true]
 
 
