@@ -48,7 +48,8 @@ LATE = {
         " cls is 32, got 0.99",
     "blend.crf={iteration: 3}": "blend.crf.iteration: unknown key; did you mean iterations?",
     "blend.crf={near: -1}": "blend.crf.near: expected greater than or equal to 0, got -1",
-    "blend.crf={alike_radius: 2.5}": "blend.crf.alike_radius: expected a valid integer, got a number with a fractional part, got 2.5",
+    "blend.crf={alike_radius: 2.5}":
+        "blend.crf.alike_radius: expected a valid integer, got a number with a fractional part, got 2.5",
     "decode.loc_threshold=.nan": "decode.loc_threshold: expected a finite number, got nan",
     "search.axes.loc_threshold=[0.3, .inf]": "search.axes.loc_threshold.1: expected a finite number, got inf",
     # found wrong at the first batch
@@ -119,8 +120,8 @@ def test_all_faults_are_said_at_once(tmp_path):
     changes = ["predict.tile=1000", "models.loc.train.crop=33", "blend.crf={iteration: 3}", "seed=-5", "folds.m=3",
                "models.cls.train.loss.terms.dise=1", "decode.w_minor=.nan"]  # fmt: skip
     said = faults(written(tmp_path, yaml.safe_dump(TREE, sort_keys=False)), *changes)
-    for key in ("predict.tile", "models.loc.train.crop", "blend.crf.iteration", "seed", "folds.m", "models.cls.train.loss.terms",
-                "decode.w_minor"):  # fmt: skip
+    for key in ("predict.tile", "models.loc.train.crop", "blend.crf.iteration", "seed", "folds.m",
+                "models.cls.train.loss.terms", "decode.w_minor"):  # fmt: skip
         assert sum(line.startswith(f"{key}: ") for line in said) == 1, (key, said)
 
 

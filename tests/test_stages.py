@@ -10,8 +10,8 @@ import pytest
 import rasterio
 from conftest import STAGES, Experiment
 
-from lib import report
 from lib.competitions import open_competition
+from lib.report.tables import compare
 from lib.scenes.probs import read_levels
 
 
@@ -191,7 +191,7 @@ def test_two_experiments_are_compared_score_by_score(finished, tmp_path):
     decode = json.loads(path.read_text())
     decode["scores"]["score"] *= 1.25
     path.write_text(json.dumps(decode))
-    lines = report.compare(finished.root, other).splitlines()
+    lines = compare(finished.root, other).splitlines()
     (line,) = [line for line in lines if line.startswith("score ")]
     assert line.endswith("+25.0 %") and "tiny" in lines[0] and "other" in lines[0]
 

@@ -31,6 +31,8 @@ from lib.tasks import Task
 
 MEMORY = ".checked.json"
 """In an experiment's folder: the mark of the networks in which nothing was wrong."""
+FACTS = ".facts.json"
+"""In an experiment's folder: what labels say, so that a stage reads only those that changed."""
 PACKAGES = ("torch", "timm", "segmentation-models-pytorch", "albumentations")
 """What the verdict on networks depends on besides the experiment and the code."""
 LOSS_TERMS = {
@@ -93,7 +95,7 @@ def open_experiment(
         synthetic.write(experiment.competition, experiment.data.root, scenes=wanted.scenes,
                         test_scenes=wanted.test_scenes, size=wanted.size, seed=wanted.seed)  # fmt: skip
     try:
-        competition, wrong = _open(experiment)
+        competition, wrong = _open(experiment, workdir / experiment.name / FACTS)
     except DataError:
         if faults:  # what was asked for may be why
             raise refusal(path, faults) from None
@@ -114,12 +116,12 @@ def open_experiment(
     return experiment, competition
 
 
-def _open(experiment: Experiment) -> tuple[Competition | None, list[str]]:
+def _open(experiment: Experiment, memo: Path) -> tuple[Competition | None, list[str]]:
     """Open the competition; where options are wrong, with the others alone, so that more can be said."""
     options, faults = dict(experiment.data.options), []
     for _ in range(2):
         try:
-            return open_competition(experiment.competition, experiment.data.root, options), faults
+            return open_competition(experiment.competition, experiment.data.root, options, memo), faults
         except ConfigError as error:
             faults = faults or str(error).splitlines()
             wrong = {match[1] for match in re.finditer(r"data\.options\.(\w+)", str(error))}

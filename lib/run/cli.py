@@ -1,7 +1,8 @@
 """The same flags, words and exit codes for all six stages.
 
-A stage script asks ``start`` for a ``Run``, walks ``Run.pending(units)`` and builds each. Errors written for the user
-end with exit code 2, an interrupt with 130.
+A stage script asks ``start`` for a ``Run`` and lets it make the units: all of them by ``Run.make``, or one at a time by
+walking ``Run.pending(units)`` and calling ``Run.build``. Errors written for the user end with exit code 2, an interrupt
+with 130.
 """
 
 import argparse
@@ -120,6 +121,13 @@ class Run:
             yield folder
             runtime.barrier()
         say(f"{unit.key}: done in {duration(time.time() - started)}")
+
+    def make(self, stage: str, units: Iterable[Unit], write: Callable[[Unit, Path], dict[str, Any]]) -> None:
+        """Build every unit that must be built: ``write(unit, folder)`` fills it and returns what its manifest says."""
+        for unit in self.pending(units):
+            record: dict[str, Any] = {"stage": stage}
+            with self.build(unit, record) as folder:
+                record |= write(unit, folder)
 
     def has(self, task: str) -> bool:
         """Tell whether the experiment has a model of ``task``; say so where it has none."""

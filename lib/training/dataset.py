@@ -256,7 +256,7 @@ class CropDataset(SampleStream):
     def draw_class(self, rng: np.random.Generator) -> tuple[int, Focus]:
         """Draw a class, a scene that holds it and one of its components there."""
         weights = np.array([self.focus[value] for value in self.holders])
-        value = rng.choice(list(self.holders), p=weights / weights.sum())
+        value = int(rng.choice(list(self.holders), p=weights / weights.sum()))
         scenes, chances = self.holders[value]
         index = int(rng.choice(scenes, p=chances))
         spots = self.spots[index][value]
@@ -290,7 +290,7 @@ class CropDataset(SampleStream):
         if not spots:
             return None
         weights = np.array([self.focus[value] for value in spots])
-        value = rng.choice(list(spots), p=weights / weights.sum())
+        value = int(rng.choice(list(spots), p=weights / weights.sum()))
         return spots[value][rng.integers(len(spots[value]))]
 
 

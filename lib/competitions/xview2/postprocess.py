@@ -8,15 +8,18 @@ outputs may share memory with them. Whether a step stays in the pipeline is for 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
 import skimage  # its parts are imported when they are first used
+from pydantic import Field
 
 from lib.ensemble.steps import resolve
 
 Masks = tuple[np.ndarray, np.ndarray]
+Share = Annotated[float, Field(ge=0, le=1)]
+Area = Annotated[int, Field(ge=0)]
 
 
 def watershed_vote(
@@ -24,9 +27,9 @@ def watershed_vote(
     damage: np.ndarray,
     loc_levels: np.ndarray,
     cls_levels: np.ndarray,
-    seed_threshold: float = 0.8,
-    share: float = 0.6,
-    confidence: float = 0.6,
+    seed_threshold: Share = 0.8,
+    share: Share = 0.6,
+    confidence: Share = 0.6,
     faithful: bool = False,
 ) -> Masks:
     """Let each region grown from a sure seed vote on the class of its unsure pixels: the 2020 post-processing.
@@ -64,7 +67,7 @@ def object_vote(
     damage: np.ndarray,
     loc_levels: np.ndarray,
     cls_levels: np.ndarray,
-    connectivity: int = 8,
+    connectivity: Literal[4, 8] = 8,
 ) -> Masks:
     """Give each building the damage class most of its pixels have; ties go to the lower class, the footprint stays.
 
@@ -85,8 +88,8 @@ def remove_small(
     damage: np.ndarray,
     loc_levels: np.ndarray,
     cls_levels: np.ndarray,
-    min_area: int,
-    connectivity: int = 8,
+    min_area: Area,
+    connectivity: Literal[4, 8] = 8,
 ) -> Masks:
     """Erase buildings (components of the footprint) of fewer than ``min_area`` pixels, with their damage."""
     _, components, stats, _ = cv2.connectedComponentsWithStats(localization, connectivity=connectivity)
@@ -101,7 +104,7 @@ def fill_holes(
     damage: np.ndarray,
     loc_levels: np.ndarray,
     cls_levels: np.ndarray,
-    max_area: int,
+    max_area: Area,
 ) -> Masks:
     """Fill gaps of at most ``max_area`` pixels within buildings; they take the class of the nearest building pixel.
 
