@@ -10,8 +10,8 @@ import yaml
 from conftest import TINY
 from sisters import COMMON, EXPERIMENTS
 
-from lib.config import check, strict
-from lib.config.sections import OLDER_TERMS, Loss
+from lib.config import check, losses, strict
+from lib.config.sections import Loss
 from lib.errors import ConfigError
 from lib.tasks import BinaryMask, MulticlassMask, MultilabelMask
 from lib.training.terms import TERMS
@@ -106,7 +106,16 @@ LATE = {
     "models.loc.train.pseudo={experiment: /tmp/a, models: [x]}":
         f"models.loc.train.pseudo.experiment: {NAME}, got '/tmp/a'",
     "models={}": "models: expected at least one network, got none",
-    "competition=xvew2": "competition: expected one of binary_rle, labels, videos, voc, xview2, got 'xvew2'",
+    "competition=xvew2": "competition: expected one of binary_rle, labels, ",
+    "data.options.unclasified=ignore": "data.options.unclasified: unknown key; did you mean unclassified?",
+    "data.options.unclassified=no": "data.options.unclassified: expected 'ignore' or 'no-damage', got ",
+    "search.axes.loc_treshold=[0.3]": "search.axes.loc_treshold: ",
+    "search.axes.loc_threshold=[3]": "search.axes.loc_threshold: expected a number from 0 to 1, got 3",
+    "decode={foo: 1}": "decode.foo: ",
+    "decode.loc_threshold=2": "decode.loc_threshold: expected a number from 0 to 1, got 2",
+    "search.unseen={w_minr: 1}": "search.unseen.w_minr: ",
+    "search.postprocess=[[{name: object_vot}]]": "search.postprocess.0.0.name: expected one of ",
+    "search.postprocess=[[{name: object_vote, conectivity: 8}]]": "search.postprocess.0.0.conectivity: ",
 }  # fmt: skip
 
 
@@ -202,8 +211,7 @@ def test_an_alias_is_a_copy():
 # ---- losses -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", TERMS)
 def test_the_terms_that_may_be_asked_for_are_those_that_there_are(kind):
-    assert set(check.LOSS_TERMS[kind]) == set(TERMS[kind])
-    assert set(OLDER_TERMS.values()) <= set(TERMS["multiclass"])
+    assert set(losses.LOSS_TERMS[kind]) == set(TERMS[kind])
 
 
 @pytest.mark.parametrize(("task", "loss", "words"), [
@@ -215,7 +223,7 @@ def test_the_terms_that_may_be_asked_for_are_those_that_there_are(kind):
     (MulticlassMask(("a", "b", "c")), {"class_weights": [0, 0, 0]}, "expected 3 numbers of at least 0 (a, b, c)"),
 ])  # fmt: skip
 def test_a_loss_fits_the_kind_of_its_task(task, loss, words):
-    (said,) = check.loss_faults(Loss(terms={"focal": 1}, **loss), task)
+    (said,) = losses.loss_faults(Loss(terms={"focal": 1}, **loss), task)
     assert words in said
 
 

@@ -116,7 +116,7 @@ WORDS = {
 """Competition -> its name, its classes, its columns, files and folders: words that belong into its folder."""
 OLDER_NAMES = {"damage_ce", "damage_dice", "building_bce", "building_dice", "selim2020_loc", "selim2020_cls"}
 EXCEPTIONS = {
-    "lib/config/sections.py": OLDER_NAMES,  # of loss terms, which experiment files may still use
+    "lib/config/losses.py": OLDER_NAMES,  # of loss terms, which experiment files may still use
     "lib/scenes/augment.py": OLDER_NAMES | {"hubmap", "liveness"},  # of presets
     "lib/run/cli.py": {"building"},  # said of a unit that is being built
 }

@@ -11,7 +11,8 @@ from packaging import version
 from pydantic import ValidationError
 from torchvision.ops import sigmoid_focal_loss
 
-from lib.config.sections import OLDER_TERMS, Distill, Loss
+from lib.config.losses import ALIASES
+from lib.config.sections import Distill, Loss
 from lib.errors import ConfigError
 from lib.training.boundary import boundaries
 from lib.training.losses import Criterion
@@ -753,11 +754,11 @@ def test_the_terms_keep_their_older_names():
     logits, target = batch("multiclass")
     terms = {"damage_ce": 1, "damage_dice": 2, "building_bce": 3, "building_dice": 4}
     old, values = criterion("multiclass", terms)(logits, target)
-    newer = {OLDER_TERMS[name]: weight for name, weight in terms.items()}
+    newer = {ALIASES[name]: weight for name, weight in terms.items()}
     new, general = criterion("multiclass", newer)(logits, target)
     assert values.keys() == terms.keys() and old.equal(new)
-    assert {OLDER_TERMS[name]: value for name, value in values.items()} == general
-    assert not set(OLDER_TERMS) & {name for names in TERMS.values() for name in names}
+    assert {ALIASES[name]: value for name, value in values.items()} == general
+    assert not set(ALIASES) & {name for names in TERMS.values() for name in names}
 
 
 def test_a_bit_field_holds_seven_classes():

@@ -20,13 +20,6 @@ Precision = Literal["float32", "float16", "bfloat16"]
 Views = Literal["none", "hflip", "flips", "d4"]
 BOUNDARY = "boundary_bce"
 """The loss term of every kind that trains a boundary head."""
-OLDER_TERMS = {
-    "damage_ce": "class_ce",
-    "damage_dice": "class_dice",
-    "building_bce": "foreground_bce",
-    "building_dice": "foreground_dice",
-}
-"""Older names of loss terms, which experiment files may still use; logs call a term as its experiment does."""
 NAME = 100
 """Most bytes of a name: with what the stages put around it, it stays a file name on every system."""
 

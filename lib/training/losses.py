@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib.config.sections import BOUNDARY, OLDER_TERMS, Distill, Loss
+from lib.config.losses import ALIASES
+from lib.config.sections import BOUNDARY, Distill, Loss
 from lib.errors import ConfigError
 from lib.tasks import IGNORE
 from lib.training.boundary import boundary_bce
@@ -57,7 +58,7 @@ class Criterion:
         if reduce is not None and "lovasz" in loss.terms:
             raise ConfigError("loss: lovasz ranks a batch's pixels, not exact over several processes; take jaccard")
         self.kind, self.loss, self.distill = kind, loss, distill
-        self.functions = {name: TERMS[kind][OLDER_TERMS.get(name, name)] for name in loss.terms if name != BOUNDARY}
+        self.functions = {name: TERMS[kind][ALIASES.get(name, name)] for name in loss.terms if name != BOUNDARY}
         if loss.focal_mode == "one_vs_rest":
             self.functions["focal"] = focal_one_vs_rest
         self.reduce = reduce or (lambda sums: sums)
