@@ -12,7 +12,8 @@ from lib.competitions import NAMES
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = [
-    {"errors", "tasks", "files", "settings"},
+    {"errors", "files", "settings"},
+    {"tasks"},
     {"models", "metrics"},
     {"ensemble"},
     {"scenes"},
@@ -109,6 +110,7 @@ WORDS = {
     "xview2": "xview2 xbd building buildings damage no-damage minor-damage major-damage destroyed un-classified "
               "localization_f1 damage_f1 disaster pre_disaster post_disaster tier1 tier3 selim2020",
     "binary_rle": "binary_rle nuclei nucleus hubmap hpa kidney spleen stage1_train stage1_test EncodedPixels ImageId",
+    "multiclass_rle": "multiclass_rle severstal madison bowel stomach EncodedPixels ClassId",
     "voc": "voc JPEGImages SegmentationClass ImageSets trainval cheetah lion wolf tiger hyena fox camvid pets",
     "videos": "zalo liveness liveness_score spoof label.csv",
     "labels": "macro_f1 top5 cassava",
