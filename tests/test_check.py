@@ -46,11 +46,10 @@ LATE = {
     "predict.overlap=0.99":
         "predict.overlap: windows of 1024 pixels can share at most 0.96875 of their side, since the stride of loc,"
         " cls is 32, got 0.99",
-    "blend.crf={iteration: 3}":
-        "blend.crf: expected one of iterations, near, near_sigma, alike, alike_radius, alike_colour, got "
-        "'iteration'; did you mean iterations?",
-    "blend.crf={near: -1}": "blend.crf.near: expected at least 0 and at most 1000, got -1",
-    "blend.crf={alike_radius: 2.5}": "blend.crf.alike_radius: expected a whole number, got 2.5",
+    "blend.crf={iteration: 3}": "blend.crf.iteration: unknown key; did you mean iterations?",
+    "blend.crf={near: -1}": "blend.crf.near: expected greater than or equal to 0, got -1",
+    "blend.crf={alike_radius: 2.5}":
+        "blend.crf.alike_radius: expected a valid integer, got a number with a fractional part, got 2.5",
     "decode.loc_threshold=.nan": "decode.loc_threshold: expected a finite number, got nan",
     "search.axes.loc_threshold=[0.3, .inf]": "search.axes.loc_threshold.1: expected a finite number, got inf",
     # found wrong at the first batch
@@ -60,7 +59,7 @@ LATE = {
         "models.loc.train.crop: expected a multiple of the network's stride 32, got 101; take 96 or 128",
     "models.loc.train.augment=ligth":
         "models.loc.train.augment: expected one of none, aerial_strong, aerial_mild, light, satellite, animals, "
-        "tissue, microscopy, faces, bag_of_tricks, ",
+        "tissue, microscopy, faces, bag_of_tricks, got 'ligth'; did you mean light?",
     "models.loc.train.loss.terms.dice=.nan": "models.loc.train.loss.terms.dice: expected a finite number, got nan",
     "models.loc.train.loss.terms={ce: 1}":
         "models.loc.train.loss.terms: expected one of dice, focal, bce, jaccard, tversky, lovasz, boundary_bce, "
@@ -130,8 +129,8 @@ def test_all_faults_are_said_at_once(tmp_path):
     changes = ["predict.tile=1000", "models.loc.train.crop=33", "blend.crf={iteration: 3}", "seed=-5", "folds.m=3",
                "models.cls.train.loss.terms.dise=1", "decode.w_minor=.nan"]  # fmt: skip
     said = faults(written(tmp_path, yaml.safe_dump(TREE, sort_keys=False)), *changes)
-    for key in ("predict.tile", "models.loc.train.crop", "blend.crf", "seed", "folds.m", "models.cls.train.loss.terms",
-                "decode.w_minor"):  # fmt: skip
+    for key in ("predict.tile", "models.loc.train.crop", "blend.crf.iteration", "seed", "folds.m",
+                "models.cls.train.loss.terms", "decode.w_minor"):  # fmt: skip
         assert sum(line.startswith(f"{key}: ") for line in said) == 1, (key, said)
 
 

@@ -12,7 +12,8 @@ from lib.competitions import NAMES
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = [
-    {"errors", "tasks", "files", "settings"},
+    {"errors", "files", "settings"},
+    {"tasks"},
     {"models", "metrics"},
     {"ensemble"},
     {"scenes"},
@@ -89,11 +90,27 @@ def test_the_reader_of_names_finds_them(tmp_path):
         assert "voc" in names_in(tmp_path / "a.py"), text
 
 
+def test_a_class_name_occurs_once():
+    found: dict[str, list[str]] = {}
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    allowed = {
+        "Competition": len(NAMES) + 1,  # the contract, and the class of that name in every competition
+        "Network": 2,  # the section of the experiment file, and what a network must have for the type checker
+        "Stain": 2,  # the options of a competition, and how its embedded set is drawn
+    }
+    more = {name: paths for name, paths in found.items() if len(paths) > allowed.get(name, 1)}
+    assert not more
+
+
 # ---- the spirit: rooms that serve every competition speak of none ---------------------------------------
 WORDS = {
     "xview2": "xview2 xbd building buildings damage no-damage minor-damage major-damage destroyed un-classified "
               "localization_f1 damage_f1 disaster pre_disaster post_disaster tier1 tier3 selim2020",
     "binary_rle": "binary_rle nuclei nucleus hubmap hpa kidney spleen stage1_train stage1_test EncodedPixels ImageId",
+    "multiclass_rle": "multiclass_rle severstal madison bowel stomach EncodedPixels ClassId",
     "voc": "voc JPEGImages SegmentationClass ImageSets trainval cheetah lion wolf tiger hyena fox camvid pets",
     "multiclass_rle": "multiclass_rle madison severstal stomach bowel large_bowel small_bowel ClassId",
     "videos": "zalo liveness liveness_score spoof label.csv",

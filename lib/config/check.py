@@ -8,7 +8,6 @@ remembered in the experiment's folder that nothing was wrong, until a model, the
 
 import contextlib
 import hashlib
-import inspect
 import json
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -18,15 +17,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from lib.competitions import open_competition
 from lib.competitions.contract import Competition, Scene
 from lib.config.load import about, examine, read, refusal
 from lib.config.losses import loss_faults
 from lib.config.sections import Experiment, Model, plain
-from lib.ensemble.crf import refine
+from lib.ensemble.crf import Crf
 from lib.errors import ConfigError, DataError
 from lib.files import write_json
-from lib.settings import one_of
+from lib.settings import one_of, sentences
 
 MEMORY = ".checked.json"
 """In an experiment's folder: the mark of the networks in which nothing was wrong."""
@@ -135,7 +136,7 @@ def competition_faults(experiment: Experiment, competition: Competition) -> list
     axes, chains, unseen = (search.axes, search.postprocess, search.unseen) if search else ({}, (), {})
     faults += competition.faults(experiment.decode, axes, chains, unseen)
     if experiment.blend.crf is not None:
-        faults += [f"blend.crf{fault}" for fault in _crf_faults(experiment.blend.crf)]
+        faults += _crf_faults(experiment.blend.crf)
     return faults
 
 
@@ -171,16 +172,12 @@ def _model_faults(model: Model, competition: Competition) -> Iterator[str]:
         yield f"train.loss.{fault}"
 
 
-def _crf_faults(options: dict[str, int | float]) -> Iterator[str]:
-    known = {name: p.default for name, p in inspect.signature(refine).parameters.items() if p.kind == p.KEYWORD_ONLY}
-    for name, value in options.items():
-        lowest = 0 if name in ("iterations", "near", "alike") else 1e-6
-        if name not in known:
-            yield one_of("", name, known)
-        elif isinstance(known[name], int) and int(value) != value:
-            yield f".{name}: expected a whole number, got {value}"
-        elif not lowest <= value <= 1000:
-            yield f".{name}: expected {'at least' if lowest == 0 else 'above'} 0 and at most 1000, got {value}"
+def _crf_faults(options: dict[str, int | float]) -> list[str]:
+    try:
+        Crf.model_validate(options)
+    except ValidationError as error:
+        return sentences(error, "blend.crf")
+    return []
 
 
 def scene_faults(experiment: Experiment, scenes: Collection[Scene]) -> list[str]:

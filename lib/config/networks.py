@@ -17,7 +17,7 @@ from lib.errors import ConfigError
 from lib.models import build, weights
 from lib.models.classifier import resolve
 from lib.models.init import start
-from lib.scenes.augment import PRESETS
+from lib.scenes.augment import OLDER, PRESETS
 from lib.settings import one_of
 from lib.tasks import Task
 
@@ -42,7 +42,9 @@ def network_faults(experiment: Experiment, competition: Competition) -> list[str
     names_of: dict[int, list[str]] = {}  # stride -> models that predict windows
     for name, model in experiment.models.items():
         if model.train.augment not in PRESETS:
-            faults.append(one_of(f"models.{name}.train.augment", model.train.augment, PRESETS))
+            faults.append(
+                one_of(f"models.{name}.train.augment", model.train.augment, [n for n in PRESETS if n not in OLDER])
+            )
         task = competition.tasks.get(model.task)
         if task is None or not set(model.network.images) <= set(competition.images):
             continue  # already said
