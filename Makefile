@@ -20,7 +20,7 @@ demo: install
 # Python 3.12 and later count lines at almost no cost; 3.10 and 3.11 need a tracer.
 test: install-dev
 	COVERAGE_CORE=$$($(RUN) -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
-		$(RUN) -m pytest -q $(TESTS) --cov --cov-report=term:skip-covered --cov-fail-under=$(COVERED)
+		$(RUN) -m pytest -q $(TESTS) --cov=lib --cov-report=term:skip-covered --cov-fail-under=$(COVERED)
 
 test-quick: install-dev
 	$(RUN) -m pytest -q $(TESTS) -m "not slow"

@@ -302,8 +302,8 @@ class Competition(ABC):
                 findings.append(Finding("image all black", scene.id, str(scene.files.get(image, ""))))
         if split == "train" and not self.labelled(scene):
             findings.append(Finding("image without label", scene.id, ", ".join(map(str, scene.files.values()))))
-        elif split == "train" and not findings and (error := self.facts(scene).error):
-            findings.append(Finding("label cannot be used", scene.id, error))
+        elif split == "train" and not findings and (fault := self.facts(scene).error):
+            findings.append(Finding("label cannot be used", scene.id, fault))
         return findings
 
     def remarks(self) -> list[str]:

@@ -126,7 +126,7 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
         return np.array([[known[c][own] for c, own in enumerate(point)] for point in points]).reshape(len(points), -1)
 
     @property
-    def form(self) -> Form:
+    def form(self) -> Form:  # type: ignore[override]  # read from the data when asked for
         """A row per image and class, under the sample's header or else the table's."""
         columns = self.sample_table.columns or self._table.columns or ("id", "class", "segmentation")
         return Form(columns[:3], names=2, origin=self.rule.origin)

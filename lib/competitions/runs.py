@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
@@ -85,7 +85,8 @@ class RunsCompetition(Competition):
         if not pairs:
             return rle.Rule(*rules[0], "no training runs, so Kaggle's rule")
         order, origin = (None if stated == "auto" else stated for stated in (self.options.order, self.options.origin))
-        texts, shapes = [text for _, text in pairs], [sizes[scene.id] for scene, _ in pairs]
+        texts = [text for _, text in pairs]
+        shapes = [cast(tuple[int, int], sizes[scene.id]) for scene, _ in pairs]
         try:
             return rle.detect(texts, shapes, lambda i: self.read(pairs[i][0], "image"), order, origin)
         except DataError as error:

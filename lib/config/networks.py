@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from lib.competitions.contract import Competition
 from lib.config.sections import Experiment, Model, Network, plain
 from lib.errors import ConfigError
-from lib.models import build, weights
+from lib.models import build, layers, weights
 from lib.models.classifier import resolve
 from lib.models.init import start
 from lib.scenes.augment import OLDER, PRESETS
@@ -111,14 +111,14 @@ def _tried(model: Model, task: Task) -> tuple[int, list[str]]:
     return stride, []
 
 
-def _built(spec: Network, task: Task) -> Any:
+def _built(spec: Network, task: Task) -> layers.Network:
     """Build a network without memory, in evaluation mode."""
     with torch.device("meta"), _ShapesAlone():
         network = build(spec.architecture, classes=task.channels, images=len(spec.images), encoder=spec.encoder,
                         **spec.options)  # fmt: skip
-    for module in network.modules():
-        if isinstance(module, SHAPELESS):
-            module.forward = _unchanged  # type: ignore[assignment]
+    shapeless: Any
+    for shapeless in (module for module in network.modules() if isinstance(module, SHAPELESS)):
+        shapeless.forward = _unchanged
     return network.eval()
 
 

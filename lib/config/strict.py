@@ -6,7 +6,7 @@ deep nesting in a traceback of thousands of lines. Here each of these is one sen
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -87,7 +87,7 @@ class _Loader(yaml.SafeLoader):
                     problem = f"the key {key_node.value} stands twice in one section, first in line {lines[key]}"
                     raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
                 lines[key] = line
-        return super().construct_mapping(node, deep)
+        return super().construct_mapping(cast(yaml.MappingNode, node), deep)  # which refuses any other node
 
 
 def _parts(node: yaml.Node) -> Iterator[yaml.Node]:

@@ -7,8 +7,10 @@ here knows an image or a metric. What is chosen on folds is counted on the fold 
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, product
 from math import gcd
+from typing import Any
 
 import numpy as np
 
@@ -81,20 +83,23 @@ def greedy(
     def judge(bag: Bag, left_out: Hashable) -> tuple[int, float]:
         """Return the setting that all folds but one choose for a bag, and its score on them."""
         counts = known[_shares(bag, groups)]
-        total = sum(table for fold, table in counts.items() if fold != left_out)
+        total: Any = sum(table for fold, table in counts.items() if fold != left_out)
         point = choose(total, score, shape, plateau)
         return point, float(score(total[point]))
+
+    def worth(left_out: Hashable, bag: Bag) -> float:
+        return judge(bag, left_out)[1]
 
     singles, everything = [tuple(sorted(one)) for one in product(*groups)], tuple(sorted(names))
     count([*singles, everything])
     folds = list(known[_shares(everything, groups)])
     left_out = [ALL, *(folds if len(folds) > 1 else ())]
-    paths: dict[Hashable, list[Bag]] = {k: [max(singles, key=lambda bag, k=k: judge(bag, k)[1])] for k in left_out}
+    paths: dict[Hashable, list[Bag]] = {k: [max(singles, key=partial(worth, k))] for k in left_out}
     for _ in range(rounds):
         grown = {k: [tuple(sorted((*path[-1], name))) for name in names] for k, path in paths.items()}
         count(list(chain.from_iterable(grown.values())))
         for k, bags in grown.items():
-            paths[k].append(max(bags, key=lambda bag, k=k: judge(bag, k)[1]))
+            paths[k].append(max(bags, key=partial(worth, k)))
 
     def kept(k: Hashable) -> Bag:
         scores = [judge(bag, k)[1] for bag in paths[k]]

@@ -257,7 +257,7 @@ class BinaryRLE(RunsCompetition):
             return rle.Rule(*fitting[0], f"so the runs of {len(drawn)} images give their mask files")
         return super().rule
 
-    def _draws_the_mask(self, scene: Scene, rule: tuple[str, int]) -> bool:
+    def _draws_the_mask(self, scene: Scene, rule: tuple[rle.Order, int]) -> bool:
         mask = raster.read_mask(scene.files["mask"]) > 0
         text = " ".join(self._runs[scene.id])
         return not rle.parse(text, mask.size, rule[1])[1] and np.array_equal(rle.decode(text, mask.shape, *rule), mask)
@@ -292,7 +292,8 @@ class BinaryRLE(RunsCompetition):
             return mean_dice.count(objects.count_thresholds(levels["loc"][0], truth, thresholds))
         counts = np.zeros((len(points), mean_dice.K + scoring.K * (self.metric == "object_map")), np.int64)
         wanted = [{k: v for k, v in point.items() if k not in ("min_area", "postprocess")} for point in points]
-        last, whole = None, None
+        last: dict[str, Any] | None = None
+        whole: Any = None  # the objects at the settings ``last``
         for i in sorted(range(len(points)), key=lambda i: repr(wanted[i])):  # smallest areas differ after the watershed
             if wanted[i] != last:
                 last, whole = wanted[i], objects.decode(levels["loc"], {**wanted[i], "min_area": 0})
@@ -344,7 +345,7 @@ class BinaryRLE(RunsCompetition):
         return ("ImageId", "EncodedPixels") if nested else ("id", "rle")
 
     @property
-    def form(self) -> Form:
+    def form(self) -> Form:  # type: ignore[override]  # read from the data when asked for
         """A row per image, or per object; the runs count as those of the training table do."""
         return Form(self.header, repeats=self.metric == "object_map", origin=self.rule.origin)
 

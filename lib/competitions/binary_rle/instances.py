@@ -87,7 +87,8 @@ def split(mask: np.ndarray, sure: np.ndarray, seed: int, depth: float = 0) -> np
     seed is an object of its own.
     """
     region = ((sure >= seed) & (mask > 0)).view(np.uint8)
-    seeds, relief = components(region), 255 - sure.astype(np.int16)
+    seeds = components(region)
+    relief: np.ndarray = 255 - sure.astype(np.int16)
     if depth > 0:
         distance = np.rint(16 * cv2.distanceTransform(region, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)).astype(np.int32)
         # sixteenths of a pixel compare exactly

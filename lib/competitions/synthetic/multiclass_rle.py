@@ -74,7 +74,7 @@ def _drawn(split: str, count: int, size: int, seed: int) -> Iterator[tuple[int, 
             masks[:] = 0
         elif number == 0:
             masks[2] = 0
-        image = np.full((height, width), 40, np.float32)
+        image: np.ndarray = np.full((height, width), 40, np.float32)
         for mask, brightness in zip(masks, BRIGHTNESS, strict=True):
             image[mask > 0] = brightness
         image = cv2.GaussianBlur(image, (0, 0), 0.8) + rng.normal(0, 7, image.shape)

@@ -220,8 +220,8 @@ class Videos(Classification):
     # ---- answers --------------------------------------------------------------------------------------
     def answer(self, levels: Levels, settings: Mapping[str, Any]) -> Answer:
         """Turn the levels of a video's frames, (1, 1, F) uint8, into its score."""
-        score = score_of_frames(levels["cls"].ravel() / 255, **settings)
-        return int(scoring.per_mille(np.array(score))) / scoring.STEPS
+        score = np.asarray(score_of_frames(levels["cls"].ravel() / 255, **settings))
+        return int(scoring.per_mille(score)) / scoring.STEPS
 
     def tally(self, answer: Answer, truth: Answer) -> np.ndarray:
         """Count one answer: (2002,) int64, a flat histogram of ``metric.py``."""
@@ -279,7 +279,7 @@ class Videos(Classification):
         if faults or self.options.fallback is None:
             return faults
         table, wanted = Path(path) / SUBMISSION if Path(path).is_dir() else Path(path), f"{self.options.fallback:.3f}"
-        said = {name: text for name, text in tables.read(table, self.form)}
+        said = {row_id: score for row_id, score in tables.read(table, self.form)}
         odd = [s.id for s in scenes or () if self.fault(s) and said[self.row_id(s)] != wanted]
         kind = f"cannot be read, yet its score is not the fallback {wanted}"
         return [tables.sentence(table, "row", kind, odd)] if odd else []

@@ -150,9 +150,11 @@ class VOC(Competition):
             findings.append(Finding("mask of 0 and 255 alone", scene.id, ZERO_OR_255))
         elif self.colours is not None and (share := _unknown_colours(scene.files[MASK], self.colours)):
             findings.append(Finding("colours of no class, ignored", scene.id, f"{share:.2%} of the pixels"))
-        masks = [mask for _, mask in self._masks(scene)] if self._by_class else []
-        if masks and (overlap := int((np.sum(masks, axis=0) > 1).sum())):
-            findings.append(Finding("masks of classes overlap, the later class is used", scene.id, f"{overlap} pixels"))
+        if self._by_class:
+            times: Any = sum(drawn for _, drawn in self._masks(scene))  # (H, W), how many classes are drawn
+            if overlap := int((times > 1).sum()):
+                sentence = "masks of classes overlap, the later class is used"
+                findings.append(Finding(sentence, scene.id, f"{overlap} pixels"))
         return findings
 
     def target(self, scene: Scene, task: str) -> np.ndarray:
@@ -393,7 +395,8 @@ class VOC(Competition):
 
     def _lint_agreement(self, table: Path, pictures: Path) -> list[str]:
         """Return the pictures whose answers in the CSV and in the PNGs differ, or that are in one of them only."""
-        runs, differing = {name: text for name, text in tables.read(table, self.form)}, []
+        runs = {row_id: text for row_id, text in tables.read(table, self.form)}
+        differing: list[str] = []
         for path in sorted(pictures.glob("*.png")):
             rows = self.rows(Scene(path.stem, {}), raster.read_mask(path))
             if [runs.pop(row_id, None) for row_id, _ in rows] != [text for _, text in rows]:

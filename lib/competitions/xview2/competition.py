@@ -28,7 +28,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import shapely
@@ -42,6 +42,7 @@ from lib.competitions.xview2 import decode as decoding
 from lib.competitions.xview2 import metric as scoring
 from lib.competitions.xview2 import pairs as official
 from lib.competitions.xview2 import postprocess
+from lib.ensemble.search import Lattice
 from lib.errors import ConfigError, DataError
 from lib.scenes import polygons, raster, rle
 from lib.settings import Section
@@ -108,7 +109,8 @@ class XView2(Competition):
 
     def inspect(self) -> list[Finding]:
         """Read every image and label once and report what is missing, broken or suspicious, ids in two tiers too."""
-        findings, first = [], {}
+        findings: list[Finding] = []
+        first: dict[str, str] = {}
         for scene in (*self._list("train"), *self._list("test")):
             folder = next(iter(scene.files.values())).parents[1].name
             if first.setdefault(scene.id, folder) != folder:
@@ -163,7 +165,8 @@ class XView2(Competition):
     def count(self, levels: Levels, truth: Answer, grid: Grid) -> np.ndarray:
         """Count one scene for all points at once: (P, 15) int64, laid out as ``metric.py`` says."""
         loc, cls = levels["loc"], levels["cls"]
-        return decoding.count_grid(loc, cls, truth["localization"], truth["damage"], grid.points)
+        lattice = cast(Lattice, grid.points)  # as ``grid`` makes it
+        return decoding.count_grid(loc, cls, truth["localization"], truth["damage"], lattice)
 
     def tally(self, answer: Answer, truth: Answer) -> np.ndarray:
         """Count one answer: (15,) int64."""
@@ -222,7 +225,7 @@ class XView2(Competition):
 
     def rows(self, scene: Scene, answer: Answer) -> list[Row]:
         """Return the five rows of a scene."""
-        return official.pair_rows(scene.id, answer["localization"], answer["damage"])
+        return list(official.pair_rows(scene.id, answer["localization"], answer["damage"]))
 
     def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
         """Draw the five rows of a scene; what was graded outside of the buildings is not in them."""

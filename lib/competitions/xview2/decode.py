@@ -251,7 +251,7 @@ class _ClassCounter:
     def count(self, cell: np.ndarray) -> np.ndarray:
         """Return (weight vector, cell, 16), last axis truth * 4 + prediction, for the pixels' cells (N,) int64."""
         steps = len(self._rank)
-        held = np.empty((self._pairs, (steps + 1) * self._cells * 12), self._exact)
+        held: np.ndarray = np.empty((self._pairs, (steps + 1) * self._cells * 12), self._exact)
         base = (cell.take(self._open) * 4 + self._open_truth) * 3
         for row, code in zip(held, self._codes):
             row[:] = np.bincount(base + code, minlength=row.size)
@@ -259,7 +259,7 @@ class _ClassCounter:
         lost = held.cumsum(axis=1)  # [:, s]: the s-th smallest weight of destroyed beats those that held out at most s
         kept, lost = lost[:, -1:] - lost[:, :-1], lost[:, :-1]
 
-        counted = np.empty((self._pairs, steps, self._cells * 4, 4), self._exact)
+        counted: np.ndarray = np.empty((self._pairs, steps, self._cells * 4, 4), self._exact)
         counted[..., :3] = kept
         counted[..., 3] = lost[..., 0] + lost[..., 1] + lost[..., 2]
         settled = np.bincount(cell.take(self._settled) * 16 + self._settled_code, minlength=self._cells * 16)
