@@ -34,7 +34,7 @@ EXCEPTIONS = {
     "torchrun": "two processes with gloo on the CPU instead of four with nccl",
     "configs/xview2_cpu.yaml, configs/xview2.yaml": "the suite's finished tiny experiment of the same competition "
                                                     "stands for them; that they load is tested in test_config.py",
-    "configs/bag_of_tricks": "a ladder of two rungs stands for it: the ladder itself takes a GPU",
+    "configs/bag_of_tricks": "a ladder of two rungs on fewer pictures stands for it: the ladder itself takes a GPU",
 }  # fmt: skip
 """What is not run as it stands, and why."""
 
@@ -62,8 +62,7 @@ def tiny(guide: str) -> list[str]:
         changes += [f"models.{model}.train.{change}" for change in ("epochs=1", "batch_size=4", "crop=64")]
         changes += [f"models.{model}.train.sampling={{samples: 8}}"]
         changes += [f"models.{model}.view.size=64"] * (guide in ("labels", "videos"))
-    if guide == "pairs":
-        changes[-1] = "predict.tile=1024"
+        changes += ["predict.tile=1024", f"models.{model}.folds=[0]"] * (guide == "pairs")
     return changes
 
 
@@ -98,7 +97,7 @@ class Reader:
             "configs/xview2.yaml --only dpn92": "tiny.yaml --only loc --workdir parallel",
             "workdir/old": "workdir/tiny",
             "workdir/new": "workdir/tiny",
-            "configs/bag_of_tricks --seeds": "ladder --seeds",
+            "configs/bag_of_tricks --seeds 0 1 --set data.root=building_crops": "ladder --seeds 0 1",
             "PREDICTIONS_DIR TARGETS_DIR": "workdir/tiny/06_submission/oof/xview2 targets",
             "--lint PATH": "--lint workdir/tiny/06_submission/test",
             "SLUG": "embedded",
@@ -213,7 +212,7 @@ def for_tools(reader: Reader) -> None:
     (reader.folder / "grid.yaml").write_text(next(b for b in blocks(reader.name, "yaml") if "seed: [0, 1]" in b))
     (reader.folder / "ladder").mkdir()
     example = reader.folder / "tiny_labels.yaml"
-    write_tiny(example, "labels", "building_crops")
+    write_tiny(example, "labels", str(reader.data("labels")))
     for number, lr in enumerate((1.0e-3, 2.0e-3)):
         tree = yaml.safe_load(example.read_text()) | {"name": f"rung{number}"}
         tree["models"]["lite0"]["train"]["optimizer"]["lr"] = lr
