@@ -9,13 +9,14 @@ Writes: 01_folds/folds.csv (id, fold, class flags), 01_folds/audit.json, 01_fold
 import sys
 
 from lib.run import cli
-from lib.stages import folds
 
 
 @cli.exits
 def main(argv=None):
-    run = cli.start(__doc__, argv)
+    run = cli.start(__doc__, argv, inspects=True)
     for unit in run.pending([run.graph.folds()]):
+        from lib.stages import folds  # here, since it takes seconds and there may be nothing to do
+
         with run.build(unit, {"stage": "01"}) as folder:
             for line in folds.check(run.competition, folder, run.strict):
                 cli.say(line)

@@ -10,7 +10,6 @@ Writes: 03_cls/<model>/fold<k>/best.safetensors, network.json, log.jsonl
 import sys
 
 from lib.run import cli, runtime
-from lib.stages.train import checkpoints, train
 
 
 @cli.exits
@@ -19,7 +18,9 @@ def main(argv=None):
     if not run.has("cls"):
         return
     with runtime.process_group():
-        for unit in run.pending(checkpoints(run, "cls")):
+        for unit in run.pending(run.checkpoints("cls")):
+            from lib.stages.train import train  # here, since it takes seconds and there may be nothing to do
+
             train(run, unit)
 
 

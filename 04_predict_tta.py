@@ -8,19 +8,24 @@ Writes: 04_probs/<task>/<model>/fold<k>/{oof,test}/<scene>.tif, uint8 levels wit
 
 import os
 import sys
+from contextlib import ExitStack
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from lib.run import cli
-from lib.stages.predict import fold_splits, open_pool, predict
 
 
 @cli.exits
 def main(argv=None):
     run = cli.start(__doc__, argv)
-    with open_pool(run) as pool:
-        for units in fold_splits(run):
-            predict(run, list(run.pending(units)), pool)
+    with ExitStack() as stack:
+        pool = None
+        for units in run.predictions():
+            if pending := list(run.pending(units)):
+                from lib.stages.predict import open_pool, predict  # here, since there may be nothing to do
+
+                pool = pool or stack.enter_context(open_pool(run))
+                predict(run, pending, pool)
 
 
 if __name__ == "__main__":

@@ -8,28 +8,27 @@ Writes: 05_ensemble/{oof,test}/<task>/<scene>.tif, 05_ensemble/decode/decode.jso
 
 import os
 import sys
-from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from lib import report
-from lib.choose import evidence as ensemble
-from lib.choose import fit as decode
+from lib.choose import fit
+from lib.report import tables
 from lib.run import cli
+from lib.stages import ensemble
 
 
 @cli.exits
 def main(argv=None):
     run = cli.start(__doc__, argv)
-    for unit in run.pending(ensemble.units(run)):
-        record: dict[str, Any] = {"stage": "05"}
-        with run.build(unit, record) as folder:
-            if unit == run.graph.decode():
-                record["scores"] = decode.fit_decode(run, folder)["scores"]
-            else:
-                record["scenes"] = ensemble.blend(run, unit.key.rsplit("/", 1)[1], folder)
+
+    def write(unit, folder):
+        if unit == run.graph.decode():
+            return {"scores": fit.choose(run, folder).scores}
+        return ensemble.write(run, unit, folder)
+
+    run.make("05", ensemble.units(run), write)
     if "oof" in run.splits:
-        cli.say(report.decode_table(run))
+        cli.say(tables.decision_table(run))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ Writes: 06_submission/test (what is handed in), 06_submission/oof (the same for 
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from lib import report
+from lib.report import page
 from lib.run import cli
 from lib.stages import submit
 
@@ -27,11 +28,8 @@ def main(argv=None):
     if args.lint:
         return cli.lint(args)
     run = cli.open_run(args)
-    for unit in run.pending([run.graph.submission(split) for split in run.splits if run.has_split(split)]):
-        record = {"stage": "06"}
-        with run.build(unit, record) as folder:
-            record |= submit.write(run, unit.key.rsplit("/", 1)[1], folder)
-    cli.say(report.write(run))
+    run.make("06", submit.units(run), partial(submit.write, run))
+    cli.say(page.write(run))
 
 
 if __name__ == "__main__":

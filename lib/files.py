@@ -9,15 +9,15 @@ from typing import IO, Any
 
 
 @contextmanager
-def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+def whole_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file to write, as text in UTF-8 or with mode "wb"; it gets its name as ``whole_path`` says."""
-    text = {} if "b" in mode else {"newline": "", "encoding": "utf-8"}
+    text: dict[str, Any] = {} if "b" in mode else {"newline": "", "encoding": "utf-8"}
     with whole_path(path) as partial, open(partial, mode, **text) as stream:
         yield stream
 
 
 @contextmanager
-def whole_path(path: Path) -> Iterator[Path]:
+def whole_path(path: str | Path) -> Iterator[Path]:
     """Give the name ``<name>.tmp`` to write a file under, for writers that open their files themselves.
 
     When the block ends without an error the file is synced to the disk and renamed to ``path``; after an error nothing
@@ -34,12 +34,12 @@ def whole_path(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a whole file."""
     with whole_file(path, "wb") as stream:
         stream.write(content)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: str | Path, value: Any) -> None:
     """Write a value as a whole JSON file, indented, in UTF-8."""
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

@@ -63,10 +63,10 @@ def mean_present(values: np.ndarray) -> np.ndarray:
     return _ratio(np.sum(values, axis=-1, where=there), there.sum(-1), np.nan)
 
 
-def binary_counts(answer: np.ndarray, truth: np.ndarray, ignore: int = IGNORE) -> np.ndarray:
+def binary_counts(answer: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Count foreground pixels of each image: (..., H, W) -> (..., 3) int64. Any value above 0 is foreground."""
     _check_shapes(answer, truth)
-    counted = truth != ignore
+    counted = truth != IGNORE
     answer, truth = (answer > 0) & counted, (truth > 0) & counted
     tp = np.sum(answer & truth, axis=(-2, -1))
     return np.stack([tp, np.sum(answer, axis=(-2, -1)) - tp, np.sum(truth, axis=(-2, -1)) - tp], axis=-1)

@@ -4,6 +4,7 @@ The experiment file (``lib/config/sections.py``) and the options of each competi
 """
 
 import difflib
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -45,6 +46,12 @@ def did_you_mean(name: Any, known: Iterable[Any]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+def one_of(key: str, name: Any, known: Iterable[Any]) -> str:
+    """Return the sentence about a ``name`` under ``key`` that is none of the ``known`` ones."""
+    known = list(known)
+    return f"{key}: expected one of {', '.join(map(str, known))}, got {name!r}{did_you_mean(name, known)}"
+
+
 def _fault_of(fault: ErrorDetails, fields: Iterable[str]) -> InitErrorDetails:
     """Return a fault as it is raised again, an unknown key of this section with a suggestion."""
     kind: str | PydanticCustomError = fault["type"]
@@ -56,8 +63,8 @@ def _fault_of(fault: ErrorDetails, fields: Iterable[str]) -> InitErrorDetails:
 
 
 def _sentence(fault: ErrorDetails, where: str) -> str:
-    key = ".".join(str(part) for part in (where, *fault["loc"]) if part != "")
+    key = ".".join(str(part) for part in (where, *fault["loc"]) if part not in ("", "[key]"))
     message = "required, but missing" if fault["type"] == "missing" else fault["msg"].removeprefix("Value error, ")
-    message = message.replace("Input should be", "expected")
+    message = re.sub(r"^\w+ should (be |have )?", "expected ", message).removesuffix(" after validation, not 0")
     shown = fault["type"] in (UNKNOWN, "missing") or isinstance(fault["input"], (dict, BaseModel))
     return (f"{key}: " if key else "") + message + ("" if shown else f", got {fault['input']!r}")

@@ -4,10 +4,14 @@ logits: (B, C, ...) any float dtype. probs: (B, C, ...) float32 in [0, 1], chann
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:  # torch takes seconds to import, and most who ask for the classes of a task have no tensors
+    from torch import Tensor
+
+from lib.errors import ConfigError
 
 IGNORE = 255
 """Target value that no loss and no score looks at."""
@@ -25,6 +29,8 @@ class Task:
     """
 
     classes: tuple[str, ...]
+    float32: bool = False
+    """Must be trained and judged in float32."""
     dense = True
     """One answer per pixel; else one per frame, and probs are (B, C, 1, 1)."""
 
@@ -38,7 +44,7 @@ class Task:
         """Number of logits a network gives for this task."""
         return len(self.classes)
 
-    def activate(self, logits: Tensor) -> Tensor:
+    def activate(self, logits: "Tensor") -> "Tensor":
         """Turn logits (B, C, ...) into probs (B, C, ...) float32 in [0, 1]."""
         raise NotImplementedError
 
@@ -57,8 +63,8 @@ class BinaryMask(Task):
 
     kind = "binary"
 
-    def activate(self, logits: Tensor) -> Tensor:
-        return torch.sigmoid(logits.float())
+    def activate(self, logits: "Tensor") -> "Tensor":
+        return logits.float().sigmoid()
 
     def truth(self, target: np.ndarray) -> np.ndarray:
         return target[None] > 0
@@ -73,8 +79,8 @@ class MulticlassMask(Task):
 
     kind = "multiclass"
 
-    def activate(self, logits: Tensor) -> Tensor:
-        return torch.softmax(logits.float(), dim=1)
+    def activate(self, logits: "Tensor") -> "Tensor":
+        return logits.float().softmax(dim=1)
 
     def truth(self, target: np.ndarray) -> np.ndarray:
         return np.arange(self.channels)[:, None, None] == target
@@ -89,8 +95,12 @@ class MultilabelMask(Task):
 
     kind = "multilabel"
 
-    def activate(self, logits: Tensor) -> Tensor:
-        return torch.sigmoid(logits.float())
+    def __post_init__(self) -> None:
+        if len(self.classes) > 7:
+            raise ConfigError(f"classes: expected at most seven that may overlap, got {len(self.classes)}")
+
+    def activate(self, logits: "Tensor") -> "Tensor":
+        return logits.float().sigmoid()
 
     def truth(self, target: np.ndarray) -> np.ndarray:
         return (target >> np.arange(self.channels, dtype=np.uint8)[:, None, None]) & 1 > 0
@@ -117,7 +127,7 @@ class Label(Task):
     def _mask(self) -> Task:
         return BinaryMask(self.classes) if self.channels == 1 else MulticlassMask(self.classes)
 
-    def activate(self, logits: Tensor) -> Tensor:
+    def activate(self, logits: "Tensor") -> "Tensor":
         return self._mask.activate(logits)
 
     def truth(self, target: np.ndarray) -> np.ndarray:

@@ -38,7 +38,9 @@ def experiment(name: str, **changes) -> Experiment:
 
 def decoded(score: float, **more) -> dict:
     """Return a decode.json."""
-    return {"scores": {"score": score, "iou": score / 2}, "interval95": [score - 0.1, score + 0.1], "scenes": 7, **more}
+    return {"params": {}, "weights": {"net": 1.0}, "scenes": 7, "scores": {"score": score, "iou": score / 2},
+            "interval95": [score - 0.1, score + 0.1], "per_domain": {}, "per_fold": {}, "tables": {},
+            "coverage": "7 of 7 scenes, folds 0-1", **more}  # fmt: skip
 
 
 def build(workdir: Path, config: Experiment, decode: dict | None, log: list[dict] = ()) -> Path:

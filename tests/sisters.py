@@ -43,6 +43,30 @@ EXPERIMENTS = {
         },
         "search": {"axes": {"gain_rings": [0.5, 1.0, 2.0], "gain_checks": [0.5, 1.0, 2.0]}},
     },
+    "multiclass_rle": {
+        "competition": "multiclass_rle",
+        "folds": {"n": 2, "scheme": "group"},
+        "data": {
+            "options": {
+                "classes": ["large_bowel", "small_bowel", "stomach"],
+                "train": "train/*/*/scans/*.png",
+                "test": "test/*/*/scans/*.png",
+                "id": r"(case\d+_day\d+)/scans/(slice_\d+)",
+                "group": r"case\d+",
+                "slices": 3,
+                "origin": 1,
+            },
+            "synthetic": {"scenes": 16, "test_scenes": 3, "size": 96, "seed": 1},
+        },
+        "models": {
+            "organs": {
+                "task": "loc",
+                "network": {**SEGMENTATION, "images": ["image-1", "image", "image+1"]},
+                "train": {**TRAIN, "augment": "light", "loss": {"terms": {"bce": 1, "dice": 1}}},
+            }
+        },
+        "search": {"axes": {"threshold_stomach": [0.3, 0.5, 0.7], "min_area_large_bowel": [0, 20]}},
+    },
     "voc": {
         "competition": "voc",
         "folds": {"n": 2, "scheme": "group"},

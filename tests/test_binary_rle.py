@@ -11,8 +11,9 @@ import pytest
 import rasterio
 
 from lib import metrics as masks
+from lib.competitions import open_competition
 from lib.competitions.binary_rle import instances
-from lib.competitions.binary_rle.competition import COLOURFUL, Competition
+from lib.competitions.binary_rle.competition import COLOURFUL
 from lib.competitions.contract import Scene
 from lib.competitions.synthetic import binary_rle as synthetic
 from lib.errors import ConfigError, DataError
@@ -24,6 +25,10 @@ SIZE = 128
 HERE = Path(__file__).parents[1]
 DSB = Path(os.environ.get("SHARED_DATA", HERE / "../shared/data")) / "dsb2018"
 needs_dsb = pytest.mark.skipif(not (DSB / "stage1_train").is_dir(), reason="the nuclei of DSB 2018 are not here")
+
+
+def opened(root, **options):
+    return open_competition("binary_rle", root, options)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +66,7 @@ def noisy(competition, scene, seed=0):
 
 # ---- reading ------------------------------------------------------------------------------------------
 def test_scenes_of_a_table(hubmap):
-    competition = Competition(hubmap, domain="organ", group="patient", class_name="unit")
+    competition = opened(hubmap, domain="organ", group="patient", class_name="unit")
     scenes = competition.scenes("train")
     table = pd.read_csv(hubmap / "train.csv", dtype=str, keep_default_na=False).set_index("id")
     assert [s.id for s in scenes] == sorted(table.index) and {"0001", "1e5", "007f3a"} <= set(table.index)
@@ -80,7 +85,7 @@ def test_scenes_of_a_table(hubmap):
 
 
 def test_truth_is_what_was_drawn_with_empty_images_empty(hubmap):
-    competition = Competition(hubmap)
+    competition = opened(hubmap)
     empty = 0
     for scene in competition.scenes("train"):
         truth = competition.truth(scene)
@@ -94,14 +99,14 @@ def test_truth_is_what_was_drawn_with_empty_images_empty(hubmap):
 
 
 def test_strata_part_the_scenes_with_objects_at_the_median(hubmap):
-    competition = Competition(hubmap)
+    competition = opened(hubmap)
     table = pd.DataFrame([competition.strata(s) for s in competition.scenes("train")])
     assert list(table) == list(competition.flags) and (table.sum(axis=1) == 1).all()
     assert table.sum().to_dict() == {"empty": 2, "small": 5, "large": 5}
 
 
 def test_objects_of_nested_folders(nuclei):
-    competition = Competition(nuclei, metric="object_map", border=True, class_name="nucleus", domain="colour")
+    competition = opened(nuclei, metric="object_map", border=True, class_name="nucleus", domain="colour")
     assert competition.tasks == {"loc": MultilabelMask(("nucleus", "border"))}
     for scene in competition.scenes("train"):
         truth, expected = competition.truth(scene), drawn()[scene.id]
@@ -125,7 +130,7 @@ def test_rows_per_object_are_objects_too(nuclei, tmp_path):
         (folder / f"{key}.png").write_bytes((nuclei / "stage1_train" / key / "images" / f"{key}.png").read_bytes())
         rows += [(key, text) for text in rle.encode_labels(labels) or [""]]
     pd.DataFrame(rows, columns=["ImageId", "EncodedPixels"]).to_csv(tmp_path / "stage1_train_labels.csv", index=False)
-    competition = Competition(tmp_path, metric="object_map")
+    competition = opened(tmp_path, metric="object_map")
     for scene in competition.scenes("train"):
         np.testing.assert_array_equal(competition.truth(scene), drawn()[scene.id])
     assert competition.header == ("ImageId", "EncodedPixels") and competition.scenes("test") == []
@@ -155,14 +160,14 @@ def salt(root, order="column", origin=1, masks_too=True, texts_of=None):
 @pytest.mark.parametrize("masks_too", [True, False])
 def test_square_images_show_their_order_by_masks_or_pictures(tmp_path, order, origin, masks_too):
     salt(tmp_path, order, origin, masks_too)
-    competition = Competition(tmp_path)
+    competition = opened(tmp_path)
     assert (competition.rule.order, competition.rule.origin) == (order, origin)
     assert ("mask files" if masks_too else "steeper") in competition.rule.why
     (remark,) = competition.remarks()
     assert remark.startswith(f"RLE order detected: {order} order from {origin}") and competition.inspect() == []
     assert competition.header == ("id", "rle_mask") and len(competition.scenes("train")) == 6
     assert competition.truth(competition.scenes("train")[0]).sum() == 0  # an empty cell is an empty mask
-    stated = Competition(tmp_path, order=order, origin=origin)
+    stated = opened(tmp_path, order=order, origin=origin)
     assert stated.rule.why == "stated" and stated.remarks() == []
 
 
@@ -172,12 +177,12 @@ def test_mask_files_alone_need_no_table(tmp_path):
     for key in ("0001", "1e5"):
         raster.write_png(tmp_path / "train_images" / f"{key}.png", np.full((9, 12, 3), 50, np.uint8))
         raster.write_png(tmp_path / "train_masks" / f"{key}.png", np.eye(9, 12, dtype=np.uint8) * 255)
-    competition = Competition(tmp_path)
+    competition = opened(tmp_path)
     np.testing.assert_array_equal(competition.truth(competition.scenes("train")[1]), np.eye(9, 12))
     assert (competition.rule.order, competition.rule.origin) == ("column", 1) and competition.header == ("id", "rle")
     assert competition.inspect() == [] and "RLE order assumed: column order from 1" in competition.remarks()[0]
     raster.write_png(tmp_path / "train_masks" / "1e5.png", np.eye(9, dtype=np.uint8))
-    assert "broken truth" in [f.kind for f in Competition(tmp_path).inspect()]
+    assert "broken truth" in [f.kind for f in opened(tmp_path).inspect()]
     with pytest.raises(DataError, match=r"scene 1e5: .*1e5.png: expected the size of its image .* got \(9, 9\)"):
         competition.truth(competition.scenes("train")[1])
 
@@ -186,11 +191,11 @@ def test_undecidable_runs_are_refused_until_stated(tmp_path):
     (tmp_path / "train").mkdir()
     raster.write_png(tmp_path / "train" / "a.png", np.full((20, 20), 9, np.uint8))
     (tmp_path / "train.csv").write_text("id,encoding\na,45 3\n")
-    competition = Competition(tmp_path)
+    competition = opened(tmp_path)
     with pytest.raises(DataError, match="state the order.*data.options.order"):
         competition.truth(competition.scenes("train")[0])
     assert "RLE order unknown" in [f.kind for f in competition.inspect()]
-    stated = Competition(tmp_path, order="row", origin=0)
+    stated = opened(tmp_path, order="row", origin=0)
     assert np.argwhere(stated.truth(stated.scenes("train")[0])).tolist() == [[2, 5], [2, 6], [2, 7]]
 
 
@@ -209,7 +214,7 @@ def test_pictures_of_any_kind_are_read(tmp_path):
     ) as file:  # fmt: skip
         file.write(deep)
     (tmp_path / "train.csv").write_text("id,rle\n" + "".join(f"{key},1 3\n" for key in ("alpha", "deep", "grey")))
-    competition = Competition(tmp_path, order="column", origin=1)
+    competition = opened(tmp_path, order="column", origin=1)
     read = {scene.id: competition.read(scene, "image") for scene in competition.scenes("train")}
     np.testing.assert_array_equal(read["alpha"], colour)  # alpha hides nothing
     np.testing.assert_array_equal(read["grey"], np.repeat(colour[..., :1], 3, 2))
@@ -218,7 +223,7 @@ def test_pictures_of_any_kind_are_read(tmp_path):
 
 
 def test_slices_are_neighbours_within_their_group(hubmap):
-    competition = Competition(hubmap, group="patient", slices=3)
+    competition = opened(hubmap, group="patient", slices=3)
     assert competition.images == ("image-1", "image", "image+1")
     scenes = {scene.id: scene for scene in competition.scenes("train")}
     stack = sorted(key for key, scene in scenes.items() if scene.group == "kidney-0")
@@ -230,7 +235,7 @@ def test_slices_are_neighbours_within_their_group(hubmap):
     neighbour = competition.read(last, "image")
     np.testing.assert_array_equal(competition.read(first, "image+1"), resize(neighbour, (128, 128)))
     assert neighbour.shape[:2] != (128, 128), "a neighbour of another size is resized"
-    by_width = Competition(hubmap, group="organ", slices=5, slice_column="img_width")
+    by_width = opened(hubmap, group="organ", slices=5, slice_column="img_width")
     assert by_width.images == ("image-2", "image-1", "image", "image+1", "image+2")
     table = pd.read_csv(hubmap / "train.csv", dtype={"id": str})
     stack = table[table.organ == "kidney"].sort_values(["img_width", "id"])["id"].tolist()
@@ -244,17 +249,17 @@ def test_a_split_column_is_published(hubmap, tmp_path):
     table = pd.read_csv(hubmap / "train.csv", dtype=str, keep_default_na=False)
     table["split"] = ["train", "validation"] * 6
     table.to_csv(tmp_path / "train.csv", index=False)
-    assert Competition(tmp_path).published_split() == dict(zip(table["id"], table["split"]))
+    assert opened(tmp_path).published_split() == dict(zip(table["id"], table["split"]))
 
 
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
-        ({"metric": "iou"}, "metric: expected dice"),
-        ({"order": "diagonal"}, "order: expected auto"),
-        ({"origin": 2}, "origin: expected auto"),
+        ({"metric": "iou"}, "metric: expected 'dice'"),
+        ({"order": "diagonal"}, "order: expected 'auto'"),
+        ({"origin": 2}, "origin: expected 'auto'"),
         ({"slices": 2, "group": "patient"}, "slices: expected an odd number"),
-        ({"slices": 3}, "a group column"),
+        ({"slices": 3}, "a group that says"),
         ({"border": "yes"}, "border: expected"),
         ({"header": ["id"]}, "header of two words"),
         ({"domain": "stain"}, "domain: expected a column of the train table out of patient, organ"),
@@ -266,22 +271,22 @@ def test_a_split_column_is_published(hubmap, tmp_path):
 )
 def test_impossible_options_are_refused(hubmap, options, fault):
     with pytest.raises(ConfigError, match=fault):
-        Competition(hubmap, **options).scenes("train")
+        opened(hubmap, **options).scenes("train")
 
 
 def test_missing_data_are_named(tmp_path):
     with pytest.raises(DataError, match="expected a folder of images.*data.options.train"):
-        Competition(tmp_path).scenes("train")
+        opened(tmp_path).scenes("train")
     (tmp_path / "train_images").mkdir()
     raster.write_png(tmp_path / "train_images" / "a.png", np.zeros((3, 3), np.uint8))
-    with pytest.raises(DataError, match="expected images with masks, or with rows of runs"):
-        Competition(tmp_path).scenes("train")
+    with pytest.raises(DataError, match="expected labelled scenes with masks, or with rows of runs"):
+        opened(tmp_path).scenes("train")
     with pytest.raises(DataError, match="labels.csv: expected a CSV"):
-        Competition(tmp_path, table="labels.csv").scenes("train")
+        opened(tmp_path, table="labels.csv").scenes("train")
 
 
 def test_the_data_doctor_names_what_is_broken(hubmap, nuclei, tmp_path):
-    assert Competition(hubmap).inspect() == []
+    assert opened(hubmap).inspect() == []
     (tmp_path / "train_images").mkdir()
     table = pd.read_csv(hubmap / "train.csv", dtype=str, keep_default_na=False)
     for path in (hubmap / "train_images").iterdir():
@@ -292,7 +297,7 @@ def test_the_data_doctor_names_what_is_broken(hubmap, nuclei, tmp_path):
     broken = tmp_path / "train_images" / "0012.png"
     broken.write_bytes(broken.read_bytes()[:-40])
     raster.write_png(tmp_path / "train_images" / "0001.png", np.zeros((4, 4), np.uint8))
-    found = {(f.kind, f.scene) for f in Competition(tmp_path, train="train_images").inspect()}
+    found = {(f.kind, f.scene) for f in opened(tmp_path, train="train_images").inspect()}
     assert {("size differs from the table", "0001"), ("truth without image", "ghost"), ("image without truth", "0010"),
             ("unreadable image", "0012"), ("image in two formats", "0001")} <= found  # fmt: skip
     objects = tmp_path / "stage1_train" / "x"
@@ -303,7 +308,7 @@ def test_the_data_doctor_names_what_is_broken(hubmap, nuclei, tmp_path):
         mask = np.zeros((8, 9), np.uint8)
         mask[:4, :columns] = 255
         raster.write_png(objects / "masks" / f"{name}.png", mask)
-    findings = Competition(tmp_path, train="stage1_train", table="train.csv").inspect()
+    findings = opened(tmp_path, train="stage1_train", table="train.csv").inspect()
     details = {f.kind: f.detail for f in findings if f.scene == "x"}
     assert details == {"object without pixels": "number 3 of 3", "objects overlap": "8 pixels"}
 
@@ -317,7 +322,7 @@ def slow_dice(answer, truth):
 
 @pytest.mark.parametrize("metric", ["dice", "dice_pooled"])
 def test_dice_equals_the_slow_one_and_counts_add_up(hubmap, metric):
-    competition = Competition(hubmap, metric=metric)
+    competition = opened(hubmap, metric=metric)
     scenes, total, single, pixels = competition.scenes("train"), 0, [], 0
     for scene in scenes:
         truth = competition.truth(scene)
@@ -338,7 +343,7 @@ def test_dice_equals_the_slow_one_and_counts_add_up(hubmap, metric):
 @pytest.mark.parametrize("metric", ["dice", "object_map"])
 def test_perfect_levels_score_one_and_empty_answers_what_the_rule_says(tmp_path, metric):
     synthetic.write_nested(tmp_path, scenes=8, test_scenes=0, size=256, seed=7)
-    competition = Competition(tmp_path, metric=metric, border=True)
+    competition = opened(tmp_path, metric=metric, border=True)
     total, nothing, empty = 0, 0, 0
     for scene in competition.scenes("train"):
         truth = competition.truth(scene)
@@ -361,7 +366,7 @@ AXES = {
 @pytest.mark.parametrize("metric", ["dice", "object_map"])
 @pytest.mark.parametrize("axes", AXES)
 def test_counting_a_grid_equals_decoding_every_point(nuclei, metric, axes):
-    competition = Competition(nuclei, metric=metric, border=True)
+    competition = opened(nuclei, metric=metric, border=True)
     grid = competition.grid(AXES[axes][0], {**competition.defaults(), **AXES[axes][1]})
     for scene in competition.scenes("train")[:3]:
         truth, levels = competition.truth(scene), noisy(competition, scene)
@@ -374,7 +379,7 @@ def test_counting_a_grid_equals_decoding_every_point(nuclei, metric, axes):
 
 
 def test_panels_show_image_truth_and_prediction(nuclei):
-    competition = Competition(nuclei, metric="object_map")
+    competition = opened(nuclei, metric="object_map")
     scene = competition.scenes("train")[0]
     panels = competition.panels(scene, competition.truth(scene))
     assert [title for title, _ in panels] == ["image", "truth", "prediction"]
@@ -390,7 +395,7 @@ def test_panels_show_image_truth_and_prediction(nuclei):
 @pytest.mark.parametrize(("order", "origin"), rle.RULES)
 @pytest.mark.parametrize("metric", ["dice", "object_map"])
 def test_a_submission_reads_back_lints_clean_and_scores_the_same(nuclei, tmp_path, metric, order, origin):
-    competition = Competition(nuclei, metric=metric, order=order, origin=origin)
+    competition = opened(nuclei, metric=metric, order=order, origin=origin)
     scenes = competition.scenes("train")
     answers = {s.id: competition.decode(noisy(competition, s), {"threshold": 0.6, "min_area": 9}) for s in scenes}
     answers["0004"] = np.zeros_like(answers["0004"])
@@ -411,7 +416,7 @@ def test_a_submission_reads_back_lints_clean_and_scores_the_same(nuclei, tmp_pat
 
 
 def test_the_submission_follows_the_training_runs_and_the_sample(hubmap, tmp_path):
-    competition = Competition(hubmap)
+    competition = opened(hubmap)
     scenes = competition.scenes("test")
     shapes = {scene.id: raster.image_size(scene.files["image"]) for scene in scenes}
     answers = [(s, drawn("test", 3)[s.id].astype(bool).view(np.uint8)) for s in scenes]
@@ -423,7 +428,7 @@ def test_the_submission_follows_the_training_runs_and_the_sample(hubmap, tmp_pat
     lines = path.read_text().splitlines()
     huge = shapes["2e3"][0] * shapes["2e3"][1]
     for wrong, fault in (
-        ([lines[0], *lines[2:]], "scene without any row (2e3)"),
+        ([lines[0], *lines[2:]], "missing, it was asked for (2e3)"),
         ([lines[0], f"2e3,{huge} 2", *lines[2:]], "a run outside of the image (2e3)"),
         ([lines[0], "2e3,9 2 4 1", *lines[2:]], "runs out of order (2e3)"),
         ([lines[0], "2e3,nan", *lines[2:]], "NaN where an empty mask is an empty text (2e3)"),
@@ -462,7 +467,7 @@ def test_synthetic_stains_look_different_and_some_discs_touch(hubmap):
 # ---- real nuclei --------------------------------------------------------------------------------------
 @needs_dsb
 def test_real_nuclei():
-    competition = Competition(DSB, metric="object_map", border=True, domain="colour", class_name="nucleus")
+    competition = opened(DSB, metric="object_map", border=True, domain="colour", class_name="nucleus")
     scenes = competition.scenes("train")
     assert len(scenes) == 28
     assert sorted(s.domain for s in scenes) == ["brightfield"] * 14 + ["fluorescence"] * 14
@@ -475,13 +480,24 @@ def test_real_nuclei():
 
 
 def test_every_image_is_given_the_stated_stain(hubmap):
-    plain = Competition(hubmap)
+    plain = opened(hubmap)
     brightfield = [s for s in plain.scenes("train") if plain.read(s, "image").mean() > 128]
     own = stain.measure(plain.read(brightfield[0], "image"))
     reference = own._replace(mean=tuple(np.add(own.mean, (-12, 8, -6))))  # a darker, redder slide
-    same = Competition(hubmap, stain={"mean": list(reference.mean), "std": list(reference.std)})
+    same = opened(hubmap, stain={"mean": list(reference.mean), "std": list(reference.std)})
     apart = {who: np.mean([np.abs(np.subtract(stain.measure(who.read(s, "image")).mean, reference.mean)).max()
                            for s in brightfield]) for who in (plain, same)}  # fmt: skip
     assert apart[same] < apart[plain] / 2
-    with pytest.raises(ConfigError, match=r"expected \{mean"):
-        Competition(hubmap, stain={"mean": [1, 2]})
+    with pytest.raises(ConfigError, match=r"stain.mean.2: required.*\n.*stain.std: required"):
+        opened(hubmap, stain={"mean": [1, 2]})
+
+
+def test_a_table_with_several_classes_per_image_is_refused(tmp_path):
+    (tmp_path / "train").mkdir()
+    raster.write_png(tmp_path / "train" / "a.png", np.full((20, 20, 3), 9, np.uint8))
+    (tmp_path / "train.csv").write_text("id,class,segmentation\na,stomach,45 3\na,bowel,\n")
+    with pytest.raises(ConfigError, match=r"train.csv: column 'class' gives image 'a' .*multiclass_rle") as error:
+        opened(tmp_path, order="row", origin=0).scenes("train")
+    assert "\n" not in str(error.value)
+    (tmp_path / "train.csv").write_text("\ufeffid,class,segmentation\na,stomach,45 3\n", encoding="utf-8")
+    assert len(opened(tmp_path, order="row", origin=0).scenes("train")) == 1

@@ -1,22 +1,31 @@
 """Weights, settings and settings per domain, chosen together on out-of-fold scenes of an invented competition."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from lib.choose import evidence as ensemble
-from lib.choose import fit as decode
-from lib.choose import medians as stability
-from lib.choose import plans, unseen
-from lib.competitions.contract import Grid, Scene
-from lib.config.sections import Search
+from lib.choose import evidence, fit, medians, plans
+from lib.choose.choice import Choice, Chosen, Decision, Subset, Variant
+from lib.choose.evidence import OutOfFold, settings_to_try
+from lib.choose.greedy import choose_greedily
+from lib.choose.joint import Candidates, choose_among
+from lib.choose.medians import take_medians
+from lib.choose.postprocess import choose_postprocessing
+from lib.choose.unseen import add_unseen_settings
+from lib.competitions.contract import Grid, Scene, settings_for
+from lib.config.sections import Blend, Predict, Search
 from lib.ensemble import search as searching
 from lib.ensemble.thresholds import spread
+from lib.errors import ArtifactError, DataError
 
 
 class Accuracy:
     """Call a pixel where the level reaches a threshold; the score is the share of right pixels."""
+
+    def __init__(self):
+        self.drawn, self.counted = [], []
 
     def defaults(self):
         return {"threshold": 0.5}
@@ -26,6 +35,7 @@ class Accuracy:
         return Grid(points, points.shape)
 
     def truth(self, scene):
+        self.drawn.append(scene.id)
         return scene.files["truth"]
 
     def decode(self, levels, params):
@@ -37,6 +47,7 @@ class Accuracy:
         return np.array([(answer == truth).sum(), truth.size])
 
     def count(self, levels, truth, grid):
+        self.counted.append(len(grid.points))
         return np.stack([self.tally(self.decode(levels, point), truth) for point in grid.points])
 
     def score(self, counts):
@@ -44,8 +55,18 @@ class Accuracy:
 
     class_scores = score
 
+    def scores(self, counts):
+        return {"score": float(self.score(counts))}
 
-PLAIN, USUAL = ensemble.Variant("none"), ensemble.Variant("flips")
+    def detail(self, answer, truth):
+        return self.tally(answer, truth)
+
+    def tables(self, details):
+        return {}
+
+
+PLAIN, USUAL = Variant("none"), Variant("flips")
+ONLY_A = {"a": 1.0, "b": 0.0}
 
 
 def average(levels, weights, variant):
@@ -55,21 +76,41 @@ def average(levels, weights, variant):
     return {"loc": np.rint(sum(levels[m] * (w / total) for m, w in weights.items())).astype(np.uint8)[None]}
 
 
-def run_of(scenes, weights, **search):
-    """Return a run over invented scenes: (fold, domain, truth (N,), {model: levels (N,)})."""
-    found = []
+def out_of_fold(scenes, folder=None, **search) -> OutOfFold:
+    """Return invented scenes, each (fold, domain, truth (N,), {model: levels (N,)}); ``search``: the section."""
+    found, levels_of, fold_of = [], {}, {}
     for i, (fold, domain, truth, levels) in enumerate(scenes):
-        scene = Scene(f"{fold}-{i}", {"truth": truth}, domain)
-        parts = SimpleNamespace(average=lambda w, variant, levels=levels: average(levels, w, variant))
-        found.append((scene, parts))
-    config = SimpleNamespace(search=Search(**search), decode={}, seed=0)
-    fold_of = {scene.id: int(scene.id[0]) for scene, _ in found}
-    run = SimpleNamespace(competition=Accuracy(), config=config, found=found)
-    return run, fold_of, decode.Choice(weights, {"threshold": 0.5}, USUAL)
+        found.append(Scene(f"{fold}-{i}", {"truth": truth}, domain))
+        levels_of[found[-1].id], fold_of[found[-1].id] = levels, fold
+    models = {name: SimpleNamespace(task="loc", weight=weight) for name, weight in ONLY_A.items()}
+    config = SimpleNamespace(search=Search(**search) if search else None, decode={}, seed=0, models=models,
+                             blend=Blend(), predict=Predict(tta="flips"), folds_of=lambda model: (0, 1))  # fmt: skip
+    run = SimpleNamespace(competition=Accuracy(), config=config,
+                          graph=SimpleNamespace(models=lambda task: config.models))  # fmt: skip
+
+    def members(scene):
+        return SimpleNamespace(average=lambda w, variant: average(levels_of[scene.id], w, variant))
+
+    return OutOfFold(run, fold_of, found, members, folder)
 
 
-def source(run):
-    return lambda: iter(run.found)
+def nothing(scenes, weights=ONLY_A, threshold=0.5) -> Chosen:
+    return Chosen.nothing(Choice(weights, {"threshold": threshold}, USUAL), scenes.folds)
+
+
+def search(scenes, chosen, weights=None, variants=(USUAL,)) -> Chosen:
+    grid = settings_to_try(scenes.run, chosen.fixed)
+    return choose_among(scenes, chosen, Candidates(list(variants), weights or [chosen.fixed.weights], grid))
+
+
+def held_out(scenes, chosen) -> float:
+    """Decode each fold with the choice made without it."""
+    tallies = sum(item.tally(chosen.without[item.fold]) for item in scenes.each(""))
+    return float(scenes.competition.score(tallies))
+
+
+def score_of(scenes, choice, some=slice(None)) -> float:
+    return float(scenes.competition.score(sum(item.tally(choice) for item in list(scenes.each(""))[some])))
 
 
 def scene(fold, domain, wanted, seed, noisy=True):
@@ -81,62 +122,141 @@ def scene(fold, domain, wanted, seed, noisy=True):
 
 
 def test_weights_are_fitted_and_a_network_of_noise_gets_none():
-    scenes = [scene(k % 3, "", 0.5, k) for k in range(6)]
+    scenes = out_of_fold([scene(k % 3, "", 0.5, k) for k in range(6)], axes={"threshold": (0.4, 0.5, 0.6)}, plateau=0)
     weights = [{"a": 1 - w, "b": w} for w in (0.0, 0.25, 0.5, 0.75, 1.0)]
-    axes = {"threshold": (0.4, 0.5, 0.6)}
-    run, fold_of, fixed = run_of(scenes, {"a": 0.5, "b": 0.5}, axes=axes, plateau=0)
-    choice, without, said = decode._search(run, source(run), fold_of, weights, fixed, [USUAL])
-    assert choice.weights == {"a": 1.0, "b": 0.0} and choice.params["threshold"] == 0.5
-    assert said["expected_score"] > said["score_without_search"] + 0.05
-    assert set(without) == {0, 1, 2} and all(c.weights["b"] == 0 for c in without.values())
-    assert said["points"] == 15
+    chosen = search(scenes, nothing(scenes, {"a": 0.5, "b": 0.5}), weights)
+    assert chosen.choice.weights == ONLY_A and chosen.choice.params["threshold"] == 0.5
+    assert held_out(scenes, chosen) > chosen.notes["score_without_search"] + 0.05
+    assert set(chosen.without) == {0, 1, 2} and all(c.weights["b"] == 0 for c in chosen.without.values())
+    assert chosen.notes["points"] == 15
+
+
+def two_domains(**search) -> OutOfFold:
+    scenes = [scene(k % 3, "dark" if k % 2 else "light", 0.3 if k % 2 else 0.7, k) for k in range(12)]
+    return out_of_fold(scenes, axes={"threshold": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)}, plateau=0, **search)
 
 
 def test_domains_get_their_own_threshold_and_unseen_ones_the_common():
-    scenes = [scene(k % 3, "dark" if k % 2 else "light", 0.3 if k % 2 else 0.7, k) for k in range(12)]
-    axes = {"threshold": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)}
-    run, fold_of, fixed = run_of(scenes, {"a": 1.0, "b": 0.0}, axes=axes, plateau=0, per_domain=True)
-    choice, without, said = decode._search(run, source(run), fold_of, [fixed.weights], fixed, [USUAL])
-    resolved = {d: decode.settings_for(Scene("x", {}, d), choice.params)["threshold"] for d in ("dark", "light", "new")}
+    scenes = two_domains(per_domain=True)
+    chosen = search(scenes, nothing(scenes))
+    params = chosen.choice.params
+    resolved = {d: settings_for(Scene("x", {}, d), params)["threshold"] for d in ("dark", "light", "new")}
     assert resolved["dark"] == 0.3 and resolved["light"] == 0.7
-    assert resolved["new"] == choice.params["threshold"]
-    assert said["expected_score"] == said["expected_score_per_domain"] > 0.95
+    assert resolved["new"] == params["threshold"]
     # the held-out score is what decoding each fold with its own choice gives
-    tallies = sum(without[fold_of[s.id]].tally(run, s, parts) for s, parts in run.found)
-    assert float(run.competition.score(tallies)) == pytest.approx(said["expected_score"])
+    expected = chosen.notes["expected_score_per_domain"]
+    assert held_out(scenes, chosen) == pytest.approx(expected) and expected > 0.95
 
 
 def test_domains_that_gain_nothing_apart_keep_common_settings(capsys):
-    scenes = [scene(k % 3, "one" if k % 2 else "two", 0.5, k) for k in range(12)]
-    run, fold_of, _ = run_of(scenes, {}, axes={"threshold": (0.3, 0.5)}, plateau=0, per_domain=True)
-    fixed = decode.Choice({"a": 1.0, "b": 0.0}, {"threshold": 0.3}, USUAL)
-    choice, _, said = decode._search(run, source(run), fold_of, [fixed.weights], fixed, [USUAL])
-    assert choice.params == {"threshold": 0.5}
-    assert said["expected_score_per_domain"] == said["expected_score"]
+    scenes = out_of_fold([scene(k % 3, "one" if k % 2 else "two", 0.5, k) for k in range(12)],
+                         axes={"threshold": (0.3, 0.5)}, plateau=0, per_domain=True)  # fmt: skip
+    chosen = search(scenes, nothing(scenes, threshold=0.3))
+    assert chosen.choice.params == {"threshold": 0.5}
+    assert chosen.notes["expected_score_per_domain"] == held_out(scenes, chosen)
     assert "all domains keep the same settings" in capsys.readouterr().out
 
 
 def test_steps_are_chosen_with_the_settings_of_each_fold():
-    scenes = [scene(k % 2, "", 0.5, k) for k in range(4)]
-    run, fold_of, fixed = run_of(scenes, {"a": 1.0, "b": 0.0}, axes={"threshold": (0.3, 0.5)}, plateau=0,
-                                 postprocess=[[{"name": "invert"}]])  # fmt: skip
-    fixed = decode.Choice(fixed.weights, {"threshold": 0.3}, USUAL)
-    choice, without, _ = decode._search(run, source(run), fold_of, [fixed.weights], fixed, [USUAL])
-    kept, said = decode._postprocess(run, source(run), fold_of, choice, without)
-    assert kept.params["postprocess"] == [] and not any(row["accepted"] for row in said["postprocess_tried"])
-    assert said["postprocess_tried"][1]["score"] < 0.5 < said["postprocess_tried"][0]["score"]
+    scenes = out_of_fold([scene(k % 2, "", 0.5, k) for k in range(4)], axes={"threshold": (0.3, 0.5)}, plateau=0,
+                         postprocess=[[{"name": "invert"}]])  # fmt: skip
+    chosen = choose_postprocessing(scenes, search(scenes, nothing(scenes, threshold=0.3)))
+    plain, inverted = chosen.notes["postprocess_tried"]
+    assert [own.params["postprocess"] for own in chosen.every().values()] == [[], [], []]
+    assert not plain.accepted and not inverted.accepted and inverted.score < 0.5 < plain.score
 
 
 def test_greedy_selection_finds_the_same_and_says_what_equal_weights_would_give():
-    scenes = [scene(k % 3, "", 0.5, k) for k in range(6)]
-    run, fold_of, fixed = run_of(scenes, {"a": 0.5, "b": 0.5}, axes={"threshold": (0.4, 0.5, 0.6)}, plateau=0)
-    model = SimpleNamespace(task="loc")
-    run.config.models, run.config.blend = {"a": model, "b": model}, SimpleNamespace(rounds=4)
-    run.graph = SimpleNamespace(models=lambda task: run.config.models)
-    choice, without, said = decode._greedy(run, source(run), fold_of, fixed)
-    assert choice.weights == {"a": 1.0, "b": 0.0} and choice.params["threshold"] == 0.5
-    assert said["expected_score"] > said["expected_with_equal_weights"] + 0.05
-    assert set(without) == {0, 1, 2} and said["greedy_path"][0]["score"] == pytest.approx(said["searched_score"])
+    scenes = out_of_fold([scene(k % 3, "", 0.5, k) for k in range(6)], axes={"threshold": (0.4, 0.5, 0.6)}, plateau=0)
+    scenes.run.config.blend = Blend(select="greedy", rounds=4)
+    chosen = choose_greedily(scenes, nothing(scenes, {"a": 0.5, "b": 0.5}))
+    assert chosen.choice.weights == ONLY_A and chosen.choice.params["threshold"] == 0.5
+    assert held_out(scenes, chosen) > chosen.notes["expected_with_equal_weights"] + 0.05
+    assert chosen.notes["score_without_search"] == score_of(scenes, chosen.fixed)
+    assert set(chosen.without) == {0, 1, 2}
+    assert chosen.notes["greedy_path"][0]["score"] == pytest.approx(chosen.notes["searched_score"])
+
+
+# ---- what to expect -----------------------------------------------------------------------------------
+def by_hand(scenes) -> Chosen:
+    """Take all steps as ``decide`` does."""
+    config = scenes.run.config
+    chosen = nothing(scenes, evidence.stated_weights(config))
+    for step in fit.steps(config):
+        chosen = step(scenes, chosen)
+    return chosen
+
+
+def turned(fold, size, seed):
+    """A scene whose levels say the opposite of its truth."""
+    _, domain, truth, levels = scene(fold, "", 0.5, seed)
+    return fold, domain, ~truth[:size], {model: own[:size] for model, own in levels.items()}
+
+
+def test_steps_accepted_after_a_search_that_found_nothing_are_cross_validated(capsys):
+    """Inverting helps the larger fold alone, so each fold is decoded in the wrong way by the choice without it."""
+    scenes = out_of_fold([turned(0, 400, 1), turned(0, 400, 2), scene(1, "", 0.5, 3)], axes={"threshold": (0.45, 0.5)},
+                         plateau=0, postprocess=[[{"name": "invert"}]])  # fmt: skip
+    scenes.run.config.decode = {"threshold": 0.42}  # better than all values of the axis
+    decision = fit.decide(scenes, {}, {})
+    assert "found nothing better than the fixed settings" in capsys.readouterr().out
+    assert decision.params == {"threshold": 0.42, "postprocess": [{"name": "invert"}]} and decision.score > 0.6
+    assert decision.expected_score < 0.1 < decision.score_without_search
+    assert decision.expected_gain == decision.expected_score - decision.score_without_search < 0
+
+
+def test_what_is_expected_is_what_decoding_each_fold_without_it_gives_whatever_steps_are_taken():
+    moved = [scene(k % 3, "abc"[k % 2], wanted, k) for k, wanted in enumerate((0.3, 0.3, 0.5, 0.5, 0.4, 0.7))]
+    axes = {"threshold": (0.3, 0.4, 0.5, 0.6, 0.7)}
+    median, unseen = {"choose": "median"}, {"unseen": {"threshold": "own"}}
+    for asked in ({}, {"per_domain": True}, median, unseen, median | unseen | {"postprocess": [[{"name": "invert"}]]}):
+        scenes = out_of_fold(moved, axes=axes, plateau=0, **asked)
+        scenes.run.config.decode = {"threshold": 0.7}
+        decision = fit.decide(scenes, {}, {})
+        chosen = Chosen.nothing(Choice(ONLY_A, {"threshold": 0.7}, USUAL), scenes.folds)
+        for step in fit.steps(scenes.run.config):
+            chosen = step(scenes, chosen)
+        assert decision.params == chosen.choice.params and decision.score == score_of(scenes, chosen.choice)
+        assert decision.expected_score == held_out(scenes, chosen), asked
+        assert decision.expected_gain == decision.expected_score - decision.score_without_search
+
+
+def test_where_nothing_is_chosen_the_score_is_to_be_expected_and_of_one_fold_nothing_is_known():
+    decision = fit.decide(out_of_fold([scene(k % 2, "", 0.5, k) for k in range(4)]), {}, {})
+    assert decision.expected == decision.score > 0.9
+    assert not {"expected_score", "expected_gain", "score_without_search"} & decision.model_dump(
+        exclude_unset=True).keys()  # fmt: skip
+    one = fit.decide(out_of_fold([scene(0, "", 0.5, k) for k in range(4)], axes={"threshold": (0.3, 0.5)}), {}, {})
+    assert one.expected is one.expected_score is None and "expected_gain" not in one.model_fields_set
+    assert one.coverage == "4 of 4 scenes, folds 0"
+    with pytest.raises(DataError, match="run stage 04 with --split oof"):
+        out_of_fold([])
+
+
+# ---- passes -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("in_memory", [1 << 20, 100])
+def test_a_truth_is_drawn_once_in_all_passes_and_the_file_beside_memory_leaves_nothing(
+    tmp_path, monkeypatch, in_memory
+):
+    monkeypatch.setattr(evidence, "TRUTHS_IN_MEMORY", in_memory)
+    scenes = out_of_fold([scene(k % 2, "ab"[k // 2 % 2], 0.5, k) for k in range(6)], tmp_path, plateau=0,
+                         axes={"threshold": (0.4, 0.5)}, unseen={"threshold": "own"}, choose="median",
+                         postprocess=[[{"name": "invert"}]])  # fmt: skip
+    fit.decide(scenes, {}, {})
+    assert sorted(scenes.competition.drawn) == sorted(own.id for own in scenes.scenes)
+    again = [item.truth for item in scenes.each("")]
+    assert all(np.array_equal(own.files["truth"], truth) for own, truth in zip(scenes.scenes, again))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("per_domain", [True, False])
+def test_the_grid_is_counted_once_for_the_search_and_for_unseen_domains(per_domain):
+    scenes = two_domains(per_domain=per_domain, unseen={"threshold": "own"})
+    chosen = by_hand(scenes)
+    assert scenes.competition.counted == [6] * 12 and "unseen_domains" in chosen.notes
+    alone = two_domains(unseen={"threshold": "own"})
+    counted_anew = add_unseen_settings(alone, nothing(alone))
+    assert counted_anew.notes["unseen_domains"] == chosen.notes["unseen_domains"]
 
 
 # ---- variants, medians, unseen domains, fewer models ---------------------------------------------------
@@ -146,90 +266,134 @@ def viewed(fold, seed, helps):
     rng = np.random.default_rng(seed + 100)
     noisy = np.clip(levels["a"] + rng.normal(0, 40, 400), 0, 255).astype(np.uint8)
     first, second = (noisy, levels["a"]) if helps else (levels["a"], noisy)
-    return fold, domain, truth, {"a/none": first, "a": second}
+    return fold, domain, truth, {"a/none": first, "a": second, "b/none": first, "b": first}
 
 
 @pytest.mark.parametrize("helps", [True, False])
 def test_the_set_of_views_is_chosen_with_the_threshold(helps):
-    run, fold_of, fixed = run_of([viewed(k % 3, k, helps) for k in range(6)], {"a": 1.0},
-                                 axes={"threshold": (0.4, 0.5, 0.6)}, plateau=0)  # fmt: skip
-    fixed = decode.Choice(fixed.weights, {"threshold": 0.6}, USUAL)
-    choice, without, said = decode._search(run, source(run), fold_of, [fixed.weights], fixed, [PLAIN, USUAL])
+    scenes = out_of_fold([viewed(k % 3, k, helps) for k in range(6)], axes={"threshold": (0.4, 0.5, 0.6)}, plateau=0)
+    chosen = search(scenes, nothing(scenes, {"a": 1.0}, 0.6), variants=(PLAIN, USUAL))
+    choice = chosen.choice
     assert choice.variant == (USUAL if helps else PLAIN) and choice.params["threshold"] == 0.5
-    assert said["points"] == 6 and {c["tta"] for c in said["chosen_without_fold"].values()} == {choice.variant.tta}
-    tallies = sum(without[fold_of[s.id]].tally(run, s, parts) for s, parts in run.found)
-    assert float(run.competition.score(tallies)) == pytest.approx(said["expected_score"])
+    notes = chosen.notes
+    assert notes["points"] == 6 and {c["tta"] for c in notes["chosen_without_fold"].values()} == {choice.variant.tta}
 
 
-def test_the_median_winner_is_used_and_its_worth_is_held_out():
+def test_the_median_winner_is_used_and_fixed_settings_stay():
     scenes = [scene(k % 3, "", wanted, k) for k, wanted in enumerate((0.3, 0.3, 0.5, 0.5, 0.4, 0.7))]
     values = (0.3, 0.4, 0.5, 0.6, 0.7)
-    run, fold_of, _ = run_of(scenes, {}, axes={"threshold": values}, plateau=0, choose="median")
-    fixed = decode.Choice({"a": 1.0, "b": 0.0}, {"threshold": 0.7}, USUAL)
-    choice, without, _ = decode._search(run, source(run), fold_of, [fixed.weights], fixed, [USUAL])
-    settled, held, said = stability.median(run, source(run), fold_of, choice, without)
-    for left_out, found in [(None, settled), *held.items()]:
-        own = [(s, p) for s, p in run.found if fold_of[s.id] != left_out]
-        grid = run.competition.grid({"threshold": values}, {})
-        counted = [run.competition.count(p.average(fixed.weights, USUAL), s.files["truth"], grid) for s, p in own]
-        moved = spread(np.stack(counted), values, run.competition.score, 0, stability.DRAWS, 0)
+    scenes = out_of_fold(scenes, axes={"threshold": values}, plateau=0, choose="median")
+    searched = search(scenes, nothing(scenes, threshold=0.7))
+    chosen = take_medians(scenes, searched)
+    for left_out, found in chosen.every().items():
+        own = [item for item in scenes.each("") if item.fold != left_out]
+        grid = scenes.competition.grid({"threshold": values}, {})
+        counted = [item.count(ONLY_A, USUAL, grid) for item in own]
+        moved = spread(np.stack(counted), values, scenes.competition.score, 0, medians.DRAWS, 0)
         assert found.params["threshold"] == values[moved.median]
-    assert said["stability"]["threshold"]["quantiles"]["0.5"] == settled.params["threshold"]
-    tallies = sum(held[fold_of[s.id]].tally(run, s, parts) for s, parts in run.found)
-    assert said["expected_score"] == float(run.competition.score(tallies))
+    stability = chosen.notes["stability"]["threshold"]
+    assert stability["quantiles"]["0.5"] == chosen.choice.params["threshold"]
+    assert chosen.notes["expected_with_flattest_best"] == held_out(scenes, searched)
+    fixed = nothing(scenes)
+    assert take_medians(scenes, fixed).every() == fixed.every()
 
 
 @pytest.mark.parametrize("moves", [True, False])
 def test_settings_for_unseen_domains_are_kept_only_where_held_out_domains_gain(moves, capsys):
     places = (0.3, 0.5, 0.7) if moves else (0.5, 0.5, 0.5)
-    scenes = [scene(k % 2, "abc"[k % 3], places[k % 3], k) for k in range(6)]
-    axes = {"threshold": (0.3, 0.5, 0.7)}
-    run, _, fixed = run_of(scenes, {"a": 1.0, "b": 0.0}, axes=axes, plateau=0, unseen={"threshold": "own"})
-    choice, said = unseen.settle(run, source(run), fixed, run.competition.grid(axes, {}))
-    assert said["unseen_domains"]["kept"] == moves
-    resolved = {d: decode.settings_for(Scene("x", {}, d), choice.params)["threshold"] for d in "abcx"}
+    scenes = out_of_fold([scene(k % 2, "abc"[k % 3], places[k % 3], k) for k in range(6)],
+                         axes={"threshold": (0.3, 0.5, 0.7)}, plateau=0, unseen={"threshold": "own"})  # fmt: skip
+    chosen = add_unseen_settings(scenes, nothing(scenes))
+    assert chosen.notes["unseen_domains"]["kept"] == moves
+    resolved = {d: settings_for(Scene("x", {}, d), chosen.choice.params)["threshold"] for d in "abcx"}
     assert resolved == {"a": 0.5, "b": 0.5, "c": 0.5, "x": "own" if moves else 0.5}
     assert ("which are kept" if moves else "not kept") in capsys.readouterr().out
 
 
-def test_fewer_models_and_views_are_scored_with_the_chosen_settings():
-    run, _, _ = run_of([viewed(k % 3, k, True) for k in range(6)], {}, axes={})
-    for _, parts in run.found:
-        levels = parts.average({"a": 1}, USUAL)["loc"][0], parts.average({"a": 1}, PLAIN)["loc"][0]
-        own = {"a": levels[0], "a/none": levels[1], "b": levels[1], "b/none": levels[1]}
-        parts.average = lambda w, variant, own=own: average(own, w, variant)
-    models = {name: SimpleNamespace(task="loc") for name in "ab"}
-    run.config.models, run.config.predict = models, SimpleNamespace(tta_sets=("none", "flips"))
-    run.config.folds_of = lambda model: (0, 1)
-    run.graph = SimpleNamespace(probs=lambda name, fold, split: (name, fold, split))
+def test_a_fold_that_alone_shows_a_domain_is_decoded_with_the_settings_for_unseen_ones():
+    scenes = out_of_fold([scene(k % 3, "abc"[k % 3], (0.3, 0.5, 0.7)[k % 3], k) for k in range(6)],
+                         axes={"threshold": (0.3, 0.5, 0.7)}, plateau=0, unseen={"threshold": "own"})  # fmt: skip
+    decision = fit.decide(scenes, {}, {})
+    assert decision.params["seen"] == ["a", "b", "c"]
+    assert decision.expected_score == pytest.approx(decision.unseen_domains["stated_settings"])
+
+
+def test_fewer_models_and_views_are_scored_with_the_chosen_settings(monkeypatch):
+    scenes = out_of_fold([viewed(k % 3, k, True) for k in range(6)])
+    config = scenes.run.config
+    config.predict = Predict(tta=("none", "flips"))
     made = {"a": {"seconds_per_scene": 4.0}, "b": {"seconds": 20.0, "scenes": 10}}
-    run.store = SimpleNamespace(manifest=lambda unit: made[unit[0]])
-    choice = decode.Choice({"a": 0.75, "b": 0.25}, {"threshold": 0.5}, USUAL)
-    rows = plans.judge(run, source(run), choice, 6)
-    assert [row["seconds"] for row in rows] == [0.5, 1.0, 1.5, 2.0, 4.0, 6.0]
+    scenes.run.graph = SimpleNamespace(probs=lambda name, fold, split: (name, fold, split))
+    scenes.run.store = SimpleNamespace(manifest=lambda unit: made[unit[0]])
+    choice = Choice({"a": 0.75, "b": 0.25}, {"threshold": 0.5}, USUAL)
+    rows = plans.compare(scenes, choice)
+    assert [row.seconds for row in rows] == [0.5, 1.0, 1.5, 2.0, 4.0, 6.0]
     for row in rows:
-        weights = {name: choice.weights[name] for name in row["models"]}
-        own = decode.Choice(weights, choice.params, ensemble.Variant(row["tta"]))
-        assert row["score"] == run.competition.score(sum(own.tally(run, s, p) for s, p in run.found))
-    best = [row for row in rows if row["best_for_its_seconds"]]
-    assert best[-1]["models"] == ["a"] and best[-1]["tta"] == "flips", "with b it is dearer and no better"
-    assert len(plans.table(rows, list(models))) == 1 + len(best)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plans, "SCENES", 2)
-        some = plans.judge(run, source(run), choice, 6)
-    whole = decode.Choice({"a": 0.75, "b": 0.25}, choice.params, USUAL)
-    third = run.competition.score(sum(whole.tally(run, *run.found[i]) for i in (0, 3)))
-    assert [row["score"] for row in some if row["seconds"] == 6.0] == [third]
-    run.config.models = {"a": models["a"]}
-    run.config.predict.tta_sets = ("flips",)
-    assert plans.judge(run, source(run), decode.Choice({"a": 1.0}, {}, USUAL), 6) == []
+        weights = {name: choice.weights[name] for name in row.models}
+        assert row.score == score_of(scenes, Choice(weights, choice.params, Variant(row.tta)))
+    best = [row for row in rows if row.best_for_its_seconds]
+    assert best[-1].models == ("a",) and best[-1].tta == "flips", "with b it is dearer and no better"
+    assert len(plans.table(rows, list(config.models))) == 1 + len(best)
+    monkeypatch.setattr(plans, "SCENES", 2)
+    some = plans.compare(scenes, choice)
+    assert [row.score for row in some if row.seconds == 6.0] == [score_of(scenes, choice, slice(None, None, 3))]
+    config.models, config.predict = {"a": config.models["a"]}, Predict(tta="flips")
+    assert plans.compare(scenes, Choice({"a": 1.0}, {}, USUAL)) == []
 
 
 def test_of_many_models_some_sets_are_judged_and_each_keeps_every_task():
     tasks = {f"m{i}": "loc" if i < 4 else "cls" for i in range(9)}
     config = SimpleNamespace(models={n: SimpleNamespace(task=t) for n, t in tasks.items()},
                              predict=SimpleNamespace(tta_sets=("none",)))  # fmt: skip
-    found = plans.subsets(SimpleNamespace(config=config), {name: 1 + i for i, name in enumerate(tasks)})
+    found = plans.subsets(config, {name: 1 + i for i, name in enumerate(tasks)})
     assert all({tasks[n] for n in kept} == {"loc", "cls"} for kept in found)
     assert tuple(tasks) in found and ("m3", "m8") in found and tuple(n for n in tasks if n != "m5") in found
     assert len(found) < 2 * len(tasks) + 2
+
+
+# ---- decode.json --------------------------------------------------------------------------------------
+def test_a_decision_is_read_as_it_was_written(tmp_path):
+    decision = fit.decide(two_domains(per_domain=True, postprocess=[[{"name": "invert"}]]), {"a": 1.5}, {})
+    for name in ("first.json", "second.json"):
+        decision.write(tmp_path / name)
+        decision = Decision.read(tmp_path / name)
+    first, second = ((tmp_path / name).read_bytes() for name in ("first.json", "second.json"))
+    assert first == second and list(json.loads(first))[:6] == [
+        "params",
+        "weights",
+        "tta",
+        "crf",
+        "temperatures",
+        "points",
+    ]
+    assert json.loads(first)["per_fold"]["0"]["scenes"] == 4 and b'"scenes": 4,' in first
+
+
+def test_older_and_newer_files_are_read_and_odd_ones_are_named_with_the_command(tmp_path):
+    path = tmp_path / "decode.json"
+    whole = fit.decide(out_of_fold([scene(k % 2, "", 0.5, k) for k in range(4)]), {}, {}).model_dump(exclude_unset=True)
+
+    def read(**changes) -> Decision:
+        content = {key: value for key, value in {**whole, **changes}.items() if value is not None}
+        path.write_text(json.dumps(content))
+        return Decision.read(path, "python 05_ensemble.py --config mine.yaml")
+
+    older = read(tta=None, crf=None, plans=None, temperatures=None, added_later=1)
+    assert (older.variant(Variant("d4", True)), older.plans, older.temperatures) == (Variant("d4", True), [], {})
+    assert read(plans=[{"models": ["a"], "tta": "none", "score": 0.5}]).plans == [Subset(("a",), "none", 0.5)]
+    for changes, words in (
+        ({"weights": {"a": "much"}}, "weights.a: "),
+        ({"scores": None}, "scores: Field required"),
+        ({"scores": {}}, "scores: "),
+        ({"params": [1]}, "params: "),
+        ({"plans": [{"models": "a"}]}, "plans.0.models: "),
+        ({"crf": 7, "tta": 1}, "1 more"),
+    ):
+        with pytest.raises(ArtifactError) as caught:
+            read(**changes)
+        said = str(caught.value)
+        assert said.startswith(f"{path}: ") and words in said
+        assert said.endswith("to write it anew, run: python 05_ensemble.py --config mine.yaml")
+    path.write_text("[1, 2]")
+    with pytest.raises(ArtifactError, match="decode.json: Input should be"):
+        Decision.read(path)

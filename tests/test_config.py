@@ -77,12 +77,6 @@ def test_a_wrong_type_shows_what_came(tmp_path):
         load(path)
 
 
-def test_localization_in_half_precision_is_refused(tmp_path):
-    path = written(tmp_path, lambda t: t["models"]["loc_lite0"]["train"].update(precision="float16"))
-    with pytest.raises(ConfigError, match="localization is trained in float32"):
-        load(path)
-
-
 @pytest.mark.parametrize("field", ["init_from", "localization"])
 def test_a_reference_to_a_model_that_is_not_there_is_refused(tmp_path, field):
     path = written(tmp_path, lambda t: t["models"]["cls_lite0"]["train"].update({field: "nobody"}))

@@ -5,6 +5,7 @@ import csv
 import cv2
 import numpy as np
 import pytest
+from sisters import EXPERIMENTS
 
 from lib.competitions import NAMES, open_competition, synthetic
 from lib.tools import contact
@@ -57,7 +58,7 @@ def test_every_competition_has_a_contact_sheet_of_images_and_of_truths(name, tmp
         assert len(list(csv.DictReader(file))) == len(findings)
 
 
-OPTIONS = {"voc": {"classes": ["background", "cheetah", "lion", "wolf", "tiger", "hyena", "fox"]}}
+OPTIONS = {name: experiment["data"].get("options") for name, experiment in EXPERIMENTS.items()}
 
 
 def test_a_corrupt_file_gets_a_cross_and_a_line_in_the_list(tmp_path):

@@ -18,7 +18,7 @@ from lib.training.dataset import (
     BatchSampler,
     CropDataset,
     FrameDataset,
-    Source,
+    TrainingSet,
     components,
     focus_values,
     repeat_scenes,
@@ -54,7 +54,7 @@ def stream(kind, read, target, scenes, images, preset="none", *, seed, order=Non
     """A stream of samples; ``focus`` by class index, and then of every crop where nothing else is said."""
     if focus:
         sampling = {"focus": {CLASSES[value]: w for value, w in focus.items()}, "focus_probability": 1.0} | sampling
-    source = Source(MulticlassMask(CLASSES), scenes, images, read, target, order, teacher)
+    source = TrainingSet(MulticlassMask(CLASSES), scenes, images, read, target, order, teacher)
     return kind(source, build(preset, 32, images), Sampling(**sampling), seed, cache)
 
 

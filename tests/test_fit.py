@@ -15,7 +15,7 @@ from lib.config.sections import Train
 from lib.errors import ArtifactError, NonFiniteError
 from lib.models import build
 from lib.tasks import MulticlassMask
-from lib.training.fit import Fit, Job
+from lib.training.fit import Fit, Place
 from lib.training.precision import Arithmetic, first_nonfinite
 
 CLASSES = MulticlassMask(("background", "no-damage", "minor-damage", "major-damage", "destroyed"))
@@ -54,12 +54,12 @@ def network(**options) -> nn.Module:
     return build(spec["architecture"], classes=5, images=2, encoder=spec["encoder"], **spec["options"])
 
 
-def job(folder: Path) -> Job:
-    return Job(folder, CPU, 0, lambda line: None)
+def place(folder: Path) -> Place:
+    return Place(folder, CPU, 0, lambda line: None)
 
 
 def fit(tmp_path: Path, section: Train, data=None, net=None) -> list[dict]:
-    Fit(net or network(), CLASSES, data or Squares(), lambda _: {"select": 0.0}, section, job(tmp_path)).run()
+    Fit(net or network(), CLASSES, data or Squares(), lambda _: {"select": 0.0}, section, place(tmp_path)).run()
     return [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
 
 
@@ -80,7 +80,7 @@ def test_an_overflow_in_float16_is_skipped_counted_and_named(tmp_path):
     net = network()
     start = {k: v.clone() for k, v in net.state_dict().items()}
     section = train(epochs=1, precision="float16", cpu_precision="float16")
-    own = Fit(net, CLASSES, Squares(), lambda _: {"select": 0.0}, section, job(tmp_path))
+    own = Fit(net, CLASSES, Squares(), lambda _: {"select": 0.0}, section, place(tmp_path))
     own.arithmetic.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
     own.run()
     health = json.loads((tmp_path / "log.jsonl").read_text())["amp"]
@@ -196,7 +196,7 @@ def test_no_room_for_a_single_crop_says_what_to_change(tmp_path):
 def test_training_stops_after_so_many_validations_without_a_new_best(tmp_path):
     scores = iter([0.1, 0.3, 0.2, 0.3, 0.9, 0.9])
     section = train(epochs=6, validate_every=1, patience=2)
-    Fit(network(), CLASSES, Squares(), lambda _: {"select": next(scores)}, section, job(tmp_path)).run()
+    Fit(network(), CLASSES, Squares(), lambda _: {"select": next(scores)}, section, place(tmp_path)).run()
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["new_best"] for line in lines] == [True, True, False, False]
 
@@ -243,12 +243,12 @@ def test_swa_is_the_mean_of_the_weights_at_the_ends_of_its_epochs(tmp_path):
     ends = []
 
     class Spy(Fit):
-        def _estimate_norms(self):
+        def _averaged(self):
             ends.append({n: p.detach().clone() for n, p in self.network.named_parameters()})
-            super()._estimate_norms()
+            return super()._averaged()
 
     section = train(epochs=3, swa_from=1, swa_batches=1, validate_every=1)
-    done = Spy(network(), CLASSES, Squares(), lambda _: {"select": 0.0}, section, job(tmp_path))
+    done = Spy(network(), CLASSES, Squares(), lambda _: {"select": 0.0}, section, place(tmp_path))
     done.run()
     for name in ends[0]:
         torch.testing.assert_close(done.average.tensors[name], (ends[1][name] + ends[2][name]) / 2)

@@ -1,6 +1,8 @@
 """Imports only go down: a room may use the rooms below it, never those above."""
 
 import ast
+import re
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,75 @@ def test_the_reader_of_names_finds_them(tmp_path):
                  "from lib.competitions import voc"):  # fmt: skip
         (tmp_path / "a.py").write_text(text)
         assert "voc" in names_in(tmp_path / "a.py"), text
+
+
+# ---- the spirit: rooms that serve every competition speak of none ---------------------------------------
+WORDS = {
+    "xview2": "xview2 xbd building buildings damage no-damage minor-damage major-damage destroyed un-classified "
+              "localization_f1 damage_f1 disaster pre_disaster post_disaster tier1 tier3 selim2020",
+    "binary_rle": "binary_rle nuclei nucleus hubmap hpa kidney spleen stage1_train stage1_test EncodedPixels ImageId",
+    "voc": "voc JPEGImages SegmentationClass ImageSets trainval cheetah lion wolf tiger hyena fox camvid pets",
+    "videos": "zalo liveness liveness_score spoof label.csv",
+    "labels": "macro_f1 top5 cassava",
+}  # fmt: skip
+"""Competition -> its name, its classes, its columns, files and folders: words that belong into its folder."""
+OLDER_NAMES = {"damage_ce", "damage_dice", "building_bce", "building_dice", "selim2020_loc", "selim2020_cls"}
+EXCEPTIONS = {
+    "lib/training/terms.py": OLDER_NAMES,  # of loss terms, which experiment files may still use
+    "lib/scenes/augment.py": OLDER_NAMES | {"hubmap", "liveness"},  # of presets
+    "lib/run/cli.py": {"building"},  # said of a unit that is being built
+}
+"""File -> texts in which a word may stand."""
+
+
+def texts(path: Path) -> list[str]:
+    """Return what a file says beside its comments: strings, identifiers and the first lines of docstrings."""
+    tree, found, documented = ast.parse(path.read_text(encoding="utf-8")), [], set()
+    for node in ast.walk(tree):
+        for statement in getattr(node, "body", []) if isinstance(getattr(node, "body", None), list) else []:
+            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+                documented.add(statement.value)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
+            found.append(text.partition("\n")[0])
+        found += [
+            value for name in ("name", "id", "attr", "arg") if isinstance(value := getattr(node, name, None), str)
+        ]
+    constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return found + [node.value for node in constants if node not in documented]
+
+
+def words_in(text: str, words: Collection[str]) -> set[str]:
+    """Return which words stand in a text, alone or between signs: ``damage`` in ``damage_ce``, not in ``damaged``."""
+    return {word for word in words if re.search(rf"(?<![^\W_]){re.escape(word)}(?![^\W_])", text, re.IGNORECASE)}
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_room_but_its_own_speaks_of_a_competition(path):
+    name = str(path.relative_to(ROOT))
+    if name.startswith(("lib/competitions/", "lib/scoring/")):
+        return
+    words = {word for line in WORDS.values() for word in line.split()}
+    allowed = EXCEPTIONS.get(name, set())
+    found = {text: said for text in texts(path) if text not in allowed and (said := words_in(text, words))}
+    assert not found
+
+
+def test_every_competition_has_words_and_every_exception_is_needed():
+    assert set(WORDS) == set(NAMES)
+    words = {word for line in WORDS.values() for word in line.split()}
+    for name, allowed in EXCEPTIONS.items():
+        said = {text for text in texts(ROOT / name) if words_in(text, words)}
+        assert said and said <= allowed, name
+
+
+@pytest.mark.parametrize("text", ['def building_area(): ...', 'x = {"minor-damage": 1}', '"""Where buildings are."""',
+                                  "self.damage_net = 1", "def f(hubmap): ..."])  # fmt: skip
+def test_the_reader_of_words_finds_them(tmp_path, text):
+    (tmp_path / "a.py").write_text(text)
+    words = {word for line in WORDS.values() for word in line.split()}
+    assert any(words_in(said, words) for said in texts(tmp_path / "a.py"))
+    (tmp_path / "a.py").write_text('"""A damaged file."""\n# buildings\n')
+    assert not any(words_in(said, words) for said in texts(tmp_path / "a.py"))
 
 
 def test_a_stage_script_is_a_page_without_classes():

@@ -24,13 +24,14 @@ from conftest import STAGES, stage
 from sisters import EXPERIMENTS
 
 from lib import models
+from lib.choose.choice import Decision
 from lib.competitions import NAMES, module_of, open_competition, synthetic
 from lib.config.load import load
 from lib.errors import ArtifactError, ConfigError, DataError
 from lib.kaggle import driver, gates, infer, passes, sources, text, weights
 from lib.kaggle.__main__ import experiment
 from lib.kaggle.__main__ import main as build
-from lib.kaggle.plan import Costs, Timing, options_of
+from lib.kaggle.plan import Costs, Timing, subsets_of
 from lib.models import checkpoint
 from lib.stages.predict import Networks
 
@@ -71,6 +72,7 @@ def test_what_the_stage_scripts_use_of_the_stages_is_there():
                 used |= {f"{node.module.replace('.', '/')}/{alias.name}.py" for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module.startswith(("lib.stages.", "lib.choose.")):
                 used.add(node.module.replace(".", "/") + ".py")
+    assert "lib/stages/ensemble.py" in used
     assert used - {"lib/choose/fit.py"} <= set(everything("voc")), "decode settings are attached, not chosen there"
 
 
@@ -131,7 +133,7 @@ def test_tested_versions_come_from_requirements(tmp_path):
 
 
 def test_metadata_is_what_kaggles_client_reads():
-    kernel = text.kernel_metadata("notebook", "kernel.ipynb", "me", "My Best: Kernel", "me/w", "comp", True)
+    kernel = text.kernel_metadata("kernel.ipynb", "me", "My Best: Kernel", "me/w", "comp", True)
     assert kernel["id"] == "me/my-best-kernel" and kernel["enable_internet"] is False and kernel["enable_gpu"] is True
     assert kernel["dataset_sources"] == ["me/w"] and kernel["competition_sources"] == ["comp"]
     assert text.dataset_metadata("me", "w", "My weights", "other") == {
@@ -563,7 +565,7 @@ def test_only_the_views_that_were_chosen_out_of_fold_are_predicted(kernel, tmp_p
         return folder
 
     older = kernel.open_job(tmp_path, config=config, weights=attached({"tta": None, "plans": None}))
-    assert older.run.config.predict.tta_sets == ("flips",) and older.options == [], "nothing chosen: the largest set"
+    assert older.run.config.predict.tta_sets == ("flips",) and older.compared == [], "nothing chosen: the largest set"
     weights_with_views = attached({"tta": "hflip"})
     job = kernel.open_job(tmp_path, config=config, weights=weights_with_views)
     assert job.run.config.predict.tta_sets == ("hflip",) and job.full.tta == "hflip"
@@ -606,8 +608,8 @@ def test_of_views_compared_out_of_fold_a_budget_takes_the_best_that_fit(kernel, 
 
     timings = {"patch": Timing(0.0, 0.0, 100.0)}
     monkeypatch.setattr(infer, "measure", lambda *_: Costs(3, 1, {"patch": 2}, timings, 0.0, 0.0))
-    full, options = options_of(load(config), decode)
-    monkeypatch.setattr(infer, "options_of", lambda *_: (replace(full, tta="hflip"), options))  # whatever was chosen
+    full, compared = subsets_of(load(config), Decision.model_validate(decode))
+    monkeypatch.setattr(infer, "subsets_of", lambda *_: (replace(full, tta="hflip"), compared))  # whatever was chosen
     assert infer.predict(own.open_job(tmp_path / "b", config=config, budget_minutes="12"), tmp_path) == 0
     assert "left out: views: none (1) instead of hflip (2); so it needs 11 min 00 s" in capsys.readouterr().out
     assert (tmp_path / "submission.csv").read_bytes() == plain.read_bytes()

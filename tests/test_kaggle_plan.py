@@ -6,19 +6,20 @@ from pathlib import Path
 
 import pytest
 
+from lib.choose.choice import Decision, Subset
 from lib.config.load import load
 from lib.errors import ArtifactError
 from lib.inference.tta import VIEWS
 from lib.kaggle import passes
-from lib.kaggle.passes import Budget, OutOfTime, carry_out, part, spread
-from lib.kaggle.plan import RESERVE, Costs, Option, Plan, Timing, choose, options_of, reduced, sentence
+from lib.kaggle.passes import Budget, OutOfTime, carry_out, evenly_spaced, reduced_run
+from lib.kaggle.plan import RESERVE, Costs, KernelPlan, Timing, describe, make_plan, reduced, subsets_of
 from lib.run.artifacts import Store
 from lib.run.cli import Run
 from lib.run.graph import Graph
 
 DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 BOTH = ("a", "b")
-FULL = Option(BOTH, "flips", 0.80)
+FULL = Subset(BOTH, "flips", 0.80)
 
 
 def costs(**changes) -> Costs:
@@ -36,72 +37,77 @@ def test_costs_add_up():
     assert costs(workers=2).predicting(["a"], "none", 1) == pytest.approx(1 + 50 * 0.2), "each worker loads it"
     assert costs(read=0.01, finish=0.1).finishing(BOTH, 3) == pytest.approx(100 * (5 * 0.01 + 0.1))
     slow = costs(finish=0.1)
-    assert slow.total(["a"], "none", 1) == pytest.approx((21 + 10) * (1 + RESERVE)), "one submission"
-    assert slow.total(["a"], "none", 2) == pytest.approx((42 + 20) * (1 + RESERVE)), "one more after the first fold"
+    assert slow.total(Subset(("a",), "none"), 1) == pytest.approx((21 + 10) * (1 + RESERVE)), "one submission"
+    assert slow.total(Subset(("a",), "none"), 2) == pytest.approx((42 + 20) * (1 + RESERVE)), "and after fold 1"
 
 
 # ---- the choice ---------------------------------------------------------------------------------------
-OPTIONS = [FULL, Option(BOTH, "none", 0.78), Option(("a",), "flips", 0.79), Option(("a",), "none", 0.70),
-           Option(("b",), "flips", 0.79), Option(("b",), "none", 0.72)]  # fmt: skip
+SUBSETS = [FULL, Subset(BOTH, "none", 0.78), Subset(("a",), "flips", 0.79), Subset(("a",), "none", 0.70),
+           Subset(("b",), "flips", 0.79), Subset(("b",), "none", 0.72)]  # fmt: skip
 
 
-def needed(option: Option, folds: int) -> float:
-    return costs().total(option.models, option.tta, folds)
+def needed(subset: Subset, folds: int) -> float:
+    return costs().total(subset, folds)
 
 
 def test_what_fits_is_not_touched_even_where_less_scored_more():
-    options = [*OPTIONS, Option(("a",), "hflip", 0.99)]
-    found = choose(costs(), FULL, options, needed(FULL, 4))
-    assert (found.models, found.tta, found.folds) == (BOTH, "flips", 4)
-    assert choose(costs(), FULL, [], inf).models == BOTH
+    compared = [*SUBSETS, Subset(("a",), "hflip", 0.99)]
+    found = make_plan(costs(), FULL, compared, needed(FULL, 4))
+    assert (found.subset.models, found.subset.tta, found.folds) == (BOTH, "flips", 4)
+    assert make_plan(costs(), FULL, [], inf).subset.models == BOTH
 
 
 def test_of_what_fits_with_all_folds_the_best_score_wins_and_ties_go_to_the_cheaper():
-    found = choose(costs(), FULL, OPTIONS, needed(FULL, 4) - 1)
-    assert (found.models, found.tta, found.folds, found.score) == (("b",), "flips", 4, 0.79)  # 2 folds: cheaper than a
-    assert needed(OPTIONS[4], 4) < needed(OPTIONS[2], 4)
-    found = choose(costs(), FULL, OPTIONS, needed(OPTIONS[5], 4))
-    assert (found.models, found.tta, found.folds) == (("b",), "none", 4)
+    found = make_plan(costs(), FULL, SUBSETS, needed(FULL, 4) - 1)
+    assert (found.subset.models, found.subset.tta, found.folds, found.subset.score) == (
+        ("b",),
+        "flips",
+        4,
+        0.79,
+    )  # 2 folds: cheaper than a
+    assert needed(SUBSETS[4], 4) < needed(SUBSETS[2], 4)
+    found = make_plan(costs(), FULL, SUBSETS, needed(SUBSETS[5], 4))
+    assert (found.subset.models, found.subset.tta, found.folds) == (("b",), "none", 4)
 
 
 def test_no_plan_exceeds_the_seconds_and_more_seconds_never_score_less():
     scores = []
     for seconds in range(0, 700, 3):
-        found = choose(costs(), FULL, OPTIONS, seconds)
-        assert found is None or needed(found, found.folds) <= seconds
+        found = make_plan(costs(), FULL, SUBSETS, seconds)
+        assert found is None or needed(found.subset, found.folds) <= seconds
         if found and found.compared and found.folds == 4:
-            scores.append(found.score)
+            scores.append(found.subset.score)
     assert scores == sorted(scores) and len(set(scores)) > 3
 
 
 def test_folds_are_left_out_only_where_nothing_fits_with_all_of_them():
-    only_a = [Option(("a",), "flips", 0.79)]
+    only_a = [Subset(("a",), "flips", 0.79)]
     full = only_a[0]
-    found = choose(costs(), full, only_a, needed(full, 3) + 1)
-    assert (found.folds, found.tta, found.compared) == (3, "flips", True)
-    cheap = Option(("a",), "none", 0.1)
-    assert choose(costs(), full, [*only_a, cheap], needed(full, 3) + 1).tta == "none", "all folds come first"
+    found = make_plan(costs(), full, only_a, needed(full, 3) + 1)
+    assert (found.folds, found.subset.tta, found.compared) == (3, "flips", True)
+    cheap = Subset(("a",), "none", 0.1)
+    assert make_plan(costs(), full, [*only_a, cheap], needed(full, 3) + 1).subset.tta == "none", "all folds come first"
 
 
 def test_views_that_were_not_compared_come_last_and_without_a_score():
-    full = Option(("a",), "flips", 0.79)
-    found = choose(costs(), full, [], needed(full, 1) - 1)
-    assert (found.folds, found.tta, found.compared, found.score) == (2, "none", False, None)
-    assert "none (1) instead of flips (4), which were not compared out of fold" in sentence(costs(), full, found, 9)
-    compared = [full, Option(("a",), "none", 0.7)]
-    assert choose(costs(), full, compared, needed(full, 1) - 1).compared
-    assert choose(costs(), full, compared, 1.0) is None
+    full = Subset(("a",), "flips", 0.79)
+    found = make_plan(costs(), full, [], needed(full, 1) - 1)
+    assert (found.folds, found.subset.tta, found.compared, found.subset.score) == (2, "none", False, None)
+    assert "none (1) instead of flips (4), which were not compared out of fold" in describe(costs(), full, found, 9)
+    compared = [full, Subset(("a",), "none", 0.7)]
+    assert make_plan(costs(), full, compared, needed(full, 1) - 1).compared
+    assert make_plan(costs(), full, compared, 1.0) is None
 
 
 def test_the_plan_is_told_with_what_it_costs():
-    said = sentence(costs(), FULL, choose(costs(), FULL, OPTIONS, 90), 90)
+    said = describe(costs(), FULL, make_plan(costs(), FULL, SUBSETS, 90), 90)
     assert "everything needs 7 min 04 s, 1 min 30 s are left" in said
     assert "left out: the model a; views: none (1) instead of flips (4); so it needs 1 min 08 s" in said
     assert "out-of-fold score 0.7200, 0.8000 with everything" in said
-    assert sentence(costs(), FULL, choose(costs(), FULL, [], inf), 9999).endswith("nothing is left out")
-    fewer = choose(costs(), FULL, [FULL], needed(FULL, 2))
-    assert "folds: 2 of 4 (what they are worth is not known out of fold)" in sentence(costs(), FULL, fewer, 9)
-    assert "nothing is predicted" in sentence(costs(), FULL, None, -5) and "0.0 s are left" in sentence(
+    assert describe(costs(), FULL, make_plan(costs(), FULL, [], inf), 9999).endswith("nothing is left out")
+    fewer = make_plan(costs(), FULL, [FULL], needed(FULL, 2))
+    assert "folds: 2 of 4 (what they are worth is not known out of fold)" in describe(costs(), FULL, fewer, 9)
+    assert "nothing is predicted" in describe(costs(), FULL, None, -5) and "0.0 s are left" in describe(
         costs(), FULL, None, -5)  # fmt: skip
 
 
@@ -111,36 +117,43 @@ LOC, CLS = "loc_lite0", "cls_lite0"
 
 def test_a_reduced_experiment_needs_no_model_that_it_leaves_out():
     config = load(DEMO, ["models.cls_lite0.train.init_from=loc_lite0", "models.cls_lite0.train.localization=loc_lite0"])
-    small = reduced(config, [CLS], "none", 1)
+    small = reduced(config, Subset((CLS,), "none"), 1)
     assert list(small.models) == [CLS] and small.predict.tta_sets == ("none",)
     assert small.folds_of(small.models[CLS]) == (0,)
     assert [unit.key for unit in Graph(small, (), ("t",)).checkpoint(CLS, 0).upstream] == ["01_folds"]
-    whole = Graph(reduced(config, list(config.models), config.predict.tta), (), ("t",))
+    whole = Graph(reduced(config, Subset(tuple(config.models), config.predict.tta)), (), ("t",))
     assert whole.config.folds_of(whole.config.models[LOC]) == config.folds_of(config.models[LOC])
     assert whole.submission("test").upstream[0].facts == Graph(config, (), ("t",)).submission("test").upstream[0].facts
 
 
-def test_options_are_what_decode_json_compared():
+def decided(**changes) -> Decision:
+    """Return a decision that says no more than it must."""
+    stated = {"params": {}, "weights": {}, "scenes": 1, "scores": {"score": 0.5}, "interval95": (0.4, 0.6),
+              "per_domain": {}, "per_fold": {}, "tables": {}, "coverage": "all"}  # fmt: skip
+    return Decision(**{**stated, **changes})
+
+
+def test_subsets_are_what_decode_json_compared():
     config = load(DEMO, ["predict.tta=[none, flips]"])
-    assert options_of(config, {}) == (Option((LOC, CLS), "flips"), []), "an older file: all models, the largest set"
-    plans = [{"models": [CLS, LOC], "tta": "none", "score": 0.7, "seconds": 1.0},
-             {"models": [LOC, CLS], "tta": "flips", "score": 0.8, "seconds": 4.0}]  # fmt: skip
-    full, options = options_of(config, {"tta": "none", "plans": plans})
-    assert full == Option((LOC, CLS), "none", 0.7)
-    assert [option.tta for option in options] == ["none", "flips"]
+    everything = Subset((LOC, CLS), "flips")
+    assert subsets_of(config, decided()) == (everything, []), "an older file: all models, the largest set"
+    plans = [Subset((CLS, LOC), "none", 0.7, 1.0), Subset((LOC, CLS), "flips", 0.8, 4.0)]
+    full, compared = subsets_of(config, decided(tta="none", plans=plans))
+    assert full == Subset((LOC, CLS), "none", 0.7, 1.0)
+    assert [subset.tta for subset in compared] == ["none", "flips"]
     with pytest.raises(ArtifactError, match="its plans name gone"):
-        options_of(config, {"plans": [{"models": ["gone", LOC], "tta": "none", "score": 0.7}]})
+        subsets_of(config, decided(plans=[Subset(("gone", LOC), "none", 0.7)]))
 
 
 def test_a_model_whose_fitted_weight_is_0_is_not_predicted():
     spare = json.dumps(load(DEMO).models[LOC].model_dump(mode="json"))
     config = load(DEMO, [f"models.spare={spare}", "blend.fit=0.5"])
-    plans = [{"models": names, "tta": "flips", "score": 0.7}
-             for names in ([LOC, CLS, "spare"], [LOC, CLS], ["spare", CLS])]  # fmt: skip
+    plans = [Subset(names, "flips", 0.7) for names in ((LOC, CLS, "spare"), (LOC, CLS), ("spare", CLS))]
     weights = {LOC: 1.0, CLS: 1.0, "spare": 0.0}
-    full, options = options_of(config, {"weights": weights, "plans": plans})
-    assert full.models == (LOC, CLS) and {option.models for option in options} == {(LOC, CLS)}
-    assert options_of(load(DEMO, [f"models.spare={spare}"]), {"weights": weights})[0].models == (LOC, CLS, "spare")
+    full, compared = subsets_of(config, decided(weights=weights, plans=plans))
+    assert full.models == (LOC, CLS) and {subset.models for subset in compared} == {(LOC, CLS)}
+    stated = subsets_of(load(DEMO, [f"models.spare={spare}"]), decided(weights=weights))[0]
+    assert stated.models == (LOC, CLS, "spare")
 
 
 # ---- passes -------------------------------------------------------------------------------------------
@@ -167,7 +180,7 @@ class Kernel:
                 (frozen / "manifest.json").write_text('{"fingerprint": "f", "files": {}}')
         graph = Graph(self.config, (), ("t",))
         store = Store(folder / "work", (inputs,))
-        self.run = Run(self.config, None, store, graph, None, None, ("test",), False, False, "cpu")
+        self.run = Run(self.config, None, store, graph, None, None, ("test",), False, False).on("cpu")
         self.clock, self.done, self.handed = Clock(), [], []
         self.seconds = {LOC: 10.0, CLS: 20.0}
         self.slow = {}
@@ -188,7 +201,7 @@ class Kernel:
         self.clock.now += sum(map(len, self.handed[-1].values())) / 2  # half a second a network
 
     def carry_out(self, seconds=inf, models=(LOC, CLS), folds=4):
-        plan = Plan(models, "none", folds, 0.0)
+        plan = KernelPlan(Subset(models, "none"), folds, 0.0)
         return carry_out(self.run, plan, None, self.hand_in, Budget(seconds, self.clock), 0.5)
 
 
@@ -240,8 +253,8 @@ def test_a_first_pass_that_does_not_end_in_time_is_an_error(kernel):
 def test_models_of_a_plan_are_all_that_is_predicted(kernel):
     kernel.carry_out(models=(CLS,), folds=2)
     assert kernel.done == [(CLS, 0), (CLS, 1)]
-    assert part(kernel.run, (CLS,), "none", 2).graph.blend("test").facts["weights"].keys() == {CLS}
+    assert reduced_run(kernel.run, Subset((CLS,), "none"), 2).graph.blend("test").facts["weights"].keys() == {CLS}
 
 
 def test_measured_scenes_are_spread_over_the_set():
-    assert spread(range(10), 3) == [0, 3, 6] and spread(range(2), 3) == [0, 1] and len(VIEWS["none"]) == 1
+    assert evenly_spaced(range(10), 3) == [0, 3, 6] and evenly_spaced(range(2), 3) == [0, 1] and len(VIEWS["none"]) == 1

@@ -113,7 +113,8 @@ def random_groups(seed, names="abcd", points=12):
 
 def test_nested_equals_a_plain_loop():
     groups, shape = random_groups(1), (3, 4)
-    result = nested(groups, share, shape, 0.01, baseline={name: counts[5] for name, counts in groups.items()})
+    pick = partial(choose, score=share, shape=shape, plateau=0.01)
+    result = nested(groups, share, pick)
     held_out, chosen = np.zeros(2, int), {}
     for left_out in groups:
         rest = np.zeros((12, 2), int)
@@ -126,16 +127,24 @@ def test_nested_equals_a_plain_loop():
     assert result.chosen == chosen and result.expected == held_out[0] / held_out.sum()
     assert result.point == choose(total, share, shape, 0.01)
     assert result.in_sample == share(total[result.point])
-    assert result.baseline == share(total[5]) and result.gain == result.expected - result.baseline
+
+
+def test_settings_without_a_search_are_kept_where_nothing_scores_higher_by_each_fold_for_itself():
+    groups = {"a": table([0.5, 0.4]), "b": table([0.5, 0.7]), "c": table([0.5, 0.7])}
+    baseline = {"a": table([0.7])[0], "b": table([0.6])[0], "c": table([0.6])[0]}
+    found = nested(groups, share, partial(choose, score=share, shape=(2,), plateau=0.0), baseline)
+    assert found.point is None and found.in_sample == pytest.approx(1.9 / 3)
+    assert found.chosen == {"a": 1, "b": None, "c": None}
+    assert found.expected == pytest.approx((0.4 + 0.6 + 0.6) / 3)
 
 
 def test_nested_does_not_depend_on_the_order_or_names_of_groups():
     groups = random_groups(2)
-    result = nested(groups, share, (12,), 0.01)
-    renamed = nested({name.upper(): groups[name] for name in "dbca"}, share, (12,), 0.01)
+    pick = partial(choose, score=share, shape=(12,), plateau=0.01)
+    result = nested(groups, share, pick)
+    renamed = nested({name.upper(): groups[name] for name in "dbca"}, share, pick)
     assert (renamed.point, renamed.in_sample, renamed.expected) == (result.point, result.in_sample, result.expected)
     assert renamed.chosen == {name.upper(): point for name, point in result.chosen.items()}
-    assert result.gain is None
 
 
 def test_nested_exposes_a_gain_that_is_only_noise():
@@ -144,7 +153,7 @@ def test_nested_exposes_a_gain_that_is_only_noise():
     for _ in range(30):
         hits = rng.binomial(40, 0.5, (4, 200))  # every point is as good as any other
         groups = {fold: np.stack([row, 40 - row], axis=-1) for fold, row in enumerate(hits)}
-        result = nested(groups, share, (200,), 0.0)
+        result = nested(groups, share, partial(choose, score=share, shape=(200,), plateau=0.0))
         optimism.append((result.in_sample - 0.5, result.expected - 0.5))
     in_sample, expected = np.mean(optimism, axis=0)
     assert in_sample > 0.08 and abs(expected) < 0.03
@@ -152,9 +161,9 @@ def test_nested_exposes_a_gain_that_is_only_noise():
 
 def test_nested_needs_two_groups_and_a_whole_baseline():
     with pytest.raises(ValueError, match="at least 2 groups"):
-        nested(random_groups(4, "a"), share, (12,), 0.01)
+        nested(random_groups(4, "a"), share, np.argmax)
     with pytest.raises(ValueError, match="baseline"):
-        nested(random_groups(4, "ab"), share, (12,), 0.01, baseline={"a": np.ones(2)})
+        nested(random_groups(4, "ab"), share, np.argmax, baseline={"a": np.ones(2)})
 
 
 # ---- accept, bootstrap ----------------------------------------------------------------------------------
@@ -212,6 +221,6 @@ def test_nested_choice_of_a_variant_never_sees_the_fold_it_is_scored_on():
     folds = {0: np.array([[9, 9], [1, 1]]), 1: np.array([[1, 1], [2, 2]]), 2: np.array([[1, 1], [2, 2]])}
     pick = partial(choose_variant, variants=2, score=two_classes, class_scores=lambda c: c / 10, shape=(1,),
                    plateau=0.0)  # fmt: skip
-    found = nested(folds, two_classes, (1,), 0.0, pick=pick)
+    found = nested(folds, two_classes, pick)
     assert found.point == 0 and found.chosen == {0: 1, 1: 0, 2: 0}
     assert found.expected == two_classes(np.array([1 + 1 + 1, 3]))

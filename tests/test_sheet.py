@@ -6,6 +6,7 @@ import json
 import pytest
 from invented import build, decoded, experiment
 
+from lib.choose.choice import Decision
 from lib.errors import ArtifactError
 from lib.tools import sheet, table
 
@@ -28,8 +29,10 @@ def test_a_row_holds_scores_seconds_and_only_the_settings_that_differ(tmp_path):
 
 
 def test_without_a_search_the_score_is_its_own_expectation_and_with_one_fold_there_is_none(tmp_path):
-    assert sheet.outcome(decoded(0.6))["expected_score"] == sheet.outcome(decoded(0.6))["score_without_search"] == 0.6
-    assert sheet.outcome(decoded(0.6, score_without_search=0.5, expected_score=None))["expected_score"] is None
+    fixed = sheet.outcome(Decision(**decoded(0.6)))
+    assert fixed["expected_score"] == fixed["score_without_search"] == 0.6
+    one_fold = sheet.outcome(Decision(**decoded(0.6, score_without_search=0.5, expected_score=None)))
+    assert one_fold["expected_score"] is None and one_fold["score_without_search"] == 0.5
 
 
 def test_a_default_is_shown_where_another_experiment_has_something_else(tmp_path):
@@ -50,6 +53,8 @@ def test_unfinished_stale_and_damaged_experiments_are_named(tmp_path):
     build(tmp_path, experiment("old"), decoded(0.5))
     build(tmp_path, experiment("old", lr=0.2), None)  # trained anew, not predicted
     (build(tmp_path, experiment("gone"), decoded(0.5)) / "05_ensemble/decode/decode.json").unlink()
+    odd = decoded(0.5) | {"scores": {"score": "high"}}
+    build(tmp_path, experiment("odd"), odd)
     (build(tmp_path, experiment("torn"), decoded(0.5)) / "01_folds/manifest.json").write_text("{")
     (tmp_path / "pictures").mkdir()  # no experiment
     status = {row["name"]: row["status"] for row in sheet.sheet(sheet.experiments(tmp_path))}
@@ -58,7 +63,8 @@ def test_unfinished_stale_and_damaged_experiments_are_named(tmp_path):
     assert status["old"].startswith("stale: 04_probs/loc/net/fold")
     assert status["gone"].startswith("damaged: ") and "decode.json: deleted" in status["gone"]
     assert status["torn"].startswith("damaged: ") and "not valid JSON" in status["torn"]
-    assert set(status) == {"half", "old", "gone", "torn"}
+    assert status["odd"].startswith("damaged: ") and "decode.json: scores.score" in status["odd"]
+    assert set(status) == {"half", "old", "gone", "torn", "odd"}
     shown = sheet.shown(sheet.sheet(sheet.experiments(tmp_path)))
     assert all(f"\n{name}: {why}" in shown for name, why in status.items())
 

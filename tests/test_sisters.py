@@ -211,7 +211,7 @@ def test_a_round_of_pseudo_labels_uses_for_each_fold_the_networks_that_have_not_
     seen = [dataset[k]["id"] for k in range(8)]  # one round: four labelled, four others
     assert sorted(set(seen) - {s.id for s in labelled}) == [s.id for s in run.scenes("test")]
     assert sum(name in {s.id for s in labelled} for name in seen) == 4
-    labels = dataset.source.target.__self__.pseudo
+    labels = dataset.data.target.__self__.pseudo
     assert labels.sources == ((later.root.with_name("binary_rle") / "04_probs/loc/patch/fold1/test", ("none",)),)
     # other folds may not be mixed up
     assert later.run("01_prepare_folds", "--set", "folds.seed=5") == 0

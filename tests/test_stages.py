@@ -10,8 +10,8 @@ import pytest
 import rasterio
 from conftest import STAGES, Experiment
 
-from lib import report
 from lib.competitions import open_competition
+from lib.report.tables import compare
 from lib.scenes.probs import read_levels
 
 
@@ -191,7 +191,7 @@ def test_two_experiments_are_compared_score_by_score(finished, tmp_path):
     decode = json.loads(path.read_text())
     decode["scores"]["score"] *= 1.25
     path.write_text(json.dumps(decode))
-    lines = report.compare(finished.root, other).splitlines()
+    lines = compare(finished.root, other).splitlines()
     (line,) = [line for line in lines if line.startswith("score ")]
     assert line.endswith("+25.0 %") and "tiny" in lines[0] and "other" in lines[0]
 
@@ -213,3 +213,43 @@ def test_what_training_scored_is_what_the_submission_scores(experiment):
         assert per_fold[str(fold)]["score"] == pytest.approx(trained["score"], abs=1e-3)
     files = json.loads((experiment.root / "06_submission/oof/manifest.json").read_text())["scores"]
     assert files == decode_of(experiment)["scores"]
+
+
+def test_data_without_a_usable_scene_are_described_by_stage_01_before_it_ends(tmp_path, scenes, finished, capsys):
+    broken = tmp_path / "xbd"
+    shutil.copytree(scenes, broken)
+    for label in broken.rglob("*_post_disaster.json"):
+        label.write_text("{")
+    own = Experiment(tmp_path, broken)
+    assert own.run("01_prepare_folds") == 2
+    said = capsys.readouterr()
+    findings = own.root / "01_folds.partial/findings.csv"
+    assert str(findings) in said.err and len(findings.read_text().splitlines()) > 6
+    assert "label" in said.out, "what was found is printed, too"
+    assert own.run("04_predict_tta") == 2, "no other stage begins"
+    assert "01_prepare_folds.py" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("folder", "words"), [
+    ("none", "found nothing there"),
+    ("file", "found a file"),
+    ("", "found none of 01_folds"),
+])  # fmt: skip
+def test_inputs_are_folders_of_experiments(finished, tmp_path, folder, words, capsys):
+    (tmp_path / "file").touch()
+    assert finished.run("04_predict_tta", "--inputs", tmp_path / folder) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_weights_that_are_not_there_are_missed_before_any_model_trains(experiment, capsys):
+    change = (
+        "--set",
+        "models.cls.train.init_from=null",
+        "--set",
+        "models.cls.network.encoder_weights=/none.safetensors",
+    )
+    shutil.rmtree(experiment.root / "03_cls")
+    assert experiment.run("03_train_cls", *change) == 2
+    said = capsys.readouterr()
+    assert "models.cls.network.encoder_weights: expected none, hub, bundled, a file" in said.err
+    assert "building" not in said.out

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from skimage.color import rgb_from_hed
 
-from lib.scenes.stain import StainJitter, StainStats, measure, normalise, restain
+from lib.scenes.augment import StainJitter
+from lib.scenes.stain import StainStats, measure, normalise, restain
 
 PURPLE_PINK = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])  # Ruifrok & Johnston
 OTHER_LAB = 1.5 * np.array([[0.55, 0.78, 0.30], [0.25, 0.92, 0.30]])  # other dyes, laid on thicker

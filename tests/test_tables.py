@@ -15,6 +15,7 @@ from lib.scenes import rle
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 HEADER = "ImageId_ClassId,EncodedPixels\n"
+FORM = tables.Form(("ImageId_ClassId", "EncodedPixels"))
 
 
 def answer(seed):
@@ -28,27 +29,27 @@ def answer(seed):
 def test_csv_of_an_answer_reads_back_to_the_same_masks(tmp_path):
     path, (localization, damage) = tmp_path / "submission.csv", answer(0)
     empty = np.zeros_like(damage)
-    with tables.write_rle_csv(path) as add:
+    with tables.write(path, FORM) as add:
         for scene_id, masks in (("0001", (localization, damage)), ("1e5", (empty, damage))):
             for row in pairs.pair_rows(scene_id, *masks):
                 add(*row)
-    table = tables.read_rle_csv(path)
+    table = dict(tables.read(path, FORM))
     assert list(table) == [f"{scene}_{c}" for scene in ("0001", "1e5") for c in range(5)]
     assert [table[f"1e5_{c}"] for c in range(5)] == [""] * 5  # no building, so no damage either
     np.testing.assert_array_equal(rle.decode(table["0001_0"], (1024, 1024)), localization)
     graded = sum(c * rle.decode(table[f"0001_{c}"], (1024, 1024)) for c in range(1, 5))
     np.testing.assert_array_equal(graded, damage * localization)
     assert path.read_text().startswith(HEADER) and "nan" not in path.read_text().lower()
-    assert tables.lint_rle_csv(path, {"0001": (1024, 1024), "1e5": (1024, 1024)}, sample=path) == []
+    assert tables.lint(path, FORM, {(row_id,): (1024, 1024) for row_id in table}, sample=path) == []
 
 
 def test_csv_is_whole_or_not_there(tmp_path):
     path = tmp_path / "submission.csv"
-    with pytest.raises(RuntimeError), tables.write_rle_csv(path) as add:
+    with pytest.raises(RuntimeError), tables.write(path, FORM) as add:
         add("a_1", "")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(DataError, match="'a_1' twice"), tables.write_rle_csv(path) as add:
+    with pytest.raises(DataError, match="'a_1' twice"), tables.write(path, FORM) as add:
         add("a_1", "")
         add("a_1", "1 1")
     assert list(tmp_path.iterdir()) == []
@@ -57,20 +58,20 @@ def test_csv_is_whole_or_not_there(tmp_path):
 def test_csv_ids_with_commas_and_long_runs_survive(tmp_path):
     path, long = tmp_path / "a.csv", " ".join(f"{i} 1" for i in range(1, 60000, 2))
     assert len(long) > 131072  # the csv module's own limit
-    with tables.write_rle_csv(path) as add:
+    with tables.write(path, FORM) as add:
         add('a,"b"_1', long)
-    assert tables.read_rle_csv(path) == {'a,"b"_1': long}
-    assert tables.lint_rle_csv(path, {'a,"b"': (60000, 1)}) == []
+    assert tables.read(path, FORM) == [('a,"b"_1', long)]
+    assert tables.lint(path, FORM, {('a,"b"_1',): (60000, 1)}) == []
 
 
 @pytest.mark.parametrize("rows", ["a_1\n", "a_1,\na_1,\n", "a_1,1,1\n", "\n", None, "id,rle\na_1,\n"])
 def test_reader_refuses_other_tables(tmp_path, rows):
     (tmp_path / "a.csv").write_text("" if rows is None else rows if rows.startswith("id") else HEADER + rows)
     with pytest.raises(DataError, match="ImageId_ClassId"):
-        tables.read_rle_csv(tmp_path / "a.csv")
+        tables.read(tmp_path / "a.csv", FORM)
 
 
-SHAPES = {"a": (4, 5), "b_x": (2, 2)}
+SHAPES = {("a_1",): (4, 5), ("a_2",): (4, 5), ("b_x_1",): (2, 2)}
 VALID = ["a_1,1 2 5 16", "a_2,", "b_x_1,4 1"]
 CSV_FAULTS = [
     ([*VALID[:2], "b_x_1,nan"], "1 row: NaN where an empty mask is an empty text (b_x_1)"),
@@ -82,8 +83,9 @@ CSV_FAULTS = [
     ([*VALID[:2], "b_x_1,3 1 1 1"], "runs out of order (b_x_1)"),
     (["a_1,1 3 3 1", "a_2,2 2 2 2", VALID[2]], "2 rows: overlapping runs (a_1, a_2)"),
     ([VALID[0], *VALID], "id written more than once (a_1)"),
-    (VALID[:2], "scene without any row (b_x)"),
+    (VALID[:2], "missing, it was asked for (b_x_1)"),
     ([*VALID, "c_1,"], "not one of the scenes asked for (c_1)"),
+    ([*VALID, "a_3,1 1"], "not one of the scenes asked for (a_3)"),
     ([*VALID, "a_3,1 1,"], "3 instead of 2 fields (line 5)"),
     ([*VALID, ""], "0 instead of 2 fields (line 5)"),
     ([], "expected rows below the header"),
@@ -94,22 +96,27 @@ CSV_FAULTS = [
 def test_csv_linter_finds_each_fault(tmp_path, rows, finding):
     path = tmp_path / "submission.csv"
     path.write_text(HEADER + "\n".join(VALID) + "\n")
-    assert tables.lint_rle_csv(path, SHAPES) == []
+    assert tables.lint(path, FORM, SHAPES) == []
     path.write_text(HEADER + "".join(row + "\n" for row in rows))
-    findings = tables.lint_rle_csv(path, SHAPES)
+    findings = tables.lint(path, FORM, SHAPES)
     assert any(finding in found for found in findings), findings
     assert all(found.startswith(str(path)) for found in findings)
     assert rows == [] or len(findings) == 1
 
 
-def test_csv_linter_takes_shapes_by_row_too(tmp_path):
-    path = tmp_path / "a.csv"
-    path.write_text(HEADER + "a_1,20 1\na_2,\n")
-    assert tables.lint_rle_csv(path, {"a_1": (4, 5), "a_2": (4, 5)}) == []
-    assert tables.lint_rle_csv(path, {"a_1": (4, 4), "a_2": (4, 5)}) == [
-        f"{path}: 1 row: a run outside of the image (a_1)"
+def test_names_may_be_asked_for_by_their_first_field(tmp_path):
+    path, form = tmp_path / "a.csv", tables.Form(("id", "class", "runs"), names=2)
+    path.write_text("id,class,runs\na,1,20 1\na,2,\nb,1,1 1\n")
+    assert tables.lint(path, form, {("a",): (4, 5), ("b",): (1, 1)}) == []
+    assert tables.lint(path, form, {("a",): (4, 4), ("b",): (1, 1)}) == [
+        f"{path}: 1 row: a run outside of the image (a,1)"
     ]
-    assert "a_3" in tables.lint_rle_csv(path, {"a_1": (4, 5), "a_2": (4, 5), "a_3": (4, 5)})[0]
+    assert tables.lint(path, form, {("a",): (4, 5), ("b",): (1, 1), ("c",): (1, 1)}) == [
+        f"{path}: 1 row: missing, it was asked for (c)"
+    ]
+    assert "missing, it was asked for (b,2)" in tables.lint(path, form, {(i, c): (4, 5) for i in "ab" for c in "12"})[0]
+    path.write_text("id,class,runs\na,1,20 1\na,1,\nb,1,1 1\n")
+    assert "id written more than once (a,1)" in tables.lint(path, form)[0]
 
 
 def test_csv_linter_compares_with_the_sample(tmp_path):
@@ -124,22 +131,22 @@ def test_csv_linter_compares_with_the_sample(tmp_path):
     }
     for text, wanted in cases.items():
         path.write_text(text)
-        findings = tables.lint_rle_csv(path, sample=sample)
+        findings = tables.lint(path, FORM, sample=sample)
         assert len(findings) == len(wanted) and all(w in f for w, f in zip(wanted, findings, strict=True)), findings
     sample.write_text("id,rle\na_1,\na_2,\nb_1,\n")  # a competition with a header of its own
-    assert tables.lint_rle_csv(path, sample=sample) == []
+    assert tables.lint(path, FORM, sample=sample) == []
 
 
 def test_csv_linter_of_no_file_and_of_a_picture(tmp_path):
     (tmp_path / "picture.csv").write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe")
     for name in ("nowhere.csv", "picture.csv"):
-        findings = tables.lint_rle_csv(tmp_path / name)
+        findings = tables.lint(tmp_path / name, FORM)
         assert len(findings) == 1 and name in findings[0] and "expected a CSV file" in findings[0]
 
 
 def test_many_names_are_shortened(tmp_path):
     (tmp_path / "a.csv").write_text(HEADER + "".join(f"s{i}_1,1\n" for i in range(40)))
-    (finding,) = tables.lint_rle_csv(tmp_path / "a.csv")
+    (finding,) = tables.lint(tmp_path / "a.csv", FORM)
     assert finding.endswith("40 rows: an odd count of numbers (s0_1, s1_1, s2_1, ...)")
 
 
@@ -259,37 +266,37 @@ def test_png_linter_finds_missing_cut_and_misnamed_files(tmp_path):
 
 
 # ---- CSV under other headers --------------------------------------------------------------------------
-ONE_ROW = {"columns": ("id", "rle")}
-PER_OBJECT = {"columns": ("ImageId", "EncodedPixels"), "repeats": True}
+ONE_ROW = tables.Form(("id", "rle"), origin=0)
+PER_OBJECT = tables.Form(("ImageId", "EncodedPixels"), repeats=True)
 
 
 def test_a_row_per_scene_under_another_header(tmp_path):
     path = tmp_path / "a.csv"
-    with tables.write_rle_csv(path, ONE_ROW["columns"]) as add:
+    with tables.write(path, ONE_ROW) as add:
         add("0001", "0 3")
         add("1e5_2", "")
     assert path.read_text() == "id,rle\n0001,0 3\n1e5_2,\n"
-    assert tables.read_rle_csv(path, ("id", "rle")) == {"0001": "0 3", "1e5_2": ""}
-    shapes = {"0001": (2, 2), "1e5_2": (2, 2)}
-    assert tables.lint_rle_csv(path, shapes, **ONE_ROW, origin=0) == []
-    assert "outside of the image (0001)" in tables.lint_rle_csv(path, shapes, **ONE_ROW)[0]
-    assert "ImageId_ClassId" in tables.lint_rle_csv(path, shapes)[0]
+    assert tables.read(path, ONE_ROW) == [("0001", "0 3"), ("1e5_2", "")]
+    shapes = {("0001",): (2, 2), ("1e5_2",): (2, 2)}
+    assert tables.lint(path, ONE_ROW, shapes) == []
+    assert "outside of the image (0001)" in tables.lint(path, tables.Form(("id", "rle")), shapes)[0]
+    assert "ImageId_ClassId" in tables.lint(path, FORM, shapes)[0]
     # an id that ends like a class is a scene of its own here
-    faults = tables.lint_rle_csv(path, {"0001": (2, 2), "1e5": (2, 2)}, **ONE_ROW, origin=0)
+    faults = tables.lint(path, ONE_ROW, {("0001",): (2, 2), ("1e5",): (2, 2)})
     assert any("not one of the scenes asked for (1e5_2)" in fault for fault in faults)
 
 
 def test_a_row_per_object(tmp_path):
     path = tmp_path / "a.csv"
-    with tables.write_rle_csv(path, **PER_OBJECT) as add:
+    with tables.write(path, PER_OBJECT) as add:
         for row in (("a", "1 2 5 1"), ("a", "3 2"), ("b", "")):
             add(*row)
-    assert tables.read_object_csv(path, PER_OBJECT["columns"]) == {"a": ["1 2 5 1", "3 2"], "b": []}
+    assert tables.read(path, PER_OBJECT) == [("a", "1 2 5 1"), ("a", "3 2"), ("b", "")]
     sample = tmp_path / "sample.csv"
     sample.write_text("ImageId,EncodedPixels\nb,1 1\na,1 1\n")
-    assert tables.lint_rle_csv(path, {"a": (3, 3), "b": (2, 2)}, sample, **PER_OBJECT) == []
+    assert tables.lint(path, PER_OBJECT, {("a",): (3, 3), ("b",): (2, 2)}, sample) == []
     with pytest.raises(DataError, match="expected id,rle"):
-        tables.read_object_csv(path, ("id", "rle"))
+        tables.read(path, tables.Form(("id", "rle"), repeats=True))
 
 
 @pytest.mark.parametrize(
@@ -299,12 +306,12 @@ def test_a_row_per_object(tmp_path):
         ("a,1 3\na,3 1 5 1\nb,\n", "1 row: objects that overlap (a)"),
         ("a,1 3\na,\nb,\n", "1 row: an empty row beside others (a)"),
         ("a,1 3\na,nan\nb,\n", "1 row: NaN where an empty mask is an empty text (a)"),
-        ("a,1 3\n", "1 row: scene without any row (b)"),
+        ("a,1 3\n", "1 row: missing, it was asked for (b)"),
         ("a,1 3\nb,\nc,\n", "1 row: not one of the scenes asked for (c)"),
         ("a,1 3\nb,5 1\n", "1 row: a run outside of the image (b)"),
     ],
 )
 def test_linting_a_row_per_object(tmp_path, rows, fault):
     (tmp_path / "a.csv").write_text("ImageId,EncodedPixels\n" + rows)
-    faults = tables.lint_rle_csv(tmp_path / "a.csv", {"a": (3, 3), "b": (2, 2)}, **PER_OBJECT)
+    faults = tables.lint(tmp_path / "a.csv", PER_OBJECT, {("a",): (3, 3), ("b",): (2, 2)})
     assert any(fault in found for found in faults), faults

@@ -5,7 +5,7 @@ import pytest
 from skimage.filters import threshold_otsu
 
 from lib.competitions.binary_rle.instances import count_thresholds
-from lib.competitions.xview2.decode import threshold_level
+from lib.competitions.decoding import threshold_level
 from lib.ensemble.thresholds import histogram, of_scene, otsu, spread
 
 VALUES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import rasterio
 
-from lib.competitions import synthetic
+from lib.competitions import open_competition, synthetic
 from lib.competitions.contract import summarize
 from lib.competitions.synthetic.voc import CLASSES
 from lib.competitions.voc import label_map
-from lib.competitions.voc.competition import Competition, palette
+from lib.competitions.voc.competition import palette
 from lib.config.load import load
 from lib.errors import ConfigError, DataError
 from lib.scenes.raster import read_mask, write_png
@@ -23,6 +23,12 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("SHARED_DATA", ROOT / "../shared/data"))
 real_pets = pytest.mark.skipif(not (SHARED / "pets_voc").is_dir(), reason="needs the real photos")
 real_streets = pytest.mark.skipif(not (SHARED / "camvid").is_dir(), reason="needs the real frames")
+
+
+def Competition(root, **options):
+    """Open the competition as an experiment does."""
+    return open_competition("voc", root, options)
+
 
 ABC = ["background", "cat", "big dog"]
 SHAPE = (20, 30)
@@ -154,12 +160,12 @@ def test_the_doctor_names_what_is_wrong_and_usable_scenes_remain(tmp_path):
     assert ids(competition) == ["a_5", "a_7", "b_2"]  # a_6 has no readable size
     found = Counter((finding.kind, finding.scene) for finding in competition.inspect())
     assert found == Counter({
-        ("picture without mask", "a_1"): 1,  # though in train and in trainval
-        ("mask cannot be used", "a_2"): 1, ("mask cannot be used", "a_3"): 1, ("mask cannot be used", "a_4"): 1,
-        ("unreadable picture", "a_6"): 1, ("mask all ignored", "a_5"): 1,
+        ("image without label", "a_1"): 1,  # though in train and in trainval
+        ("label cannot be used", "a_2"): 1, ("label cannot be used", "a_3"): 1, ("label cannot be used", "a_4"): 1,
+        ("unreadable image", "a_6"): 1, ("mask all ignored", "a_5"): 1,
         ("in two splits", "a_7"): 1,
     })  # fmt: skip
-    details = {f.scene: f.detail for f in competition.inspect() if f.kind == "mask cannot be used"}
+    details = {f.scene: f.detail for f in competition.inspect() if f.kind == "label cannot be used"}
     assert "got 7" in details["a_3"] and "(25, 30)" in details["a_2"]
 
 
@@ -211,6 +217,82 @@ def test_index_palette_and_colour_masks_say_the_same(tmp_path):
         np.testing.assert_array_equal(target, mask(0))
     with pytest.raises(DataError, match="data.options.colours"):
         Competition(tmp_path / "colours", classes=ABC).scenes("train")
+
+
+def test_a_mask_of_0_and_255_is_not_taken_for_ignored_without_a_word(tmp_path):
+    def in_white(path, drawn):
+        put_mask(path, np.where(drawn == 1, 255, 0).astype(np.uint8))
+
+    root, two = voc(tmp_path / "set", put=in_white), ["background", "cat"]
+    with pytest.raises(DataError, match=r"found only 0 and 255 in 4 of 4.*colours: \[\[0, 0, 0\], \[255, 255, 255\]\]"):
+        Competition(root, classes=two).scenes("train")
+    competition = Competition(root, classes=two, colours=[[0, 0, 0], [255, 255, 255]])
+    np.testing.assert_array_equal(competition.truth(competition.scenes("train")[0]), mask(0) == 1)
+    put_mask(root / "SegmentationClass/a_1.png", mask(0, 2))  # a set in which another mask holds the class
+    mixed = Competition(root, classes=two)
+    assert ids(mixed) == ["a_1", "a_2", "b_1", "b_2"]
+    (line,) = summarize(mixed.inspect())
+    assert line == "mask of 0 and 255 alone: 3 (a_2, b_1, b_2)" and "colours" in mixed.inspect()[0].detail
+    put_mask(root / "SegmentationClass/a_1.png", np.zeros(SHAPE, np.uint8))
+    nothing = Competition(root, classes=two, ignore=[255], train_splits=["train"])
+    with pytest.raises(DataError, match="in 2 of 3"):  # even where it is said that 255 counts nowhere: nothing is left
+        nothing.scenes("train")
+
+
+def test_a_folder_of_masks_per_class(tmp_path):
+    for seed, name in enumerate("wxyz"):
+        picture(tmp_path / "images" / f"{name}.jpg", seed)
+    cat, dog = (np.zeros(SHAPE, np.uint8) for _ in range(2))
+    cat[2:9, 3:20], dog[5:15, 10:25] = 255, 1
+    for name, drawn in (("cat/w", cat), ("dog/w", dog), ("cat/x", cat), ("dog/y", np.zeros(SHAPE, np.uint8))):
+        put_mask(tmp_path / "masks" / f"{name}.png", drawn)
+    layout = {"classes": ABC, "images": "images", "lists": None, "masks": {"cat": "masks/cat", "big dog": "masks/dog"}}
+    competition = Competition(tmp_path, **layout)
+    assert ids(competition) == ["w", "x", "y"] and ids(competition, "test") == ["z"]
+    both, one, none = competition.scenes("train")
+    np.testing.assert_array_equal(competition.truth(both), np.where(dog > 0, 2, np.where(cat > 0, 1, 0)))
+    np.testing.assert_array_equal(competition.truth(one), cat > 0)
+    assert competition.strata(both) == {"cat": True, "big_dog": True} and not any(competition.strata(none).values())
+    (finding,) = competition.inspect()
+    assert (finding.kind, finding.scene) == ("masks of classes overlap, the later class is used", "w")
+    assert finding.detail == f"{((cat > 0) & (dog > 0)).sum()} pixels"
+    turned = Competition(tmp_path, **{**layout, "masks": {"big dog": "masks/dog", "cat": "masks/cat"}})
+    np.testing.assert_array_equal(turned.truth(both), np.where(cat > 0, 1, np.where(dog > 0, 2, 0)))
+    put_mask(tmp_path / "masks/dog/x.png", dog[1:])
+    assert ids(Competition(tmp_path, **layout)) == ["w", "y"]
+    for masks in ({}, {"fox": "masks/fox"}, {"background": "masks/cat"}, {"cat": "*/x"}):
+        with pytest.raises(ConfigError, match="data.options"):
+            Competition(tmp_path, **{**layout, "masks": masks})
+    with pytest.raises(ConfigError, match="a folder per class"):
+        Competition(tmp_path, **layout, colours="voc")
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ({"classes": [False, True]}, "quote them: YAML reads no, yes, on, off and numbers"),
+    ({"classes": [0, 1]}, "found 0, 1; quote them"),
+    ({"class": ABC}, "data.options.class: unknown key; did you mean classes?"),
+    ({"classes": ABC, "colors": "voc"}, "data.options.colors: unknown key; did you mean colours?"),
+    ({"classes": ABC, "images": 3}, "data.options.images"), ({"classes": "abc"}, "expected a list of names"),
+    ({"classes": ABC, "group": "("}, "data.options.group: expected a regular expression"),
+    ({"classes": ["background", "domain"]}, "none of id, fold, group, domain"),
+])  # fmt: skip
+def test_wrong_options_are_told_in_sentences(tmp_path, options, said):
+    with pytest.raises(ConfigError) as error:
+        Competition(tmp_path, **options)
+    assert said in str(error.value)
+
+
+def test_settings_are_checked_without_data(tmp_path):
+    competition = Competition(tmp_path / "nowhere", classes=ABC)
+    chains = [[{"name": "majority", "radius": 2}, {"name": "remove_smal"}, {"name": "majority", "radius": -1}]]
+    said = "\n".join(competition.faults({"gain_cat": -1}, {"gain_dog": [1, 2]}, chains))
+    assert "decode.gain_cat: expected a number from 0 to 1000, got -1" in said
+    assert "search.axes.gain_dog: unknown setting" in said and "did you mean remove_small?" in said
+    assert "search.postprocess.0.2.radius" in said
+    assert competition.faults({"postprocess": [{"name": "object_vote"}]}, {"min_area": [0, 5]})[0].startswith(
+        "decode.postprocess: cannot be searched around"
+    )
+    assert competition.faults({"gain_big_dog": 2}, {"min_area": [0, 5]}) == []
 
 
 # ---- the metric ---------------------------------------------------------------------------------------
@@ -297,10 +379,11 @@ def test_small_parts_become_background_and_the_majority_rules():
     voted = [[1, 1, 1, 0, 1], [0, 1, 0, 0, 1], [0, 0, 0, 0, 0], [3, 0, 1, 1, 1]]  # the first two objects are tied
     assert label_map.object_vote(parts).tolist() == voted
     assert label_map.object_vote(np.zeros((2, 2), np.uint8)).tolist() == [[0, 0], [0, 0]]
+    competition = Competition("nowhere", classes=ABC)
     with pytest.raises(ConfigError, match="name out of"):
-        label_map.apply([{"name": "blur"}], drawn)
+        competition.decode(perfect(drawn, 3), {"postprocess": [{"name": "blur"}]})
     with pytest.raises(ConfigError, match="its options are radius"):
-        label_map.apply([{"name": "majority", "size": 2}], drawn)
+        competition.decode(perfect(drawn, 3), {"postprocess": [{"name": "majority", "size": 2}]})
 
 
 def test_perfect_levels_score_one_and_the_table_equals_decoded_points(tmp_path):
@@ -352,10 +435,10 @@ def test_submission_reads_back_and_is_valid(submitted):
 @pytest.mark.parametrize("fault, said", [
     ("png missing", "picture without a PNG: 1 (a_1)"), ("png foreign", "not one of the scenes asked for: 1 (q.png)"),
     ("png size", "not of its picture's size: 1 (a_1.png)"), ("png class", "none of the classes 0..2: 1 (a_1.png)"),
-    ("png cut", "not a readable index PNG: 1 (a_1.png)"), ("row missing", "scene without any row (a_1_2)"),
+    ("png cut", "not a readable index PNG: 1 (a_1.png)"), ("row missing", "missing, it was asked for (a_1_2)"),
     ("row foreign", "not one of the scenes asked for (q_1)"), ("row class", "not one of the scenes asked for (a_1_3)"),
     ("row outside", "a run outside of the image (a_1_1)"), ("row twice", "id written more than once (a_1_1)"),
-    ("differ", "1 pictures differ from the PNGs (first: a_1)"), ("no csv", "expected a CSV file"),
+    ("differ", "1 pictures differ from the PNGs (first: a_1)"), ("no csv", "found nothing there"),
     ("no pngs", "expected index PNGs"),
 ])  # fmt: skip
 def test_every_fault_of_a_submission_is_found(submitted, fault, said):
@@ -394,7 +477,7 @@ def test_a_bare_table_must_have_all_rows_of_each_picture(submitted):
     competition, folder, _ = submitted
     table = folder / "submission.csv"
     table.write_text("\n".join(line for line in table.read_text().splitlines() if not line.startswith("a_2_1")) + "\n")
-    assert "scene without any row (a_2_1)" in " ".join(competition.lint(table))
+    assert "missing, it was asked for (a_2_1)" in " ".join(competition.lint(table))
     assert "nothing there" in competition.lint(folder / "elsewhere")[0]
 
 
@@ -454,7 +537,7 @@ def test_the_synthetic_set_depends_on_the_seed_alone(tmp_path):
 def configured(name, root):
     """Open the competition as an experiment file does, elsewhere."""
     experiment = load(ROOT / f"configs/{name}.yaml")
-    return Competition(root, **experiment.data.options)
+    return open_competition("voc", root, experiment.data.options)
 
 
 def test_appendix_b_number_for_number():

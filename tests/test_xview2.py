@@ -16,7 +16,6 @@ from rasterio.transform import from_origin
 from lib.competitions import open_competition
 from lib.competitions.contract import Finding, summarize
 from lib.competitions.xview2 import decode as decoding
-from lib.competitions.xview2.competition import Competition
 from lib.errors import ConfigError, DataError
 from lib.scenes.raster import read_mask, write_png
 
@@ -69,6 +68,10 @@ def root(tmp_path):
     return tmp_path
 
 
+def opened(root, **options):
+    return open_competition("xview2", root, options)
+
+
 def ids(scenes):
     return [scene.id for scene in scenes]
 
@@ -89,14 +92,31 @@ def test_tiers_are_merged_and_test_stays_apart(root):
 def test_hold_is_train_with_labels_and_test_without(root):
     add(root / "hold", "storm_00000003")
     add(root / "hold", "storm_00000004", labelled=False)
-    assert "storm_00000003" in ids(Competition(root).scenes("train"))
+    assert "storm_00000003" in ids(opened(root).scenes("train"))
     shutil.rmtree(root / "hold" / "labels")
-    assert ids(Competition(root).scenes("test")) == ["big-storm_00000007", "storm_00000003", "storm_00000004"]
+    assert ids(opened(root).scenes("test")) == ["big-storm_00000007", "storm_00000003", "storm_00000004"]
+
+
+def test_tiers_that_are_stated_are_the_labelled_ones(root):
+    add(root / "hold", "storm_00000003")
+    competition = opened(root, tiers=["train"])
+    assert ids(competition.scenes("train")) == ["big-storm_00000000", "big-storm_00000001"]
+    assert ids(competition.scenes("test")) == ["big-storm_00000007", "storm_00000003"]  # tier3 is in neither
+    add(root / "tier2", "flood_00000001")
+    own = opened(root, tiers=["tier2", "hold"])
+    assert ids(own.scenes("train")) == ["flood_00000001", "storm_00000003"]
+    assert ids(own.scenes("test")) == ["big-storm_00000007"]
+    with pytest.raises(DataError, match="teir3/images.*data.options.tiers"):
+        opened(root, tiers=["train", "teir3"]).scenes("train")
+    with pytest.raises(ConfigError, match="data.options.tiers"):
+        opened(root, tiers=[])
+    with pytest.raises(ConfigError, match="data.options.tier: unknown key; did you mean tiers"):
+        opened(root, tier="train")
 
 
 def test_labels_in_the_test_folder_do_not_make_it_train(root):
     add(root / "test", "storm_00000009")
-    competition = Competition(root)
+    competition = opened(root)
     assert "storm_00000009" in ids(competition.scenes("test"))
     assert "storm_00000009" not in ids(competition.scenes("train"))
 
@@ -107,7 +127,7 @@ def test_names_of_the_challenge_and_hidden_files(root):
             write_png(root / "test/images" / f"test_{side}_{number}.png", image(0))
     (root / "test/images/._test_pre_00000.png").write_bytes(b"")
     (root / "test/images/Thumbs.db").write_bytes(b"")
-    scenes = Competition(root).scenes("test")
+    scenes = opened(root).scenes("test")
     assert ids(scenes) == ["big-storm_00000007", "test_00000", "test_00123"]
     assert all(isinstance(scene.id, str) for scene in scenes)
     assert [scene.domain for scene in scenes] == ["big-storm", "", ""]
@@ -118,40 +138,40 @@ def test_test_scenes_read_no_labels_and_train_scenes_no_pixels(root):
         path.write_bytes(path.read_bytes()[:100])  # header only
     (root / "test/labels").mkdir()
     (root / "test/labels/big-storm_00000007_pre_disaster.json").write_text("not json")
-    competition = Competition(root)
+    competition = opened(root)
     assert len(competition.scenes("train")) == 3 and len(competition.scenes("test")) == 1
 
 
 def test_root_may_be_one_tier(root):
-    assert ids(Competition(root / "tier3").scenes("train")) == ["old_fire_00000000"]
-    assert ids(Competition(root / "test").scenes("test")) == ["big-storm_00000007"]
-    assert Competition(root / "tier3").scenes("test") == []
+    assert ids(opened(root / "tier3").scenes("train")) == ["old_fire_00000000"]
+    assert ids(opened(root / "test").scenes("test")) == ["big-storm_00000007"]
+    assert opened(root / "tier3").scenes("test") == []
 
 
 def test_wrong_roots_are_explained(root, tmp_path_factory):
     other = tmp_path_factory.mktemp("other")
-    competition = Competition(other / "none")  # opening needs no data: a submission can be linted without any
+    competition = opened(other / "none")  # opening needs no data: a submission can be linted without any
     for ask in (lambda: competition.scenes("train"), lambda: competition.scenes("test"), competition.inspect):
         with pytest.raises(DataError, match="train/images.*no such path"):
             ask()
     with pytest.raises(DataError, match="no folder"):
-        Competition(other).scenes("train")
+        opened(other).scenes("train")
     shutil.copytree(root, other / "xbd")
     with pytest.raises(DataError, match=f"set data.root to {other / 'xbd'}"):
-        Competition(other).scenes("train")
-    with pytest.raises(DataError, match="none is whole"):
+        opened(other).scenes("train")
+    with pytest.raises(DataError, match="none can be used .none of them is whole"):
         shutil.rmtree(root / "train/labels")
         shutil.rmtree(root / "tier3")
-        Competition(root).scenes("train")
+        opened(root).scenes("train")
 
 
 def test_unknown_option_is_refused(root):
     with pytest.raises(ConfigError, match="unclassified.*'drop'"):
-        Competition(root, unclassified="drop")
+        opened(root, unclassified="drop")
 
 
 def test_position_is_the_centre_of_the_tile(root):
-    empty, full, fire = Competition(root).scenes("train")
+    empty, full, fire = opened(root).scenes("train")
     assert empty.position is None
     assert full.position == pytest.approx((10.0 + 0.001 * SIZE / 2, 50.0 - 0.001 * SIZE / 2), abs=1e-9)
     assert fire.position == pytest.approx((20.0 + 0.001 * SIZE / 2, 40.0 - 0.001 * SIZE / 2), abs=1e-9)
@@ -170,7 +190,7 @@ def test_geotiff_scenes(tmp_path):
             ) as file:  # fmt: skip
                 file.write(pixels.transpose(2, 0, 1))
         path.unlink()
-    competition = Competition(tmp_path)
+    competition = opened(tmp_path)
     scenes = competition.scenes("train")
     assert ids(scenes) == ["storm_00000000", "storm_00000001"]
     np.testing.assert_array_equal(competition.read(scenes[0], "post"), image(3))
@@ -181,13 +201,13 @@ def test_geotiff_scenes(tmp_path):
 
 # ---- targets ------------------------------------------------------------------------------------------
 def test_targets_by_hand(root):
-    _, scene, _ = Competition(root).scenes("train")
+    _, scene, _ = opened(root).scenes("train")
     loc, cls = np.zeros((SIZE, SIZE), int), np.zeros((SIZE, SIZE), int)
     for (x, y), value in (((2, 2), 1), ((14, 2), 2), ((26, 2), 4), ((2, 20), 255)):
         loc[y : y + 9, x : x + 9] = 1
         cls[y : y + 9, x : x + 9] = value
     as_no_damage = np.where(cls == 255, 1, cls)
-    ignoring, counting = Competition(root), Competition(root, unclassified="no-damage")
+    ignoring, counting = opened(root), opened(root, unclassified="no-damage")
     for competition, expected in ((ignoring, cls), (counting, as_no_damage)):
         np.testing.assert_array_equal(competition.target(scene, "loc"), loc)
         np.testing.assert_array_equal(competition.target(scene, "cls"), expected)
@@ -202,13 +222,13 @@ def test_targets_by_hand(root):
 )  # fmt: skip
 def test_labels_of_any_shape_leave_the_scene_out(root, text):
     (root / "train/labels/big-storm_00000001_pre_disaster.json").write_text(text)
-    competition = Competition(root)
+    competition = opened(root)
     assert ids(competition.scenes("train")) == ["big-storm_00000000", "old_fire_00000000"]
     assert ("label does not parse", "big-storm_00000001") in {(f.kind, f.scene) for f in competition.inspect()}
 
 
 def test_strata(root):
-    competition = Competition(root)
+    competition = opened(root)
     empty, full, fire = (competition.strata(scene) for scene in competition.scenes("train"))
     assert tuple(full) == competition.flags
     assert full == {"nondamage": True, "minor": True, "major": False, "destroyed": True, "empty": False}
@@ -217,13 +237,13 @@ def test_strata(root):
 
 
 def test_test_scenes_have_no_truth(root):
-    competition = Competition(root)
+    competition = opened(root)
     with pytest.raises(DataError, match="big-storm_00000007.*pre label"):
         competition.truth(competition.scenes("test")[0])
 
 
 def test_reading_a_truncated_image_names_scene_and_file(root):
-    competition = Competition(root)
+    competition = opened(root)
     scene = competition.scenes("train")[0]
     scene.files["post"].write_bytes(scene.files["post"].read_bytes()[:1500])
     with pytest.raises(DataError, match=f"scene {scene.id}: .*{scene.files['post'].name}.*truncated"):
@@ -231,7 +251,7 @@ def test_reading_a_truncated_image_names_scene_and_file(root):
 
 
 def test_a_copy_in_another_process_gives_the_same(root):
-    competition = Competition(root, unclassified="no-damage")
+    competition = opened(root, unclassified="no-damage")
     scenes = competition.scenes("train")
     other, others = pickle.loads(pickle.dumps((competition, scenes)))
     np.testing.assert_array_equal(other.target(others[1], "cls"), competition.target(scenes[1], "cls"))
@@ -239,7 +259,7 @@ def test_a_copy_in_another_process_gives_the_same(root):
 
 @real
 def test_real_truth_equals_the_official_targets():
-    competition = Competition(SHARED / "xbd")
+    competition = opened(SHARED / "xbd")
     scenes = {scene.id: scene for scene in competition.scenes("train")}
     assert (len(scenes), len(competition.scenes("test"))) == (16, 6)
     for number, name in json.loads((SHARED / "xview2_metric/image_ids.json").read_text()).items():
@@ -307,7 +327,7 @@ def test_the_doctor_finds_every_planted_defect(root):
     pre = train / "images/big-storm_00000001_pre_disaster.png"
     shutil.copy(pre, pre.with_suffix(".tif"))
 
-    findings = Competition(root).inspect()
+    findings = opened(root).inspect()
     found = {(f.kind, f.scene) for f in findings if f.kind != "size is not 1024x1024"}
     alias = {
         "truncated label": "label does not parse", "no features": "label does not parse",
@@ -320,24 +340,24 @@ def test_the_doctor_finds_every_planted_defect(root):
     small = Counter(f.kind for f in findings)["size is not 1024x1024"]
     assert small == 4 + len(planted) + 1 - 2  # every scene but those without an image or with two sizes; one twice
 
-    usable = ids(Competition(root).scenes("train"))
+    usable = ids(opened(root).scenes("train"))
     kept = {"polygon outside the tile", "image all black", "unreadable image", "duplicate id"}
     assert {kind for kind, name in planted.items() if name in usable} == kept
     assert len(set(usable)) == len(usable)
 
 
 def test_a_sound_set_has_no_findings_but_its_size(root):
-    assert {f.kind for f in Competition(root).inspect()} == {"size is not 1024x1024"}
+    assert {f.kind for f in opened(root).inspect()} == {"size is not 1024x1024"}
 
 
 @real
 def test_the_doctor_has_nothing_to_say_about_real_tiles():
-    assert Competition(SHARED / "xbd").inspect() == []
+    assert opened(SHARED / "xbd").inspect() == []
 
 
 def test_duplicate_between_train_and_test_is_found(root):
     add(root / "test", "big-storm_00000001", labelled=False)
-    duplicates = [f for f in Competition(root).inspect() if f.kind == "duplicate id"]
+    duplicates = [f for f in opened(root).inspect() if f.kind == "duplicate id"]
     assert [f.scene for f in duplicates] == ["big-storm_00000001"]
     assert "train" in duplicates[0].detail and "test" in duplicates[0].detail
 
@@ -352,7 +372,7 @@ def test_summary_counts_and_names_the_first():
 @pytest.fixture
 def case(root):
     """Return a competition, its full scene, and levels in which that scene can be recognised but not perfectly."""
-    competition = Competition(root)
+    competition = opened(root)
     scene = competition.scenes("train")[1]
     truth, rng = competition.truth(scene), np.random.default_rng(0)
     loc = np.clip(truth["localization"] * 120 + rng.integers(0, 120, (1, SIZE, SIZE)), 0, 255).astype(np.uint8)
@@ -435,7 +455,7 @@ def answers(root):
     for name in ("storm_00000001", "storm_00000005"):
         for side in ("pre", "post"):
             write_png(folder / f"{name}_{side}_disaster.png", np.full((1024, 1024, 3), 9, np.uint8))
-    competition = Competition(root)
+    competition = opened(root)
     for scene in competition.scenes("test"):
         damage = np.kron(rng.integers(0, 5, (16, 16), dtype=np.uint8), np.ones((64, 64), np.uint8))
         answers.append((scene, {"localization": (damage > 0).astype(np.uint8), "damage": damage}))
@@ -456,7 +476,7 @@ def test_submission_reads_back_and_passes_its_linter(answers, tmp_path):
             np.testing.assert_array_equal(back[kind], answer[kind])
     scenes = [scene for scene, _ in given]
     assert competition.lint(folder, scenes) == []
-    without_data = Competition(tmp_path / "none")
+    without_data = opened(tmp_path / "none")
     for part in ("", "xview2", "xview2.zip", "submission.csv"):
         assert without_data.lint(folder / part) == []
     assert without_data.lint(folder, sample=folder / "submission.csv") == []

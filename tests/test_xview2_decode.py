@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from lib.competitions.xview2.decode import DEFAULTS, count_grid, decode, selim2020, threshold_level
+from lib.competitions.decoding import threshold_level
+from lib.competitions.xview2.decode import DEFAULTS, count_grid, decode, selim2020
 from lib.ensemble.search import lattice
 from lib.errors import ConfigError
 

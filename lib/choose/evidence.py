@@ -1,52 +1,105 @@
-"""Stage 05: what is averaged for each scene, and the averages on disk."""
+"""What choosing looks at: the out-of-fold scenes, what networks predicted for them, and their truth.
 
+Every pass over the scenes reads the predictions anew, one scene at a time, so memory does not grow with their number.
+The truth is drawn once and kept compressed, because drawing polygons takes longer than reading levels.
+"""
+
+import pickle
+import tempfile
+import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import product
+from functools import cached_property
+from itertools import islice, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from lib.competitions.contract import Levels, Scene
-from lib.config.sections import Predict
+from lib.choose.choice import Choice, Variant, Weights
+from lib.competitions.contract import Answer, Competition, Grid, Levels, Scene, settings_for
+from lib.config.sections import Experiment, Search
 from lib.ensemble import blend as blending
 from lib.ensemble import calibration, crf
 from lib.errors import ArtifactError, DataError
-from lib.run.artifacts import Unit, read_json
 from lib.run.cli import Run
-from lib.scenes.probs import file_name, levels_path, read_levels, write_levels
+from lib.scenes.probs import levels_path, read_levels
 
-DECODE = "decode.json"
+TRUTHS_IN_MEMORY = 1 << 28
+"""Bytes of compressed truths that are kept in memory; beyond them they lie in a temporary file."""
 
-
-# ---- members ------------------------------------------------------------------------------------------
-Members = dict[str, dict[str, list[Path]]]
+Folders = dict[str, dict[str, list[Path]]]
 """Task -> model -> the folders of levels of one scene: one of its own fold, or all folds' for a test scene."""
-Weights = Mapping[str, float]
-"""Model -> its weight in the average of its task."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """What besides the weights decides an average: the set of views, whether a CRF refines it."""
-
-    tta: str
-    crf: bool = False
-
-
 Calibrate = Callable[[str, str, np.ndarray], np.ndarray]
+"""(Task, model, levels) -> levels; done to the levels of each network."""
 Refine = Callable[[str, np.ndarray], np.ndarray]
+"""(Task, levels) -> levels; done to each average of a variant with a CRF."""
 
 
-def members(run: Run, split: str) -> dict[str, Members]:
-    """Return scene id -> everything that is averaged for it.
+# ---- what networks predicted --------------------------------------------------------------------------
+@dataclass
+class Members:
+    """The levels of one scene's networks, each read once, averaged under any weights and variant."""
 
-    ArtifactError where the models of the ensemble do not cover the same scenes, or a scene is in two folds' oof.
+    config: Experiment
+    """How they were predicted."""
+    scene: Scene
+    folders: Folders
+    calibrate: Calibrate | None = None
+    refine: Refine | None = None
+    names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Task -> names of its channels, of what has been read."""
+    _read: dict[str, dict[str, list[tuple[str, int, np.ndarray]]]] = field(default_factory=dict)
+
+    def levels(self, tta: str) -> dict[str, list[tuple[str, int, np.ndarray]]]:
+        """Return task -> (model, number of its folds, (C, H, W) uint8) of each network under a set of views."""
+        if tta not in self._read:
+            self._read[tta] = {task: list(self._levels(tta, task, own)) for task, own in self.folders.items()}
+        return self._read[tta]
+
+    def _levels(self, tta: str, task: str, folders: dict[str, list[Path]]) -> Iterator[tuple[str, int, np.ndarray]]:
+        for model, sources in folders.items():
+            for source in sources:
+                levels, names = read_levels(levels_path(source, self.config.predict.tta_sets, tta, self.scene.id))
+                if self.names.setdefault(task, names) != names:
+                    raise ArtifactError(f"{source}: expected channels {self.names[task]}, got {names}")
+                yield model, len(sources), self.calibrate(task, model, levels) if self.calibrate else levels
+
+    def average(self, weights: Weights, variant: Variant) -> Levels:
+        """Return task -> (C, H, W) uint8; the folds of a model share its weight, models without a weight are out."""
+        averaged = {}
+        for task, members in self.levels(variant.tta).items():
+            kept = [(Fraction(str(weights[model])) / folds, own) for model, folds, own in members if model in weights]
+            shares, levels = [share for share, _ in kept], [own for _, own in kept]
+            averaged[task] = blending.blend(levels, shares, self.config.blend.truncate)
+            if variant.crf and self.refine:
+                averaged[task] = self.refine(task, averaged[task])
+        return averaged
+
+
+def predicted(
+    run: Run, split: str, temperatures: Mapping[str, float] | None = None
+) -> tuple[list[Scene], Callable[[Scene], Members]]:
+    """Return the scenes of a split that the ensemble has predicted, and what gives the predictions of one of them.
+
+    temperatures: of its models. ArtifactError where the models do not cover the same scenes, or a scene is in two
+    folds' out-of-fold predictions.
     """
-    found: dict[str, Members] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    folders, calibrate = _folders(run, split), _calibrate(run, temperatures or {})
+    scenes = [scene for scene in run.scenes("train" if split == "oof" else "test") if scene.id in folders]
+
+    def members(scene: Scene) -> Members:
+        return Members(run.config, scene, folders[scene.id], calibrate, _refine(run, scene))
+
+    return scenes, members
+
+
+def _folders(run: Run, split: str) -> dict[str, Folders]:
+    """Return scene id -> where everything lies that is averaged for it."""
+    found: dict[str, Folders] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     covered: dict[str, set[str]] = {}
     table = run.folds() if split == "oof" else None
     for name, model in run.config.models.items():
@@ -68,55 +121,6 @@ def members(run: Run, split: str) -> dict[str, Members]:
     return found
 
 
-class Parts:
-    """The levels of one scene's members, each read once, averaged under any weights and variant.
-
-    predict: how they were predicted; calibrate: (task, model, levels) -> levels, done to each member; refine: (task,
-    levels) -> levels, to each average of a variant with a CRF.
-    """
-
-    def __init__(self, scene: Scene, members: Members, predict: Predict, truncate: bool = False,
-                 calibrate: Calibrate | None = None, refine: Refine | None = None):  # fmt: skip
-        self.scene, self.members, self.predict = scene, members, predict
-        self.truncate, self.calibrate, self.refine = truncate, calibrate, refine
-        self.names: dict[str, tuple[str, ...]] = {}
-        """Task -> names of its channels, of what has been read."""
-        self._read: dict[str, dict[str, list[tuple[str, int, np.ndarray]]]] = {}
-
-    def levels(self, tta: str) -> dict[str, list[tuple[str, int, np.ndarray]]]:
-        """Return task -> (model, number of its folds, (C, H, W) uint8) of each member under a set of views."""
-        if tta not in self._read:
-            self._read[tta] = {task: list(self._levels(tta, task, own)) for task, own in self.members.items()}
-        return self._read[tta]
-
-    def _levels(self, tta: str, task: str, folders: dict[str, list[Path]]) -> Iterator[tuple[str, int, np.ndarray]]:
-        for model, sources in folders.items():
-            for source in sources:
-                levels, names = read_levels(levels_path(source, self.predict.tta_sets, tta, self.scene.id))
-                if self.names.setdefault(task, names) != names:
-                    raise ArtifactError(f"{source}: expected channels {self.names[task]}, got {names}")
-                yield model, len(sources), self.calibrate(task, model, levels) if self.calibrate else levels
-
-    def average(self, weights: Weights, variant: Variant) -> Levels:
-        """Return task -> (C, H, W) uint8; the folds of a model share its weight, models without a weight are out."""
-        averaged = {}
-        for task, members in self.levels(variant.tta).items():
-            kept = [(Fraction(str(weights[model])) / folds, own) for model, folds, own in members if model in weights]
-            averaged[task] = blending.blend([own for _, own in kept], [share for share, _ in kept], self.truncate)
-            if variant.crf and self.refine:
-                averaged[task] = self.refine(task, averaged[task])
-        return averaged
-
-
-def parts(run: Run, split: str, temperatures: Mapping[str, float] | None = None) -> Iterator[tuple[Scene, Parts]]:
-    """Yield every scene of a split that the ensemble has predicted, one at a time; ``temperatures``: of its models."""
-    sources = members(run, split)
-    for scene in run.scenes("train" if split == "oof" else "test"):
-        if scene.id in sources:
-            yield scene, Parts(scene, sources[scene.id], run.config.predict, run.config.blend.truncate,
-                               _calibrate(run, temperatures or {}), _refine(run, scene))  # fmt: skip
-
-
 def _calibrate(run: Run, temperatures: Mapping[str, float]) -> Calibrate | None:
     """Return what gives each model its temperature, None where none has one."""
     tasks = run.competition.tasks
@@ -127,7 +131,8 @@ def _calibrate(run: Run, temperatures: Mapping[str, float]) -> Calibrate | None:
 
 def _refine(run: Run, scene: Scene) -> Refine | None:
     """Return the CRF on the scene's first image, None where it is off."""
-    options, tasks = run.config.blend.crf, run.competition.tasks
+    options: Mapping[str, Any] | None = run.config.blend.crf
+    tasks = run.competition.tasks
     if options is None:
         return None
 
@@ -143,68 +148,136 @@ def _refine(run: Run, scene: Scene) -> Refine | None:
     return refine
 
 
-def stated(run: Run) -> dict[str, float]:
+# ---- what can be chosen -------------------------------------------------------------------------------
+def stated_weights(config: Experiment) -> dict[str, float]:
     """Return the weights that the experiment states."""
-    return {name: model.weight for name, model in run.config.models.items()}
+    return {name: model.weight for name, model in config.models.items()}
 
 
-def usual(run: Run) -> Variant:
+def default_variant(config: Experiment) -> Variant:
     """Return the variant that is used where nothing is chosen: the largest set of views, the CRF where it is on."""
-    blend = run.config.blend
-    return Variant(run.config.predict.tta_sets[-1], blend.crf is not None and not blend.choose_crf)
+    return Variant(config.predict.tta_sets[-1], config.blend.crf is not None and not config.blend.choose_crf)
 
 
-def variants(run: Run) -> list[Variant]:
+def variants(config: Experiment) -> list[Variant]:
     """Return the variants to choose from, the plainest first."""
-    refined = (False, True) if run.config.blend.choose_crf else (usual(run).crf,)
-    return [Variant(tta, crf) for crf in refined for tta in run.config.predict.tta_sets]
+    refined = (False, True) if config.blend.choose_crf else (default_variant(config).crf,)
+    return [Variant(tta, crf) for crf in refined for tta in config.predict.tta_sets]
 
 
-def candidates(run: Run) -> list[dict[str, float]]:
+def weights_to_try(config: Experiment) -> list[dict[str, float]]:
     """Return the weights to try: those of the experiment, or all shares in steps of ``blend.fit`` for every task."""
-    if run.config.blend.fit is None:
-        return [stated(run)]
+    if config.blend.fit is None:
+        return [stated_weights(config)]
     lists = []
-    for task in dict.fromkeys(model.task for model in run.config.models.values()):
-        names = list(run.graph.models(task))
-        lists.append([dict(zip(names, shares)) for shares in blending.simplex(len(names), run.config.blend.fit)])
+    for task in dict.fromkeys(model.task for model in config.models.values()):
+        names = [name for name, model in config.models.items() if model.task == task]
+        lists.append([dict(zip(names, shares)) for shares in blending.simplex(len(names), config.blend.fit)])
     return [{name: w for part in combination for name, w in part.items()} for combination in product(*lists)]
 
 
-# ---- blend --------------------------------------------------------------------------------------------
-def blend(run: Run, split: str, folder: Path) -> int:
-    """Write the average over models and folds for every scene of a split; returns the number of scenes."""
-    weights, temperatures, variant, done = stated(run), {}, usual(run), 0
-    if run.config.averages_are_fitted:
-        chosen = read_json(run.store.require(run.graph.decode()) / DECODE)
-        weights, temperatures = chosen["weights"], chosen["temperatures"]
-        variant = Variant(chosen.get("tta", variant.tta), chosen.get("crf", variant.crf))  # older files have neither
-    for scene, found in tqdm(parts(run, split, temperatures), f"blend {split}", leave=False, disable=None):
-        for task, levels in found.average(weights, variant).items():
-            path = folder / task / file_name(scene.id)
-            path.parent.mkdir(exist_ok=True)
-            write_levels(path, levels, found.names[task])
-        done += 1
-    return done
+def settings_to_try(run: Run, fixed: Choice) -> Grid:
+    """Return the lattice of settings that is searched around the fixed ones; a single point without a search."""
+    common = {name: value for name, value in fixed.params.items() if name != "per_domain"}
+    return run.competition.grid(run.config.search.axes if run.config.search else {}, common)
 
 
-def covered(run: Run, split: str) -> list[Scene]:
-    """Return the scenes of a split that the ensemble has predicted; nothing is read but the units' lists of files."""
-    files = run.store.manifest(run.graph.blend(split))["files"]
-    tasks = {model.task for model in run.config.models.values()}
-    scenes = run.scenes("train" if split == "oof" else "test")
-    return [scene for scene in scenes if all(f"{task}/{file_name(scene.id)}" in files for task in tasks)]
+# ---- out-of-fold scenes -------------------------------------------------------------------------------
+class OutOfFold:
+    """The labelled scenes with the predictions of networks that never saw them, for one pass after the other.
+
+    fold_of: scene id -> fold, of all labelled scenes; scenes: those that have been predicted; members: what gives the
+    predictions of a scene; folder: where truths lie that memory is too small for. DataError where there is no scene.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        fold_of: Mapping[str, int],
+        scenes: Sequence[Scene],
+        members: Callable[[Scene], Members],
+        folder: Path | None = None,
+    ):
+        if not scenes:
+            raise DataError("no out-of-fold scene has been predicted; run stage 04 with --split oof")
+        self.run, self.fold_of, self.scenes, self.members = run, fold_of, scenes, members
+        self.folds = sorted({fold_of[scene.id] for scene in scenes})
+        self._truths = tempfile.SpooledTemporaryFile(TRUTHS_IN_MEMORY, dir=None if folder is None else str(folder))
+        self._places: dict[str, tuple[int, int]] = {}
+
+    @property
+    def competition(self) -> Competition:
+        """Return the competition that decodes and counts."""
+        return self.run.competition
+
+    @property
+    def search(self) -> Search:
+        """Return what is searched; without a search one that has no axes."""
+        return self.run.config.search or Search(axes={})
+
+    def each(self, title: str, every: int = 1) -> Iterator["OutOfFoldScene"]:
+        """Yield every scene, or every so many, with a progress bar of that title."""
+        chosen = list(islice(self.scenes, 0, None, every))
+        for scene in tqdm(chosen, title, leave=False, disable=None):
+            yield OutOfFoldScene(self, scene)
+
+    def truth(self, scene: Scene) -> Answer:
+        """Return a scene's truth, drawn where it is asked for first, then kept compressed."""
+        if scene.id not in self._places:
+            truth = self.competition.truth(scene)
+            packed = zlib.compress(pickle.dumps(truth, protocol=5), level=1)
+            self._truths.seek(0, 2)
+            self._places[scene.id] = self._truths.tell(), len(packed)
+            self._truths.write(packed)
+            return truth
+        start, length = self._places[scene.id]
+        self._truths.seek(start)
+        return pickle.loads(zlib.decompress(self._truths.read(length)))
 
 
-def blended(run: Run, split: str) -> Iterator[tuple[Scene, Levels]]:
-    """Yield every blended scene of a split with its levels, one at a time."""
-    folder = run.store.require(run.graph.blend(split))
-    tasks = {model.task for model in run.config.models.values()}
-    for scene in covered(run, split):
-        yield scene, {task: read_levels(folder / task / file_name(scene.id))[0] for task in tasks}
+class OutOfFoldScene:
+    """One scene during a pass: its averages, its answers, and how these count against its truth."""
+
+    def __init__(self, source: OutOfFold, scene: Scene):
+        self.scene, self.fold = scene, source.fold_of[scene.id]
+        self.members = source.members(scene)
+        self._source = source
+        self._averaged: tuple[Weights, Variant, Levels] | None = None
+        self._answered: tuple[Choice, Answer] | None = None
+        self._tallies: dict[str, np.ndarray] = {}
+
+    @cached_property
+    def truth(self) -> Answer:
+        """The answer that the official scorer compares with."""
+        return self._source.truth(self.scene)
+
+    def average(self, weights: Weights, variant: Variant) -> Levels:
+        """Return task -> (C, H, W) uint8; the last average is remembered."""
+        if self._averaged is None or self._averaged[:2] != (weights, variant):
+            self._averaged = weights, variant, self.members.average(weights, variant)
+        return self._averaged[2]
+
+    def count(self, weights: Weights, variant: Variant, grid: Grid) -> np.ndarray:
+        """Count every point of a grid of decode settings: (P, K) int64."""
+        return self._source.competition.count(self.average(weights, variant), self.truth, grid)
+
+    def answer(self, choice: Choice) -> Answer:
+        """Average and decode as a choice says; the last answer is remembered."""
+        if self._answered is None or self._answered[0] != choice:
+            levels, params = self.average(choice.weights, choice.variant), settings_for(self.scene, choice.params)
+            self._answered = choice, self._source.competition.decode(levels, params)
+        return self._answered[1]
+
+    def tally(self, choice: Choice) -> np.ndarray:
+        """Count the answer of a choice, (K,) int64; equal choices are decoded once, since folds often agree."""
+        key = repr(choice)
+        if key not in self._tallies:
+            self._tallies[key] = self._source.competition.tally(self.answer(choice), self.truth)
+        return self._tallies[key]
 
 
-def units(run: Run) -> list[Unit]:
-    """Return what stage 05 builds for the splits that were asked for; fitted weights come before what they average."""
-    blends = [run.graph.blend(split) for split in run.splits if run.has_split(split)]
-    return ([run.graph.decode()] if "oof" in run.splits else []) + blends
+def out_of_fold(run: Run, folder: Path, temperatures: Mapping[str, float] | None = None) -> OutOfFold:
+    """Open the out-of-fold scenes of an experiment; ``temperatures``: of its models."""
+    table = run.folds()
+    fold_of = {scene: int(fold) for scene, fold in zip(table["id"], table["fold"], strict=True)}
+    return OutOfFold(run, fold_of, *predicted(run, "oof", temperatures), folder)

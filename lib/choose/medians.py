@@ -1,67 +1,61 @@
-"""Stage 05: how far the best thresholds move when scenes are drawn anew, and the median of them instead of the best.
+"""Replace searched settings by medians, because a threshold that is best on few scenes is best by luck.
 
-A threshold that is best on few scenes is a draw of luck. With ``search.choose: median`` every axis of the search, the
-others held at the flattest best point, is searched again on scenes drawn with replacement, and the median of the
-winners is used: for one map the same as letting its binarisations at all winners vote.
+With ``search.choose: median`` the scenes are drawn many times with replacement (a bootstrap). On each draw one axis of
+the search is searched anew, while the other settings stay at the flattest best point. The median of the values that win
+is used. For a single map this is what a majority vote of its binarisations at all winning values would give.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from lib.choose.evidence import Parts
-from lib.competitions.contract import Scene
+from lib.choose.choice import Chosen
+from lib.choose.evidence import OutOfFold
+from lib.ensemble.search import total
 from lib.ensemble.thresholds import spread
-from lib.run.cli import Run
 
 DRAWS = 500
 
 
-def median(run: Run, source: Callable[[], Iterator[tuple[Scene, Parts]]], fold_of: Mapping[str, int], choice,
-           without: Mapping[int, Any]):  # fmt: skip
-    """Replace the searched settings of a choice, and of each choice without a fold, by the medians of the winners.
+def take_medians(scenes: OutOfFold, chosen: Chosen) -> Chosen:
+    """Replace the searched settings of the choice, and of each choice without a fold, by the medians of the winners.
 
-    Returns (the choice, fold -> the choice without it, what decode.json says). What a fold's choice is drawn from
-    leaves out that fold, so the expected score stays honest.
+    The draws for a choice without a fold leave out that fold's scenes. Fixed settings that no search improved stay,
+    and with a single fold nothing is changed.
     """
-    competition, search = run.competition, run.config.search
+    if not chosen.without:
+        return chosen
+    competition, search = scenes.competition, scenes.search
     axes = {name: sorted(values) for name, values in search.axes.items() if len(values) > 1}
-    everyone = {None: choice, **without}
-    tables: dict[tuple[Any, str], list[np.ndarray]] = {(k, name): [] for k in everyone for name in axes}
-    for scene, found in tqdm(source(), "stability", leave=False, disable=None):
-        truth, known = competition.truth(scene), {}
-        for k, own in everyone.items():
-            if fold_of[scene.id] == k:
+    searched = {k: own for k, own in chosen.every().items() if own != chosen.fixed}
+    tables: dict[tuple[int | None, str], list[np.ndarray]] = {(k, name): [] for k in searched for name in axes}
+    held_out = []
+    for item in scenes.each("medians"):
+        held_out.append(item.tally(chosen.without[item.fold]))
+        known: dict[str, dict[str, np.ndarray]] = {}  # folds often choose the same settings
+        for k, own in searched.items():
+            if item.fold == k:
                 continue
-            if repr(own) not in known:  # folds often choose the same settings
-                levels = found.average(own.weights, own.variant)
+            if repr(own) not in known:
                 known[repr(own)] = {
-                    name: competition.count(levels, truth, competition.grid({name: values}, own.params))
+                    name: item.count(own.weights, own.variant, competition.grid({name: values}, own.params))
                     for name, values in axes.items()
                 }
             for name, table in known[repr(own)].items():
                 tables[k, name].append(table)
-    said: dict[str, Any] = {}
-    settled = {}
-    for k, own in everyone.items():
+    stability: dict[str, dict[str, Any]] = {}
+    settled = chosen.every()
+    for k, own in searched.items():
         values = {}
         for name, tried in axes.items():
-            moved = spread(np.stack(tables[k, name]), tried, competition.score, search.plateau, DRAWS, run.config.seed)
+            moved = spread(np.stack(tables[k, name]), tried, competition.score, search.plateau, DRAWS,
+                           scenes.run.config.seed)  # fmt: skip
             values[name] = tried[moved.median]
             if k is None:
                 mean, high = moved.regret
-                said[name] = {"used": values[name], "flattest_best": own.params[name],
-                              "quantiles": {str(q): value for q, value in moved.quantiles.items()},
-                              "regret_of_the_best": {"mean": mean, "quantile_0.95": high}}  # fmt: skip
-        settled[k] = replace(own, params={**own.params, **values})
-    result: dict[str, Any] = {"stability": said}
-    if without:
-        held_out = 0
-        for scene, found in tqdm(source(), "stability, held out", leave=False, disable=None):
-            held_out = held_out + settled[fold_of[scene.id]].tally(run, scene, found)
-        result["expected_score"] = float(competition.score(held_out))
-    best = settled.pop(None)
-    return best, settled, result
+                stability[name] = {"used": values[name], "flattest_best": own.params[name],
+                                   "quantiles": {str(q): value for q, value in moved.quantiles.items()},
+                                   "regret_of_the_best": {"mean": mean, "quantile_0.95": high}}  # fmt: skip
+        settled[k] = own.change(**values)
+    notes = {"expected_with_flattest_best": float(competition.score(total(held_out))), "stability": stability}
+    return chosen.settle(settled, notes)

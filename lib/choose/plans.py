@@ -1,44 +1,55 @@
-"""Stage 05: what fewer models and fewer views would score out of fold, and what they would cost.
+"""What fewer models and fewer views would score out of fold, so that a kernel with a clock knows what to leave out.
 
-A kernel with a clock picks among these, see ``lib/kaggle/plan.py``; a person reads which model is worth its seconds.
-Every combination is judged with the settings and the weights that were chosen for all (the weights of those left add
+Three modules share this work. Here, in stage 05, every subset of models with every set of views is scored on scenes
+whose truth is known; decode.json lists them under ``plans``. ``lib/kaggle/plan.py`` takes these scores and what a
+network takes on the machine where it runs, and picks the subset and the number of folds that fit a budget: the plan.
+``lib/kaggle/passes.py`` measures these times before, and afterwards carries the plan out, fold by fold, as long as the
+clock allows. What folds are worth is not known here, because out of fold each scene has one network of each model.
+
+Every subset is scored with the settings and the weights that were chosen for all models (the weights of those left add
 up to their share), so nothing is chosen anew on the scenes that judge it.
 """
 
-from collections.abc import Callable, Iterator
-from itertools import chain, combinations, islice, product
-from typing import Any
+from collections.abc import Iterable, Sequence
+from itertools import chain, combinations, product
 
 import numpy as np
-from tqdm import tqdm
 
-from lib.choose.evidence import Parts, Variant
-from lib.competitions.contract import Scene, settings_for
+from lib.choose.choice import Choice, Subset, Variant, Weights
+from lib.choose.evidence import OutOfFold
+from lib.config.sections import Experiment
+from lib.ensemble.search import add
 from lib.inference.tta import VIEWS
 from lib.run.cli import Run
 
 MOST = 64
-"""Combinations that are judged; with more of them only those that leave out one model, or keep the heaviest ones."""
+"""Subsets that are scored; where there are more, only those that leave out one model, or keep the heaviest ones."""
 SCENES = 256
-"""Scenes they are judged on, evenly spread where there are more: each decodes every combination."""
+"""Scenes they are scored on, evenly spread where there are more: each is decoded for every subset."""
 
 
-def subsets(run: Run, weights: dict[str, float]) -> list[tuple[str, ...]]:
-    """Return the sets of models to judge: all that keep a model of each task, or a few of them where there are many."""
-    names = [name for name in run.config.models if weights[name] > 0]
-    tasks = {run.config.models[name].task for name in names}
+def weighted_models(config: Experiment, weights: Weights) -> tuple[str, ...]:
+    """Return the models that count in an average, in the experiment's order: those whose weight is not 0."""
+    return tuple(name for name in config.models if weights.get(name, 1) > 0)
 
-    def whole(kept: tuple[str, ...]) -> bool:
-        return {run.config.models[name].task for name in kept} == tasks
 
+def serves_all_tasks(config: Experiment, models: Iterable[str]) -> bool:
+    """Tell whether some of the models are enough for an answer: one for each task that the experiment has."""
+    return {config.models[name].task for name in models} == {model.task for model in config.models.values()}
+
+
+def subsets(config: Experiment, weights: Weights) -> list[tuple[str, ...]]:
+    """Return the sets of models to score: all that serve every task, or a few of them where there are many models."""
+    names = weighted_models(config, weights)
     every = chain.from_iterable(combinations(names, size) for size in range(1, len(names) + 1))
-    if 2 ** len(names) * len(run.config.predict.tta_sets) <= MOST:
-        return [kept for kept in every if whole(kept)]
-    strongest = [max((n for n in names if run.config.models[n].task == task), key=weights.get) for task in tasks]
+    if 2 ** len(names) * len(config.predict.tta_sets) <= MOST:
+        return [kept for kept in every if serves_all_tasks(config, kept)]
+    tasks = {config.models[name].task for name in names}
+    strongest = [max((n for n in names if config.models[n].task == task), key=weights.__getitem__) for task in tasks]
     fewer = [tuple(n for n in names if n != left) for left in names]
     ranked = sorted(names, key=lambda name: -weights[name])
     growing = [tuple(n for n in names if n in ranked[:size] or n in strongest) for size in range(len(names) + 1)]
-    return [kept for kept in dict.fromkeys([*growing, *fewer]) if whole(kept)]
+    return [kept for kept in dict.fromkeys([*growing, *fewer]) if serves_all_tasks(config, kept)]
 
 
 def seconds(run: Run) -> dict[str, float]:
@@ -53,49 +64,39 @@ def seconds(run: Run) -> dict[str, float]:
     return found
 
 
-def judge(run: Run, source: Callable[[], Iterator[tuple[Scene, Parts]]], choice, scenes: int) -> list[dict[str, Any]]:
-    """Score every combination of models and views in one pass over the out-of-fold scenes, ``scenes`` in number.
+def compare(scenes: OutOfFold, choice: Choice) -> list[Subset]:
+    """Score every subset of models with every set of views, from the cheapest to the dearest.
 
-    Returns rows of models, tta, score, seconds (per scene, one fold network of each model, on this machine) and
-    ``best_for_its_seconds``, from the cheapest to the dearest; [] where there is nothing to leave out.
+    [] where there is nothing to leave out.
     """
-    sets, kept = run.config.predict.tta_sets, subsets(run, choice.weights)
-    if len(sets) * len(kept) < 2:
+    config, competition = scenes.run.config, scenes.competition
+    combined = list(product(subsets(config, choice.weights), config.predict.tta_sets))
+    if len(combined) < 2:
         return []
-    competition, counts = run.competition, {}
-    some = islice(source(), 0, None, -(-scenes // SCENES))  # a scene that is passed over is not read
-    for scene, found in tqdm(some, "fewer models and views", leave=False, disable=None):
-        truth, params = competition.truth(scene), settings_for(scene, choice.params)
-        for models, tta in product(kept, sets):
-            weights = {name: choice.weights[name] for name in models}
-            levels = found.average(weights, Variant(tta, choice.variant.crf))
-            tally = competition.tally(competition.decode(levels, params), truth)
-            counts[models, tta] = counts.get((models, tta), 0) + tally
-    cost = seconds(run)
-    largest = len(VIEWS[sets[-1]])
-    rows = [
-        {"models": list(models), "tta": tta, "score": float(competition.score(counts[models, tta])),
-         "seconds": round(sum(cost[name] for name in models) * len(VIEWS[tta]) / largest, 4)}
-        for models, tta in product(kept, sets)
-    ]  # fmt: skip
-    return _marked(sorted(rows, key=lambda row: (row["seconds"], -row["score"])))
-
-
-def _marked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mark the rows, ascending in seconds, that score higher than everything as cheap or cheaper."""
-    best = -np.inf
-    for row in rows:
-        row["best_for_its_seconds"] = row["score"] > best
-        best = max(best, row["score"])
+    choices = [
+        Choice({name: choice.weights[name] for name in models}, choice.params, Variant(tta, choice.variant.crf))
+        for models, tta in combined
+    ]
+    counts: dict[int, np.ndarray] = {}
+    for item in scenes.each("fewer models and views", every=-(-len(scenes.scenes) // SCENES)):
+        for place, smaller in enumerate(choices):
+            add(counts, place, item.tally(smaller))
+    cost, largest = seconds(scenes.run), len(VIEWS[config.predict.tta_sets[-1]])
+    needed = [round(sum(cost[name] for name in models) * len(VIEWS[tta]) / largest, 4) for models, tta in combined]
+    scores = [float(competition.score(counts[place])) for place in range(len(combined))]
+    rows, best = [], -np.inf
+    for place in sorted(range(len(combined)), key=lambda place: (needed[place], -scores[place])):
+        rows.append(Subset(*combined[place], scores[place], needed[place], scores[place] > best))
+        best = max(best, scores[place])
     return rows
 
 
-def table(rows: list[dict[str, Any]], names: list[str]) -> list[str]:
+def table(rows: Sequence[Subset], names: Sequence[str]) -> list[str]:
     """Return the rows that are best for their seconds as lines: seconds, score, views, models left out."""
     lines = ["  seconds a scene    score  views and models that are best for so many seconds"]
     for row in rows:
-        if row["best_for_its_seconds"]:
-            out = [name for name in names if name not in row["models"]]
-            lines.append(f"  {row['seconds']:15.2f}  {row['score']:7.4f}  {row['tta']}"
+        if row.best_for_its_seconds:
+            out = [name for name in names if name not in row.models]
+            lines.append(f"  {row.seconds:15.2f}  {row.score:7.4f}  {row.tta}"
                          + (f", without {', '.join(out)}" if out else ", all models"))  # fmt: skip
     return lines

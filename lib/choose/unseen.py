@@ -1,51 +1,66 @@
-"""Stage 05: settings for a domain that no labelled scene shows, judged by leaving out one domain after the other.
+"""Decide on settings for domains that no labelled scene shows, by leaving out one domain after the other.
 
 A threshold that fits the known organs or sources may be far off on a new one; a setting such as ``threshold: otsu``
 looks at the scene itself. It is kept for unseen domains only where it scores higher on domains that are held out.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
-from tqdm import tqdm
+import numpy as np
 
-from lib.choose.evidence import Parts
-from lib.competitions.contract import Scene
+from lib.choose.choice import Choice, Chosen
+from lib.choose.evidence import OutOfFold, settings_to_try
+from lib.competitions.contract import Grid
 from lib.ensemble import search as searching
-from lib.run.cli import Run, say
+from lib.run.cli import say
 
 
-def settle(run: Run, source: Callable[[], Iterator[tuple[Scene, Parts]]], choice, grid) -> tuple[Any, dict[str, Any]]:
-    """Add ``search.unseen`` to a choice if held-out domains score higher with it.
+def add_unseen_settings(scenes: OutOfFold, chosen: Chosen) -> Chosen:
+    """Add ``search.unseen`` to the choice if held-out domains score higher with it.
 
-    Each domain is decoded with the settings that all other domains choose on the ``grid`` (a single point where nothing
-    is searched), with and without what ``search.unseen`` replaces; weights and variant are those of the choice. Returns
-    (the choice, what decode.json says).
+    Each domain is decoded with the settings that all other domains choose, and with what ``search.unseen`` replaces in
+    them; weights and variant are those of the choice. A choice without a fold takes the same settings for the domains
+    that only this fold shows.
     """
-    competition, search = run.competition, run.config.search
-    counts: dict[str, Any] = {}
-    for scene, found in tqdm(source(), "unseen domains", leave=False, disable=None):
-        table = competition.count(found.average(choice.weights, choice.variant), competition.truth(scene), grid)
-        counts[scene.domain] = counts[scene.domain] + table if scene.domain in counts else table
-    if len(counts) < 2:
+    competition, search, choice = scenes.competition, scenes.search, chosen.choice
+    grid = settings_to_try(scenes.run, chosen.fixed)
+    tables = chosen.by_domain or _count_domains(scenes, choice, grid)
+    if len(tables) < 2:
         say("  one domain only: what settings for an unseen one are worth cannot be told, none are used")
-        return choice, {}
-    everything, stated = sum(counts.values()), dict(search.unseen)
-    common: dict[str, dict[str, Any]] = {}
-    for domain, own in counts.items():
-        point = searching.choose(everything - own, competition.score, grid.shape, search.plateau)
-        common[domain] = dict(grid.points[point])
-    plain, replaced = 0, 0
-    for scene, found in tqdm(source(), "unseen domains, held out", leave=False, disable=None):
-        for_all = replace(choice, params=common[scene.domain])
-        plain = plain + for_all.tally(run, scene, found)
-        replaced = replaced + replace(choice, params={**common[scene.domain], **stated}).tally(run, scene, found)
-    scores = {"common_settings": float(competition.score(plain)), "stated_settings": float(competition.score(replaced))}
+        return chosen
+    everything, stated = searching.total(tables.values()), dict(search.unseen)
+    points = {
+        domain: searching.choose(everything - own, competition.score, grid.shape, search.plateau)
+        for domain, own in tables.items()
+    }
+    replaced = []
+    for item in scenes.each("unseen domains"):
+        common = dict(grid.points[points[item.scene.domain]])
+        replaced.append(item.tally(replace(choice, params={**common, **stated})))
+    scores = {
+        "common_settings": float(
+            competition.score(searching.total(table[points[domain]] for domain, table in tables.items()))
+        ),
+        "stated_settings": float(competition.score(searching.total(replaced))),
+    }
     kept = scores["stated_settings"] > scores["common_settings"]
-    said = {"unseen_domains": {**scores, "settings": stated, "kept": kept}}
     say("  domains held out one by one score {common_settings:.4f} with the others' settings, {stated_settings:.4f} "
         "with those of search.unseen, which are {}kept".format("" if kept else "not ", **scores))  # fmt: skip
+    notes = {"unseen_domains": {**scores, "settings": stated, "kept": kept}}
     if not kept:
-        return choice, said
-    return replace(choice, params={**choice.params, "seen": sorted(counts), "unseen": stated}), said
+        return chosen.settle(chosen.every(), notes)
+
+    def with_unseen(own: Choice, left_out: int | None) -> Choice:
+        seen = {scene.domain for scene in scenes.scenes if scenes.fold_of[scene.id] != left_out}
+        return own.change(seen=sorted(seen), unseen=stated)
+
+    return chosen.settle({fold: with_unseen(own, fold) for fold, own in chosen.every().items()}, notes)
+
+
+def _count_domains(scenes: OutOfFold, choice: Choice, grid: Grid) -> Mapping[str, np.ndarray]:
+    """Count the grid under a choice's weights and variant: domain -> (P, K)."""
+    tables: dict[str, np.ndarray] = {}
+    for item in scenes.each("domains"):
+        searching.add(tables, item.scene.domain, item.count(choice.weights, choice.variant, grid))
+    return tables

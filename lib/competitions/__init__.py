@@ -1,24 +1,57 @@
-"""The competitions: one file each, found by name. ``contract.py`` says what such a file must hold."""
+"""The competitions, found by name. ``contract.py`` says what each must hold."""
 
 import importlib
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from lib.competitions.contract import Competition
 from lib.errors import ConfigError
+from lib.settings import Section, did_you_mean, sentences
 
-NAMES = ("binary_rle", "labels", "videos", "voc", "xview2")
-"""A file of this folder each, or a folder with a file ``competition.py``."""
+CLASSES = {
+    "binary_rle": "binary_rle.competition.BinaryRLE",
+    "labels": "labels.Competition",
+    "multiclass_rle": "multiclass_rle.MulticlassRLE",
+    "videos": "videos.competition.Competition",
+    "voc": "voc.competition.Competition",
+    "xview2": "xview2.competition.XView2",
+}
+"""Name in experiment files -> module of this folder and class."""
+NAMES = tuple(CLASSES)
 
 
-def open_competition(name: str, root: str | Path, options: dict[str, Any] | None = None) -> Competition:
-    """Open the data of competition ``name`` under ``root``; ``options`` are the competition's own settings."""
-    if name not in NAMES:
-        raise ConfigError(f"competition: expected one of {', '.join(NAMES)}, got {name!r}")
-    return importlib.import_module(module_of(name)).Competition(Path(root), **(options or {}))
+def open_competition(
+    name: str, root: str | Path, options: dict[str, Any] | None = None, memo: Path | None = None
+) -> Competition:
+    """Open the data of competition ``name`` under ``root``; no file is read yet.
+
+    ``options``: the competition's own settings, ``data.options`` of an experiment. ``memo``: a file in which facts
+    about labelled scenes are remembered, so that labels are read again only where they changed. Raises ConfigError with
+    a sentence for every option that is wrong.
+    """
+    found = _class_of(name)
+    if found.Options is Section:  # it checks its options itself
+        return found(Path(root), **(options or {}))
+    try:
+        checked = found.Options.model_validate(options or {})
+    except ValidationError as error:
+        raise ConfigError("\n".join(sentences(error, "data.options"))) from error
+    return found(Path(root), checked, memo)
+
+
+def options_of(name: str) -> type[Section]:
+    """Return what ``data.options`` of a competition may hold."""
+    return _class_of(name).Options
 
 
 def module_of(name: str) -> str:
     """Return the module that holds the class of competition ``name``."""
-    folder = Path(__file__).parent / name
-    return f"lib.competitions.{name}.competition" if folder.is_dir() else f"lib.competitions.{name}"
+    return f"lib.competitions.{CLASSES[name].rpartition('.')[0]}"
+
+
+def _class_of(name: str) -> type[Competition]:
+    if name not in CLASSES:
+        raise ConfigError(f"competition: expected one of {', '.join(NAMES)}, got {name!r}{did_you_mean(name, NAMES)}")
+    return getattr(importlib.import_module(module_of(name)), CLASSES[name].rpartition(".")[2])

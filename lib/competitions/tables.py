@@ -1,17 +1,17 @@
-"""CSV files that competitions take: written, read back and linted.
+"""The CSV files of all competitions: read, written and linted in one place.
 
-A row per (scene, class), ``<scene id>_<class id>,<runs>`` under the header ``ImageId_ClassId,EncodedPixels``; runs
-count the pixels of the whole image down the columns from 1, and an empty mask is an empty text. Competitions with one
-class give a row to each scene under a header of their own (``id,rle``), or a row to each object, so that ids repeat.
+Everything is text, so that an id like 0001 or 1e5 stays what it is and an empty text is an empty mask. A byte order
+mark at the start of a file is not part of its header.
 
-Writers are context managers that give a function to call once per row, so nothing is held in memory. Every file appears
-under its name only when it is whole.
+The leading fields of a row name it; the last ones are the answer. Where that is a mask, its text are runs, ``first
+length first length ...``, in which the pixels of the whole image are counted.
 """
 
 import csv
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,134 +20,195 @@ from lib.errors import DataError
 from lib.files import whole_file
 from lib.scenes import rle
 
-COLUMNS = ("ImageId_ClassId", "EncodedPixels")
+Name = tuple[str, ...]
+"""The fields that name a row: an id, or an id and a class."""
+Size = tuple[int, int] | tuple[None, None] | None
+"""(height, width) of an image; without numbers where they are not known."""
 
 _NOT_TEXT = {"nan", "none", "null", "na", "<na>"}
 
 
-# ---- Kaggle CSV ---------------------------------------------------------------------------------------
-@contextmanager
-def write_rle_csv(
-    path: Path, columns: Sequence[str] = COLUMNS, repeats: bool = False
-) -> Iterator[Callable[[str, str], None]]:
-    """Open a CSV to write and give ``add(row_id, runs)``; rows keep the order of the calls.
+@dataclass(frozen=True)
+class Form:
+    """What the rows of a submission look like."""
 
-    ``columns``: the two words of the header; ``repeats``: an id may have several rows, one per object.
-    Nothing is left behind when an error leaves the block. ``add`` raises DataError on a repeated id.
+    columns: tuple[str, ...]
+    """The header."""
+    names: int = 1
+    """So many leading fields name a row."""
+    repeats: bool = False
+    """A name has a row for each of its objects, or a single empty one; otherwise it has exactly one row."""
+    origin: int | None = 1
+    """The last field holds runs, whose pixels are counted from here; None: it holds something else."""
+
+
+# ---- read and write -----------------------------------------------------------------------------------
+def read_rows(path: Path) -> Iterator[list[str]]:
+    """Yield the rows of a CSV one by one, header first; blank lines are rows without fields. Raises DataError."""
+    limit = csv.field_size_limit(2**31 - 1)  # the runs of one large image are longer than Python's limit for a field
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            yield from csv.reader(file)
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise DataError(f"{path}: expected a CSV file in UTF-8, got {error}") from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def read_records(path: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:
+    """Read a table as (its columns, a dict from column to text for each row); blank lines are left out.
+
+    Raises DataError where there is no header, and where a row has more or fewer fields than the header.
+    """
+    rows = read_rows(path)
+    columns = tuple(next(rows, ()))
+    if not columns:
+        raise DataError(f"{path}: expected a header and rows, got an empty file")
+    numbered = [(line, row) for line, row in enumerate(rows, 2) if row]
+    if odd := [line for line, row in numbered if len(row) != len(columns)]:
+        raise DataError(f"{path}: expected {len(columns)} fields in every row as in the header, got {len(odd)} other "
+                        f"rows (first: line {odd[0]})")  # fmt: skip
+    return columns, [dict(zip(columns, row, strict=True)) for _, row in numbered]
+
+
+def read(path: Path, form: Form) -> list[Name]:
+    """Read a submission as its rows, without the header.
+
+    Raises DataError on another header, on rows with another number of fields, and on names that repeat but should not.
+    """
+    header, *rows = list(read_rows(path)) or [[]]
+    found = [tuple(row) for row in rows if len(row) == len(form.columns)]
+    distinct = len(found) if form.repeats else len({row[: form.names] for row in found})
+    if tuple(header) != form.columns or distinct != len(rows):
+        raise DataError(
+            f"{path}: expected {','.join(form.columns)} and {'' if form.repeats else 'one row '}for each name "
+            f"{len(form.columns)} fields, got {','.join(header)[:80]!r} and {len(rows) - distinct} faulty of "
+            f"{len(rows)} rows; run the linter on it"
+        )
+    return found
+
+
+@contextmanager
+def write(path: Path, form: Form) -> Iterator[Callable[..., None]]:
+    """Open a submission to write and give ``add(*row)``; rows keep the order of the calls, and none is held in memory.
+
+    The file appears under its name only when the block ends without an error. ``add`` raises DataError on a name that
+    repeats but should not, and ValueError on a row that does not fit the header.
     """
     with whole_file(path) as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(columns)
-        seen = set()
+        table.writerow(form.columns)
+        seen: set[Name] = set()
 
-        def add(row_id: str, runs: str) -> None:
-            if row_id in seen and not repeats:
-                raise DataError(f"{path}: expected one row per scene and class, got {row_id!r} twice; check the ids")
-            seen.add(row_id)
-            table.writerow((row_id, runs))
+        def add(*row: str) -> None:
+            name = row[: form.names]
+            if len(row) != len(form.columns):
+                raise ValueError(f"{path}: expected a row of {', '.join(form.columns)}, got {row}")
+            if name in seen and not form.repeats:
+                raise DataError(f"{path}: expected each name once, got {','.join(name)!r} twice; check the ids")
+            seen.add(name)
+            table.writerow(row)
 
         yield add
 
 
-def read_rle_csv(path: Path, columns: Sequence[str] = COLUMNS) -> dict[str, str]:
-    """Read a CSV as row id -> runs, all text: "" stays an empty mask, and an id like 0001 or 1e5 what it is.
-
-    Raises DataError on another header, on rows of other than two fields and on repeated ids.
-    """
-    header, *rows = list(read_rows(path)) or [[]]
-    table = dict(row for row in rows if len(row) == len(columns))
-    if header != list(columns) or len(table) != len(rows):
-        raise DataError(
-            f"{path}: expected {','.join(columns)} and one row of two fields per id, got {','.join(header)[:80]!r} and "
-            f"{len(rows) - len(table)} faulty of {len(rows)} rows; run the linter on it"
-        )
-    return table
+def same_names(path: Path, sample: Path, form: Form) -> bool:
+    """Tell whether a submission and a sample name the same rows, in any order; false where one cannot be read."""
+    try:
+        mine, theirs = ({tuple(row[: form.names]) for row in list(read_rows(p))[1:]} for p in (path, sample))
+    except DataError:
+        return False
+    return mine == theirs
 
 
-def read_object_csv(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
-    """Read a CSV with a row per object as scene id -> runs of its objects; [] for a scene with one row of empty text.
-
-    Raises DataError on another header and on rows of other than two fields.
-    """
-    header, *rows = list(read_rows(path)) or [[]]
-    if header != list(columns) or any(len(row) != len(columns) for row in rows):
-        raise DataError(
-            f"{path}: expected {','.join(columns)} and rows of two fields, got {','.join(header)[:80]!r}; lint it"
-        )
-    objects: dict[str, list[str]] = {}
-    for scene_id, text in rows:
-        objects.setdefault(scene_id, []).extend([text] if text.strip() else [])
-    return objects
+def keep_order(path: Path, sample: Path, form: Form) -> None:
+    """Write a submission again in the order of a sample that names the same rows."""
+    rows_of: dict[Name, list[Name]] = defaultdict(list)
+    for row in read(path, form):
+        rows_of[row[: form.names]].append(row)
+    with write(path, form) as add:
+        for name in dict.fromkeys(tuple(row[: form.names]) for row in list(read_rows(sample))[1:]):
+            for row in rows_of[name]:
+                add(*row)
 
 
-def lint_rle_csv(
+# ---- lint ---------------------------------------------------------------------------------------------
+def lint(
     path: Path,
-    shapes: Mapping[str, tuple[int, int]] | None = None,
+    form: Form,
+    sizes: Mapping[Name, Size] | None = None,
     sample: Path | None = None,
-    *,
-    columns: Sequence[str] = COLUMNS,
-    origin: int = 1,
-    repeats: bool = False,
+    fault: Callable[[Sequence[str]], str] | None = None,
 ) -> list[str]:
-    """Return what is wrong with a CSV, one sentence per kind of fault with its count and first rows; [] if valid.
+    """Return what is wrong with a submission, a sentence per kind of fault with its count and first rows; [] if valid.
 
-    ``shapes``: scene id (or whole row id) -> (height, width); every one of them must then occur, and no others.
-    ``sample``: the competition's sample submission, whose header, ids, number and order of rows are the standard.
-    ``columns``: the header that is expected without a sample; ids of another one than xView2's are scenes, without a
-    class. ``origin``: number of the first pixel. ``repeats``: an id has a row per object, no two of which may overlap,
-    or a single empty one; a sample then says only which ids there are.
+    ``sizes``: the names that must occur, and no others, each with its image's size. A name may be shorter than those of
+    the rows: (id,) asks for at least one row of that id. ``sample``: the competition's sample submission, whose header,
+    names, number and order of rows are the standard; with ``form.repeats`` only its names are. ``fault``: says what is
+    wrong with the answer of a row, "" if nothing; by default the runs are checked: that they are sorted, separate and
+    inside of the image, and that the objects of one name do not overlap.
     """
-    classes = tuple(columns) == COLUMNS
     faults: dict[str, list[str]] = defaultdict(list)
-    ids: list[str] = []
+    names: list[Name] = []
     runs_of: dict[str, list[np.ndarray]] = defaultdict(list)
-    known: set[str] = set()
+    length = len(next(iter(sizes))) if sizes else form.names
     rows = read_rows(path)
     try:
         header = next(rows, [])
         for line, row in enumerate(rows, 2):
-            if len(row) != len(columns):
-                faults[f"{len(row)} instead of {len(columns)} fields"].append(f"line {line}")
+            if len(row) != len(form.columns):
+                faults[f"{len(row)} instead of {len(form.columns)} fields"].append(f"line {line}")
                 continue
-            row_id, text = row
-            ids.append(row_id)
-            scene_id = row_id if not classes or shapes is None or row_id in shapes else row_id.rpartition("_")[0]
-            known.add(scene_id)
-            height, width = (shapes or {}).get(scene_id, (None, None))
-            if text.strip().lower() in _NOT_TEXT:
-                faults["NaN where an empty mask is an empty text"].append(row_id)
-                text = ""
-            runs, fault = rle.parse(text, height and height * width, origin)
-            if fault:
-                faults[fault].append(row_id)
-            elif repeats:
-                runs_of[row_id].append(runs)
-            if shapes is not None and scene_id not in shapes:
-                faults["not one of the scenes asked for"].append(row_id)
+            name, size = tuple(row[: form.names]), (sizes or {}).get(tuple(row[:length]))
+            names.append(name)
+            if fault is not None:
+                kind = fault(row)
+            elif form.origin is not None:
+                runs, kind = _runs(row[-1], size, form.origin)
+                if form.repeats and kind in ("", _NAN):
+                    runs_of[_shown(name)].append(runs)
+            else:
+                kind = ""
+            if kind:
+                faults[kind].append(_shown(name))
+            if sizes is not None and tuple(row[:length]) not in sizes:
+                faults["not one of the scenes asked for"].append(_shown(name))
         standard = [] if sample is None else list(read_rows(sample))
     except DataError as error:
         return [str(error)]
 
-    if repeats:
-        faults["objects that overlap"] = [scene_id for scene_id, runs in runs_of.items() if _overlap(runs)]
+    if form.repeats:
+        faults["objects that overlap"] = [name for name, runs in runs_of.items() if _overlap(runs)]
         faults["an empty row beside others"] = [
-            scene_id for scene_id, runs in runs_of.items() if len(runs) > 1 and not all(map(len, runs))
+            name for name, runs in runs_of.items() if len(runs) > 1 and not all(map(len, runs))
         ]
     else:
-        faults["id written more than once"] = [row_id for row_id, times in Counter(ids).items() if times > 1]
-    faults["scene without any row"] = [scene_id for scene_id in shapes or () if scene_id not in known]
+        faults["id written more than once"] = [_shown(name) for name, times in Counter(names).items() if times > 1]
+    known = {name[:length] for name in names}
+    faults["missing, it was asked for"] = [_shown(name) for name in sizes or () if name not in known]
     findings = []
-    expected = standard[0] if standard else list(columns)
+    expected = standard[0] if standard else list(form.columns)
     if header != expected:
         findings.append(f"{path}: expected the header {','.join(expected)!r}, got {','.join(header)[:80]!r}")
-    if not ids:
+    if not names:
         findings.append(f"{path}: expected rows below the header, got none")
     if standard:
-        wanted = [row[0] for row in standard[1:] if row]
-        if repeats:
-            ids, wanted = sorted(set(ids)), sorted(set(wanted))
-        findings += _compare_with_sample(path, ids, wanted, faults)
-    return findings + [sentence(path, "row", kind, names) for kind, names in faults.items() if names]
+        wanted = [tuple(row[: form.names]) for row in standard[1:] if row]
+        if form.repeats:
+            names, wanted = sorted(set(names)), sorted(set(wanted))
+        findings += _compare_with_sample(path, names, wanted, faults)
+    return findings + [sentence(path, "row", kind, found) for kind, found in faults.items() if found]
+
+
+_NAN = "NaN where an empty mask is an empty text"
+
+
+def _runs(text: str, size: Size, origin: int) -> tuple[np.ndarray, str]:
+    """Read runs as ((runs, 2) int64 first pixel and length, what is wrong with them)."""
+    if text.strip().lower() in _NOT_TEXT:
+        return rle.parse("")[0], _NAN
+    height, width = size or (None, None)
+    return rle.parse(text, None if height is None or width is None else height * width, origin)
 
 
 def _overlap(runs: Sequence[np.ndarray]) -> bool:
@@ -157,32 +218,26 @@ def _overlap(runs: Sequence[np.ndarray]) -> bool:
     return bool((together[1:, 0] < together[:-1].sum(axis=1)).any())
 
 
-def _compare_with_sample(path: Path, ids: list[str], wanted: list[str], faults: dict[str, list[str]]) -> list[str]:
+def _compare_with_sample(path: Path, names: list[Name], wanted: list[Name], faults: dict[str, list[str]]) -> list[str]:
     """Add rows missing from and foreign to the sample to ``faults``; return findings on their number and order."""
-    here, there = set(ids), set(wanted)
-    faults["missing, the sample has it"] = [row_id for row_id in wanted if row_id not in here]
-    faults["not in the sample"] = [row_id for row_id in ids if row_id not in there]
-    if len(ids) != len(wanted):
-        return [f"{path}: expected {len(wanted)} rows as in the sample, got {len(ids)}"]
-    moved = [(line, mine) for line, (mine, theirs) in enumerate(zip(ids, wanted, strict=True), 2) if mine != theirs]
+    here, there = set(names), set(wanted)
+    faults["missing, the sample has it"] = [_shown(name) for name in wanted if name not in here]
+    faults["not in the sample"] = [_shown(name) for name in names if name not in there]
+    if len(names) != len(wanted):
+        return [f"{path}: expected {len(wanted)} rows as in the sample, got {len(names)}"]
+    moved = [(line, mine) for line, (mine, theirs) in enumerate(zip(names, wanted, strict=True), 2) if mine != theirs]
     if moved and here == there:
-        line, row_id = moved[0]
-        return [f"{path}: expected the sample's order of rows, got {len(moved)} moved (first: {row_id}, line {line})"]
+        line, name = moved[0]
+        return [f"{path}: expected the sample's order of rows, got {len(moved)} moved (first: {_shown(name)}, line "
+                f"{line})"]  # fmt: skip
     return []
 
 
-def read_rows(path: Path) -> Iterator[list[str]]:
-    """Yield the rows of a CSV one by one, header first; blank lines are rows without fields. Raises DataError."""
-    limit = csv.field_size_limit(2**31 - 1)  # the runs of one large image are longer than Python's limit for a field
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            yield from csv.reader(file)
-    except (OSError, UnicodeError, csv.Error) as error:
-        raise DataError(f"{path}: expected a CSV file in UTF-8, got {error}") from error
-    finally:
-        csv.field_size_limit(limit)
+def _shown(name: Name) -> str:
+    return ",".join(name)
 
 
 def sentence(path: Path, noun: str, kind: str, names: list[str]) -> str:
+    """Say how many rows or files have a fault, and name the first three."""
     first = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return f"{path}: {len(names)} {noun}{'s' if len(names) > 1 else ''}: {kind} ({first})"

@@ -1,34 +1,67 @@
-"""The experiment file: one YAML that reads in the order of the flow, checked before any work begins.
+"""The experiment file: one YAML whose sections stand in the order in which the stages use them.
 
-Every field has a type and one line of meaning; unknown keys are refused. A function takes the section it needs, and
-what it cannot see cannot make its artifact stale (``graph.py`` hashes exactly these sections).
-
-Longer than 300 lines because the experiment file is documented in one place: a line of meaning under every field.
+Each section is a class, each key a field with a type, a range and a line that says what it means. A stage hands a
+section to the function that needs it, and ``lib/run/graph.py`` hashes the sections that a result depends on: a change
+of any other section leaves the result valid.
 """
 
+import re
+from collections.abc import Iterator
 from math import inf
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from lib.scenes.view import View
-from lib.settings import Section
+from lib.settings import Section, did_you_mean
 
 Precision = Literal["float32", "float16", "bfloat16"]
 Views = Literal["none", "hflip", "flips", "d4"]
+BOUNDARY = "boundary_bce"
+"""The loss term of every kind that trains a boundary head."""
+NAME = 100
+"""Most bytes of a name: with what the stages put around it, it stays a file name on every system."""
+
+
+def experiment_name(name: str) -> str:
+    """Return the name of an experiment, which is a folder of the workdir. Raises ValueError for any other text."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or len(name) > NAME:
+        raise ValueError(
+            f"expected the name of an experiment, a folder of the same workdir: a letter or digit, then letters, "
+            f"digits, '_', '-' and '.', at most {NAME}, and no path"
+        )
+    return name
+
+
+def model_name(name: str) -> str:
+    """Return the name of a model, which becomes a folder. Raises ValueError where it cannot."""
+    if not re.sub(r"[_.-]", "", name).isalnum() or len(name.encode()) > NAME:
+        raise ValueError(f"a model's name becomes a folder; use letters, digits, '-', '_', '.', at most {NAME} of them")
+    return name
+
+
+ExperimentName = Annotated[
+    str,
+    AfterValidator(experiment_name),
+    Field(json_schema_extra={"pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]*$", "maxLength": NAME}),
+]
+ModelName = Annotated[str, AfterValidator(model_name)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What numpy, torch and scikit-learn all take."""
+Weight = Annotated[float, Field(ge=0)]
 
 
 class Synthetic(Section):
     """The embedded demo set, written to ``data.root`` before anything reads it."""
 
-    scenes: int = Field(12, ge=4)
+    scenes: int = Field(12, ge=4, le=100_000)
     """Labelled scenes, over all tiers."""
-    test_scenes: int = Field(4, ge=0)
+    test_scenes: int = Field(4, ge=0, le=100_000)
     """Scenes without labels."""
-    size: int = Field(1024, ge=64)
+    size: int = Field(1024, ge=64, le=16_384)
     """Side of a scene in pixels (the official xView2 scorer takes 1024 only)."""
-    seed: int = 7
+    seed: Seed = 7
     """Same seed, same bytes."""
 
 
@@ -49,9 +82,9 @@ class Folds(Section):
     scheme: Literal["scene", "event", "block", "group"] = "scene"
     """What stays together: each scene alone (as in 2020), whole events or domains, neighbouring tiles, or the
     competition's groups (videos, persons, patients)."""
-    n: int = Field(4, ge=2)
+    n: int = Field(4, ge=2, le=1000)
     """Number of folds."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the split."""
     block_km: float = Field(2.0, gt=0)
     """Scheme ``block``: side of a spatial block in kilometres."""
@@ -70,7 +103,7 @@ class Network(Section):
     """A name of ``lib/models/__init__.py``: ``segmentation`` (images stacked as channels), ``siamese`` (one shared
     encoder per image), ``unet`` or ``attention_unet`` (from scratch, encoder ``none``), ``hybrid``, ``maskformer``,
     ``classifier`` (one label per frame)."""
-    images: tuple[str, ...]
+    images: tuple[str, ...] = Field(min_length=1)
     """Names of the scene's images it sees, e.g. [pre, post]."""
     encoder: str
     """Any segmentation-models-pytorch encoder, or ``tu-<timm name>``."""
@@ -227,7 +260,7 @@ class Mix(Section):
 class Distill(Section):
     """Knowledge distillation (Hinton et al. 2015): learn the averaged out-of-fold probabilities of an experiment."""
 
-    experiment: str
+    experiment: ExperimentName
     """Name of the teaching experiment in the same workdir, finished up to stage 05."""
     weight: float = Field(1.0, gt=0)
     """Weight of the term beside the others."""
@@ -238,7 +271,7 @@ class Distill(Section):
 class Pseudo(Section):
     """Pseudo-labels: the unlabelled scenes, as an earlier experiment of the same workdir and folds sees them."""
 
-    experiment: str
+    experiment: ExperimentName
     """Name of the earlier experiment, finished up to stage 04."""
     models: tuple[str, ...] = Field(min_length=1)
     """Its models; for fold k, their networks of fold k are averaged."""
@@ -257,7 +290,7 @@ class Sampling(Section):
     """The whole list this many times per epoch (2020: data_multiplier)."""
     samples: int | None = Field(None, ge=1)
     """Crops per epoch instead of one per list entry."""
-    focus: dict[str, float] = {}
+    focus: dict[str, Weight] = {}
     """Class name -> weight: crops show a random component of a class drawn by these weights."""
     focus_first: Literal["scene", "class"] = "scene"
     """Take the next scene and then a class it holds, or draw the class first and then a scene that holds it."""
@@ -267,6 +300,14 @@ class Sampling(Section):
     """Labels: draw the class first, so that every class comes equally often."""
     scale: tuple[float, float] | None = None
     """The window's side as a multiple of ``crop`` before it is resized to ``crop``; none: as the preset says."""
+
+    @model_validator(mode="after")
+    def _scale_grows(self):
+        if self.scale is not None and not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale: expected two numbers above 0, the smaller first, got {list(self.scale)}")
+        if self.focus and not any(self.focus.values()):
+            raise ValueError("focus: expected a weight above 0")
+        return self
 
 
 class Train(Section):
@@ -278,7 +319,7 @@ class Train(Section):
     """Crops per step over all processes together."""
     accumulate: int = Field(1, ge=1)
     """Each step is computed in this many equal parts."""
-    crop: int = Field(ge=32)
+    crop: int = Field(ge=32, le=16_384)
     """Side of a training crop in pixels."""
     augment: str = "light"
     """Preset of ``lib/scenes/augment.py``."""
@@ -365,11 +406,11 @@ class Predict(Section):
     tta: Views | tuple[Views, ...] = "flips"
     """Views that are predicted, undone and averaged as probabilities: one set, or several, from the smallest to the
     largest, of which stage 05 chooses out of fold (all are predicted in one go, at the price of the largest)."""
-    tile: int = Field(1024, ge=32)
+    tile: int = Field(1024, ge=32, le=16_384)
     """Largest window a network sees at once."""
     overlap: float = Field(0.25, ge=0, lt=1)
     """Share of a window that its neighbour sees too."""
-    scales: tuple[float, ...] = Field((1.0,), min_length=1)
+    scales: tuple[Annotated[float, Field(gt=0, le=16)], ...] = Field((1.0,), min_length=1)
     """Multiples of the view's size whose probabilities are averaged."""
     truncate: bool = False
     """Cut probabilities to uint8 as the 2020 code did, instead of rounding."""
@@ -458,9 +499,9 @@ class Search(Section):
 class Experiment(Section):
     """One experiment: everything that decides its results."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: ExperimentName
     """Folder of the experiment in the workdir."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of every random choice but the split."""
     competition: str
     """File of ``lib/competitions/``."""
@@ -468,7 +509,7 @@ class Experiment(Section):
     """Where the files are."""
     folds: Folds = Folds()
     """How scenes are split."""
-    models: dict[str, Model]
+    models: dict[ModelName, Model]
     """The networks, by name."""
     predict: Predict = Predict()
     """How checkpoints look at scenes."""
@@ -481,47 +522,6 @@ class Experiment(Section):
     reference: dict[str, float] = {}
     """Scores that the source of this experiment reports, by our names; printed beside ours, used nowhere."""
 
-    @model_validator(mode="after")
-    def _references_exist(self):
-        if self.blend.select is not None and len(self.predict.tta_sets) > 1:
-            raise ValueError("blend.select: greedy selection goes with one set of views in predict.tta")
-        for name, model in self.models.items():
-            where = f"models.{name}"
-            if not name.replace("_", "").replace("-", "").replace(".", "").isalnum():
-                raise ValueError(f"{where}: a model's name becomes a folder; use letters, digits, '-', '_', '.'")
-            for field, task in (("init_from", None), ("localization", "loc")):
-                other = getattr(model.train, field)
-                if other is None:
-                    continue
-                if other not in self.models or other == name:
-                    raise ValueError(f"{where}.train.{field}: no other model is called {other!r}")
-                if task and self.models[other].task != task:
-                    raise ValueError(f"{where}.train.{field}: {other!r} is not a {task} model")
-                if not set(self.folds_of(model)) <= set(self.folds_of(self.models[other])):
-                    raise ValueError(f"{where}.train.{field}: {other!r} is not trained on every fold of {name!r}")
-            if model.task == "loc" and model.train.precision != "float32":
-                raise ValueError(
-                    f"{where}.train.precision: localization is trained in float32, got {model.train.precision}"
-                )
-            bad = [k for k in self.folds_of(model) if not 0 <= k < self.folds.n]
-            if bad:
-                raise ValueError(f"{where}.folds: {bad} outside 0..{self.folds.n - 1}")
-            options, terms = model.network.options, model.train.loss.terms
-            if bool(options.get("boundary")) != bool(terms.get("boundary_bce")):
-                raise ValueError(f"{where}: network.options.boundary and the loss term boundary_bce go together")
-            if options.get("aux_head") and not model.train.loss.aux_weight:
-                raise ValueError(f"{where}.train.loss.aux_weight: network.options.aux_head learns nothing at 0")
-            started = model.train.init != "default" or model.train.zero_gamma is not None
-            if started and (model.network.encoder_weights != "none" or model.train.init_from):
-                raise ValueError(f"{where}.train: init and zero_gamma are for networks without pretrained weights")
-            if model.train.distill and model.train.pseudo:
-                raise ValueError(f"{where}.train: choose one of distill and pseudo: no teacher knows unlabelled scenes")
-            if model.train.swa_from is not None and model.train.ema:
-                raise ValueError(f"{where}.train: choose one of ema and swa_from")
-            if model.train.batch_size % model.train.accumulate:
-                raise ValueError(f"{where}.train: batch_size is no multiple of accumulate")
-        return self
-
     @property
     def averages_are_fitted(self) -> bool:
         """Whether the averages of stage 05 depend on what decode.json chose."""
@@ -530,6 +530,53 @@ class Experiment(Section):
     def folds_of(self, model: Model) -> tuple[int, ...]:
         """Return the folds ``model`` is trained on."""
         return tuple(range(self.folds.n)) if model.folds is None else model.folds
+
+    def contradictions(self) -> list[str]:
+        """Return one sentence per fault that no section can see alone; empty where the file itself is in order.
+
+        Such are references from model to model, and settings of different sections that do not go together.
+        """
+        faults = [] if self.models else ["models: expected at least one network, got none"]
+        if self.blend.select is not None and len(self.predict.tta_sets) > 1:
+            faults.append("blend.select: greedy selection goes with one set of views in predict.tta")
+        for name, model in self.models.items():
+            faults += [f"models.{name}{fault}" for fault in (*self._bad_references(name, model), *_at_odds(model))]
+            if bad := [k for k in self.folds_of(model) if not 0 <= k < self.folds.n]:
+                faults.append(f"models.{name}.folds: expected folds of 0..{self.folds.n - 1}, got {bad}")
+        return faults
+
+    def _bad_references(self, name: str, model: Model) -> Iterator[str]:
+        for field, task in (("init_from", None), ("localization", "loc")):
+            other = getattr(model.train, field)
+            if other is None:
+                continue
+            if other not in self.models or other == name:
+                near = did_you_mean(other, self.models.keys() - {name})
+                yield f".train.{field}: no other model is called {other!r}{near}"
+            elif task and self.models[other].task != task:
+                yield f".train.{field}: {other!r} is not a {task} model"
+            elif not set(self.folds_of(model)) & set(range(self.folds.n)) <= set(self.folds_of(self.models[other])):
+                yield f".train.{field}: {other!r} is not trained on every fold of {name!r}"
+
+
+def _at_odds(model: Model) -> Iterator[str]:
+    """Yield which settings of one model do not go together."""
+    options, train = model.network.options, model.train
+    if bool(options.get("boundary")) != bool(train.loss.terms.get(BOUNDARY)):
+        yield f": network.options.boundary and the loss term {BOUNDARY} go together"
+    if options.get("aux_head") and not train.loss.aux_weight:
+        yield ".train.loss.aux_weight: network.options.aux_head learns nothing at 0"
+    started = train.init != "default" or train.zero_gamma is not None
+    if started and (model.network.encoder_weights != "none" or train.init_from):
+        yield ".train: init and zero_gamma are for networks without pretrained weights"
+    if train.distill and train.pseudo:
+        yield ".train: choose one of distill and pseudo: no teacher knows unlabelled scenes"
+    if train.swa_from is not None and train.ema:
+        yield ".train: choose one of ema and swa_from"
+    if train.batch_size % train.accumulate:
+        yield f".train.batch_size: expected a multiple of accumulate, got {train.batch_size} and {train.accumulate}"
+    if len(set(model.folds or ())) < len(model.folds or ()):
+        yield f".folds: expected each fold once, got {list(model.folds)}"
 
 
 def plain(section: BaseModel) -> dict[str, Any]:

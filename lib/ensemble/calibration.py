@@ -166,10 +166,10 @@ def reliability(parts: Mapping[Hashable, Evidence], temperatures: Mapping[Hashab
         times.append(evidence.times)
     if not times:
         raise ValueError("calibration: expected pixels that count, got none")
-    stated, found, times = np.concatenate(stated), np.concatenate(found), np.concatenate(times)
-    place = np.minimum((stated * BINS + 1e-9).astype(np.intp), BINS - 1)  # every 17th level is an edge
-    sums = [np.bincount(place, weights, BINS) for weights in (times, times * stated, times * found)]
-    total = float(times.sum())
+    sure, right, often = np.concatenate(stated), np.concatenate(found), np.concatenate(times)
+    place = np.minimum((sure * BINS + 1e-9).astype(np.intp), BINS - 1)  # every 17th level is an edge
+    sums = [np.bincount(place, weights, BINS) for weights in (often, often * sure, often * right)]
+    total = float(often.sum())
     return Reliability(
         losses / total,
         squares / total,

@@ -47,7 +47,7 @@ def refine(
         heard = np.zeros_like(belief)
         if near:
             heard += near * cv2.GaussianBlur(belief, (0, 0), near_sigma, borderType=BORDER)
-        if alike:
+        if guide is not None:
             heard += alike * guide.filter(belief).clip(0, 1)  # the line model may leave 0..1 a little
         return heard
 

@@ -5,24 +5,26 @@ added before scoring, so one table per group of scenes is all that a search has 
 ``score`` maps counts (..., K) to (...) float64, higher is better.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import reduce
 from math import prod
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from lib.errors import ConfigError
 
 Score = Callable[[np.ndarray], np.ndarray]
+Key = TypeVar("Key", bound=Hashable)
+Name = TypeVar("Name", bound=Hashable)
 
 MAX_POINTS = 500_000
 """Largest lattice: at 15 counts of 8 bytes its table is 60 MB, and nested validation keeps one per group."""
 
 
 @dataclass(frozen=True)
-class Lattice(Sequence):
+class Lattice(Sequence[dict[str, Any]]):
     """All combinations of the values of ``axes`` in row-major order (last axis fastest); other settings stay at
     ``defaults``. A point is made when asked for, so a hundred thousand of them cost nothing."""
 
@@ -37,7 +39,7 @@ class Lattice(Sequence):
     def __len__(self) -> int:
         return prod(self.shape)
 
-    def __getitem__(self, point: int) -> dict[str, Any]:
+    def __getitem__(self, point: int) -> dict[str, Any]:  # type: ignore[override]  # no slices
         """Return the settings of one point."""
         if not -len(self) <= point < len(self):
             raise IndexError(f"lattice of {len(self)} points has no point {point}")
@@ -114,48 +116,52 @@ def _mean_of_neighbours(values: np.ndarray, axis: int) -> np.ndarray:
     return np.moveaxis(total / seen, 0, axis)
 
 
-def merge(counts: Mapping[Hashable, np.ndarray], group: Callable[[Any], Hashable]) -> dict[Hashable, np.ndarray]:
+def total(tables: Iterable[np.ndarray]) -> np.ndarray:
+    """Add up count tables, at least one."""
+    return reduce(np.add, tables)
+
+
+def add(counts: dict[Key, np.ndarray], key: Key, table: np.ndarray) -> None:
+    """Add a count table to that of a key, which need not be there yet."""
+    counts[key] = counts[key] + table if key in counts else table
+
+
+def merge(counts: Mapping[Key, np.ndarray], group: Callable[[Key], Name]) -> dict[Name, np.ndarray]:
     """Add up the count tables of all keys that ``group`` maps to the same name."""
-    merged: dict[Hashable, np.ndarray] = {}
+    merged: dict[Name, np.ndarray] = {}
     for key, table in counts.items():
-        name = group(key)
-        merged[name] = merged[name] + table if name in merged else table
+        add(merged, group(key), table)
     return merged
 
 
 @dataclass(frozen=True)
-class Nested:
-    """What a search found (``point``) and what it may be expected to give on unseen scenes (``expected``)."""
+class Nested(Generic[Key]):
+    """What a search found (``point``) and what it may be expected to give on unseen scenes (``expected``).
 
-    point: int
+    A point of None stands for the settings used without a search, the baseline, where nothing scored higher.
+    """
+
+    point: int | None
     """Chosen on all groups: the one to use."""
     in_sample: float
-    """Score of ``point`` on the scenes that chose it: optimistic."""
+    """Score of the choice on the scenes that it was made on: optimistic."""
     expected: float
     """Score of the pooled held-out counts, each group decoded with the point that the other groups chose: honest."""
-    chosen: Mapping[Hashable, int]
+    chosen: Mapping[Key, int | None]
     """Group -> the point that the other groups chose; close together when the optimum is stable."""
-    baseline: float | None
-    """Score of the settings used without a search, where given."""
-
-    @property
-    def gain(self) -> float | None:
-        """Expected gain of searching over not searching, in score."""
-        return None if self.baseline is None else self.expected - self.baseline
 
 
 def nested(
-    counts_by_group: Mapping[Hashable, np.ndarray],
+    counts_by_group: Mapping[Key, np.ndarray],
     score: Score,
-    shape: Sequence[int],
-    plateau: float,
-    baseline: Mapping[Hashable, np.ndarray] | None = None,
-    pick: Callable[[np.ndarray], int] | None = None,
-) -> Nested:
+    pick: Callable[[np.ndarray], int],
+    baseline: Mapping[Key, np.ndarray] | None = None,
+) -> Nested[Key]:
     """Search with nested cross-validation: what is held out never takes part in the choice it is scored with.
 
-    counts_by_group: group (a fold, an event) -> (P, K); baseline: group -> (K,) of the settings used without a search;
-    pick: counts (P, K) -> the point to use, ``choose`` by default.
+    counts_by_group: group (a fold, an event) -> (P, K); pick: counts (P, K) -> the point to use, such as ``choose``
+    with its score, shape and plateau; baseline: group -> (K,) of the settings used without a search, which are kept
+    where the picked point does not score higher on the groups that picked it.
     Held-out counts are added over groups and scored once, because the mean of group scores is another metric (a group
     that lacks a class would sink it). Raises ValueError on fewer than two groups.
     """
@@ -166,18 +172,27 @@ def nested(
             f"nested: expected a baseline for groups {sorted(map(str, counts_by_group))}, "
             f"got {sorted(map(str, baseline))}"
         )
-    pick = pick or partial(choose, score=score, shape=shape, plateau=plateau)
-    total = sum(counts_by_group.values())
-    chosen = {group: pick(total - counts) for group, counts in counts_by_group.items()}
-    held_out = sum(counts_by_group[group][point] for group, point in chosen.items())
-    point = pick(total)
-    return Nested(
-        point=point,
-        in_sample=float(score(total[point])),
-        expected=float(score(held_out)),
-        chosen=chosen,
-        baseline=None if baseline is None else float(score(sum(baseline.values()))),
-    )
+
+    everything = total(counts_by_group.values())
+    base = None if baseline is None else total(baseline.values())
+
+    def choose_without(group: Key | None) -> tuple[int | None, np.ndarray]:
+        """Return what the groups but one choose, None for the baseline, and their counts under it."""
+        counts = everything if group is None else everything - counts_by_group[group]
+        point = pick(counts)
+        if baseline is not None and base is not None:
+            without_search = base if group is None else base - baseline[group]
+            if score(counts[point]) <= score(without_search):
+                return None, without_search
+        return point, counts[point]
+
+    def held_out(group: Key, point: int | None) -> np.ndarray:
+        return baseline[group] if point is None and baseline is not None else counts_by_group[group][point]
+
+    point, found = choose_without(None)
+    chosen = {group: choose_without(group)[0] for group in counts_by_group}
+    expected = score(total(held_out(group, own) for group, own in chosen.items()))
+    return Nested(point, float(score(found)), float(expected), chosen)
 
 
 def accept(base_counts: np.ndarray, candidate_counts: np.ndarray, score: Score, class_scores: Score) -> bool:

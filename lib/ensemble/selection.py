@@ -61,8 +61,9 @@ def greedy(
 
     evaluate: weights -> for each {fold: counts}; called once per round with all that is new, for one pass over the
     scenes. ``score``, ``shape`` and ``plateau`` choose the decode setting of (P, K) counts, as ``search.choose`` does.
-    A function of the weights alone fits as ``evaluate=lambda lists: [{0: np.array([f(w)])} for w in lists]`` with
-    ``score=lambda counts: counts[..., 0]``. Raises ValueError on groups that are empty or share a name.
+    Where a function f of the weights alone is to be maximised, without scenes, give
+    ``evaluate=lambda lists: [{0: np.array([f(w)])} for w in lists]`` and ``score=lambda counts: counts[..., 0]``.
+    Raises ValueError on groups that are empty or share a name.
     """
     names = [name for group in groups for name in group]
     if not groups or not all(groups) or len(set(names)) < len(names) or rounds < 0:

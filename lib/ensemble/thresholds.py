@@ -34,7 +34,10 @@ class Spread:
 
     @property
     def median(self) -> int:
-        """Index of the (lower) median winner: where a map is cut whose binarisations at all winners vote by halves."""
+        """Index of the (lower) median of the winners.
+
+        A mask cut at this threshold has the pixels that at least half of the masks cut at each winner have.
+        """
         return int(np.searchsorted(np.cumsum(self.wins), 0.5 - 1e-9))
 
 

@@ -1,15 +1,17 @@
 """Predict one scene with one network: size, windows, views, precision."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lib.config.sections import Predict
 from lib.errors import ConfigError
 from lib.inference.tiles import mirror, predict_tiled
 from lib.inference.tta import VIEWS, averages
+from lib.models.layers import Network
 from lib.run import runtime
 from lib.scenes.view import View, resize
 
@@ -29,7 +31,7 @@ class Predictor:
     The network's weights keep their memory format, since it may be in training.
     """
 
-    def __init__(self, network: nn.Module, activate: Callable[[Tensor], Tensor], settings: Predict,
+    def __init__(self, network: Network, activate: Callable[[Tensor], Tensor], settings: Predict,
                  view: View = NATIVE, device: torch.device | str = "cpu"):  # fmt: skip
         self.device = torch.device(device)
         self.precision = runtime.precision_on(self.device, settings.precision)
@@ -62,7 +64,7 @@ class Predictor:
         native = image.shape[-2:]
         height, width = self.view.whole(native, pixel_size)
         predict = self._frames if image.ndim == 4 else self._image
-        total = None
+        total: Any = None
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             for scale in self.scales:
                 probs = predict(image, (max(1, round(height * scale)), max(1, round(width * scale))))

@@ -6,6 +6,7 @@ them.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,7 +67,7 @@ def predict_bands(
         yield 0, forward(image[None])[0, :, :height, :width].float()
         return
 
-    band = None
+    band: Any = None  # (K, high, W), as soon as a window has told how many channels there are
     for (top, down), following in zip(rows, [top for top, _ in rows[1:]] + [height]):
         for left, across in columns:
             probs = forward(image[None, :, top : top + high, left : left + wide])[0].float()  # (K, high, wide)
@@ -89,7 +90,7 @@ def predict_tiled(forward: Forward, image: Tensor, tile: int, overlap: int, stri
     tile, overlap: pixels; neighbours share at least ``overlap``. A scene no larger than a tile is one forward.
     Raises ConfigError for impossible tile or overlap.
     """
-    probs = None
+    probs: Any = None  # (K, H, W), as soon as a band has told K
     for top, band in predict_bands(forward, image, tile, overlap, stride):
         if probs is None:
             probs = torch.empty(band.shape[0], *image.shape[-2:])

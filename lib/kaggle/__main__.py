@@ -89,7 +89,7 @@ BUDGET_MINUTES, views, models and folds that do not fit are left out; what is, i
             cli.say(f"! {target / file} has {len(code)} bytes, Kaggle takes {LARGEST}")
         write_bytes(target / file, code)
         own = title if form == "script" else f"{title} notebook"
-        about = text.kernel_metadata(form, file, args.user, own, dataset, args.competition, not args.cpu)
+        about = text.kernel_metadata(file, args.user, own, dataset, args.competition, not args.cpu)
         write_json(target / "kernel-metadata.json", about)
         cli.say(f"{target / file}: {len(files)} modules, {len(code) / 2**10:.0f} KiB")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

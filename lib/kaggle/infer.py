@@ -8,15 +8,14 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from math import inf
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from lib.choose import evidence as ensemble
+from lib.choose.choice import Decision, Subset
 from lib.competitions import open_competition
 from lib.competitions.contract import Answer, Competition, Scene
 from lib.config.load import load
@@ -24,14 +23,13 @@ from lib.config.sections import Experiment
 from lib.errors import ArtifactError, ConfigError, DataError, PipelineError
 from lib.inference.scene import sizes
 from lib.kaggle import gates
-from lib.kaggle.passes import Budget, carry_out, measure, part
-from lib.kaggle.plan import Option, Plan, choose, options_of, sentence
+from lib.kaggle.passes import Budget, carry_out, measure, reduced_run
+from lib.kaggle.plan import KernelPlan, describe, make_plan, subsets_of
 from lib.run import cli, runtime
-from lib.run.artifacts import read_json
 from lib.run.cli import Run, say
 from lib.run.executor import STARTS, Pool
+from lib.stages import ensemble, submit
 from lib.stages.predict import open_pool, told
-from lib.stages.submit import write
 
 SUBMISSION = "submission.csv"
 SAMPLES = "*sample_submission*.csv"
@@ -48,8 +46,8 @@ class Job:
     """What a kernel does: the run of everything that it may predict, what was compared out of fold, and who works."""
 
     run: Run
-    full: Option
-    options: list[Option]
+    full: Subset
+    compared: list[Subset]
     pool: Pool
     budget: Budget
 
@@ -66,16 +64,15 @@ def open_job(config: Path, args: argparse.Namespace, clock: Callable[[], float])
     for change in (f"data.root={json.dumps(str(data))}", "data.synthetic=null", *changes):
         wanted += ["--set", change]
     run = cli.open_run(cli.parser("").parse_args([str(word) for word in wanted]))
-    decode = read_json(run.store.require(run.graph.decode()) / ensemble.DECODE)
-    full, options = options_of(run.config, decode)
-    run = part(run, full.models, full.tta)
+    full, compared = subsets_of(run.config, Decision.of(run))
+    run = reduced_run(run, full)
     scenes = run.scenes("test")
     gates.check_disk(args.scratch, estimate(run, scenes))
     pool = open_pool(run, args.start)
     minutes = run.config.predict.budget_minutes
     say(f"kernel: {len(scenes)} test scenes in {data}; predicted by {workers(pool)}"
         + (f" in {minutes:g} minutes" if minutes else ""))  # fmt: skip
-    return Job(run, full, options, pool, Budget(60 * minutes if minutes else inf, clock))
+    return Job(run, full, compared, pool, Budget(60 * minutes if minutes else inf, clock))
 
 
 def workers(pool: Pool) -> str:
@@ -182,18 +179,19 @@ def predict(job: Job, working: Path) -> int:
     target, run, budget = working / SUBMISSION, job.run, job.budget
 
     def hand_in(part: Run) -> None:
-        submit(part, target)
+        make_submission(part, target)
         say(f"kernel: {target} holds the predictions of {len(part.graph.test_ids)} scenes by {networks(part)}, linted")
 
     try:
         with job.pool as pool:
             pool.start()  # first of all: what is forked later would inherit threads
             say(f"kernel: {target}: {first_submission(run, target)}, until the networks have answered")
-            plan, reading = Plan(job.full.models, job.full.tta, run.config.folds.n, 0.0), 0.0
+            plan: KernelPlan | None = KernelPlan(job.full, run.config.folds.n, 0.0)
+            reading = 0.0
             if budget.seconds < inf:
                 costs = measure(run, pool, run.store.root / "measured")
-                plan, reading = choose(costs, job.full, job.options, budget.left()), costs.scenes * costs.read
-                say("kernel: plan: " + sentence(costs, job.full, plan, budget.left()))
+                plan, reading = make_plan(costs, job.full, job.compared, budget.left()), costs.scenes * costs.read
+                say("kernel: plan: " + describe(costs, job.full, plan, budget.left()))
             if plan is None:
                 return 1
             failed = carry_out(run, plan, pool, hand_in, budget, reading)
@@ -216,16 +214,10 @@ def networks(run: Run) -> str:
     return f"{count} network{'s' * (count > 1)}"
 
 
-def submit(run: Run, target: Path) -> None:
+def make_submission(run: Run, target: Path) -> None:
     """Average, decode, write and lint what a run's networks have predicted, then put it in place."""
-    for unit in run.pending(ensemble.units(run)):
-        record: dict[str, Any] = {"stage": "05"}
-        with run.build(unit, record) as folder:
-            record["scenes"] = ensemble.blend(run, "test", folder)
-    for unit in run.pending([run.graph.submission("test")]):
-        record = {"stage": "06"}
-        with run.build(unit, record) as folder:
-            record |= write(run, "test", folder)
+    run.make("05", ensemble.units(run), partial(ensemble.write, run))
+    run.make("06", submit.units(run), partial(submit.write, run))
     put(run.store.require(run.graph.submission("test")) / SUBMISSION, target)
 
 

@@ -1,4 +1,7 @@
-"""Carry a plan out: measure what things cost here, then predict fold by fold, with a submission after the first."""
+"""Carry a plan out: measure what things cost here, then predict fold by fold, with a submission after the first.
+
+``lib/choose/plans.py`` tells how this module, ``lib/kaggle/plan.py`` and stage 05 share the work.
+"""
 
 import shutil
 import time
@@ -7,11 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
-from lib.choose import evidence as ensemble
+from lib.choose.choice import Decision, Subset
 from lib.competitions.contract import Levels, Scene, settings_for
 from lib.errors import ArtifactError, PipelineError
-from lib.kaggle.plan import Costs, Plan, Timing, reduced
-from lib.run.artifacts import read_json
+from lib.kaggle.plan import Costs, KernelPlan, Timing, reduced
 from lib.run.cli import Run, duration, say
 from lib.run.executor import Pool
 from lib.run.graph import Graph
@@ -38,9 +40,9 @@ class Budget:
         return self.seconds - self.clock()
 
 
-def part(run: Run, models: Sequence[str], tta: str, folds: int | None = None) -> Run:
+def reduced_run(run: Run, subset: Subset, folds: int | None = None) -> Run:
     """Return the run of a reduced experiment on the same data and store."""
-    config = reduced(run.config, models, tta, folds)
+    config = reduced(run.config, subset, folds)
     graph = Graph(config, run.graph.train_ids, run.graph.test_ids, run.graph.flags, run.graph.teachers)
     return replace(run, config=config, graph=graph)
 
@@ -53,9 +55,9 @@ def measure(run: Run, pool: Pool, folder: Path) -> Costs:
     and linted as well, since that takes time. ``folder`` must be new and is removed. ArtifactError where no scene can
     be predicted.
     """
-    single, scenes = part(run, tuple(run.config.models), "none", 1), run.scenes("test")
-    first = spread(scenes, MEASURED)
-    candidates = [*first, *(scene for scene in spread(scenes, 4 * MEASURED) if scene not in first)]
+    single, scenes = reduced_run(run, Subset(tuple(run.config.models), "none"), 1), run.scenes("test")
+    first = evenly_spaced(scenes, MEASURED)
+    candidates = [*first, *(scene for scene in evenly_spaced(scenes, 4 * MEASURED) if scene not in first)]
     timings, folders, known = {}, {}, {scene.id for scene in scenes}
     for name, model in single.config.models.items():
         (fold,) = single.config.folds_of(model)
@@ -73,14 +75,14 @@ def measure(run: Run, pool: Pool, folder: Path) -> Costs:
     return Costs(len(scenes), len(pool), folds, timings, read, finish)
 
 
-def spread(scenes: Sequence[Scene], count: int) -> list[Scene]:
+def evenly_spaced(scenes: Sequence[Scene], count: int) -> list[Scene]:
     """Return ``count`` scenes, evenly spaced, in their order; all where there are fewer."""
     return [scenes[k * len(scenes) // count] for k in range(count)] if len(scenes) > count else list(scenes)
 
 
 def rehearse(run: Run, scenes: Sequence[Scene], folders: Mapping[str, Path], out: Path) -> tuple[float, float]:
     """Decode, write and lint measured scenes; returns the seconds to read a network's levels, and for the rest."""
-    params = read_json(run.store.require(run.graph.decode()) / ensemble.DECODE)["params"]
+    params = Decision.of(run).params
     reading: list[float] = []
 
     def levels(scene: Scene) -> Levels:
@@ -103,7 +105,7 @@ def rehearse(run: Run, scenes: Sequence[Scene], folders: Mapping[str, Path], out
 
 # ---- predicting ---------------------------------------------------------------------------------------
 def carry_out(
-    run: Run, plan: Plan, pool: Pool, hand_in: Callable[[Run], None], budget: Budget, reading: float = 0.0
+    run: Run, plan: KernelPlan, pool: Pool, hand_in: Callable[[Run], None], budget: Budget, reading: float = 0.0
 ) -> dict[str, str]:
     """Predict one fold of every model after the other; hand in what is there after the first pass and after the last.
 
@@ -112,7 +114,7 @@ def carry_out(
     Returns scene id -> why it has the fallback in some network's answer. OutOfTime where not even the first pass ends
     in time.
     """
-    whole = part(run, plan.models, plan.tta, plan.folds)
+    whole = reduced_run(run, plan.subset, plan.folds)
     networks = {name: whole.config.folds_of(model) for name, model in whole.config.models.items()}
     count = max(map(len, networks.values()))
     took: dict[str, float] = {}  # model -> seconds of one network
@@ -126,7 +128,7 @@ def carry_out(
     def submit() -> None:
         nonlocal finishing, handed
         started = budget.clock()
-        hand_in(part(run, plan.models, plan.tta, done))
+        hand_in(reduced_run(run, plan.subset, done))
         finishing, handed = budget.clock() - started, done
 
     def ending() -> float:

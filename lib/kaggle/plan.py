@@ -1,14 +1,17 @@
 """Which models, views and folds a number of seconds is spent on: numbers in, a plan out.
 
-A plan is an experiment too: the same one with fewer models, fewer folds and one set of views (``reduced``), so stages
-04 to 06 run it as they run any other.
+What subsets of models and views are worth comes from stage 05, see ``lib/choose/plans.py``, where it is told how this
+module and ``lib/kaggle/passes.py`` share the work. A plan is an experiment too: the same one with fewer models, fewer
+folds and one set of views (``reduced``), so stages 04 to 06 run it as they run any other.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import inf
-from typing import Any
 
+from lib.choose.choice import Decision, Subset
+from lib.choose.evidence import default_variant, stated_weights
+from lib.choose.plans import serves_all_tasks, weighted_models
 from lib.config.sections import Experiment
 from lib.errors import ArtifactError
 from lib.inference.tta import VIEWS
@@ -31,23 +34,13 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Option:
-    """Models with the views they predict, and what they score out of fold with all of their folds; none: not known."""
+class KernelPlan:
+    """What a kernel carries out: models with their views, how many folds of each model, and the seconds it needs."""
 
-    models: tuple[str, ...]
-    tta: str
-    score: float | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """An option, how many folds of each model it takes at most, and the seconds it needs."""
-
-    models: tuple[str, ...]
-    tta: str
+    subset: Subset
     folds: int
+    """Most folds of a model; a model that has fewer gives all it has."""
     seconds: float
-    score: float | None = None
     compared: bool = True
     """Whether these models with these views were compared out of fold."""
 
@@ -86,104 +79,99 @@ class Costs:
         """Return the seconds of stages 05 and 06."""
         return self.scenes * (self.read * sum(self.networks(models, folds).values()) + self.finish)
 
-    def total(self, models: Sequence[str], tta: str, folds: int) -> float:
+    def total(self, subset: Subset, folds: int) -> float:
         """Return the seconds until the last submission is there, with the one after the first fold and a reserve."""
+        models = subset.models
         finishing = self.finishing(models, folds) + (self.finishing(models, 1) if folds > 1 else 0)
-        return (self.predicting(models, tta, folds) + finishing) * (1 + RESERVE)
+        return (self.predicting(models, subset.tta, folds) + finishing) * (1 + RESERVE)
 
 
-def choose(costs: Costs, full: Option, options: Sequence[Option], seconds: float = inf) -> Plan | None:
+def make_plan(costs: Costs, full: Subset, compared: Sequence[Subset], seconds: float = inf) -> KernelPlan | None:
     """Return the plan to carry out in ``seconds``, None where none fits.
 
-    Everything, if it fits. Else of what was compared out of fold and fits with all folds the highest score, ties to the
-    cheaper; else with as many folds as possible, since no out-of-fold score tells what they are worth. View sets that
-    were not compared come last.
+    Everything (``full``), if it fits. Else of the subsets that were compared out of fold and fit with all folds the one
+    with the highest score, ties to the cheaper; else with as many folds as possible, since no out-of-fold score tells
+    what they are worth. View sets that were not compared come last.
     """
 
-    def plan(option: Option, folds: int, compared: bool = True) -> Plan:
-        cost = costs.total(option.models, option.tta, folds)
-        return Plan(option.models, option.tta, folds, cost, option.score if compared else None, compared)
+    def best(subsets: Iterable[Subset], folds: int, known: bool = True) -> KernelPlan | None:
+        plans = [KernelPlan(subset, folds, costs.total(subset, folds), known) for subset in subsets]
+        return max((plan for plan in plans if plan.seconds <= seconds), key=worth, default=None)
 
-    def best(plans: Iterator[Plan]) -> Plan | None:
-        fitting = [found for found in plans if found.seconds <= seconds]
-        return max(fitting, key=worth, default=None)
+    def worth(plan: KernelPlan) -> tuple[float, ...]:
+        score = -inf if plan.subset.score is None else plan.subset.score
+        return (0 if plan.compared else len(VIEWS[plan.subset.tta])), score, -plan.seconds
 
-    def worth(found: Plan) -> tuple[float, ...]:
-        unknown = -inf if found.score is None else found.score
-        return (0 if found.compared else len(VIEWS[found.tta])), unknown, -found.seconds
-
-    measured = list(options) or [full]
-    known = {(option.models, option.tta) for option in measured}
-    smaller = dict.fromkeys(
-        Option(option.models, tta)
-        for option in measured
-        for tta, views in VIEWS.items()
-        if len(views) < len(VIEWS[option.tta]) and (option.models, tta) not in known
-    )
-    if everything := best(plan(option, costs.most) for option in [full]):
+    if everything := best([full], costs.most):
         return everything
-    for candidates, compared in ((measured, True), (smaller, False)):
+    candidates = list(compared) or [full]
+    known = {(subset.models, subset.tta) for subset in candidates}
+    fewer_views = dict.fromkeys(
+        Subset(subset.models, tta)
+        for subset in candidates
+        for tta, views in VIEWS.items()
+        if len(views) < len(VIEWS[subset.tta]) and (subset.models, tta) not in known
+    )
+    for subsets, scored in ((candidates, True), (fewer_views, False)):
         for folds in range(costs.most, 0, -1):
-            if found := best(plan(option, folds, compared) for option in candidates):
+            if found := best(subsets, folds, scored):
                 return found
     return None
 
 
-def sentence(costs: Costs, full: Option, plan: Plan | None, left: float) -> str:
+def describe(costs: Costs, full: Subset, plan: KernelPlan | None, left: float) -> str:
     """Say what was measured, what all of it needs, what is left of the budget, and what the plan leaves out."""
     measured = ", ".join(f"{name} {t.scene:.3f} s and {t.view:.3f} s per view" for name, t in costs.timings.items())
     shared = f" in each of {costs.workers} workers" if costs.workers > 1 else ""
-    whole = duration(costs.total(full.models, full.tta, costs.most))
-    said = (f"a scene takes{shared} {measured}, its answer {costs.finish:.3f} s; everything needs {whole}, "
+    whole = duration(costs.total(full, costs.most))
+    line = (f"a scene takes{shared} {measured}, its answer {costs.finish:.3f} s; everything needs {whole}, "
             f"{duration(max(0, left))} are left")  # fmt: skip
     if plan is None:
-        return f"{said}; not even one fold with one view fits, so nothing is predicted"
-    dropped = []
-    if gone := [name for name in full.models if name not in plan.models]:
+        return f"{line}; not even one fold with one view fits, so nothing is predicted"
+    kept, dropped = plan.subset, []
+    if gone := [name for name in full.models if name not in kept.models]:
         dropped.append(f"the model{'s' * (len(gone) > 1)} {', '.join(gone)}")
-    if plan.tta != full.tta:
-        dropped.append(f"views: {plan.tta} ({len(VIEWS[plan.tta])}) instead of {full.tta} ({len(VIEWS[full.tta])})"
+    if kept.tta != full.tta:
+        dropped.append(f"views: {kept.tta} ({len(VIEWS[kept.tta])}) instead of {full.tta} ({len(VIEWS[full.tta])})"
                        + ("" if plan.compared else ", which were not compared out of fold"))  # fmt: skip
     if plan.folds < costs.most:
         dropped.append(f"folds: {plan.folds} of {costs.most} (what they are worth is not known out of fold)")
     if not dropped:
-        return f"{said}; nothing is left out"
-    scores = "" if plan.score is None else f"; out-of-fold score {plan.score:.4f}" + (
+        return f"{line}; nothing is left out"
+    scores = "" if kept.score is None else f"; out-of-fold score {kept.score:.4f}" + (
         "" if full.score is None else f", {full.score:.4f} with everything")  # fmt: skip
-    return f"{said}; left out: {'; '.join(dropped)}; so it needs {duration(plan.seconds)}{scores}"
+    return f"{line}; left out: {'; '.join(dropped)}; so it needs {duration(plan.seconds)}{scores}"
 
 
 # ---- the experiment -----------------------------------------------------------------------------------
-def options_of(config: Experiment, decode: Mapping[str, Any]) -> tuple[Option, list[Option]]:
-    """Return everything, and what decode.json says was compared out of fold.
+def subsets_of(config: Experiment, decision: Decision) -> tuple[Subset, list[Subset]]:
+    """Return everything, and the subsets that stage 05 compared.
 
-    Everything is what the experiment would submit: all models but those whose fitted weight is 0, with the views that
-    were chosen, or the largest set where nothing was chosen. ArtifactError for names that the experiment does not have.
+    Everything is what the experiment would submit: all models but those whose weight is 0, with the views that were
+    chosen, or the largest set where nothing was chosen. ArtifactError for names that the experiment does not have.
     """
-    weights = decode.get("weights", {}) if config.blend.is_fitted else {}
-    counting = [name for name in config.models if weights.get(name, 1) > 0]
-    tta = decode.get("tta") or config.predict.tta_sets[-1]
-    options = []
-    for stated in decode.get("plans") or ():
-        if unknown := [name for name in (*stated["models"], stated["tta"]) if name not in {*config.models, *VIEWS}]:
+    weights = decision.weights if config.blend.is_fitted else stated_weights(config)
+    models = weighted_models(config, weights)
+    compared = []
+    for row in decision.plans:
+        if unknown := [name for name in (*row.models, row.tta) if name not in {*config.models, *VIEWS}]:
             raise ArtifactError(f"decode.json: its plans name {', '.join(unknown)}, which the experiment does not have")
-        models = tuple(name for name in counting if name in stated["models"])
-        tasks = {model.task for model in config.models.values()}
-        if tasks == {config.models[name].task for name in models}:  # weights of 0 may leave a task without a model
-            options.append(Option(models, stated["tta"], stated["score"]))
-    scores = {(option.models, option.tta): option.score for option in options}
-    full = tuple(counting)
-    return Option(full, tta, scores.get((full, tta))), options
+        kept = tuple(name for name in models if name in row.models)
+        if serves_all_tasks(config, kept):  # weights of 0 may leave a task without a model
+            compared.append(replace(row, models=kept))
+    full = Subset(models, decision.variant(default_variant(config)).tta)
+    known = {(row.models, row.tta): row for row in compared}
+    return known.get((full.models, full.tta), full), compared
 
 
-def reduced(config: Experiment, models: Sequence[str], tta: str, folds: int | None = None) -> Experiment:
+def reduced(config: Experiment, subset: Subset, folds: int | None = None) -> Experiment:
     """Return the experiment with some models, one set of views, and at most ``folds`` folds of each model.
 
     Its checkpoints are there, so what they were trained from is not asked for again.
     """
     kept = {}
-    for name in models:
+    for name in subset.models:
         model = config.models[name]
         train = model.train.model_copy(update={"init_from": None, "localization": None})
         kept[name] = model.model_copy(update={"folds": config.folds_of(model)[:folds], "train": train})
-    return config.model_copy(update={"models": kept, "predict": config.predict.model_copy(update={"tta": tta})})
+    return config.model_copy(update={"models": kept, "predict": config.predict.model_copy(update={"tta": subset.tta})})

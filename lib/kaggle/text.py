@@ -155,16 +155,14 @@ def dataset_metadata(user: str, name: str, title: str, licence: str) -> dict[str
     return {"title": title, "id": f"{user}/{name}", "licenses": [{"name": licence}]}
 
 
-def kernel_metadata(
-    kind: str, file: str, user: str, title: str, dataset: str, competition: str, gpu: bool
-) -> dict[str, Any]:
-    """Return kernel-metadata.json of a "script" or "notebook"; Kaggle wants the id to be the title's slug."""
+def kernel_metadata(file: str, user: str, title: str, dataset: str, competition: str, gpu: bool) -> dict[str, Any]:
+    """Return kernel-metadata.json of a script or a notebook; Kaggle wants the id to be the title's slug."""
     return {
         "id": f"{user}/{slug(title)}",
         "title": title,
         "code_file": file,
         "language": "python",
-        "kernel_type": kind,
+        "kernel_type": "notebook" if file.endswith(".ipynb") else "script",
         "is_private": True,
         "enable_gpu": gpu,
         "enable_internet": False,

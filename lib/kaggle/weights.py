@@ -8,13 +8,14 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from lib.choose import evidence as ensemble
+from lib.choose.choice import DECODE, Decision
 from lib.competitions.contract import settings_for
 from lib.errors import ArtifactError, ConfigError
 from lib.files import write_json
@@ -23,9 +24,10 @@ from lib.models import checkpoint
 from lib.run import cli, runtime
 from lib.run.artifacts import MANIFEST, digest, read_json
 from lib.run.cli import Run
-from lib.stages.predict import fold_splits, predict
+from lib.stages import ensemble
+from lib.stages.predict import predict
 
-FILES = ("folds.csv", checkpoint.WEIGHTS, checkpoint.DESCRIPTION, ensemble.DECODE)
+FILES = ("folds.csv", checkpoint.WEIGHTS, checkpoint.DESCRIPTION, DECODE)
 """What is taken of a unit, besides its manifest."""
 
 HALF_MAX = float(torch.finfo(torch.float16).max)
@@ -69,18 +71,16 @@ def out_of_fold(config: Path, overrides: Sequence[str], weights: Path) -> dict[s
         words = ["--config", config, "--workdir", scratch, "--inputs", weights, "--split", "oof"]
         words += [word for override in overrides for word in ("--set", override)]
         run = cli.open_run(cli.parser("").parse_args([str(word) for word in words]))
-        decode = read_json(run.store.require(run.graph.decode()) / ensemble.DECODE)
-        full, _ = plan.options_of(run.config, decode)
-        run = passes.part(run, full.models, full.tta)
-        for units in fold_splits(run):
+        decision = Decision.of(run)
+        full, _ = plan.subsets_of(run.config, decision)
+        run = passes.reduced_run(run, full)
+        for units in run.predictions():
             predict(run, list(run.pending(units)))
-        for unit in run.pending([run.graph.blend("oof")]):
-            with run.build(unit, {"stage": "05"}) as folder:
-                ensemble.blend(run, "oof", folder)
-        params, competition = decode["params"], run.competition
+        run.make("05", [run.graph.blend("oof")], partial(ensemble.write, run))
+        params, competition = decision.params, run.competition
         counts = [
             competition.tally(competition.decode(levels, settings_for(scene, params)), competition.truth(scene))
-            for scene, levels in ensemble.blended(run, "oof")
+            for scene, levels in ensemble.averages(run, "oof")
         ]
         return competition.scores(np.sum(counts, 0))
 
@@ -91,7 +91,7 @@ def choose_half(run: Run, config: Path, overrides: Sequence[str], folder: Path) 
     Returns what bundle.json records: both scores, and which weights were taken.
     """
     pack(run, folder, half=True)
-    before = read_json(run.store.require(run.graph.decode()) / ensemble.DECODE)["scores"]["score"]
+    before = Decision.of(run).score
     after = out_of_fold(config, overrides, folder)["score"]
     taken = after >= before - HALF_LOSS
     if not taken:

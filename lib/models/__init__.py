@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
-
 from lib.errors import ConfigError
 from lib.models import attention_unet, classifier, hybrid, maskformer, segmentation, siamese
+from lib.models.layers import Network
 
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+ARCHITECTURES: dict[str, Callable[..., Network]] = {
     "segmentation": segmentation.build,
     "siamese": siamese.build,
     "unet": attention_unet.build_unet,
@@ -21,7 +20,7 @@ FIXED = {"hybrid": {"decoder", "encoder_depth"}, "maskformer": {"decoder", "enco
 """Fields of ``segmentation.Design`` that an architecture settles itself, beside its channels and their fusion."""
 
 
-def build(architecture: str, *, classes: int, images: int, encoder: str, **options: Any) -> nn.Module:
+def build(architecture: str, *, classes: int, images: int, encoder: str, **options: Any) -> Network:
     """Build a network: forward(x (B, 3 * images, H, W) uint8 or float in 0..255) -> logits (B, classes, H, W).
 
     A ``classifier`` gives (B, classes, 1, 1). A network with further heads gives, in training mode only, a dict with

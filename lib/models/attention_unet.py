@@ -17,7 +17,7 @@ from lib.errors import ConfigError
 from lib.models.gates import Gate
 from lib.models.heads import boundary_head
 from lib.models.layers import Normalize, head, take, use_group_norm
-from lib.models.segmentation import NORMS, Parts, SegmentationNet
+from lib.models.segmentation import NORMS, NetworkParts, SegmentationNet
 
 STEPS = 4
 UPSAMPLINGS = ("transposed", "bilinear")
@@ -122,7 +122,7 @@ def _build(
         own = ", ".join(field.name for field in fields(UNetOptions) if not field.name.startswith("encoder"))
         raise ConfigError(f"model: unknown option {', '.join(sorted(unknown))}; it has {own}")
     channels = [asked.base * 2**step for step in range(STEPS + 1)]
-    parts = Parts(
+    parts = NetworkParts(
         Encoder(3 * images, channels), Decoder(channels, gate, asked.upsampling), head(asked.base, classes, 1, 1)
     )
     for part in (parts.encoder, parts.decoder):

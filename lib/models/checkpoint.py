@@ -10,11 +10,12 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from lib.errors import ArtifactError
 from lib.files import whole_path, write_bytes
 from lib.models import build
+from lib.models.layers import Network
 
 WEIGHTS, DESCRIPTION = "best.safetensors", "network.json"
 
@@ -49,7 +50,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def load_network(folder: Path) -> nn.Module:
+def load_network(folder: Path) -> Network:
     """Build the network of a checkpoint folder and give it its weights; no download, no pretrained weights."""
     network = build(**read_description(folder)["network"])
     try:

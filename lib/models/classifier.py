@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import lib.models.resnet  # noqa: F401 - gives timm the names resnet50a, resnet101a, resnet152a
 from lib.errors import ConfigError
 from lib.models import weights
-from lib.models.layers import Normalize, take, train_depthwise_in_float32
+from lib.models.layers import Network, Normalize, take, train_depthwise_in_float32
 from lib.models.segmentation import timm_arguments
 
 
@@ -29,7 +29,7 @@ class Backbone(nn.Module):
         return self.model(x)
 
 
-class Classifier(nn.Module):
+class Classifier(Network):
     """Normalise, encode, pool, and give the logits of one label, as a mask of one pixel.
 
     forward: (B, 3 * images, H, W) uint8 or float in 0..255, H and W multiples of ``stride`` -> (B, classes, 1, 1).

@@ -1,7 +1,8 @@
-"""ASPP, U-Net and FPN in one decoder, on any encoder: the first baseline of the HuBMAP + HPA 2022 lesson notes.
+"""ASPP, U-Net and FPN in one decoder, on any encoder.
 
 The deepest features see far (atrous spatial pyramid pooling, Chen et al. 2017, arXiv 1706.05587), a U-Net brings them
-back to full size, and a feature pyramid lets the head see every level of the way, not only the last.
+back to full size, and a feature pyramid lets the head see every level of the way, not only the last. It is the first
+baseline of lesson notes on HuBMAP + HPA 2022.
 """
 
 from collections.abc import Sequence

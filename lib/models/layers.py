@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import segmentation_models_pytorch as smp
 import timm
@@ -22,9 +22,20 @@ keeps these numbers on the hub only; they are those of Cadene's pretrained-model
 Kind = TypeVar("Kind")
 
 
+class Network(nn.Module):
+    """What every architecture gives beside its logits."""
+
+    stride: int
+    """The sides of an input are multiples of it."""
+    encoder: Any
+    """A module: the part with pretrained weights, which may be frozen and learns at a rate of its own."""
+    source: dict[str, str | int] | None
+    """Where the encoder's pretrained weights came from, None without."""
+
+
 def take(kind: type[Kind], options: Mapping[str, Any]) -> tuple[Kind, dict[str, Any]]:
     """Divide the options of a network: a dataclass of those that are its fields, and the others as they are."""
-    own = {field.name for field in fields(kind)}
+    own = {field.name for field in fields(cast(Any, kind))}
     mine = {name: value for name, value in options.items() if name in own}
     return kind(**mine), {name: value for name, value in options.items() if name not in own}
 

@@ -51,7 +51,7 @@ class MaskDecoder(nn.Module):
     log s_1 - log s_0, so that its sigmoid is the same share.
     """
 
-    def __init__(self, pixels: nn.Module, deepest_channels: int, classes: int, sizes: Transformer):
+    def __init__(self, pixels: Any, deepest_channels: int, classes: int, sizes: Transformer):
         """``pixels`` makes the embeddings of pixels out of features; ``deepest_channels`` are those of the last one."""
         super().__init__()
         channels, dropout = sizes.channels, sizes.dropout

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lib.errors import ConfigError
 from lib.models import heads, weights
 from lib.models.gates import gate_skips
-from lib.models.layers import Normalize, head, take, train_depthwise_in_float32, use_group_norm
+from lib.models.layers import Network, Normalize, head, take, train_depthwise_in_float32, use_group_norm
 from lib.models.taps import SKIPS, tap_expansions
 from lib.models.unet2020 import UNet2020Decoder
 
@@ -33,7 +33,7 @@ OURS = {"self", "encoder_name", "encoder_weights", "in_channels", "classes", "ac
 
 
 @dataclass
-class Parts:
+class NetworkParts:
     """A network before it is put together; ``source`` says where the encoder's weights came from.
 
     ``boundary`` reads the decoder's output as ``head`` does, ``aux`` the encoder's features at ``heads.AUX_LEVEL``.
@@ -48,14 +48,14 @@ class Parts:
     aux: nn.Module | None = None
 
 
-class SegmentationNet(nn.Module):
+class SegmentationNet(Network):
     """Normalise, encode, decode, and give logits at the input's size.
 
     forward: (B, 3 * images, H, W) uint8 or float in 0..255, H and W multiples of ``stride`` -> (B, classes, H, W).
     With further heads, while it trains, a dict: ``logits``, ``boundary`` (B, 1, H, W), ``aux`` (B, classes, H, W).
     """
 
-    def __init__(self, parts: Parts, normalize: Normalize, dropout: float = 0.0):
+    def __init__(self, parts: NetworkParts, normalize: Normalize, dropout: float = 0.0):
         super().__init__()
         self.normalize = normalize
         self.encoder = parts.encoder
@@ -139,7 +139,7 @@ def build(*, classes: int, images: int, dropout: float = 0.0, **options: Any) ->
 
 def build_parts(
     classes: int, in_channels: int, design: Design, fuse: Callable[[list[int]], list[int]] | None = None
-) -> Parts:
+) -> NetworkParts:
     """Build encoder, decoder and head; ``fuse``: what becomes of the encoder's channel counts before the decoder.
 
     Raises ConfigError for what cannot be built.
@@ -164,7 +164,7 @@ def build_parts(
                 arguments = timm_arguments(encoder, source, design.encoder_options)
                 arguments = {"encoder_weights": arguments.pop("weights"), **arguments}
                 net = smp.DPT(encoder, in_channels=in_channels, classes=classes, **arguments, **options)
-                parts = Parts(net.encoder, net.decoder, net.segmentation_head)
+                parts = NetworkParts(net.encoder, net.decoder, net.segmentation_head)
             else:
                 options = _shorten(decoder, design.upsample_logits, options)
                 parts = _around(create, design, classes, fuse, options)
@@ -214,7 +214,7 @@ def _around(
     classes: int,
     fuse: Callable[[list[int]], list[int]] | None,
     options: Mapping[str, Any],
-) -> Parts:
+) -> NetworkParts:
     """Build smp's decoder around our own encoder, by smp's registry of custom encoders.
 
     The architecture itself decides on depth and output stride and passes them on to ``create``. The entry's name
@@ -231,7 +231,7 @@ def _around(
         net = smp.create_model(design.decoder, name, encoder_weights=None, classes=classes, **options)
     finally:
         del smp.encoders.encoders[name]
-    return Parts(net.encoder.encoder, net.decoder, net.segmentation_head)
+    return NetworkParts(net.encoder.encoder, net.decoder, net.segmentation_head)
 
 
 def _unet2020(
@@ -239,10 +239,10 @@ def _unet2020(
     classes: int,
     fuse: Callable[[list[int]], list[int]] | None,
     decoder_channels: tuple[int, ...] = (256, 256, 128, 64),
-) -> Parts:
+) -> NetworkParts:
     channels = fuse(list(encoder.out_channels)) if fuse else list(encoder.out_channels)
     decoder = UNet2020Decoder(channels, decoder_channels)
-    return Parts(encoder, decoder, head(decoder_channels[-1], classes, kernel=1, upsampling=2))
+    return NetworkParts(encoder, decoder, head(decoder_channels[-1], classes, kernel=1, upsampling=2))
 
 
 def _shorten(decoder: str, upsample_logits: int, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lib.errors import ConfigError
 from lib.models.layers import Normalize, take
-from lib.models.segmentation import Design, Parts, SegmentationNet, build_parts
+from lib.models.segmentation import Design, NetworkParts, SegmentationNet, build_parts
 
 FUSIONS = ("concat", "diff", "sum")
 BOTTLENECKS = ("post", "both")
@@ -49,7 +49,7 @@ class SiameseNet(SegmentationNet):
     multiples of ``stride`` -> logits (B, classes, H, W).
     """
 
-    def __init__(self, parts: Parts, normalize: Normalize, dropout: float, fusion: Fusion):
+    def __init__(self, parts: NetworkParts, normalize: Normalize, dropout: float, fusion: Fusion):
         super().__init__(parts, normalize, dropout)
         self.fusion = fusion
 

@@ -1,4 +1,7 @@
-"""The decoder of the second place of xView2 2020, without norms (github.com/selimsef/xview2_solution)."""
+"""A U-Net decoder without norms.
+
+It is that of the second place of xView2 2020, github.com/selimsef/xview2_solution.
+"""
 
 from collections.abc import Sequence
 

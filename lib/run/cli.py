@@ -1,7 +1,8 @@
 """The same flags, words and exit codes for all six stages.
 
-A stage script asks ``start`` for a ``Run``, walks ``Run.pending(units)`` and builds each. Errors written for the user
-end with exit code 2, an interrupt with 130.
+A stage script asks ``start`` for a ``Run`` and lets it make the units: all of them by ``Run.make``, or one at a time by
+walking ``Run.pending(units)`` and calling ``Run.build``. Errors written for the user end with exit code 2, an interrupt
+with 130.
 """
 
 import argparse
@@ -13,21 +14,27 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from lib.competitions import open_competition
 from lib.competitions.contract import Competition, Scene
-from lib.config.load import load
+from lib.config import check
+from lib.config.load import load, refusal
 from lib.config.sections import Experiment
-from lib.errors import ArtifactError, PipelineError
+from lib.errors import ArtifactError, ConfigError, DataError, PipelineError
 from lib.run import runtime
 from lib.run.artifacts import Store, Unit
-from lib.run.graph import SPLITS, Graph, check_only, teachers
-from lib.scenes.folds import read_folds
+from lib.run.graph import SPLITS, STAGE_OF_TASK, Graph, check_only, teachers
+
+if TYPE_CHECKING:  # imported where they are used: a stage that has nothing to do answers without them
+    import pandas as pd
+    import torch
+
+    from lib.scenes import folds as _  # noqa: F401 - tells the kernel's builder what ``Run.folds`` needs
 
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
 
@@ -45,7 +52,31 @@ class Run:
     splits: tuple[str, ...]
     force: bool
     strict: bool
-    device: Any
+
+    @cached_property
+    def device(self) -> "torch.device":
+        """The device of this process. Raises ConfigError for a GPU this torch has no code for."""
+        return runtime.device()
+
+    def on(self, device: "torch.device") -> "Run":
+        """Return the same run on another device."""
+        other = copy(self)
+        other.device = device
+        return other
+
+    def checkpoints(self, task: str) -> Iterator[Unit]:
+        """Yield the checkpoints that the flags ask for: every model of the task on every fold it is trained on."""
+        for name, model in self.graph.models(task, self.only).items():
+            for fold in self.config.folds_of(model):
+                if self.fold in (None, fold):
+                    yield self.graph.checkpoint(name, fold)
+
+    def predictions(self) -> Iterator[list[Unit]]:
+        """Yield, checkpoint by checkpoint, the splits that the flags ask to predict with it."""
+        for name, model in self.graph.models(only=self.only).items():
+            for fold in self.config.folds_of(model):
+                if self.fold in (None, fold):
+                    yield [self.graph.probs(name, fold, split) for split in self.splits if self.has_split(split)]
 
     def pending(self, units: Iterable[Unit]) -> Iterator[Unit]:
         """Yield the units that must be built, and say of every other one why it is skipped."""
@@ -91,6 +122,13 @@ class Run:
             runtime.barrier()
         say(f"{unit.key}: done in {duration(time.time() - started)}")
 
+    def make(self, stage: str, units: Iterable[Unit], write: Callable[[Unit, Path], dict[str, Any]]) -> None:
+        """Build every unit that must be built: ``write(unit, folder)`` fills it and returns what its manifest says."""
+        for unit in self.pending(units):
+            record: dict[str, Any] = {"stage": stage}
+            with self.build(unit, record) as folder:
+                record |= write(unit, folder)
+
     def has(self, task: str) -> bool:
         """Tell whether the experiment has a model of ``task``; say so where it has none."""
         found = task in self.competition.tasks and bool(self.graph.models(task))
@@ -102,8 +140,10 @@ class Run:
         """Tell whether there are scenes of ``split``; out-of-fold scenes always exist."""
         return split == "oof" or bool(self.graph.test_ids)
 
-    def folds(self) -> pd.DataFrame:
+    def folds(self) -> "pd.DataFrame":
         """Return the finished folds.csv; ArtifactError naming the command where stage 01 has to run."""
+        from lib.scenes.folds import read_folds
+
         return read_folds(self.store.require(self.graph.folds()) / "folds.csv")
 
     def scenes(self, split: str) -> list[Scene]:
@@ -139,34 +179,67 @@ def parser(doc: str) -> argparse.ArgumentParser:
     return flags
 
 
-def start(doc: str, argv: Sequence[str] | None = None, task: str | None = None) -> Run:
-    """Read the flags, the experiment and the list of scenes; write the embedded demo set where it is asked for."""
-    return open_run(parser(doc).parse_args(argv), task)
+def start(doc: str, argv: Sequence[str] | None = None, task: str | None = None, inspects: bool = False) -> Run:
+    """Read the flags, the experiment and the list of scenes; arguments and errors as of ``open_run``."""
+    return open_run(parser(doc).parse_args(argv), task, inspects)
 
 
-def open_run(args: argparse.Namespace, task: str | None = None) -> Run:
-    """Turn parsed flags into a Run."""
+def open_run(args: argparse.Namespace, task: str | None = None, inspects: bool = False) -> Run:
+    """Turn parsed flags into a Run; write the embedded demo set where it is asked for.
+
+    task: the role that the stage trains. inspects: the stage looks into the data itself, so that it may begin without a
+    usable scene. Raises ConfigError with all that is wrong with the settings, DataError where there are no scenes.
+    """
     quiet()
-    config = load(args.config, args.overrides)
-    if config.data.synthetic:
-        from lib.competitions import synthetic  # here, since inference elsewhere goes without it
-
-        wanted = config.data.synthetic
-        synthetic.write(config.competition, config.data.root, scenes=wanted.scenes,
-                        test_scenes=wanted.test_scenes, size=wanted.size, seed=wanted.seed)  # fmt: skip
-    competition = open_competition(config.competition, config.data.root, config.data.options)
-    store = Store(args.workdir / config.name, tuple(args.inputs), runtime.code_version())
-    frozen = any((root / "01_folds" / "manifest.json").exists() for root in args.inputs)
+    code = runtime.code_version()
+    frozen = _attached(args.inputs)
+    config, competition = check.open_experiment(args.config, args.overrides, args.workdir, "" if frozen else code)
+    store = Store(args.workdir / config.name, tuple(args.inputs), code)
+    train, test = [], competition.scenes("test")
+    try:
+        train = [] if frozen else competition.scenes("train")
+    except DataError:
+        if not inspects:
+            raise
+    if faults := check.scene_faults(config, train):
+        raise refusal(args.config, faults)
     graph = Graph(
         config,
-        train_ids=() if frozen else [scene.id for scene in competition.scenes("train")],
-        test_ids=[scene.id for scene in competition.scenes("test")],
+        train_ids=[scene.id for scene in train],
+        test_ids=[scene.id for scene in test],
         flags=_flags(args),
         teachers={} if frozen else teachers(config, args.workdir),
     )
     check_only(graph, task, args.only, args.fold)
-    return Run(config, competition, store, graph, args.only, args.fold, (args.split,) if args.split else SPLITS,
-               args.force, args.strict, runtime.device())  # fmt: skip
+    run = Run(config, competition, store, graph, args.only, args.fold, (args.split,) if args.split else SPLITS,
+              args.force, args.strict)  # fmt: skip
+    if task is not None:
+        _check_weights(run, task, args)
+    return run
+
+
+def _attached(inputs: Sequence[Path]) -> bool:
+    """Tell whether the folders of ``--inputs`` hold finished folds. ConfigError where one is no experiment's folder."""
+    stages = ("01_folds", *(folder for folder, _ in STAGE_OF_TASK.values()), "04_probs", "05_ensemble")
+    for root in inputs:
+        if not root.is_dir():
+            raise ConfigError(f"--inputs {root}: expected an experiment's folder, found "
+                              + ("a file" if root.exists() else "nothing there"))  # fmt: skip
+        if not any((root / stage).is_dir() for stage in stages):
+            raise ConfigError(f"--inputs {root}: expected an experiment's folder, as workdir/<name>, found none of "
+                              f"{', '.join(stages)} in it")  # fmt: skip
+    return any((root / "01_folds" / "manifest.json").exists() for root in inputs)
+
+
+def _check_weights(run: Run, task: str, args: argparse.Namespace) -> None:
+    """Raise ConfigError unless the pretrained weights of all models that are yet to be trained are to be had."""
+    waiting = {unit.key.split("/")[1] for unit in run.checkpoints(task)
+               if args.force or run.store.status(unit) not in ("done", "frozen")}  # fmt: skip
+    if waiting:
+        from lib.config.networks import weight_faults
+
+        if faults := weight_faults(run.config, sorted(waiting)):
+            raise refusal(args.config, faults)
 
 
 def lint(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ import multiprocessing
 import pickle
 import signal
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -97,7 +97,7 @@ class Pool:
         with self._drained(busy):
             return [self._receive(number, busy) for number in range(len(self))]
 
-    def share(self, method: str, calls: Iterable[tuple]) -> Iterator[Any]:
+    def share(self, method: str, calls: Iterable[tuple]) -> Generator[Any, None, None]:
         """Call a method with each of many lists of arguments, by whoever is free; yields results as they come.
 
         Arguments are taken when a worker is free for them. What a worker raises is raised here.

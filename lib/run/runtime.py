@@ -13,19 +13,21 @@ from contextlib import contextmanager
 from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import torch
-import torch.distributed as dist
+from typing import TYPE_CHECKING, Any
 
 from lib.errors import ConfigError
+
+if TYPE_CHECKING:  # torch takes seconds to import; a stage that has nothing to do goes without it
+    import torch
 
 PACKAGES = ("torch", "torchvision", "timm", "segmentation-models-pytorch", "albumentations", "numpy", "pandas",
             "opencv-python-headless", "scikit-learn", "scikit-image", "rasterio", "shapely")  # fmt: skip
 
 
-def device() -> torch.device:
+def device() -> "torch.device":
     """Return this process's CUDA device, or the CPU. Raises ConfigError for a GPU this torch has no code for."""
+    import torch
+
     if not torch.cuda.is_available():
         return torch.device("cpu")
     index = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
@@ -47,7 +49,7 @@ def runs_on(capability: tuple[int, int], built: list[str]) -> bool:
     return not known or any(code // 10 == capability[0] and code % 10 <= capability[1] for code in known)
 
 
-def precision_on(device: torch.device, wanted: str, cpu_precision: str = "bfloat16") -> str:
+def precision_on(device: "torch.device", wanted: str, cpu_precision: str = "bfloat16") -> str:
     """Return the arithmetic really used: float16 becomes ``cpu_precision`` on a CPU, all else is as wanted."""
     return cpu_precision if wanted == "float16" and device.type == "cpu" else wanted
 
@@ -68,6 +70,9 @@ def process_group():
     if world_size() == 1:
         yield
         return
+    import torch
+    import torch.distributed as dist
+
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=timedelta(hours=2))  # the first process validates alone meanwhile
     try:
@@ -81,17 +86,26 @@ def process_group():
 
 def barrier() -> None:
     """Wait for the other processes, if there are any."""
-    if dist.is_initialized():
-        dist.barrier()
+    if (group := _group()) is not None:
+        group.barrier()
 
 
 def agree(decision: bool) -> bool:
     """Return the first process's decision in every process."""
-    if not dist.is_initialized():
+    if (group := _group()) is None:
         return decision
     box = [decision]
-    dist.broadcast_object_list(box, src=0)
+    group.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def _group() -> Any:
+    """Return torch.distributed where this process has joined a group, else None."""
+    if world_size() == 1 and "torch.distributed" not in sys.modules:
+        return None
+    import torch.distributed as dist
+
+    return dist if dist.is_initialized() else None
 
 
 @contextmanager
@@ -121,19 +135,25 @@ def ignore_interrupts(_worker: int) -> None:
 
 def use_tf32(allowed: bool) -> None:
     """Switch TF32 matrix products and convolutions on CUDA on or off."""
+    import torch
+
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
 
 
 def deterministic() -> None:
     """Ask for the same result from the same inputs; cuDNN may not pick algorithms by timing."""
+    import torch
+
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
 
 
-def peak_memory_mib(device: torch.device) -> float:
+def peak_memory_mib(device: "torch.device") -> float:
     """Return the most memory this process has held: on the GPU if it uses one, else resident on the host."""
     if device.type == "cuda":
+        import torch
+
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(kib / (2**20 if sys.platform == "darwin" else 2**10), 1)
@@ -148,8 +168,10 @@ def code_version() -> str:
     return seen.hexdigest()[:12]
 
 
-def provenance(device: torch.device) -> dict[str, Any]:
+def provenance(device: "torch.device") -> dict[str, Any]:
     """Return what a manifest records of the machine: versions, git commit, command, device."""
+    import torch
+
     git = {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))}
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {

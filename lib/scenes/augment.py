@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from lib.errors import ConfigError
-from lib.scenes.stain import StainJitter
+from lib.scenes.stain import restain
 from lib.scenes.warp import bend, bent, cut, elastic, place, slide, turn, warp
 from lib.tasks import IGNORE
 
@@ -28,7 +28,7 @@ EIGENVECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140],
 
 
 class Lighting(A.ImageOnlyTransform):
-    """Shift RGB along the colour axes of ImageNet by normal amounts (AlexNet's PCA lighting; 2nd place of xView2).
+    """Shift RGB along the colour axes of ImageNet by normal amounts (PCA lighting, Krizhevsky et al. 2012).
 
     albumentations' FancyPCA takes the axes from each image instead, so pre and post would shift apart.
     """
@@ -45,6 +45,29 @@ class Lighting(A.ImageOnlyTransform):
     def apply(self, img: np.ndarray, shift: np.ndarray, **params) -> np.ndarray:
         four: Any = (*shift, 0)  # OpenCV's types know no tuples of numbers here
         return cv2.add(img, four)  # saturates
+
+
+class StainJitter(A.ImageOnlyTransform):
+    """Scale and shift the amounts of haematoxylin, eosin and DAB (Tellez et al. 2018).
+
+    scale: half-width of the factors around 1. shift: half-width of what is added, in optical density (natural log).
+    albumentations' HEStain projects onto two stains, which turns DAB's brown into violet; here the three vectors of
+    Ruifrok & Johnston (2001) span all colours, and a jitter of nothing changes nothing.
+    """
+
+    def __init__(self, scale: float = 0.2, shift: float = 0.05, p: float = 0.5):
+        super().__init__(p=p)
+        self.scale, self.shift = scale, shift
+
+    def get_params(self) -> dict[str, np.ndarray]:
+        """Draw factors and shifts of the three stains: (3,) float64 each."""
+        return {
+            "factors": self.random_generator.uniform(1 - self.scale, 1 + self.scale, 3),
+            "shifts": self.random_generator.uniform(-self.shift, self.shift, 3),
+        }
+
+    def apply(self, img: np.ndarray, factors: np.ndarray, shifts: np.ndarray, **params) -> np.ndarray:
+        return restain(img, factors, shifts)
 
 
 FLIPS = {"none": 1, "horizontal": 2, "dihedral": 8}
@@ -83,7 +106,7 @@ class Preset:
 PRESETS = {
     "none": Preset(),
     # xView2 2nd place, localization. SafeRotate grew the canvas: the crop after it lay anywhere in the turned scene.
-    "selim2020_loc": Preset(
+    "aerial_strong": Preset(
         scale=(0.7, 1.3),
         scale_p=0.8,
         rotate=45,
@@ -98,7 +121,7 @@ PRESETS = {
         ],
     ),
     # xView2 2nd place, damage.
-    "selim2020_cls": Preset(
+    "aerial_mild": Preset(
         scale=(0.8, 1.2),
         rotate=10,
         rotate_p=0.1,
@@ -145,7 +168,7 @@ PRESETS = {
         ],
     ),
     # Tissue of many organs, scanners and stains: pixels of 0.2 to 6 micrometres, H&E, PAS and DAB.
-    "hubmap": Preset(
+    "tissue": Preset(
         scale=(0.5, 2.0),
         rotate=45,
         rotate_p=0.3,
@@ -178,7 +201,7 @@ PRESETS = {
     ),
     # Faces on a camera, in the order of its making: lens, exposure, sensor, size, codec. Hue is left alone, the moire
     # of a filmed screen is the cue.
-    "liveness": Preset(
+    "faces": Preset(
         scale=(0.8, 1.1),
         rotate=10,
         rotate_p=0.5,
@@ -209,6 +232,15 @@ PRESETS = {
         ],
     ),
 }
+
+OLDER = {
+    "selim2020_loc": "aerial_strong",
+    "selim2020_cls": "aerial_mild",
+    "hubmap": "tissue",
+    "liveness": "faces",
+}
+"""Older names of presets in experiment files."""
+PRESETS |= {old: PRESETS[new] for old, new in OLDER.items()}
 
 TRIES = 10
 """How often a window of some area and proportions is drawn before one that fits the scene is taken."""

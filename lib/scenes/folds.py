@@ -210,6 +210,6 @@ def _check_ids(path: Path, ids: pd.Series) -> None:
         raise DataError(f"{path}: expected every id once, got {len(repeated)} repeated ({_listed(repeated)})")
 
 
-def _listed(names: Sequence[str], limit: int = 3) -> str:
-    """Join the first few names for a sentence."""
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+def _listed(names: Sequence[str]) -> str:
+    """Join the first three names for a sentence."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,7 +1,7 @@
-"""Building outlines (WKT or shapely) to masks, by the one rule that equals xBD's own target images.
+"""Outlines (WKT or shapely) to masks: round the vertices (half to even), then ``cv2.fillPoly``.
 
-The rule: round the vertices (half to even), then ``cv2.fillPoly``. Of 210,651 building pixels of official post-event
-targets none differs; truncating the vertices, or drawing with PIL or rasterio, changes 10 to 12 thousand of them.
+Of 210,651 building pixels of xBD's official targets none differs from this rule; truncating the vertices, or drawing
+with PIL or rasterio, changes 10 to 12 thousand of them.
 """
 
 from collections.abc import Sequence

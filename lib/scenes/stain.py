@@ -7,11 +7,10 @@ Both are for brightfield slides, where a stain takes light away and glass is whi
 import sys
 from typing import NamedTuple
 
-import albumentations as A
 import cv2
 import numpy as np
+import skimage  # its parts are imported when they are first used
 from numpy.typing import ArrayLike
-from skimage.color import hed_from_rgb, rgb_from_hed
 
 DENSITY = -np.log(np.maximum(np.arange(256), 1) / 255).astype(np.float32)
 """Optical density of each level: Beer-Lambert, a layer of twice the stain has twice the density."""
@@ -20,31 +19,9 @@ GLASS = (85.0, 95.0)
 """L* from which a pixel begins to count as glass, and from which it is nothing else."""
 
 
-class StainJitter(A.ImageOnlyTransform):
-    """Scale and shift the amounts of haematoxylin, eosin and DAB (Tellez et al. 2018).
-
-    scale: half-width of the factors around 1. shift: half-width of what is added, in optical density (natural log).
-    albumentations' HEStain projects onto two stains, which turns DAB's brown into violet; here the three vectors of
-    Ruifrok & Johnston (2001) span all colours, and a jitter of nothing changes nothing.
-    """
-
-    def __init__(self, scale: float = 0.2, shift: float = 0.05, p: float = 0.5):
-        super().__init__(p=p)
-        self.scale, self.shift = scale, shift
-
-    def get_params(self) -> dict[str, np.ndarray]:
-        """Draw factors and shifts of the three stains: (3,) float64 each."""
-        return {
-            "factors": self.random_generator.uniform(1 - self.scale, 1 + self.scale, 3),
-            "shifts": self.random_generator.uniform(-self.shift, self.shift, 3),
-        }
-
-    def apply(self, img: np.ndarray, factors: np.ndarray, shifts: np.ndarray, **params) -> np.ndarray:
-        return restain(img, factors, shifts)
-
-
 def restain(image: np.ndarray, factors: ArrayLike, shifts: ArrayLike) -> np.ndarray:
     """Multiply the amounts of haematoxylin, eosin and DAB in an (H, W, 3) uint8 image and add to them."""
+    hed_from_rgb, rgb_from_hed = skimage.color.hed_from_rgb, skimage.color.rgb_from_hed
     mix = hed_from_rgb @ np.diag(factors) @ rgb_from_hed  # density (row) -> amounts -> changed -> density
     matrix = np.column_stack([mix.T, np.asarray(shifts) @ rgb_from_hed])  # as OpenCV multiplies: columns, offset last
     density = cv2.transform(cv2.LUT(image, DENSITY), matrix)  # (H, W, 3) float32

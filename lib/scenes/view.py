@@ -51,7 +51,7 @@ class View(Section):
         """Return the rows and columns that are seen of a scene resized to ``shape``, which may be a multiple of the
         view's size: all, or the centre crop."""
         height, width = shape
-        if self.crop is not None:
+        if self.crop is not None and self.size is not None:  # a crop is stated in pixels of a size
             height = width = max(1, round(min(shape) * self.crop / self.size))
         top, left = (shape[0] - height) // 2, (shape[1] - width) // 2
         return slice(top, top + height), slice(left, left + width)

@@ -15,12 +15,14 @@ from lib.files import whole_file, write_json
 from lib.run.cli import say
 from lib.scenes import audit, embed, folds, pairs
 
+FINDINGS = "findings.csv"
+
 
 def check(competition: Competition, folder: Path, strict: bool) -> Iterator[str]:
     """Read all data once, write what was found to findings.csv, yield it in words. DataError under ``strict``."""
     findings = competition.inspect()
     columns = list(Finding.__dataclass_fields__)
-    with whole_file(folder / "findings.csv") as file:
+    with whole_file(folder / FINDINGS) as file:
         pd.DataFrame([vars(f) for f in findings], columns=columns).to_csv(file, index=False)
     lines = summarize(findings)
     if strict and findings:
@@ -30,8 +32,11 @@ def check(competition: Competition, folder: Path, strict: bool) -> Iterator[str]
 
 
 def split(competition: Competition, section: Folds, folder: Path) -> Iterator[str]:
-    """Write folds.csv and audit.json, yield the audit in words."""
-    scenes = competition.scenes("train")
+    """Write folds.csv and audit.json, yield the audit in words. DataError where no scene can be used."""
+    try:
+        scenes = competition.scenes("train")
+    except DataError as error:
+        raise DataError(f"{error}; all that was found is listed in {folder / FINDINGS}") from error
     groups = folds.groups(scenes, section.scheme, section.block_km)
     flags = list(competition.flags)
     strata = pd.DataFrame([competition.strata(scene) for scene in scenes], columns=flags)
@@ -68,6 +73,7 @@ def audit_lines(competition: Competition, table: pd.DataFrame) -> list[str]:
 
 def _given(section: Folds, table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     """Take the folds of a given file; scenes and flags stay those of the data. Returns how many ids were not needed."""
+    assert section.file is not None, "only a given file is taken"
     given = folds.read_folds(section.file)
     here = given["id"].isin(table["id"])
     given, unused = given[here], int((~here).sum())
@@ -83,10 +89,11 @@ def _looks(competition: Competition, scenes: list[Scene], embedder: embed.Embedd
 
     def one(scene: Scene) -> tuple[list[int], np.ndarray | None]:
         frames = pairs.frames(competition.read(scene, competition.images[0]))
-        return [pairs.perceptual_hash(frame) for frame in frames], embedder and embedder(frames)
+        return [pairs.perceptual_hash(frame) for frame in frames], embedder(frames) if embedder else None
 
     with ThreadPoolExecutor(max_workers=2) as pool:
         found = list(tqdm(pool.map(one, scenes), "audit", total=len(scenes), leave=False, disable=None))
     named = dict(zip((scene.id for scene in scenes), found, strict=True))
     hashes = {name: codes for name, (codes, _) in named.items()}
-    return audit.Looks(hashes, {name: vectors for name, (_, vectors) in named.items()} if embedder else None)
+    vectors = {name: found for name, (_, found) in named.items() if found is not None}
+    return audit.Looks(hashes, vectors if embedder else None)

@@ -3,9 +3,9 @@
 import copy
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,14 +27,6 @@ NAMED = 3
 """Failed scenes whose errors are printed."""
 
 
-def fold_splits(run: Run) -> Iterator[list[Unit]]:
-    """Yield, checkpoint by checkpoint, the splits to predict with it."""
-    for name, model in run.graph.models(only=run.only).items():
-        for fold in run.config.folds_of(model):
-            if run.fold in (None, fold):
-                yield [run.graph.probs(name, fold, split) for split in run.splits if run.has_split(split)]
-
-
 def open_pool(run: Run, start: str = "spawn") -> Pool:
     """Return the processes that share the scenes of a run; they begin when they are first needed."""
     return Pool(Networks, devices(run.config.predict.workers, run.device), start)
@@ -48,8 +40,8 @@ def predict(run: Run, units: list[Unit], pool: Pool | None = None, tick: Callabl
     """
     if not units:
         return
-    _, _, name, fold, _ = units[0].key.split("/")
-    fold = int(fold.removeprefix("fold"))
+    _, _, name, place, _ = units[0].key.split("/")
+    fold = int(place.removeprefix("fold"))
     pool = Pool(Networks, [run.device]) if pool is None else pool
     asked = run.config.predict.precision
     used = pool.each("load", run, name, fold)[0]
@@ -125,19 +117,24 @@ class Measured(NamedTuple):
 class Networks:
     """What a worker predicts with: a device, and the checkpoint that it has loaded."""
 
+    run: Run
+    """That of the loaded checkpoint."""
+
     def __init__(self, device: torch.device):
         quiet()
         self.device = device
-        self.run: Run | None = None
         if device.type == "cuda":
             torch.cuda.set_device(device)
 
     def load(self, run: Run, name: str, fold: int) -> str:
         """Load a checkpoint of model ``name``; returns the precision that is really used."""
-        self.run = replace(run, device=self.device)
+        self.run = run.on(self.device)
         folder = run.store.require(run.graph.checkpoint(name, fold))
         self.description = checkpoint.read_description(folder)
-        self.predictor = open_predictor(self.run, folder, name)
+        model = run.config.models[name]
+        activate = run.competition.tasks[model.task].activate
+        network = checkpoint.load_network(folder)
+        self.predictor = Predictor(network, activate, run.config.predict, model.view, self.device)
         return self.predictor.precision
 
     def predict(self, scene: Scene, out: Path) -> Outcome:
@@ -146,7 +143,7 @@ class Networks:
         An error of the scene is returned where there is a fallback; an error of the disk or of the GPU is raised.
         """
         predict = self.run.config.predict
-        paths = {name: levels_path(out, predict.tta_sets, name, scene.id) for name in self.predictor.sets}
+        paths = self.paths(out, scene)
         if all(path.exists() for path in paths.values()):  # files of an interrupted run are whole
             return Outcome(scene.id, 0.0)
         started = time.perf_counter()
@@ -170,7 +167,6 @@ class Networks:
         found.folder.mkdir(parents=True)
         warm = False
         for scene in scenes:
-            paths = {tta: levels_path(found.folder, self.predictor.sets, tta, scene.id) for tta in self.predictor.sets}
             try:
                 if not warm:
                     self.levels(scene, self.read(scene))
@@ -183,7 +179,7 @@ class Networks:
             except Exception as error:  # noqa: BLE001 as in ``predict``
                 found.failed[scene.id] = self.reason(error)
                 continue
-            self.write(levels, paths)
+            self.write(levels, self.paths(found.folder, scene))
             written = time.perf_counter()
             found.seconds[scene.id] = read - started + written - predicted, predicted - read
             if len(found.seconds) == wanted:
@@ -193,6 +189,11 @@ class Networks:
     def read(self, scene: Scene) -> np.ndarray:
         """Read what the network is given of a scene."""
         return read_stack(self.run.competition, scene, self.description["images"])
+
+    def paths(self, folder: Path, scene: Scene) -> dict[str, Path]:
+        """Return set of views -> the file of a scene's levels."""
+        sets = self.predictor.sets
+        return {views: levels_path(folder, sets, views, scene.id) for views in sets}
 
     def write(self, levels: Mapping[str, np.ndarray], paths: Mapping[str, Path]) -> None:
         """Write the levels of each set of views."""
@@ -239,13 +240,6 @@ def halved(predictor: Predictor) -> Predictor | None:
     smaller = copy.copy(predictor)
     smaller.tile, smaller.overlap = tile, min(predictor.overlap // 2, tile - stride)
     return smaller
-
-
-def open_predictor(run: Run, folder: Path, name: str) -> Predictor:
-    """Build the predictor of a checkpoint of model ``name``."""
-    model = run.config.models[name]
-    activate = run.competition.tasks[model.task].activate
-    return Predictor(checkpoint.load_network(folder), activate, run.config.predict, model.view, run.device)
 
 
 def scenes_of(run: Run, split: str, fold: int) -> list[Scene]:

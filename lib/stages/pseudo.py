@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lib.competitions.contract import Scene
-from lib.config.sections import Model, Predict
+from lib.config.sections import Model, Predict, Pseudo
 from lib.ensemble.blend import blend
 from lib.errors import ConfigError
 from lib.run.artifacts import MANIFEST, read_json
@@ -50,9 +50,9 @@ def order(labelled: list[int], first: int, count: int, share: float) -> list[int
     return labelled + [first + k % count for k in range(wanted)]
 
 
-def labels(run: Run, model: Model, fold: int) -> PseudoLabels:
+def labels(run: Run, model: Model, asked: Pseudo, fold: int) -> PseudoLabels:
     """Return the pseudo-labels for a fold. ConfigError where the earlier experiment divides scenes otherwise."""
-    scenes, asked = run.scenes("test"), model.train.pseudo
+    scenes = run.scenes("test")
     if not scenes:
         raise ConfigError("train.pseudo: the competition has no unlabelled scenes here")
     earlier = run.store.root.parent / asked.experiment

@@ -1,4 +1,4 @@
-"""Stage 06: decode the blended scenes, write the competition's files, read them back, lint and score them."""
+"""Stage 06: decode the averaged scenes, write the competition's files, read them back, lint and score them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,25 +7,32 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lib.choose.evidence import DECODE, blended
+from lib.choose.choice import Decision
 from lib.competitions.contract import Answer, Scene, settings_for
 from lib.errors import ArtifactError
-from lib.run.artifacts import read_json
+from lib.run.artifacts import Unit
 from lib.run.cli import Run
+from lib.stages.ensemble import averages
 
 
-def write(run: Run, split: str, folder: Path) -> dict[str, Any]:
-    """Write the submission of a split and lint what lies on disk; out-of-fold files are scored like any other.
+def units(run: Run) -> list[Unit]:
+    """Return what stage 06 builds for the splits that were asked for."""
+    return [run.graph.submission(split) for split in run.splits if run.has_split(split)]
 
-    ArtifactError where the linter finds anything, or the score of the files is not the score of stage 05.
+
+def write(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
+    """Write the submission of a unit's split and lint what lies on disk; returns what the manifest records.
+
+    Out-of-fold files are read back and scored like any other. ArtifactError where the linter finds anything, or the
+    score of the files is not the score of stage 05.
     """
-    chosen = read_json(run.store.require(run.graph.decode()) / DECODE)
+    decision, split = Decision.of(run), unit.name
     competition, scenes = run.competition, []
 
     def answers() -> Iterator[tuple[Scene, Answer]]:
-        for scene, levels in tqdm(blended(run, split), f"submission {split}", leave=False, disable=None):
+        for scene, levels in tqdm(averages(run, split), f"submission {split}", leave=False, disable=None):
             scenes.append(scene)
-            yield scene, competition.decode(levels, settings_for(scene, chosen["params"]))
+            yield scene, competition.decode(levels, settings_for(scene, decision.params))
 
     competition.write_submission(answers(), folder)
     faults = competition.lint(folder, scenes)
@@ -35,6 +42,6 @@ def write(run: Run, split: str, folder: Path) -> dict[str, Any]:
     if split == "oof":
         tallies = [competition.tally(competition.read_submission(folder, s), competition.truth(s)) for s in scenes]
         outcome["scores"] = competition.scores(np.sum(tallies, 0))
-        if outcome["scores"] != chosen["scores"]:
-            raise ArtifactError(f"{folder}: the files score {outcome['scores']}, stage 05 found {chosen['scores']}")
+        if outcome["scores"] != decision.scores:
+            raise ArtifactError(f"{folder}: the files score {outcome['scores']}, stage 05 found {decision.scores}")
     return outcome

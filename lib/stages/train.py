@@ -1,19 +1,18 @@
 """Stages 02 and 03: one network of a task on one fold. The two stages differ only in their task."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from lib.competitions.contract import Competition, Scene
 from lib.config.sections import Model, Train
 from lib.errors import ArtifactError
 from lib.inference.scene import read_stack
 from lib.models import build, checkpoint, init, licences, weights
+from lib.models.layers import Network
 from lib.run import runtime
 from lib.run.artifacts import Unit
 from lib.run.cli import Run, say
@@ -25,23 +24,15 @@ from lib.stages import folds, pseudo
 from lib.stages.pseudo import PseudoLabels
 from lib.tasks import Task
 from lib.training.balance import median_frequency
-from lib.training.dataset import CropDataset, FrameDataset, SampleStream, Source, repeat_scenes
-from lib.training.fit import Fit, Job
+from lib.training.dataset import CropDataset, FrameDataset, SampleStream, TrainingSet, repeat_scenes
+from lib.training.fit import Fit, Place
 from lib.training.judge import Judge, plain_predictor
-
-
-def checkpoints(run: Run, task: str) -> Iterator[Unit]:
-    """Yield the checkpoints that the flags ask for: every model of the task on every fold it is trained on."""
-    for name, model in run.graph.models(task, run.only).items():
-        for fold in run.config.folds_of(model):
-            if run.fold in (None, fold):
-                yield run.graph.checkpoint(name, fold)
 
 
 def train(run: Run, unit: Unit) -> None:
     """Train the network of one checkpoint; under torchrun all processes work on it together."""
-    _, name, fold = unit.key.split("/")
-    model, fold = run.config.models[name], int(fold.removeprefix("fold"))
+    _, name, place = unit.key.split("/")
+    model, fold = run.config.models[name], int(place.removeprefix("fold"))
     task = run.competition.tasks[model.task]
     record: dict[str, Any] = {"stage": unit.key[:2]}
     with run.build(unit, record) as folder:
@@ -51,7 +42,7 @@ def train(run: Run, unit: Unit) -> None:
         judge = Judge(run.competition, model, validation, run.config.predict, run.config.decode,
                       localization(run, model, fold))  # fmt: skip
         settings = with_class_weights(run, model, task, training, record)
-        fit = Fit(network, task, dataset, judge, settings, Job(folder, run.device, run.config.seed, say))
+        fit = Fit(network, task, dataset, judge, settings, Place(folder, run.device, run.config.seed, say))
         extra = len(dataset.scenes) - len(training)
         say(f"  {len(training)} scenes to train on{f' and {extra} pseudo-labelled' if extra else ''}, "
             f"{len(validation)} to validate; {len(dataset)} samples an epoch, "
@@ -73,7 +64,7 @@ def split(run: Run, fold: int) -> tuple[list[Scene], list[Scene]]:
     return [s for s, k in pairs if k != fold], [s for s, k in pairs if k == fold]
 
 
-def start_network(run: Run, model: Model, fold: int, task: Task, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+def start_network(run: Run, model: Model, fold: int, task: Task, folder: Path) -> tuple[Network, dict[str, Any]]:
     """Build the network with its starting weights, write its description, and say where the weights came from."""
     torch.manual_seed(run.config.seed * 1_000_003 + fold)
     spec = model.network
@@ -113,8 +104,10 @@ class Seen:
 
     def target(self, scene: Scene) -> np.ndarray:
         """Return the target of a scene, or its pseudo-label: (H, W) uint8; that of a label, (1, 1), has no size."""
-        unlabelled = self.pseudo is not None and scene.id in self.pseudo.ids
-        found = self.pseudo(scene) if unlabelled else self.competition.target(scene, self.role)
+        if self.pseudo is not None and scene.id in self.pseudo.ids:
+            found = self.pseudo(scene)
+        else:
+            found = self.competition.target(scene, self.role)
         return self.view.mask(found, scene.pixel_size) if self.task.dense else found
 
     def levels(self, scene: Scene) -> np.ndarray:
@@ -123,6 +116,7 @@ class Seen:
         The teacher's networks for a scene have seen the scenes of the student's validation fold, so a distilled
         student's out-of-fold score is a little too good.
         """
+        assert self.teacher is not None, "asked of students only"
         found, names = read_levels(self.teacher / file_name(scene.id))
         if names != self.task.classes:
             raise ArtifactError(f"{self.teacher}: expected channels {self.task.classes}, got {names}")
@@ -137,18 +131,19 @@ def samples(run: Run, model: Model, scenes: list[Scene], fold: int) -> SampleStr
     train, sampling, task = model.train, model.train.sampling, run.competition.tasks[model.task]
     flags = [run.competition.strata(scene) for scene in scenes]
     order = repeat_scenes(flags, sampling.repeat, sampling.multiplier)
-    pseudo_labels = pseudo.labels(run, model, fold) if train.pseudo else None
-    if pseudo_labels:
+    pseudo_labels = None
+    if train.pseudo is not None:
+        pseudo_labels = pseudo.labels(run, model, train.pseudo, fold)
         order = pseudo.order(order, len(scenes), len(pseudo_labels.scenes), train.pseudo.share)
         scenes = [*scenes, *pseudo_labels.scenes]
     teacher = teacher_folder(run.store.root.parent, train.distill.experiment) / model.task if train.distill else None
     seen = Seen(run.competition, model.task, task, model.view.for_training(), pseudo_labels, teacher)
-    source = Source(
+    data = TrainingSet(
         task, scenes, model.network.images, seen.image, seen.target, order, seen.levels if teacher else None
     )
     augment = build_augment(train.augment, train.crop, model.network.images, sampling.scale, train.colour)
     kind = CropDataset if task.dense else FrameDataset
-    return kind(source, augment, sampling, run.config.seed, train.cache)
+    return kind(data, augment, sampling, run.config.seed, train.cache)
 
 
 def with_class_weights(run: Run, model: Model, task: Task, scenes: list[Scene], record: dict[str, Any]) -> Train:

@@ -17,7 +17,7 @@ from lib.run import cli
 from lib.tools import table
 
 WARNING = (
-    "Warning: a leaderboard is a small sample, and what is tuned on its answers fits that sample alone (Zalo AI 2022: "
+    "Warning: a leaderboard is a small sample, and what is tuned on its answers fits that sample alone (in 2022 "
     "one ensemble's equal error rate went from 0.021 public to 0.064 private). Choose by out-of-fold scores, and see "
     "whether the rules allow probing."
 )

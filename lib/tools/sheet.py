@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lib.choose.evidence import DECODE
+from lib.choose.choice import DECODE, Decision
 from lib.config.sections import Experiment
 from lib.errors import ArtifactError
 from lib.run import cli
@@ -62,7 +62,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], bool]:
     found = manifests(folder)
     row = {"status": standing(folder, found), **_facts(found)}
     if CHOICE in found and not row["status"].startswith("damaged"):
-        row |= outcome(read_json(folder / CHOICE / DECODE))
+        row |= outcome(Decision.read(folder / CHOICE / DECODE))
     return row | seconds(found), stated(found), CHOICE in found
 
 
@@ -124,24 +124,22 @@ def _facts(found: Manifests) -> dict[str, Any]:
     return {"commit": commit, "folds": len(folds)}
 
 
-def outcome(decode: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the scores of a decode.json, other named ones as ``oof.<name>``.
+def outcome(decision: Decision) -> dict[str, Any]:
+    """Return the scores of a decision, other named ones as ``oof.<name>``.
 
-    Where nothing was searched, nothing was chosen on these scenes: the score without the search, and what to expect,
-    is the score itself. A search on one fold has no expectation: None.
+    Without a search the score without it is the score itself. What to expect is None after a search on one fold.
     """
-    scores = decode["scores"]
-    score = scores.get("score", next(iter(scores.values())))
-    low, high = decode["interval95"]
+    low, high = decision.interval95
+    searched = decision.score_without_search is not None
     row = {
-        "score": score,
-        "expected_score": decode.get("expected_score", score),
-        "score_without_search": decode.get("score_without_search", score),
+        "score": decision.score,
+        "expected_score": decision.expected,
+        "score_without_search": decision.score_without_search if searched else decision.score,
         "low95": low,
         "high95": high,
-        "scenes": decode["scenes"],
+        "scenes": decision.scenes,
     }
-    return row | {f"oof.{name}": value for name, value in scores.items() if name != "score"}
+    return row | {f"oof.{name}": value for name, value in decision.scores.items() if name != "score"}
 
 
 def seconds(found: Manifests) -> dict[str, float]:

@@ -26,7 +26,7 @@ Images = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Source:
+class TrainingSet:
     """What samples are made of; loader processes must be able to pickle its functions."""
 
     task: Task
@@ -92,13 +92,13 @@ class SampleStream(Dataset):
     OpenCV is set to one thread: samples are made in parallel, not their pixels.
     """
 
-    def __init__(self, source: Source, augment: Augment, sampling: Sampling, seed: int, cache: str = "none"):
-        if not source.scenes:
+    def __init__(self, data: TrainingSet, augment: Augment, sampling: Sampling, seed: int, cache: str = "none"):
+        if not data.scenes:
             raise DataError("training scenes: expected at least one, got none; check the folds")
         cv2.setNumThreads(1)  # here and not in a forked worker, which would wait forever for threads it did not inherit
-        self.source, self.augment, self.sampling, self.seed = source, augment, sampling, seed
-        self.scenes, self.images = source.scenes, tuple(source.images)
-        self.order = np.arange(len(self.scenes)) if source.order is None else np.asarray(source.order)
+        self.data, self.augment, self.sampling, self.seed = data, augment, sampling, seed
+        self.scenes, self.images = data.scenes, tuple(data.images)
+        self.order = np.arange(len(self.scenes)) if data.order is None else np.asarray(data.order)
         self.decoded = [self.decode(scene) for scene in self.scenes] if cache == "memory" else None
         self.rounds: dict[tuple[int, ...], tuple[int, np.ndarray]] = {}
 
@@ -117,7 +117,7 @@ class SampleStream(Dataset):
         """Return the index of the scene that a sample of the stream is cut from."""
         return self.deal((ORDER,), self.order, sample)
 
-    def deal(self, stream: tuple[int, ...], entries: Sequence[int], number: int) -> int:
+    def deal(self, stream: tuple[int, ...], entries: Sequence[int] | np.ndarray, number: int) -> int:
         """Return entry ``number`` of endless rounds through ``entries``, each round newly shuffled."""
         round_, position = divmod(number, len(entries))
         if self.rounds.get(stream, (-1,))[0] != round_:
@@ -131,9 +131,9 @@ class SampleStream(Dataset):
 
     def teach(self, scene: Scene, shape: tuple[int, int]) -> dict[str, np.ndarray]:
         """Return the teacher's levels of a scene, a plane (H, W) per channel. DataError where they are not of shape."""
-        if self.source.teacher is None:
+        if self.data.teacher is None:
             return {}
-        levels = self.source.teacher(scene)
+        levels = self.data.teacher(scene)
         if levels.ndim != 3 or levels.shape[1:] != shape or levels.dtype != np.uint8:
             raise DataError(
                 f"scene {scene.id}, teacher: expected levels uint8 (C, {shape[0]}, {shape[1]}), got "
@@ -150,8 +150,8 @@ class FrameDataset(SampleStream):
     in turn as ``order`` has them, newly shuffled each time through; scenes without a label never come.
     """
 
-    def __init__(self, source: Source, augment: Augment, sampling: Sampling, seed: int, cache: str = "none"):
-        super().__init__(source, augment, sampling, seed, cache)
+    def __init__(self, data: TrainingSet, augment: Augment, sampling: Sampling, seed: int, cache: str = "none"):
+        super().__init__(data, augment, sampling, seed, cache)
         self.members = self.find_members() if sampling.balance else {}
 
     def __getitem__(self, sample: int) -> dict[str, torch.Tensor | str]:
@@ -163,7 +163,7 @@ class FrameDataset(SampleStream):
         images = {name: frames[name][k] for name in self.images}
         nothing = np.zeros(images[self.images[0]].shape[:2], np.uint8)
         images, _ = self.augment(images, nothing, int(rng.integers(2**63)))
-        item = {
+        item: dict[str, torch.Tensor | str] = {
             "image": self.stack(images, self.images),
             "target": torch.from_numpy(target.copy()),
             "id": self.scenes[index].id,
@@ -173,7 +173,7 @@ class FrameDataset(SampleStream):
 
     def find_members(self) -> dict[int, np.ndarray]:
         """List the entries of ``order`` of each class that occurs."""
-        labels = [target for _, target in self.decoded] if self.decoded else map(self.source.target, self.scenes)
+        labels = [target for _, target in self.decoded] if self.decoded else map(self.data.target, self.scenes)
         found = np.array([label.item() for label in labels])[self.order]
         members = {int(value): self.order[found == value] for value in np.unique(found) if value != IGNORE}
         if not members:
@@ -189,7 +189,7 @@ class FrameDataset(SampleStream):
 
     def decode(self, scene: Scene) -> tuple[Images, np.ndarray]:
         """Read frames and label of a scene."""
-        frames, target = {name: self.source.read(scene, name) for name in self.images}, self.source.target(scene)
+        frames, target = {name: self.data.read(scene, name) for name in self.images}, self.data.target(scene)
         for name, array in frames.items():
             if array.ndim != 4 or not len(array) or array.shape[-1] != 3 or array.dtype != np.uint8:
                 raise DataError(
@@ -210,12 +210,12 @@ class CropDataset(SampleStream):
     Raises DataError, naming the scene, where image and target do not fit together.
     """
 
-    def __init__(self, source: Source, augment: Augment, sampling: Sampling, seed: int, cache: str = "none"):
+    def __init__(self, data: TrainingSet, augment: Augment, sampling: Sampling, seed: int, cache: str = "none"):
         if sampling.balance:
             raise ConfigError("sampling.balance: for labels; masks are balanced by sampling.focus")
-        self.focus = focus_values(source.task, sampling.focus)
+        self.focus = focus_values(data.task, sampling.focus)
         self.spots: dict[int, dict[int, list[Focus]]] = {}
-        super().__init__(source, augment, sampling, seed, cache)
+        super().__init__(data, augment, sampling, seed, cache)
         for index, (_, mask) in enumerate(self.decoded or ()):
             self.find_spots(index, mask)
         self.holders = self.find_holders() if sampling.focus_first == "class" else {}
@@ -223,6 +223,7 @@ class CropDataset(SampleStream):
     def __getitem__(self, sample: int) -> dict[str, torch.Tensor | str]:
         """Return sample 0, 1, 2, ... of the stream; it does not end at ``len``."""
         rng = np.random.default_rng((self.seed, SAMPLE, sample))
+        focus: Focus | None
         if self.holders and rng.random() < self.sampling.focus_probability:
             index, focus = self.draw_class(rng)
             images, mask = self.images_of(index)
@@ -231,14 +232,18 @@ class CropDataset(SampleStream):
             images, mask = self.images_of(index)
             focus = None if self.holders else self.choose_focus(rng, index, mask)
         images, mask = self.augment(images, mask, int(rng.integers(2**63)), focus)
-        item = {"image": self.stack(images, self.images), "target": torch.from_numpy(mask), "id": self.scenes[index].id}
+        item: dict[str, torch.Tensor | str] = {
+            "image": self.stack(images, self.images),
+            "target": torch.from_numpy(mask),
+            "id": self.scenes[index].id,
+        }
         planes = [name for name in images if name not in self.images]
         return item | ({"teacher": self.stack(images, planes)} if planes else {})
 
     def find_holders(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """List, for each focus class that occurs at all, the scenes that hold it and how likely each is drawn."""
         spots = [
-            self.find_spots(i, self.images_of(i)[1] if self.decoded else self.source.target(scene))
+            self.find_spots(i, self.images_of(i)[1] if self.decoded else self.data.target(scene))
             for i, scene in enumerate(self.scenes)
         ]
         holders = {}
@@ -251,7 +256,7 @@ class CropDataset(SampleStream):
     def draw_class(self, rng: np.random.Generator) -> tuple[int, Focus]:
         """Draw a class, a scene that holds it and one of its components there."""
         weights = np.array([self.focus[value] for value in self.holders])
-        value = rng.choice(list(self.holders), p=weights / weights.sum())
+        value = int(rng.choice(list(self.holders), p=weights / weights.sum()))
         scenes, chances = self.holders[value]
         index = int(rng.choice(scenes, p=chances))
         spots = self.spots[index][value]
@@ -259,7 +264,7 @@ class CropDataset(SampleStream):
 
     def decode(self, scene: Scene) -> tuple[Images, np.ndarray]:
         """Read images and target of a scene."""
-        images, mask = {name: self.source.read(scene, name) for name in self.images}, self.source.target(scene)
+        images, mask = {name: self.data.read(scene, name) for name in self.images}, self.data.target(scene)
         if mask.ndim != 2 or mask.dtype != np.uint8:
             raise DataError(f"scene {scene.id}, target: expected uint8 (H, W), got {mask.dtype} {mask.shape}")
         for name, image in images.items():
@@ -285,7 +290,7 @@ class CropDataset(SampleStream):
         if not spots:
             return None
         weights = np.array([self.focus[value] for value in spots])
-        value = rng.choice(list(spots), p=weights / weights.sum())
+        value = int(rng.choice(list(spots), p=weights / weights.sum()))
         return spots[value][rng.integers(len(spots[value]))]
 
 

@@ -8,21 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from lib import metrics
 from lib.competitions.contract import Competition, Levels, Scene, settings_for
 from lib.config.sections import Model, Predict
 from lib.inference.predict import Predictor
 from lib.inference.scene import read_stack
+from lib.models.layers import Network
 from lib.scenes.probs import quantise
 from lib.scenes.view import View
 from lib.tasks import HALF, IGNORE, Task
 
 
-def plain_predictor(
-    network: nn.Module, activate: Callable[[Tensor], Tensor], predict: Predict, view: View
-) -> Predictor:
+def plain_predictor(network: Network, activate: Callable[[Tensor], Tensor], predict: Predict, view: View) -> Predictor:
     """Return the predictor of a validation: one view and one scale, else as stage 04; on the network's own device."""
     settings = predict.model_copy(update={"tta": "none", "scales": (1.0,)})
     return Predictor(network, activate, settings, view, next(network.parameters()).device)
@@ -34,9 +33,10 @@ def true_levels(target: np.ndarray, task: Task) -> np.ndarray:
 
 
 def class_shares(levels: np.ndarray, target: np.ndarray, task: Task) -> np.ndarray:
-    """Count, per class, where it is called, where it is true, and all places: (C, 3) int64; ignored places count not.
+    """Count three things per class: the pixels called by it, its true pixels, and all pixels: (C, 3) int64.
 
-    levels: (C, H, W) uint8; target: (H, W), or (1, 1) for the label of all frames (C, 1, F).
+    Ignored pixels are left out of all three. levels: (C, H, W) uint8; target: (H, W), or (1, 1) for the label of all
+    frames (C, 1, F).
     """
     called = task.called(levels)
     truth, counted = (np.broadcast_to(a, called.shape) for a in (task.truth(target), target != IGNORE))
@@ -65,7 +65,7 @@ class Judge:
         self.task = competition.tasks[model.task]
         self.params = {**competition.defaults(), **decode}
 
-    def __call__(self, network: nn.Module) -> dict[str, float]:
+    def __call__(self, network: Network) -> dict[str, float]:
         """Return the scores of ``network``; the network's training mode is left as it was."""
         training, task = network.training, self.task
         predict = plain_predictor(network, task.activate, self.predict, self.model.view)
@@ -113,7 +113,7 @@ class Judge:
         competition's score; the F1 of pixels; the scores with a perfect answer to the other tasks.
         """
         if self.model.train.select == "dice2020":
-            wanted = ("dice2020", "oracle_score")
+            wanted: tuple[str, ...] = ("dice2020", "oracle_score")
         else:
             wanted = ("score_present_classes", "score", "pixel_f1", "oracle_score_present_classes", "oracle_score")
         return next(scores[name] for name in wanted if name in scores)

@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -93,15 +94,15 @@ class Criterion:
         if (teacher is None) != (self.distill is None):
             raise ValueError("loss: distill and a teacher's probabilities go together, got only one of them")
         heads = {"logits": outputs} if isinstance(outputs, Tensor) else outputs
-        mixed = other is not None and lam < 1
+        mixed = other if lam < 1 else None
         with torch.autocast(target.device.type, enabled=False):
             total, values = self._against(heads, target)
-            if mixed:
-                second, others = self._against(heads, other)
+            if mixed is not None:
+                second, others = self._against(heads, mixed)
                 total = lam * total + (1 - lam) * second
                 values = {name: lam * value + (1 - lam) * others[name] for name, value in values.items()}
-            if self.distill is not None:
-                valid = (target != IGNORE) & (other != IGNORE) if mixed else target != IGNORE
+            if self.distill is not None and teacher is not None:
+                valid = target != IGNORE if mixed is None else (target != IGNORE) & (mixed != IGNORE)
                 values["distill"] = distill(heads["logits"].float(), teacher.float(), self.distill.temperature,
                                             self.kind, valid, self.reduce)  # fmt: skip
                 total = total + self.distill.weight * values["distill"]
@@ -129,7 +130,8 @@ class Criterion:
         return {name: self.functions[name](pixels) for name in names}
 
     def _weighted_sum(self, values: Mapping[str, Tensor]) -> Tensor:
-        return sum(self.loss.terms[name] * value for name, value in values.items() if self.loss.terms[name] > 0)
+        weighted = [self.loss.terms[name] * value for name, value in values.items() if self.loss.terms[name] > 0]
+        return cast(Tensor, sum(weighted))
 
     def _pixels(self, logits: Tensor, target: Tensor) -> Pixels:
         single = logits.shape[1] == 1
@@ -169,17 +171,17 @@ def _check_focal(kind: str, alpha: float | Sequence[float] | None, mode: str) ->
     if alpha is None:
         return
     single = isinstance(alpha, (int, float))
+    values = [alpha] if isinstance(alpha, (int, float)) else list(alpha)
     if kind == "multiclass" and mode == "softmax":
         if not single:
-            raise ConfigError(f"loss: focal_mode softmax takes one focal_alpha; {list(alpha)} is for per_class")
-        if alpha <= 0:
+            raise ConfigError(f"loss: focal_mode softmax takes one focal_alpha; {values} is for per_class")
+        if values[0] <= 0:
             raise ConfigError(f"loss: expected focal_alpha above 0, got {alpha}")
     elif single or kind == "multilabel" or mode == "one_vs_rest":  # where 1 - alpha is a factor too
-        values = [alpha] if single else alpha
         if not all(0 < value < 1 for value in values):
             raise ConfigError(f"loss: expected focal_alpha between 0 and 1, got {alpha}")
-    elif min(alpha, default=-1) < 0 or not any(alpha):
-        raise ConfigError(f"loss: expected focal_alpha of at least 0, one of them positive, got {list(alpha)}")
+    elif min(values, default=-1) < 0 or not any(values):
+        raise ConfigError(f"loss: expected focal_alpha of at least 0, one of them positive, got {values}")
 
 
 def _alphas(loss: Loss, kind: str, classes: int) -> list[list[float]]:

@@ -93,7 +93,10 @@ def cutmix(image: Tensor, target: Tensor, rng: np.random.Generator, alpha: float
 
 
 def partners(count: int, rng: np.random.Generator) -> Tensor:
-    """Give each of a batch a partner, never itself: (count,) int64. Batches are shuffled, so a turn is as good."""
+    """Give each sample of a batch another one as its partner: (count,) int64.
+
+    The batch is turned by a random number of places. Since batches are shuffled, this is as random as any pairing.
+    """
     return torch.arange(count).roll(int(rng.integers(1, count)))
 
 

@@ -14,6 +14,7 @@ from timm.models._manipulate import group_with_matcher
 from torch import nn
 
 from lib.config.sections import Optimizer, Schedule
+from lib.models.layers import Network
 
 MOMENTUM = 0.9
 """Of sgd."""
@@ -29,10 +30,11 @@ def peak_lr(optimizer: Optimizer, batch: int) -> float:
     """
     if optimizer.lr is not None:
         return optimizer.lr
+    assert optimizer.lr_base is not None, "the section takes one of lr and lr_base"
     return optimizer.lr_base * batch / optimizer.lr_base_batch
 
 
-def param_groups(network: nn.Module, optimizer: Optimizer, lr: float) -> list[dict[str, Any]]:
+def param_groups(network: Network, optimizer: Optimizer, lr: float) -> list[dict[str, Any]]:
     """Split parameters into encoder and rest, each with decay and without: biases, norms and positions never decay.
 
     A parameter of at most one dimension is a bias or a norm's (He et al. 2018, "Bag of Tricks", section 3.1); without
@@ -40,15 +42,16 @@ def param_groups(network: nn.Module, optimizer: Optimizer, lr: float) -> list[di
     layer further below the head (Bao et al. 2021, BEiT), see ``layers_below_head``. Frozen parameters are included, so
     that unfreezing needs no new optimizer. A group carries its ``name`` and ``lr_scale``.
     """
-    below = layers_below_head(network.encoder) if optimizer.layer_decay is not None else {}
+    decay = optimizer.layer_decay
+    below = {} if decay is None else layers_below_head(network.encoder)
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
         part, scale = "rest", 1.0
         if name.startswith("encoder."):
             part, scale = "encoder", optimizer.encoder_lr_scale
-            if below:
+            if decay is not None:
                 layer = below[name.removeprefix("encoder.")]
-                part, scale = f"encoder, {layer} below the head", scale * optimizer.layer_decay**layer
+                part, scale = f"encoder, {layer} below the head", scale * decay**layer
         is_weight = parameter.ndim > 1 and not any(table in name for table in NO_DECAY)
         decays = is_weight or not optimizer.no_bias_decay
         key = part if decays else f"{part}, no decay"
@@ -58,19 +61,20 @@ def param_groups(network: nn.Module, optimizer: Optimizer, lr: float) -> list[di
     return list(groups.values())
 
 
-def layers_below_head(encoder: nn.Module) -> dict[str, int]:
+def layers_below_head(encoder: Any) -> dict[str, int]:
     """Return how many layers each parameter of an encoder lies below the head, by name; the topmost are 1.
 
     What a layer is: for whole timm models what they say themselves, mostly a block (what timm calls the head's own,
     as a last norm, is 0); for an encoder of feature maps, what lies between two of them; else each child.
     """
-    inner, prefix = encoder, ""
+    prefix, inner = "", encoder
     while not hasattr(inner, "group_matcher") and isinstance(getattr(inner, "model", None), nn.Module):
         inner, prefix = inner.model, f"{prefix}model."
     if hasattr(inner, "group_matcher"):
-        names = [(name, None) for name, _ in inner.named_parameters()]
+        names = [name for name, _ in inner.named_parameters()]
         head = "of ours, unknown to the matcher"  # what it does not know, it counts to the head
-        layers = group_with_matcher([*names, (head, None)], inner.group_matcher(coarse=False), reverse=True)
+        named = ((name, None) for name in [*names, head])
+        layers = group_with_matcher(named, inner.group_matcher(coarse=False), reverse=True)
         top = layers.pop(head)
     else:
         layers = _stages(inner)
@@ -98,7 +102,7 @@ def _stages(encoder: nn.Module) -> dict[str, int]:
     return {name: numbers[stage] for name, stage in layers.items()}
 
 
-def build_optimizer(network: nn.Module, optimizer: Optimizer, lr: float) -> torch.optim.Optimizer:
+def build_optimizer(network: Network, optimizer: Optimizer, lr: float) -> torch.optim.Optimizer:
     """Build ``adamw`` (decoupled decay), ``adam`` (decay added to the gradient) or ``sgd`` (Nesterov momentum)."""
     groups = param_groups(network, optimizer, lr)
     if optimizer.name == "adamw":
@@ -140,18 +144,19 @@ class LearningRate:
 
     def _without_warmup(self, step: int, reductions: int) -> float:
         asked, epoch = self.schedule, step // self.steps_per_epoch
+        factor = asked.factor or 1.0  # the kinds that use it insist on it
         if asked.kind == "piecewise":
-            return _latest(asked.table, epoch)
+            return _latest(asked.table or {}, epoch)
         if asked.kind == "multistep":
-            return self.peak * _latest({0: 1.0, **asked.factors}, epoch)
+            return self.peak * _latest({0: 1.0, **(asked.factors or {})}, epoch)
         if asked.kind == "constant":
             return self.peak
         if asked.kind == "step":
-            return self.peak * asked.factor ** (epoch // asked.every)
+            return self.peak * factor ** (epoch // asked.every)
         if asked.kind == "exponential":
-            return self.peak * asked.factor**epoch
+            return self.peak * factor**epoch
         if asked.kind == "plateau":
-            return max(asked.min_lr, self.peak * asked.factor**reductions)
+            return max(asked.min_lr, self.peak * factor**reductions)
         if asked.kind == "one_cycle":
             return self._one_cycle(min(step, self.total_steps - 1))
         length = max(1, self.total_steps - self.warmup_steps)
@@ -210,7 +215,7 @@ def _latest(values: Mapping[int, float], epoch: int) -> float:
     return values[max(first for first in values if first <= epoch)]
 
 
-def freeze(module: nn.Module) -> None:
+def freeze(module: Any) -> None:
     """Stop ``module`` from learning: no gradients, and evaluation mode (norm statistics, dropout) in every forward.
 
     The mode is set again at each forward, so a later ``model.train()`` does not undo it. Under DDP, wrap the model
@@ -222,7 +227,7 @@ def freeze(module: nn.Module) -> None:
         module.freeze_hook = module.register_forward_pre_hook(_evaluate)
 
 
-def unfreeze(module: nn.Module) -> None:
+def unfreeze(module: Any) -> None:
     """Let a frozen ``module`` learn again, in the mode of the next ``model.train()``."""
     if is_frozen(module):
         module.requires_grad_(True)

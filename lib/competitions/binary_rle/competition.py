@@ -21,203 +21,182 @@ Example row of a train.csv (HuBMAP 2022; the column of runs may also be called e
 Answer: (H, W) uint8 in {0, 1}, or (H, W) int32 with a number per object (truth: where objects are given one by one).
 Metric "dice" is the mean over images of Dice at native resolution, where an empty answer to an empty truth counts 1;
 "dice_pooled" adds the pixels of all images first; "object_map" is the DSB's (``metric.py``).
-
-This module is longer than 300 lines because the files of several competitions that differ only in their names, and the
-data doctor and linter for them, are one layout told in one place.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
-import pandas as pd
-from tqdm import tqdm
+from pydantic import Field, Strict, field_validator
 
 from lib import metrics as masks
-from lib.competitions import contract, tables
+from lib.competitions import layout, mean_dice
 from lib.competitions.binary_rle import instances as objects
 from lib.competitions.binary_rle import metric as scoring
-from lib.competitions.contract import Answer, Finding, Grid, Levels, Scene
-from lib.ensemble import search
+from lib.competitions.contract import Answer, Finding, Grid, Levels, Row, Scene
+from lib.competitions.facts import Facts
+from lib.competitions.listing import is_picture
+from lib.competitions.runs import RunsCompetition, RunsOptions
+from lib.competitions.tables import Form
 from lib.ensemble.thresholds import of_scene
 from lib.errors import ConfigError, DataError
 from lib.scenes import raster, rle, stain
-from lib.scenes.view import resize
+from lib.settings import Section
 from lib.tasks import BinaryMask, MultilabelMask
 
-TRAIN = ("train_images", "train/images", "stage1_train", "train")
-TEST = ("test_images", "test/images", "stage1_test", "test")
 MASKS = ("train_masks", "train/masks", "masks")
-TABLES = ("train.csv", "stage1_train_labels.csv")
-TEST_TABLES = ("test.csv",)
-SAMPLES = ("sample_submission.csv", "stage1_sample_submission.csv")
-ID_COLUMNS = ("id", "ImageId", "image_id", "img")
-RLE_COLUMNS = ("rle", "rle_mask", "encoding", "EncodedPixels")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-METRICS = ("dice", "dice_pooled", "object_map")
-CSV = "submission.csv"
+TABLES = {"train": ("train.csv", "stage1_train_labels.csv"), "test": ("test.csv",)}
 OTSU = "otsu"
-PIXEL_COUNTS = 5
-"""Images, the sum of their Dice in fixed point, then tp, fp, fn of pixels; object counts follow for "object_map"."""
+COLOUR = "colour"
+"""A domain that is told from the pixels."""
 COLOURFUL = 8.0
 """Mean saturation (0..255) of an image from which on it is a stained section and not fluorescence, which is grey: the
 28 images of DSB 2018 that were looked at have 0.0 or 18.6 to 146.9."""
 
 
-class Competition(contract.Competition):
-    """One class of objects under ``root``. Options (all may be left out):
+Statistics = tuple[float, float, float]
+"""L, a, b of a stain."""
 
-    class_name: what the objects are called. metric: dice | dice_pooled | object_map. border: also learn where objects
-    touch, within ``border_width`` pixels (needs objects one by one). order, origin: how runs count pixels (column |
-    row, 0 | 1), or auto: told from the training runs. domain, group: columns of the tables; domain ``colour`` is told
-    from the pixels ("brightfield" or "fluorescence"). pixel_size: a column, used where it exists. slices: k images per
-    scene, the neighbours in the stack of its ``group``, ordered by ``slice_column`` or else by id. train, test, masks,
-    table, test_table, id_column, rle_column, header: names that differ from those above. stain: {mean: [L, a, b], std:
-    [L, a, b]} of a slide whose stain all images are given (``python -m lib.scenes.stain IMAGE`` prints them).
-    """
+
+class Stain(Section):
+    """The stain of a slide, as ``python -m lib.scenes.stain IMAGE`` prints it."""
+
+    mean: Statistics
+    """Mean of L, a, b."""
+    std: Statistics
+    """Standard deviation of L, a, b."""
+
+
+class BinaryRLEOptions(RunsOptions):
+    """What ``data.options`` may hold; "" means that the usual names are looked for."""
+
+    class_name: str = "object"
+    """What the objects are called."""
+    metric: Literal["dice", "dice_pooled", "object_map"] = "dice"
+    """The score that is searched for."""
+    border: Annotated[bool, Strict()] = False
+    """Also learn where objects touch; needs objects one by one."""
+    border_width: int = Field(2, ge=1)
+    """So many pixels apart objects touch."""
+    domain: str = ""
+    """Column of the tables, or ``colour``: brightfield or fluorescence, told from the pixels."""
+    pixel_size: str = "pixel_size"
+    """Column of the physical size of a pixel, used where it exists."""
+    slice_column: str = ""
+    """Column of a slice's place in its stack; "": ids are the order."""
+    masks: str = ""
+    """Folder of mask files, which are used instead of runs."""
+    table: str = ""
+    """Table of the labelled images."""
+    test_table: str = ""
+    """Table of the test images."""
+    id_column: str = ""
+    """Column of ids."""
+    rle_column: str = ""
+    """Column of runs."""
+    header: tuple[str, ...] = ()
+    """The two words above a submission; as the sample or the training table has them."""
+    stain: Stain | None = None
+    """The stain that all images are given."""
+
+    @field_validator("header")
+    @classmethod
+    def _header_has_two_words(cls, header: tuple[str, ...]) -> tuple[str, ...]:
+        if len(header) not in (0, 2):
+            raise ValueError("expected a header of two words")
+        return header
+
+
+class BinaryRLE(RunsCompetition):
+    """One class of objects under ``root``."""
 
     name = "binary_rle"
+    Options = BinaryRLEOptions
     flags = ("empty", "small", "large")
     """No object; objects that cover at most, or more than, what they cover in the median image with an object."""
+    steps = objects.STEPS
+    needs = f"masks, or with rows of runs ({', '.join(TABLES['train'])})"
 
-    def __init__(
-        self,
-        root: str | Path,
-        *,
-        class_name: str = "object",
-        metric: str = "dice",
-        border: bool = False,
-        border_width: int = 2,
-        order: str = "auto",
-        origin: int | str = "auto",
-        domain: str = "",
-        group: str = "",
-        pixel_size: str = "pixel_size",
-        slices: int = 1,
-        slice_column: str = "",
-        train: str = "",
-        test: str = "",
-        masks: str = "",
-        table: str = "",
-        test_table: str = "",
-        id_column: str = "",
-        rle_column: str = "",
-        header: Sequence[str] = (),
-        stain: Mapping[str, Sequence[float]] | None = None,
-    ) -> None:
-        _check_option("metric", metric, METRICS)
-        _check_option("order", order, ("auto", "column", "row"))
-        _check_option("origin", origin, ("auto", 0, 1))
-        _check_option("border", border, (False, True))
-        if slices < 1 or slices % 2 == 0 or (slices > 1 and not group):
-            raise ConfigError(
-                f"data.options.slices: expected an odd number and a group column that says which images are one stack, "
-                f"got {slices} with group {group!r}"
-            )
-        if border_width < 1 or len(header) not in (0, 2):
-            raise ConfigError(
-                f"data.options: expected a border_width of at least 1 and a header of two words, got {border_width}, "
-                f"{list(header)}"
-            )
-        self.root = Path(root)
-        self.class_name, self.metric, self.border, self.border_width = class_name, metric, border, border_width
-        self.order, self.origin = order, origin
-        self.domain, self.group, self.pixel_size, self.slice_column = domain, group, pixel_size, slice_column
-        reach = range(-(slices // 2), slices // 2 + 1)
-        self.images = tuple(f"image{k:+d}" if k else "image" for k in reach)
-        self.tasks = {"loc": MultilabelMask((class_name, "border")) if border else BinaryMask((class_name,))}
-        self._names = {"train": train, "test": test, "masks": masks, "table": table, "test_table": test_table}
-        self._columns = id_column, rle_column
-        self._header = tuple(header)
-        self.stain = _stain_stats(stain)
-        self._listed: dict[str, tuple[dict[str, dict[str, Path]], list[Finding]]] = {}
-        self._scenes: dict[str, list[Scene]] = {}
-        self._answers: tuple[Any, dict[str, list[str]]] = None, {}
+    def __init__(self, root: Path, options: BinaryRLEOptions, memo: Path | None = None):
+        super().__init__(root, options, memo)
+        self.metric = options.metric
+        names = (options.class_name,)
+        self.tasks = {"loc": MultilabelMask((*names, "border")) if options.border else BinaryMask(names)}
+        self.settings = objects.settings(instances=int(self.metric == "object_map"))
+        self._named_files: dict[str, tuple[dict[str, layout.Files], list[Finding]]] = {}
+        self.stain = options.stain and stain.StainStats(options.stain.mean, options.stain.std)
 
     # ---- data -----------------------------------------------------------------------------------------
-    def scenes(self, split: str) -> list[Scene]:
-        """Return the scenes of "train" (images with a truth) or "test", sorted by id.
+    def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:
+        """List the images of a split, with what the tables say of them; slices of a stack are neighbours.
 
-        Pixels are read only for the domain ``colour``. Raises DataError when "train" has no usable scene, ConfigError
-        when an option needs a column that is not there, or objects one by one where there is only one mask per image.
+        Pixels are read only for the domain ``colour``. Raises ConfigError when an option needs a column that is not
+        there, or objects one by one where there is only one mask per image.
         """
-        if split not in ("train", "test"):
-            raise ValueError(f"split: expected train or test, got {split!r}")
-        if split not in self._scenes:
-            listed = self._list(split)[0]
-            if split == "train":
-                listed = {key: files for key, files in listed.items() if self._has_truth(key, files)}
-                self._refuse_what_the_truth_cannot_give(listed)
-            self._scenes[split] = self._describe(split, listed)
-        return self._scenes[split]
+        files, findings = self._files(split)
+        if split == "test":
+            return self._describe(split, files), findings
+        lonely = sorted(self._runs.keys() - files.keys())
+        findings = findings + [Finding("truth without image", key, "in the table only") for key in lonely]
+        known = {key: own for key, own in files.items() if self._has_truth(key, own)}
+        if known and not self.one_by_one and (self.options.border or self.metric == "object_map"):
+            raise ConfigError(
+                f"data.options: border and metric object_map need every object by itself, but {self.root} has one mask "
+                "per image; use metric dice without border"
+            )
+        bare = [Scene(key, own) for key, own in files.items() if key not in known]
+        return self._describe(split, known) + bare, findings
+
+    def labelled(self, scene: Scene) -> bool:
+        """Tell whether an image has a mask file or rows of runs."""
+        return self._has_truth(scene.id, scene.files) and scene.id in self._files("train")[0]
+
+    def fact_files(self, scene: Scene) -> list[Path]:
+        """Return the image, its masks and the table of runs."""
+        own = [path for role, path in scene.files.items() if role in ("image", "mask", "masks")]
+        return [*own, self._tables["train"].path]
+
+    def read_facts(self, scene: Scene) -> Facts:
+        """Read which share of an image its objects cover."""
+        return Facts(more={"share": float((self.truth(scene) > 0).mean())})
 
     def inspect(self) -> list[Finding]:
         """Read every image and every truth once and report what is missing, broken or suspicious."""
-        findings = []
-        for split in ("train", "test"):
-            listed, strange = self._list(split)
-            findings += strange
-            if split == "train":
-                bare = [key for key, files in listed.items() if not self._has_truth(key, files)]
-                findings += [Finding("image without truth", key, str(listed[key]["image"])) for key in bare]
-                lonely = sorted(self._runs.keys() - listed.keys())
-                findings += [Finding("truth without image", key, "in the table only") for key in lonely]
-            scenes = self.scenes(split)
-            with ThreadPoolExecutor(max_workers=2) as pool:
-                found = pool.map(lambda scene, split=split: self._inspect(scene, split), scenes)
-                for some in tqdm(found, f"data check {split}", total=len(scenes), leave=False, disable=None):
-                    findings += some
+        findings = super().inspect()
         try:
             _ = self.rule
         except DataError as error:
-            return [*findings, Finding("RLE order unknown", "train", str(error))]
+            findings.append(Finding("RLE order unknown", "train", str(error)))
         return findings
-
-    def remarks(self) -> list[str]:
-        """Return how runs count pixels, where that was told from the data."""
-        try:
-            rule = self.rule
-        except DataError:  # inspect says so
-            return []
-        if rule.why == "stated":
-            return []
-        how = "detected" if self._runs else "assumed"
-        return [f"RLE order {how}: {rule.order} order from {rule.origin}, {rule.why} "
-                "(state data.options.order and origin to end this remark)"]  # fmt: skip
 
     def read(self, scene: Scene, image: str) -> np.ndarray:
         """Read an image, or its neighbour in the stack ("image+1"; the last one again beyond the end), as (H, W, 3)
         uint8 RGB, in the stain that is wanted; a neighbour of another size is resized. Raises DataError naming scene
         and file."""
-        try:
-            pixels = raster.read_image(scene.files[image])
-            if image != "image":
-                pixels = resize(pixels, raster.image_size(scene.files["image"]))
-        except DataError as error:
-            raise DataError(f"scene {scene.id}: {error}") from error
+        pixels = super().read(scene, image)
         return stain.normalise(pixels, self.stain) if self.stain else pixels
 
     def target(self, scene: Scene, task: str) -> np.ndarray:
         """Return (H, W) uint8: 1 = object; with ``border``, bit 0 = object and bit 1 = border between objects."""
         truth = self.truth(scene)
         target = (truth > 0).view(np.uint8)
-        if self.border:
-            target = target | (objects.borders(truth, self.border_width).view(np.uint8) << 1)
+        if self.options.border:
+            target = target | (objects.borders(truth, self.options.border_width).view(np.uint8) << 1)
         return target
 
     def strata(self, scene: Scene) -> dict[str, bool]:
         """Return whether a scene has no object, or small or large ones together."""
-        share = self._shares[scene.id]
+        super().strata(scene)
+        share = self.facts(scene).more["share"]
         return {"empty": share == 0, "small": 0 < share <= self._median_share, "large": share > self._median_share}
 
     def published_split(self) -> dict[str, str]:
         """Return what a column ``split`` of the tables says of each scene; empty without one."""
-        tables = (self._table, self._test_table)
-        return {key: text for table in tables if "split" in table for key, text in table["split"].items() if text}
+        tables = self._tables.values()
+        return {key: text for table in tables for key in table.rows if (text := table.value(key, "split"))}
 
     # ---- truth ----------------------------------------------------------------------------------------
     def truth(self, scene: Scene) -> Answer:
@@ -254,36 +233,25 @@ class Competition(contract.Competition):
     @cached_property
     def one_by_one(self) -> bool:
         """Whether the truth tells objects apart: a folder of masks per image, or ids with several rows."""
-        listed = self._list("train")[0]
+        listed = self._files("train")[0]
         if any("masks" in files for files in listed.values()):
             return True
         return any(len(texts) > 1 for key, texts in self._runs.items() if "mask" not in listed.get(key, ()))
 
+    def labelled_runs(self) -> list[tuple[Scene, str]]:
+        """Return each text of runs with its image."""
+        listed = (Scene(key, files) for key, files in sorted(self._files("train")[0].items()))
+        return [(scene, text) for scene in listed for text in self._runs.get(scene.id, ())]
+
     @cached_property
     def rule(self) -> rle.Rule:
-        """How runs count pixels: as stated, or told from the training runs, or Kaggle's rule where there are none.
-
-        Raises DataError where the runs fit several rules.
-        """
-        order = None if self.order == "auto" else self.order
-        origin = None if self.origin == "auto" else self.origin
-        if order is not None and origin is not None:
-            return rle.Rule(order, origin, "stated")
-        known = [scene for scene in self.scenes("train") if any(t.strip() for t in self._runs.get(scene.id, ()))]
-        if not self._runs:
-            return rle.Rule(order or "column", 1 if origin is None else origin, "no training runs, so Kaggle's rule")
-        if drawn := [scene for scene in known if "mask" in scene.files][:20]:
-            rules = [(o, n) for o, n in rle.RULES if order in (None, o) and origin in (None, n)]
-            rules = [rule for rule in rules if all(self._draws_the_mask(scene, rule) for scene in drawn)]
-            if len(rules) == 1:
-                return rle.Rule(*rules[0], f"so the runs of {len(drawn)} images give their mask files")
-        pairs = [(scene, text) for scene in known for text in self._runs[scene.id] if text.strip()]
-        sizes = {scene.id: raster.image_size(scene.files["image"]) for scene in known}
-        texts, shapes = [text for _, text in pairs], [sizes[scene.id] for scene, _ in pairs]
-        try:
-            return rle.detect(texts, shapes, lambda i: self.read(pairs[i][0], "image"), order, origin)
-        except DataError as error:
-            raise DataError(f"{self.root}: {error} (data.options.order and origin)") from error
+        """How runs count pixels; beside mask files, so that the runs draw them."""
+        drawn = {scene.id: scene for scene, text in self.labelled_runs() if text.strip() and "mask" in scene.files}
+        fitting = [rule for rule in self.open_rules()
+                   if drawn and all(self._draws_the_mask(scene, rule) for scene in [*drawn.values()][:20])]  # fmt: skip
+        if len(self.open_rules()) > 1 and len(fitting) == 1:
+            return rle.Rule(*fitting[0], f"so the runs of {len(drawn)} images give their mask files")
+        return super().rule
 
     def _draws_the_mask(self, scene: Scene, rule: tuple[str, int]) -> bool:
         mask = raster.read_mask(scene.files["mask"]) > 0
@@ -291,49 +259,34 @@ class Competition(contract.Competition):
         return not rle.parse(text, mask.size, rule[1])[1] and np.array_equal(rle.decode(text, mask.shape, *rule), mask)
 
     @cached_property
-    def _shares(self) -> dict[str, float]:
-        """Return which share of each labelled image its objects cover."""
-        with ThreadPoolExecutor(max_workers=2) as pool:
-            scenes = self.scenes("train")
-            shares = pool.map(lambda scene: float((self.truth(scene) > 0).mean()), scenes)
-            return {scene.id: share for scene, share in zip(scenes, shares)}
-
-    @cached_property
     def _median_share(self) -> float:
-        return float(np.median([share for share in self._shares.values() if share] or [0.0]))
+        shares = [self.facts(scene).more["share"] for scene in self.scenes("train")]
+        return float(np.median([share for share in shares if share] or [0.0]))
 
     # ---- answers --------------------------------------------------------------------------------------
-    def decode(self, levels: Levels, params: Mapping[str, Any]) -> Answer:
-        """Turn levels into a mask, or with ``instances`` into objects; settings of ``instances.py``.
+    def answer(self, levels: Levels, settings: Mapping[str, Any]) -> Answer:
+        """Turn levels into a mask, or with ``instances`` into objects, as ``instances.py`` says.
 
-        "postprocess" may hold a list of its steps; "threshold" may be "otsu", told from the scene's own levels. Raises
-        ConfigError for anything else.
+        The threshold "otsu" is told from the scene's own levels.
         """
-        given = dict(params)
-        steps = given.pop("postprocess", ())
-        if given.get("threshold") == OTSU:
-            given["threshold"] = of_scene(levels["loc"][0], objects.DEFAULTS["threshold"])
-        return objects.postprocess(steps, objects.decode(levels["loc"], {**self.defaults(), **given}))
+        return objects.decode(levels["loc"], self._resolved(levels, settings))
 
-    def defaults(self) -> dict[str, Any]:
-        """Return the decode settings that mean "no search has run"; objects are parted where the metric needs it."""
-        return {**objects.DEFAULTS, "instances": int(self.metric == "object_map")}
-
-    def grid(self, axes: Mapping[str, Sequence[Any]], fixed: Mapping[str, Any]) -> Grid:
-        """Return the lattice of decode settings; post-processing in ``fixed`` is applied at every point."""
-        points = search.lattice(axes, {**self.defaults(), **fixed})
-        return Grid(points, points.shape)
+    @staticmethod
+    def _resolved(levels: Levels, settings: Mapping[str, Any]) -> dict[str, Any]:
+        found = dict(settings)
+        if found["threshold"] == OTSU:
+            found["threshold"] = of_scene(levels["loc"][0], objects.DEFAULTS["threshold"])
+        return found
 
     def count(self, levels: Levels, truth: Answer, grid: Grid) -> np.ndarray:
         """Count one scene for all points: (P, K) int64; where only the threshold matters, from one histogram."""
-        plain = {**objects.DEFAULTS, "postprocess": ()}
-        points = [{**plain, **point} for point in grid.points]
+        points = [self._resolved(levels, {"postprocess": (), **point}) for point in grid.points]
         if self.metric != "object_map" and not any(
             p["fill_holes"] or p["instances"] or p["min_area"] > 1 or p["postprocess"] for p in points
         ):
             thresholds = [point["threshold"] for point in points]
-            return _pixel_counts(objects.count_thresholds(levels["loc"][0], truth, thresholds))
-        counts = np.zeros((len(points), PIXEL_COUNTS + scoring.K * (self.metric == "object_map")), np.int64)
+            return mean_dice.count(objects.count_thresholds(levels["loc"][0], truth, thresholds))
+        counts = np.zeros((len(points), mean_dice.K + scoring.K * (self.metric == "object_map")), np.int64)
         wanted = [{k: v for k, v in point.items() if k not in ("min_area", "postprocess")} for point in points]
         last, whole = None, None
         for i in sorted(range(len(points)), key=lambda i: repr(wanted[i])):  # smallest areas differ after the watershed
@@ -344,8 +297,8 @@ class Competition(contract.Competition):
         return counts
 
     def tally(self, answer: Answer, truth: Answer) -> np.ndarray:
-        """Count one answer: (5,) int64 as PIXEL_COUNTS says, (18,) with the objects."""
-        counts = _pixel_counts(masks.binary_counts((answer > 0).view(np.uint8), (truth > 0).view(np.uint8)))
+        """Count one answer: (5,) int64 as ``mean_dice`` has them, (18,) with the objects."""
+        counts = mean_dice.count(masks.binary_counts((answer > 0).view(np.uint8), (truth > 0).view(np.uint8)))
         if self.metric != "object_map":
             return counts
         return np.concatenate([counts, scoring.count(objects.components(answer), truth)])
@@ -354,76 +307,55 @@ class Competition(contract.Competition):
         """Return the score that ``metric`` names."""
         return self._named(counts)[self.metric]
 
-    def class_scores(self, counts: np.ndarray) -> np.ndarray:
-        """Return (..., 1): the score."""
-        return self.score(counts)[..., None]
-
-    def scores(self, counts: np.ndarray) -> dict[str, float]:
-        """Return the score, then all that is known by name."""
-        named = self._named(counts)
-        return {name: float(value) for name, value in {"score": named[self.metric], **named}.items()}
+    def named_scores(self, counts: np.ndarray) -> Mapping[str, Any]:
+        """Return all that is known by name."""
+        return self._named(counts)
 
     def _named(self, counts: np.ndarray) -> dict[str, np.ndarray]:
         """Return named scores of counts (..., K)."""
-        images, total = counts[..., 0], counts[..., 1] / scoring.FIXED
-        named = {
-            "dice": np.divide(total, images, out=np.zeros(images.shape), where=images > 0),
-            "dice_pooled": masks.dice(counts[..., 2:PIXEL_COUNTS]),
-        }
+        named = {"dice": mean_dice.mean(counts), "dice_pooled": mean_dice.pooled(counts)}
         if self.metric == "object_map":
-            rest = counts[..., PIXEL_COUNTS:]
-            named["object_map"] = scoring.mean_precision(rest, images)
+            rest = counts[..., mean_dice.K :]
+            named["object_map"] = scoring.mean_precision(rest, counts[..., 0])
             named |= {f"object_f1_{round(100 * t)}": scoring.f1(rest, t) for t in (0.5, 0.75)}
         return named
 
     def panels(self, scene: Scene, answer: Answer) -> list[tuple[str, np.ndarray]]:
         """Return the image, the truth where it is known, and the prediction, outlined on the image."""
         image = self.read(scene, "image")
-        shown = [("image", image)]
-        if self._has_truth(scene.id, scene.files):
-            shown.append(("truth", _outline(image, self.truth(scene), (60, 220, 90))))
-        return [*shown, ("prediction", _outline(image, answer, (250, 200, 40)))]
+        truth = [("truth", _outline(image, self.truth(scene), (60, 220, 90)))] if self.labelled(scene) else []
+        return [("image", image), *truth, ("prediction", _outline(image, answer, (250, 200, 40)))]
 
     # ---- submission -----------------------------------------------------------------------------------
     @cached_property
     def header(self) -> tuple[str, ...]:
         """The two words above a submission: as stated, else the sample's, the training table's, or Kaggle's."""
-        if self._header:
-            return self._header
-        if sample := _first(self.root, SAMPLES):
-            rows = _read_table(sample, self._columns[0])
-            return str(rows.index.name), str(rows.columns[0]) if len(rows.columns) else "rle"
+        if self.options.header:
+            return self.options.header
+        if self.sample_table.columns:
+            return self.sample_table.id_column, next(iter(self.sample_table.others), "rle")
         if self._runs:
-            return self._run_columns
-        nested = any("masks" in files for files in self._list("train")[0].values())
+            return self._tables["train"].id_column, self._rle_column
+        nested = any("masks" in files for files in self._files("train")[0].values())
         return ("ImageId", "EncodedPixels") if nested else ("id", "rle")
 
-    def write_submission(self, answers: Iterable[tuple[Scene, Answer]], folder: Path) -> list[Path]:
-        """Write the CSV: a row per image, or for "object_map" a row per object and an empty one where there is none."""
-        one_by_one = self.metric == "object_map"
-        path = Path(folder) / CSV
-        with tables.write_rle_csv(path, self.header, repeats=one_by_one) as add:
-            for scene, answer in answers:
-                if one_by_one:
-                    texts = rle.encode_labels(objects.components(answer), self.rule.order, self.rule.origin)
-                    texts = [text for text in texts if text] or [""]
-                else:
-                    texts = [rle.encode(answer, self.rule.order, self.rule.origin)]
-                for text in texts:
-                    add(scene.id, text)
-        return [path]
+    @property
+    def form(self) -> Form:
+        """A row per image, or per object; the runs count as those of the training table do."""
+        return Form(self.header, repeats=self.metric == "object_map", origin=self.rule.origin)
 
-    def read_submission(self, folder: Path, scene: Scene) -> Answer:
-        """Read one scene's answer back: (H, W) int32 for "object_map", else (H, W) uint8."""
-        path = Path(folder) / CSV
-        state = (path, path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
-        if state is None or state != self._answers[0]:
-            self._answers = state, tables.read_object_csv(path, self.header)
-        if scene.id not in self._answers[1]:
-            raise DataError(f"{path}: expected a row for {scene.id!r}, found none; write the submission again")
+    def rows(self, scene: Scene, answer: Answer) -> list[Row]:
+        """Return a row per image, or for "object_map" a row per object and an empty one where there is none."""
+        if self.metric == "object_map":
+            texts = rle.encode_labels(objects.components(answer), self.rule.order, self.rule.origin)
+            return [(scene.id, text) for text in texts if text] or [(scene.id, "")]
+        return [(scene.id, rle.encode(answer, self.rule.order, self.rule.origin))]
+
+    def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
+        """Draw the runs of a scene: (H, W) int32 for "object_map", else (H, W) uint8."""
         shape = raster.image_size(scene.files["image"])
         answer = np.zeros(shape, np.int32)
-        for number, text in enumerate(self._answers[1][scene.id], 1):
+        for number, (_, text) in enumerate((row for row in rows if row[1].strip()), 1):
             answer[rle.decode(text, shape, self.rule.order, self.rule.origin) > 0] = number
         return answer if self.metric == "object_map" else (answer > 0).view(np.uint8)
 
@@ -433,130 +365,88 @@ class Competition(contract.Competition):
         ``scenes``: the ones that must be answered, no others; without them those of the test set, where there is one.
         ``sample``: a sample submission that the CSV must match.
         """
-        path = Path(path)
-        path = path / CSV if path.is_dir() else path
-        if not path.exists():
-            return [f"{path}: expected a submission (a CSV, or the folder it lies in), found nothing there"]
         asked = scenes if scenes is not None or sample is not None else self.scenes("test") or None
-        shapes = None if asked is None else {scene.id: raster.stated_size(scene.files["image"]) for scene in asked}
-        return tables.lint_rle_csv(
-            path, shapes, sample, columns=self.header, origin=self.rule.origin, repeats=self.metric == "object_map"
-        )
+        return super().lint(path, asked, sample)
 
     # ---- files ----------------------------------------------------------------------------------------
-    def _list(self, split: str) -> tuple[dict[str, dict[str, Path]], list[Finding]]:
+    def _files(self, split: str) -> tuple[dict[str, layout.Files], list[Finding]]:
         """Return id -> files of a split, sorted, and what is strange about the names. Raises DataError."""
-        if split not in self._listed:
-            known = TRAIN if split == "train" else TEST
-            folder = _first(self.root, (self._names[split],) if self._names[split] else known)
-            if folder is None or not folder.is_dir():
-                if split == "test" and not self._names[split]:
-                    self._listed[split] = {}, []
-                    return self._listed[split]
-                raise DataError(
-                    f"{self.root}: expected a folder of images ({self._names[split] or ', '.join(known)}), found none; "
-                    f"set data.root, or data.options.{split} to its name"
-                )
-            listed, findings = _list_images(folder)
+        if split not in self._named_files:
+            folder = layout.image_folder(self.root, split, getattr(self.options, split))
+            listed, findings = ({}, []) if folder is None else layout.list_images(folder)
             if split == "train":
-                found = _first(self.root, (self._names["masks"],) if self._names["masks"] else MASKS)
-                mask_of = {} if found is None else _list_images(found)[0]
+                found = layout.first(self.root, (self.options.masks,) if self.options.masks else MASKS)
+                mask_of = {} if found is None else layout.list_images(found)[0]
                 for key, files in listed.items():
                     if key in mask_of and "masks" not in files:
                         files["mask"] = mask_of[key]["image"]
-            self._listed[split] = listed, findings
-        return self._listed[split]
+            self._named_files[split] = listed, findings
+        return self._named_files[split]
 
     @cached_property
-    def _table(self) -> pd.DataFrame:
-        """The rows of train.csv by id, the first one of each; without columns where there is no such file."""
-        return self._rows("table", TABLES).pipe(lambda rows: rows[~rows.index.duplicated()])
-
-    @cached_property
-    def _test_table(self) -> pd.DataFrame:
-        return self._rows("test_table", TEST_TABLES).pipe(lambda rows: rows[~rows.index.duplicated()])
+    def _tables(self) -> dict[str, layout.Table]:
+        """What the tables of "train" and "test" say; without columns where there is no such file."""
+        found = {}
+        for split, stated in (("train", self.options.table), ("test", self.options.test_table)):
+            path = layout.first(self.root, (stated,) if stated else TABLES[split])
+            if path is None and stated:
+                option = "table" if split == "train" else "test_table"
+                raise DataError(f"{self.root / stated}: expected a CSV, found none; set data.options.{option}")
+            found[split] = layout.read_table(path, self.options.id_column)
+        _refuse_classes(found["train"])
+        return found
 
     @cached_property
     def _runs(self) -> dict[str, list[str]]:
         """Scene id -> the runs of its rows, in the order of the table; an empty mask is one empty text."""
-        rows, column = self._rows("table", TABLES), self._run_columns[1]
-        runs: dict[str, list[str]] = {}
-        for key, text in rows[column].items() if column else ():
-            runs.setdefault(key, []).append(text)
-        return runs
+        column, rows = self._rle_column, self._tables["train"].rows
+        return {key: [row[column] for row in own] for key, own in rows.items()} if column else {}
 
-    @cached_property
-    def _run_columns(self) -> tuple[str, str]:
-        """The names of the table's id column and of its column of runs, "" where there is none."""
-        rows = self._rows("table", TABLES)
-        column = self._columns[1] or next((name for name in RLE_COLUMNS if name in rows), "")
-        if self._columns[1] and column not in rows:
-            raise ConfigError(f"data.options.rle_column: expected one of {', '.join(rows.columns)}, got {column!r}")
-        return str(rows.index.name or "id"), column
-
-    def _rows(self, option: str, known: Sequence[str]) -> pd.DataFrame:
-        name = self._names[option]
-        path = _first(self.root, (name,) if name else known)
-        if path is None and name:
-            raise DataError(f"{self.root / name}: expected a CSV, found none; set data.options.{option}")
-        return pd.DataFrame() if path is None else _read_table(path, self._columns[0])
+    @property
+    def _rle_column(self) -> str:
+        """The name of the table's column of runs, "" where there is none."""
+        table, stated = self._tables["train"], self.options.rle_column
+        if stated and stated not in table.columns:
+            raise ConfigError(f"data.options.rle_column: expected one of {', '.join(table.columns)}, got {stated!r}")
+        return stated or table.column(layout.RLE_COLUMNS)
 
     def _has_truth(self, key: str, files: Mapping[str, Path]) -> bool:
         return _mask_files(files) is not None or key in self._runs
 
-    def _refuse_what_the_truth_cannot_give(self, listed: Mapping[str, Any]) -> None:
-        """Raise DataError without a labelled image, ConfigError where single objects are needed and not known."""
-        if not listed:
-            raise DataError(
-                f"{self.root}: expected images with masks, or with rows of runs ({', '.join(TABLES)}), found none"
-            )
-        if not self.one_by_one and (self.border or self.metric == "object_map"):
-            raise ConfigError(
-                f"data.options: border and metric object_map need every object by itself, but {self.root} has one mask "
-                "per image; use metric dice without border"
-            )
-
-    def _describe(self, split: str, listed: Mapping[str, dict[str, Path]]) -> list[Scene]:
+    def _describe(self, split: str, listed: Mapping[str, layout.Files]) -> list[Scene]:
         """Add to each image what the table says of it. Raises ConfigError for a column that is not there."""
-        table = self._table if split == "train" else self._test_table
+        table, options = self._tables[split], self.options
         for option in ("domain", "group", "slice_column"):
-            column = getattr(self, option)
-            needed = split == "train" or (option != "domain" and len(self.images) > 1)
-            if column and column not in table and needed and listed and (option, column) != ("domain", "colour"):
+            column = getattr(options, option)
+            needed = split == "train" or (option != "domain" and options.slices > 1)
+            if column and column not in table.columns and needed and listed and (option, column) != ("domain", COLOUR):
                 raise ConfigError(
                     f"data.options.{option}: expected a column of the {split} table out of "
-                    f"{', '.join(table.columns) or '(there is no table)'}, got {column!r}"
+                    f"{', '.join(table.others) or '(there is no table)'}, got {column!r}"
                 )
-
-        def value(key: str, column: str) -> str:
-            return str(table.at[key, column]) if column in table and key in table.index else ""
-
         scenes = []
         for key, files in sorted(listed.items()):
-            domain = value(key, self.domain)
-            if self.domain == "colour" and "colour" not in table:
-                domain = _stain(files["image"])
-            size = value(key, self.pixel_size)
-            pixel_size = _number(f"{key}: {self.pixel_size}", size) if size else None
-            scenes.append(Scene(key, files, domain, group=value(key, self.group), pixel_size=pixel_size))
-        if len(self.images) == 1:
-            return scenes
-        return _stacked(scenes, self.images, lambda key: value(key, self.slice_column))
+            told = options.domain == COLOUR and COLOUR not in table.columns
+            domain = _stain(files["image"]) if told else table.value(key, options.domain)
+            size = table.value(key, options.pixel_size)
+            pixel_size = layout.number(f"{key}: {options.pixel_size}", size) if size else None
+            scenes.append(Scene(key, files, domain, group=table.value(key, options.group), pixel_size=pixel_size))
+        return layout.stacked(scenes, self.images, lambda key: table.value(key, options.slice_column))
 
     # ---- data doctor ----------------------------------------------------------------------------------
-    def _inspect(self, scene: Scene, split: str) -> list[Finding]:
+    def inspect_scene(self, scene: Scene, split: str) -> list[Finding]:
         """Decode a scene's image and truth, report what is wrong with them."""
         path = scene.files["image"]
+        if split == "train" and not self.labelled(scene):
+            return [Finding("image without truth", scene.id, str(path))]
         try:
             image = raster.read_image(path)
         except DataError as error:
             return [Finding("unreadable image", scene.id, str(error))]
         findings = [] if image.any() else [Finding("image all black", scene.id, str(path))]
-        table = self._table if split == "train" else self._test_table
-        if {"img_height", "img_width"} <= set(table) and scene.id in table.index:
-            stated = table.at[scene.id, "img_height"], table.at[scene.id, "img_width"]
-            if stated != tuple(map(str, image.shape[:2])):
-                findings.append(Finding("size differs from the table", scene.id, f"{stated} and {image.shape[:2]}"))
+        stated = tuple(self._tables[split].value(scene.id, column) for column in ("img_height", "img_width"))
+        if all(stated) and stated != tuple(map(str, image.shape[:2])):
+            findings.append(Finding("size differs from the table", scene.id, f"{stated} and {image.shape[:2]}"))
         if split == "test":
             return findings
         covered, areas = np.zeros(image.shape[:2], np.int32), []
@@ -575,24 +465,15 @@ class Competition(contract.Competition):
         return findings
 
 
-def _stain_stats(stated: Mapping[str, Sequence[float]] | None) -> stain.StainStats | None:
-    """Turn the option ``stain`` into numbers. ConfigError unless it has three of each."""
-    if stated is None:
-        return None
-    if set(stated) != {"mean", "std"} or any(len(values) != 3 for values in stated.values()):
-        raise ConfigError(f"data.options.stain: expected {{mean: [L, a, b], std: [L, a, b]}}, got {dict(stated)}")
-    return stain.StainStats(tuple(map(float, stated["mean"])), tuple(map(float, stated["std"])))
-
-
-def _check_option(name: str, value: Any, allowed: Sequence[Any]) -> None:
-    if value not in allowed or isinstance(value, bool) != isinstance(allowed[0], bool):
-        raise ConfigError(f"data.options.{name}: expected {' | '.join(map(str, allowed))}, got {value!r}")
-
-
-def _pixel_counts(counts: np.ndarray) -> np.ndarray:
-    """Put the number of images (1) and their Dice in fixed point before tp, fp, fn: (..., 3) -> (..., 5) int64."""
-    dice = np.rint(masks.dice(counts, empty=1.0) * scoring.FIXED).astype(np.int64)
-    return np.concatenate([np.ones_like(dice)[..., None], dice[..., None], counts], axis=-1)
+def _refuse_classes(table: layout.Table) -> None:
+    """Raise ConfigError for a table in which an image has rows of several classes: they would be merged into one."""
+    column = table.column(layout.CLASS_COLUMNS)
+    for image_id, rows in table.rows.items() if column else ():
+        if len(found := sorted({row[column] for row in rows})) > 1:
+            raise ConfigError(
+                f"{table.path}: column {column!r} gives image {image_id!r} rows of several classes "
+                f"({', '.join(found[:5])}), which would become one; use competition: multiclass_rle"
+            )
 
 
 def _outline(image: np.ndarray, answer: Answer, colour: tuple[int, int, int]) -> np.ndarray:
@@ -607,60 +488,11 @@ def _outline(image: np.ndarray, answer: Answer, colour: tuple[int, int, int]) ->
 
 
 # ---- files --------------------------------------------------------------------------------------------
-def _first(root: Path, names: Iterable[str]) -> Path | None:
-    """Return the first of the names that exists under ``root``."""
-    return next((root / name for name in names if (root / name).exists()), None)
-
-
-def _list_images(folder: Path) -> tuple[dict[str, dict[str, Path]], list[Finding]]:
-    """List the images of a folder by id, the stem of the file, or of one folder per image with images/ and masks/."""
-    listed: dict[str, dict[str, Path]] = {}
-    findings: list[Finding] = []
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and (path / "images").is_dir():
-            pictures = [file for file in sorted((path / "images").iterdir()) if _is_image(file)]
-            if len(pictures) != 1:
-                findings.append(Finding("folder without its one image", path.name, f"{len(pictures)} in {path}/images"))
-                continue
-            listed[path.name] = {"image": pictures[0]}
-            if (path / "masks").is_dir():
-                listed[path.name]["masks"] = path / "masks"
-        elif _is_image(path):
-            first = listed.setdefault(path.stem, {"image": path})["image"]
-            if first != path:
-                findings.append(Finding("image in two formats", path.stem, f"{first.name} is used, not {path.name}"))
-    return listed, findings
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-
-
 def _mask_files(files: Mapping[str, Path]) -> list[Path] | None:
     """Return the mask files of a scene; None where it has neither a mask nor a folder of them."""
     if "masks" in files:
-        return [path for path in sorted(files["masks"].iterdir()) if _is_image(path)]
+        return [path for path in sorted(files["masks"].iterdir()) if is_picture(path)]
     return [files["mask"]] if "mask" in files else None
-
-
-def _read_table(path: Path, id_column: str = "") -> pd.DataFrame:
-    """Read a CSV as text, indexed by id: an id like 0001 or 1e5 stays what it is, and an empty text no NaN."""
-    try:
-        rows = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: expected a CSV file, got {error}") from error
-    column = id_column or next((name for name in ID_COLUMNS if name in rows), "")
-    if column not in rows:
-        wanted = id_column or ", ".join(ID_COLUMNS)
-        raise DataError(f"{path}: expected a column {wanted}, got {', '.join(rows)}; set data.options.id_column")
-    return rows.set_index(column)
-
-
-def _number(where: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise DataError(f"{where}: expected a number, got {text!r}") from error
 
 
 def _stain(path: Path) -> str:
@@ -671,22 +503,3 @@ def _stain(path: Path) -> str:
         return ""  # inspect names it
     colourful = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)[..., 1].mean() >= COLOURFUL
     return "brightfield" if colourful else "fluorescence"
-
-
-def _stacked(scenes: Sequence[Scene], images: Sequence[str], place: Any) -> list[Scene]:
-    """Give each scene the files of its neighbours in the stack of its group; the ends of a stack repeat themselves.
-
-    ``place(id)`` is the text of the slice's place in its stack, a number; where it is empty, ids are the order.
-    """
-    stacks: dict[str, list[Scene]] = {}
-    for scene in scenes:
-        stacks.setdefault(scene.group or f"\0{scene.id}", []).append(scene)  # no group: a stack of its own
-    stacked = []
-    for stack in stacks.values():
-        stack.sort(key=lambda s: (_number(f"{s.id}: slice", place(s.id)) if place(s.id) else 0.0, s.id))
-        for at, scene in enumerate(stack):
-            files = dict(scene.files)
-            for step, image in enumerate(images, -(len(images) // 2)):
-                files[image] = stack[min(max(at + step, 0), len(stack) - 1)].files["image"]
-            stacked.append(Scene(scene.id, files, scene.domain, scene.position, scene.group, scene.pixel_size))
-    return sorted(stacked, key=lambda scene: scene.id)

@@ -5,26 +5,35 @@ Answer: (H, W) uint8 in {0, 1}, or with ``instances`` (H, W) int32, where 0 is b
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
+import skimage  # its parts are imported when they are first used
+from pydantic import Field
 from scipy import ndimage
-from skimage.morphology import local_maxima, reconstruction
-from skimage.segmentation import relabel_sequential, watershed
 
-from lib.competitions.xview2.decode import threshold_level
+from lib.competitions.decoding import Setting, threshold_level
 from lib.ensemble.steps import resolve
 from lib.errors import ConfigError
 
-DEFAULTS: dict[str, Any] = {
-    "threshold": 0.5,  # an object from here on
-    "min_area": 0,  # smaller objects (8-connected parts of a mask) are erased, in pixels
-    "fill_holes": 0,  # 1: background that an object encloses becomes object
-    "instances": 0,  # 1: a label map, touching objects parted
-    "seed_threshold": 0.5,  # the sure inside of an object from here on: object x (1 - border)
-    "seed_depth": 0,  # pixels that a waist is narrower by, either side, where an object is parted; 0: never
+SETTINGS: dict[str, Setting] = {
+    "threshold": Setting(
+        0.5, "an object from here on; otsu: where the scene's own levels part", high=1, words=("otsu",)
+    ),
+    "min_area": Setting(0, "smaller objects (8-connected parts of a mask) are erased, in pixels"),
+    "fill_holes": Setting(0, "1: background that an object encloses becomes object", choices=(0, 1)),
+    "instances": Setting(0, "1: a label map, touching objects parted", choices=(0, 1)),
+    "seed_threshold": Setting(0.5, "the sure inside of an object from here on: object x (1 - border)", high=1),
+    "seed_depth": Setting(0, "pixels that a waist is narrower by, either side, where an object is parted; 0: never"),
 }
+DEFAULTS: dict[str, Any] = {name: setting.default for name, setting in SETTINGS.items()}
+
+
+def settings(instances: int) -> dict[str, Setting]:
+    """Return SETTINGS with another default of ``instances``: objects are parted where the metric needs it."""
+    return {**SETTINGS, "instances": replace(SETTINGS["instances"], default=instances)}
 
 
 def decode(levels: np.ndarray, settings: Mapping[str, Any]) -> np.ndarray:
@@ -81,13 +90,14 @@ def split(mask: np.ndarray, sure: np.ndarray, seed: int, depth: float = 0) -> np
     seeds, relief = components(region), 255 - sure.astype(np.int16)
     if depth > 0:
         distance = np.rint(16 * cv2.distanceTransform(region, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)).astype(np.int32)
-        lowered = reconstruction(distance - round(16 * depth), distance)  # sixteenths of a pixel compare exactly
+        # sixteenths of a pixel compare exactly
+        lowered = skimage.morphology.reconstruction(distance - round(16 * depth), distance)
         # Plateaus of the lowered map, not its residue as in skimage's h_maxima: equal tops of one object are one seed.
-        tops = local_maxima(lowered) & (lowered > 0)
+        tops = skimage.morphology.local_maxima(lowered) & (lowered > 0)
         seeds, relief = _with_lonely_parts(components(tops), region), -distance
     seeds = _with_lonely_parts(seeds, mask)
-    grown = watershed(relief, seeds, mask=mask > 0, connectivity=2)
-    return relabel_sequential(grown)[0].astype(np.int32)
+    grown = skimage.segmentation.watershed(relief, seeds, mask=mask > 0, connectivity=2)
+    return skimage.segmentation.relabel_sequential(grown)[0].astype(np.int32)
 
 
 def _with_lonely_parts(seeds: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -106,7 +116,7 @@ def components(mask: np.ndarray) -> np.ndarray:
 
 
 # ---- post-processing of an answer -----------------------------------------------------------------------
-def remove_small(answer: np.ndarray, min_area: float) -> np.ndarray:
+def remove_small(answer: np.ndarray, min_area: Annotated[float, Field(ge=0)]) -> np.ndarray:
     """Erase objects of fewer than ``min_area`` pixels; the objects that stay are numbered anew."""
     labels = components(answer)
     kept = np.bincount(labels.ravel()) >= min_area

@@ -7,12 +7,11 @@ answered, objects true. How many images were added is counted by the caller, who
 
 import numpy as np
 
+from lib.competitions.mean_dice import FIXED
 from lib.errors import DataError
 
 THRESHOLDS = tuple(k / 20 for k in range(10, 20))
 """IoU 0.5, 0.55 ... 0.95."""
-FIXED = 2**32
-"""One, in fixed point: means over images stay whole numbers, so that their sum does not depend on the order."""
 K = len(THRESHOLDS) + 3
 
 

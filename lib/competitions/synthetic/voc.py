@@ -94,7 +94,7 @@ def _draw(video: int, frame: int, size: int, seed: int) -> tuple[np.ndarray, np.
 
 def _animal(
     rng: np.random.Generator, picture: np.ndarray, mask: np.ndarray, index: int, at: tuple[float, float], length: float,
-    ahead: int,
+    ahead: int | np.integer,
 ) -> None:  # fmt: skip
     """Draw one animal of ``length`` half its body into picture and mask; ``ahead``: 1 looks right, -1 left."""
 

@@ -293,7 +293,7 @@ def _houses(rng: np.random.Generator, event: Event, streets: Streets, size: int)
     for k in range(int(v.min() // BLOCK) - 1, int(v.max() // BLOCK) + 3):
         for side in (-1, 1):
             for cell in range(int(u.min() // CELL), int(u.max() // CELL) + 1):
-                kind = rng.choice(["houses", "row", "hall"], p=[0.8, 0.12, 0.08])
+                kind = str(rng.choice(["houses", "row", "hall"], p=[0.8, 0.12, 0.08]))
                 middle, row_colour = (cell + 0.5) * CELL, ROOFS[0][rng.integers(len(ROOFS[0]))]
                 for offset, length, depth, shape in _lots(rng, kind, event.built):
                     at = middle if kind == "row" else middle + offset  # a row is straight where the street bends

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from pydantic import Field, model_validator
 
-from lib.errors import ConfigError, DataError
+from lib.errors import DataError
 from lib.scenes import raster
+from lib.settings import Section
 
 SUFFIXES = (".mp4", ".avi", ".mov", ".mkv")
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -26,29 +28,47 @@ Rule = Callable[[int], list[int]]
 """Number of frames -> the frames to take, ascending."""
 
 
-def sample(
-    path: str | Path, *, count: int | None = None, every: int | None = None, per_second: float | None = None,
-    size: int | None = None, span: Span | None = None,
-) -> np.ndarray:  # fmt: skip
-    """Read some frames of a video: (F, H, W, 3) uint8 RGB, F >= 1, in order; exactly one rule says which.
+class FrameSampling(Section):
+    """Which frames of a video are read, by one of three rules."""
 
-    count: this many, evenly spaced from the first to the last (1: the middle one; all, where there are fewer).
-    every: frames 0, n, 2n, ... per_second: the frames nearest to 0, 1/n, 2/n, ... seconds, each once.
-    size: frames whose shorter side is longer are shrunk to it; all frames get the shape of the first.
-    span: the part of a folder to look at. Raises ConfigError as ``check_rule`` does, DataError naming the file where no
-    frame can be decoded, or where frames per second are asked of a video without a frame rate.
+    count: int | None = Field(None, gt=0, strict=True)
+    """So many, evenly spaced from the first to the last (1: the middle one; all, where there are fewer)."""
+    every: int | None = Field(None, gt=0, strict=True)
+    """Frames 0, n, 2n, ..."""
+    per_second: float | None = Field(None, gt=0, strict=True)
+    """The frames nearest to 0, 1/n, 2/n, ... seconds, each once."""
+
+    @model_validator(mode="after")
+    def _is_one_rule(self) -> "FrameSampling":
+        if len(given := self.model_dump(exclude_none=True)) != 1:
+            raise ValueError(f"expected one of count, every, per_second, got {' and '.join(given) or 'none'}")
+        return self
+
+    def frames(self, total: int, fps: float) -> list[int]:
+        """Return the frames to take of ``total``, ascending; ``fps``: frames per second, above 0 for ``per_second``."""
+        if self.count is not None:
+            return spread(total, self.count)
+        return list(range(0, total, self.every)) if self.every is not None else ticks(total, fps / self.per_second)
+
+
+def sample(
+    path: str | Path, sampling: FrameSampling, size: int | None = None, span: Span | None = None
+) -> np.ndarray:  # fmt: skip
+    """Read some frames of a video: (F, H, W, 3) uint8 RGB, F >= 1, in order.
+
+    size: frames whose shorter side is longer are shrunk to it; all frames get the shape of the first. span: the part of
+    a folder to look at. Raises DataError naming the file where no frame can be decoded, or where frames per second are
+    asked of a video without a frame rate.
     """
     path = Path(path)
-    check_rule(count=count, every=every, per_second=per_second)
     files = _frame_files(path, span) if path.is_dir() else []
     total, fps = (len(files), 0.0) if files else _header(path)
-    if per_second is not None and not fps:
-        raise DataError(f"{path}: expected a frame rate to take {per_second} frames a second by, found none; use count")
+    if sampling.per_second is not None and not fps:
+        raise DataError(f"{path}: expected a frame rate to take {sampling.per_second} frames a second by, found none; "
+                        "use count")  # fmt: skip
 
     def rule(total: int) -> list[int]:
-        if count is not None:
-            return spread(total, count)
-        return list(range(0, total, every)) if every is not None else ticks(total, fps / per_second)
+        return sampling.frames(total, fps)
 
     frames = _read_files(files, rule, size) if files else _read_stream(path, total, rule, size)
     if not frames:
@@ -70,20 +90,6 @@ def probe(path: str | Path, span: Span | None = None) -> tuple[int, float, tuple
     if first is None:
         raise DataError(f"{path}: expected a video, got none of its frames decoded; fetch this file again")
     return total, fps, first.shape[:2]
-
-
-def check_rule(*, count: int | None = None, every: int | None = None, per_second: float | None = None) -> None:
-    """Raise ConfigError unless exactly one sampling rule is given, a number above 0, whole but for per_second."""
-    rules = {"count": count, "every": every, "per_second": per_second}
-    given = {name: value for name, value in rules.items() if value is not None}
-    if len(given) != 1:
-        raise ConfigError(f"sampling: expected one of {', '.join(rules)}, got {' and '.join(given) or 'none'}")
-    for name, value in given.items():
-        kinds = (int, float) if name == "per_second" else int
-        if isinstance(value, bool) or not isinstance(value, kinds) or not value > 0:
-            raise ConfigError(
-                f"sampling.{name}: expected a {'' if kinds is not int else 'whole '}number above 0, got {value!r}"
-            )
 
 
 def spread(total: int, count: int) -> list[int]:
@@ -184,7 +190,7 @@ def _read_files(files: list[Path], rule: Rule, size: int | None) -> list[np.ndar
     if not all(map(_readable, frames)):
         files = [file for file in files if _readable(_read(file))]
         frames = [_read(files[number]) for number in rule(len(files))]
-    return [_shrink(frame, size) for frame in frames]
+    return [_shrink(frame, size) for frame in frames if frame is not None]
 
 
 def _read(file: Path) -> np.ndarray | None:

@@ -4,16 +4,19 @@ step(label_map, **options) -> label_map. Inputs are never changed; outputs may s
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated
 
 import cv2
 import numpy as np
+from pydantic import Field
 
-from lib.ensemble.steps import resolve
 from lib.errors import ConfigError
 
 GAIN_STEPS = 1000
 """Gains are used to a thousandth, as integers: what ties on one machine ties on every other."""
+
+
+Pixels = Annotated[int, Field(ge=0)]
 
 
 def winner(levels: np.ndarray, gains: Sequence[float]) -> np.ndarray:
@@ -32,7 +35,7 @@ def winner(levels: np.ndarray, gains: Sequence[float]) -> np.ndarray:
     return label_map
 
 
-def remove_small(label_map: np.ndarray, min_area: int) -> np.ndarray:
+def remove_small(label_map: np.ndarray, min_area: Pixels) -> np.ndarray:
     """Turn the parts (8 neighbours) of any class that have fewer than ``min_area`` pixels into class 0."""
     if min_area <= 1:
         return label_map
@@ -45,7 +48,7 @@ def remove_small(label_map: np.ndarray, min_area: int) -> np.ndarray:
     return cleaned
 
 
-def majority(label_map: np.ndarray, radius: int) -> np.ndarray:
+def majority(label_map: np.ndarray, radius: Pixels) -> np.ndarray:
     """Give each pixel the most frequent class of the square ``radius`` pixels around it; ties go to the lower class."""
     side = (2 * radius + 1, 2 * radius + 1)
     most, voted = np.full(label_map.shape, -1, np.float32), np.zeros_like(label_map)
@@ -74,10 +77,3 @@ STEPS: Mapping[str, Callable[..., np.ndarray]] = {
     "majority": majority,
     "object_vote": object_vote,
 }
-
-
-def apply(steps: Sequence[Mapping[str, Any]], label_map: np.ndarray) -> np.ndarray:
-    """Run steps in order; each is ``{"name": <one of STEPS>, <option>: <value>, ...}``. Raises ConfigError."""
-    for step in steps:
-        label_map = resolve(step, STEPS, 1)(label_map)
-    return label_map

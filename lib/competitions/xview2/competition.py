@@ -19,8 +19,7 @@ Metric: score = 0.3 * F1 of building pixels + 0.7 * harmonic mean of the four da
 where the post-event truth has a building; pixels are counted over all scenes before any F1 is taken.
 Answer: {"localization": (H, W) uint8 in {0, 1}, "damage": (H, W) uint8 in 0..4}, two PNGs per scene.
 
-This module is longer than 300 lines because the competition, its files and labels, the data doctor and the linter all
-speak of this one layout; every section is plain functions on it.
+Un-classified buildings count as no-damage in the official targets; what a network learns there is an option.
 """
 
 import json
@@ -28,24 +27,24 @@ import re
 import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import shapely
-from tqdm import tqdm
+from pydantic import Field
 
-from lib.competitions import contract, tables
-from lib.competitions.contract import Answer, Finding, Grid, Levels, Scene
+from lib.competitions import tables
+from lib.competitions.contract import SUBMISSION, Answer, Competition, Finding, Grid, Levels, Row, Scene
+from lib.competitions.facts import Facts
+from lib.competitions.tables import Form, Name, Size
 from lib.competitions.xview2 import decode as decoding
 from lib.competitions.xview2 import metric as scoring
 from lib.competitions.xview2 import pairs as official
 from lib.competitions.xview2 import postprocess
-from lib.ensemble import search
 from lib.errors import ConfigError, DataError
-from lib.scenes import polygons, raster
+from lib.scenes import polygons, raster, rle
+from lib.settings import Section
 from lib.tasks import IGNORE, BinaryMask, MulticlassMask
 
 BUILDING = 1
@@ -58,7 +57,7 @@ TRAIN_TIERS = ("train", "tier1", "tier3")
 TIERS = (*TRAIN_TIERS, "hold", "test")
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
 TILE = (1024, 1024)
-CSV, PAIRS, ARCHIVE = "submission.csv", "xview2", "xview2.zip"
+PAIRS, ARCHIVE = "xview2", "xview2.zip"
 CSV_ROWS = 5
 """Rows per scene: the building mask, then the damage classes."""
 COLOURS = np.array([[255, 255, 255], [70, 190, 90], [250, 220, 60], [245, 140, 30], [220, 40, 40]], np.uint8)
@@ -68,138 +67,98 @@ EVENT_NAME = re.compile(r"(?P<id>(?P<event>.+)_\d{8})_(?P<side>pre|post)_disaste
 CHALLENGE_NAME = re.compile(r"(?P<split>test|hold)_(?P<side>pre|post)_(?P<number>\d{5})")
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What the two labels of a scene say, read once. ``error``: why the scene cannot be used, empty if it can."""
+class XView2Options(Section):
+    """What ``data.options`` may hold."""
 
-    flags: Mapping[str, bool]
-    position: tuple[float, float] | None = None
-    error: str = ""
+    unclassified: Literal["ignore", "no-damage"] = "ignore"
+    """What the damage target holds where the graders gave no class."""
+    tiers: tuple[str, ...] | None = Field(None, min_length=1)
+    """The folders whose labels are used; hold and test are test then, if not stated. null: train, tier1, tier3, and
+    hold if it has labels."""
 
 
-class Competition(contract.Competition):
-    """xView2 under ``root``; ``unclassified`` is what the damage target holds where the graders gave no class."""
+class XView2(Competition):
+    """xView2 under ``root``."""
 
     name = "xview2"
-    tasks = {"loc": BinaryMask(("building",)), "cls": MulticlassMask(("background", *DAMAGE))}
+    Options = XView2Options
+    tasks = {"loc": BinaryMask(("building",), float32=True), "cls": MulticlassMask(("background", *DAMAGE))}
     images = SIDES
+    labels = LABELS
     flags = (*FLAGS, "empty")
-
-    def __init__(self, root: str | Path, *, unclassified: str = "ignore") -> None:
-        if unclassified not in ("ignore", "no-damage"):
-            raise ConfigError(f"data.options.unclassified: expected ignore or no-damage, got {unclassified!r}")
-        self.root = Path(root)
-        self.unclassified = IGNORE if unclassified == "ignore" else DAMAGE["no-damage"]
-        self._scenes: dict[str, list[Scene]] = {}
-        self._facts: dict[str, Facts] = {}
+    settings = decoding.SETTINGS
+    steps = postprocess.STEPS
+    step_inputs = 4
+    steps_in_search = False
+    form = Form(("ImageId_ClassId", "EncodedPixels"))
 
     # ---- data -----------------------------------------------------------------------------------------
-    def scenes(self, split: str) -> list[Scene]:
-        """Return the scenes of "train" (every tier with labels) or "test", sorted by id.
+    def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:
+        """List the scenes of every tier of a split, earlier tiers first, with whichever files they have."""
+        scenes, findings = [], []
+        for folder in _folders(self.root, split, self.options.tiers):
+            found, strange = _list(folder)
+            scenes += found
+            findings += strange
+        return scenes, findings
 
-        Scenes that cannot be used (an image missing, a label missing or unreadable) are left out; ``inspect`` names
-        them. "train" reads each label once; "test" reads none. Raises DataError when "train" has no usable scene.
-        """
-        if split not in ("train", "test"):
-            raise ValueError(f"split: expected train or test, got {split!r}")
-        if split not in self._scenes:
-            listed = [scene for folder in _folders(self.root, split) for scene in _list(folder)[0]]
-            roles = (*SIDES, *LABELS) if split == "train" else SIDES
-            whole = {s.id: s for s in reversed(listed) if all(role in s.files for role in roles)}  # first tier wins
-            scenes = [whole[key] for key in sorted(whole)]
-            if split == "train":
-                facts = [self._facts_of(scene) for scene in scenes]
-                scenes = [replace(s, position=f.position) for s, f in zip(scenes, facts) if not f.error]
-                if not scenes:
-                    raise DataError(
-                        f"{self.root}: expected training scenes with both images and both labels, found {len(listed)} "
-                        f"scenes of which none is whole; 01_prepare_folds.py lists what they lack"
-                    )
-            self._scenes[split] = scenes
-        return self._scenes[split]
+    def read_facts(self, scene: Scene) -> Facts:
+        """Read both labels and the headers of the images."""
+        return _read_facts(scene)
 
     def inspect(self) -> list[Finding]:
-        """Read every image and label once and report what is missing, broken or suspicious."""
-        findings: list[Finding] = []
-        folder_of: dict[str, Path] = {}
-        scenes: list[Scene] = []
-        for split in ("train", "test"):
-            for folder in _folders(self.root, split):
-                listed, strange = _list(folder)
-                findings += strange
-                for scene in listed:
-                    if folder_of.setdefault(scene.id, folder) != folder:
-                        detail = f"in {folder_of[scene.id].name} and in {folder.name}"
-                        findings.append(Finding("duplicate id", scene.id, detail))
-                    findings += _inspect_files(scene, labelled=split == "train")
-                scenes += listed
-        with ThreadPoolExecutor(max_workers=2) as pool:
-            inspected = pool.map(_inspect_contents, scenes)
-            for found in tqdm(inspected, "data check", total=len(scenes), leave=False, disable=None):
-                findings += found
-        return findings
+        """Read every image and label once and report what is missing, broken or suspicious, ids in two tiers too."""
+        findings, first = [], {}
+        for scene in (*self._list("train"), *self._list("test")):
+            folder = next(iter(scene.files.values())).parents[1].name
+            if first.setdefault(scene.id, folder) != folder:
+                findings.append(Finding("duplicate id", scene.id, f"in {first[scene.id]} and in {folder}"))
+        return super().inspect() + findings
 
-    def read(self, scene: Scene, image: str) -> np.ndarray:
-        """Read "pre" or "post" as (H, W, 3) uint8 RGB. Raises DataError naming scene and file."""
-        try:
-            return raster.read_image(scene.files[image])
-        except DataError as error:
-            raise DataError(f"scene {scene.id}: {error}") from error
+    def inspect_scene(self, scene: Scene, split: str) -> list[Finding]:
+        """Report which files of a scene are missing, and what is wrong with the others."""
+        return _inspect_files(scene, split == "train") + _inspect_contents(scene)
 
     def target(self, scene: Scene, task: str) -> np.ndarray:
         """Return (H, W) uint8: "loc" holds 1 inside the pre-event outlines; "cls" holds 1..4 inside the post-event
         ones, and 255 (or 1, as the option says) inside un-classified ones."""
-        return _buildings(scene) if task == "loc" else _damage(scene, self.unclassified)
-
-    def strata(self, scene: Scene) -> dict[str, bool]:
-        """Return which damage classes the post-event label holds, and whether neither label has a building."""
-        facts = self._facts_of(scene)
-        if facts.error:
-            raise DataError(facts.error)
-        return dict(facts.flags)
-
-    def _facts_of(self, scene: Scene) -> Facts:
-        """Read what both labels of a scene say, the first time it is asked for."""
-        if scene.id not in self._facts:
-            self._facts[scene.id] = _read_facts(scene)
-        return self._facts[scene.id]
+        unclassified = IGNORE if self.options.unclassified == "ignore" else DAMAGE["no-damage"]
+        return _buildings(scene) if task == "loc" else _damage(scene, unclassified)
 
     # ---- answers --------------------------------------------------------------------------------------
     def truth(self, scene: Scene) -> Answer:
         """Return what the official target images hold: un-classified buildings count as no-damage there."""
         return {"localization": _buildings(scene), "damage": _damage(scene, DAMAGE["no-damage"])}
 
-    def decode(self, levels: Levels, params: Mapping[str, Any]) -> Answer:
-        """Join the levels of both tasks into an answer.
+    def faults(self, decode: Mapping[str, Any], axes: Mapping[str, Sequence[Any]], chains: Sequence[Any] = (),
+               unseen: Mapping[str, Any] = {}) -> list[str]:  # fmt: skip
+        """Return what is wrong with what an experiment asks of ``decode``; a preset goes with no other setting."""
+        found = super().faults(decode, axes, chains, unseen)
+        if decode.get("preset") and (others := list(dict.fromkeys([*axes, *unseen, *_beside_preset(decode)]))):
+            found.append(f"decode.preset: fixes every setting, got also {', '.join(others)}; remove them")
+        return found or decoding.threshold_faults(axes)
 
-        ``params``: settings of ``decode.py``, missing ones as in ``defaults``, or "preset": "selim2020";
-        with either "postprocess", a list of steps. Raises ConfigError for anything else.
-        """
-        given = dict(params)
-        steps, preset = given.pop("postprocess", ()), given.pop("preset", None)
-        if preset is None:
-            settings = {**decoding.DEFAULTS, **given}
+    def answer(self, levels: Levels, settings: Mapping[str, Any]) -> Answer:
+        """Join the levels of both tasks into an answer, as ``decode.py`` says."""
+        if "preset" not in settings:
             localization, damage = decoding.decode(levels["loc"], levels["cls"], settings)
-        elif preset != "selim2020":
-            raise ConfigError(f"decode.preset: expected selim2020, got {preset!r}")
-        elif any(value != decoding.DEFAULTS.get(name) for name, value in given.items()):
-            raise ConfigError(f"decode: preset selim2020 fixes every setting, got also {', '.join(given)}; remove them")
+        elif others := _beside_preset(settings):
+            raise ConfigError(f"decode.preset: fixes every setting, got also {', '.join(others)}; remove them")
         else:
             localization, damage = decoding.selim2020(levels["loc"], levels["cls"])
-        localization, damage = postprocess.apply(steps, localization, damage, levels["loc"][0], levels["cls"])
         return {"localization": localization, "damage": damage}
 
-    def defaults(self) -> dict[str, Any]:
-        """Return the decode settings of ``lib/competitions/xview2/decode.py`` that mean "no search has run"."""
-        return dict(decoding.DEFAULTS)
+    def clean(self, answer: Answer, steps: Sequence[Mapping[str, Any]], levels: Levels) -> Answer:
+        """Run post-processing steps, which see the levels too."""
+        masks = answer["localization"], answer["damage"]
+        localization, damage = postprocess.apply(steps, *masks, levels["loc"][0], levels["cls"])
+        return {"localization": localization, "damage": damage}
 
     def grid(self, axes: Mapping[str, Sequence[Any]], fixed: Mapping[str, Any]) -> Grid:
         """Return the lattice of decode settings; ``fixed`` may hold no preset and no post-processing."""
-        for name in ("preset", "postprocess"):
-            if fixed.get(name):
-                raise ConfigError(f"decode.{name}: cannot be searched around; remove it, or leave out search")
-        points = search.lattice(axes, {**decoding.DEFAULTS, **fixed})
-        return Grid(points, points.shape)
+        if fixed.get("preset"):
+            raise ConfigError("decode.preset: cannot be searched around; remove it, or leave out search")
+        return super().grid(axes, fixed)
 
     def count(self, levels: Levels, truth: Answer, grid: Grid) -> np.ndarray:
         """Count one scene for all points at once: (P, 15) int64, laid out as ``metric.py`` says."""
@@ -218,10 +177,10 @@ class Competition(contract.Competition):
         """Return (..., 5): F1 of localization and of the four damage classes."""
         return scoring.f1(counts.reshape(*counts.shape[:-1], 5, 3))
 
-    def scores(self, counts: np.ndarray) -> dict[str, float]:
+    def named_scores(self, counts: np.ndarray) -> Mapping[str, Any]:
         """Return the official scores, then those over the classes the truth holds (0 where it holds none)."""
         named = scoring.official(counts) | scoring.present(counts)
-        return {name: float(np.nan_to_num(value)) for name, value in named.items()}
+        return {name: np.nan_to_num(value) for name, value in named.items()}
 
     def detail(self, answer: Answer, truth: Answer) -> np.ndarray:
         """Count the 5 x 5 confusion of damage and the 15 object counts of one answer: (40,) int64."""
@@ -242,7 +201,7 @@ class Competition(contract.Competition):
         """Return before, after, truth (where labelled) and prediction, damage painted over the post-event image."""
         post = self.read(scene, "post")
         shown = [("before", self.read(scene, "pre")), ("after", post)]
-        if all(role in scene.files for role in LABELS):
+        if self.labelled(scene):
             shown.append(("truth", _paint(post, self.truth(scene))))
         return [*shown, ("prediction", _paint(post, answer))]
 
@@ -252,19 +211,36 @@ class Competition(contract.Competition):
 
         Raises DataError for masks of other than 1024x1024 pixels, which the official scorer would refuse.
         """
-        table, images, archive = folder / CSV, folder / PAIRS, folder / ARCHIVE
-        with tables.write_rle_csv(table) as add_row, official.write_png_pairs(images) as add_pair:
+        table, images, archive = folder / SUBMISSION, folder / PAIRS, folder / ARCHIVE
+        with tables.write(table, self.form) as add_row, official.write_png_pairs(images) as add_pair:
             for scene, answer in answers:
                 add_pair(scene.id, answer["localization"], answer["damage"])
-                for row_id, runs in official.pair_rows(scene.id, answer["localization"], answer["damage"]):
-                    add_row(row_id, runs)
+                for row in self.rows(scene, answer):
+                    add_row(*row)
         official.zip_pngs(images, archive)
         return [table, archive, *sorted(images.iterdir())]
 
-    def read_submission(self, folder: Path, scene: Scene) -> Answer:
-        """Read a scene's answer back from the PNGs; that the CSV says the same is for ``lint`` to see."""
-        localization, damage = official.read_png_pair(folder / PAIRS, scene.id)
-        return {"localization": localization, "damage": damage}
+    def rows(self, scene: Scene, answer: Answer) -> list[Row]:
+        """Return the five rows of a scene."""
+        return official.pair_rows(scene.id, answer["localization"], answer["damage"])
+
+    def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
+        """Draw the five rows of a scene; what was graded outside of the buildings is not in them."""
+        masks = [rle.decode(text, TILE) for _, text in rows]
+        damage = sum((mask * np.uint8(grade) for grade, mask in enumerate(masks[1:], 1)), np.zeros(TILE, np.uint8))
+        return {"localization": masks[0], "damage": damage}
+
+    def scene_of(self, row: Row) -> str:
+        """Return the scene's id, which the number of the class follows."""
+        return row[0].rpartition("_")[0]
+
+    def row_names(self, scene: Scene) -> list[Name]:
+        """Return the names of a scene's rows."""
+        return [(f"{scene.id}_{part}",) for part in range(CSV_ROWS)]
+
+    def size(self, scene: Scene) -> Size:
+        """Return the only size that the official scorer takes."""
+        return TILE
 
     def lint(self, path: Path, scenes: Sequence[Scene] | None = None, sample: Path | None = None) -> list[str]:
         """Return what is wrong with what ``write_submission`` wrote, a folder or zip of PNG pairs, or a CSV.
@@ -278,13 +254,28 @@ class Competition(contract.Competition):
         if zipfile.is_zipfile(path):
             return _lint_archive(path)
         if path.is_file():
-            return _lint_table(path, scenes, sample)
-        table, pairs = path / CSV, path / PAIRS
+            return super().lint(path, scenes, sample)
+        table, pairs = path / SUBMISSION, path / PAIRS
         if not table.exists() and not pairs.exists():
             faults = official.lint_png_pairs(path)
             return faults if sample is None else [*faults, f"{sample}: a sample submission needs a CSV to compare with"]
-        faults = _lint_table(table, scenes, sample) + _lint_pairs(pairs, scenes)
-        return faults or [*_lint_archive(path / ARCHIVE), *_lint_agreement(table, pairs)]
+        faults = super().lint(table, scenes, sample) + _lint_pairs(pairs, scenes)
+        return faults or [*_lint_archive(path / ARCHIVE), *self._lint_agreement(table, pairs)]
+
+    def _lint_agreement(self, table: Path, pairs: Path) -> list[str]:
+        """Return the scenes whose answers in the CSV and in the PNGs differ."""
+        runs, differing = {name: text for name, text in tables.read(table, self.form)}, []
+        for scene_id in official.read_pairs(pairs):
+            rows = official.pair_rows(scene_id, *official.read_png_pair(pairs, scene_id))
+            if any(runs.get(row_id) != text for row_id, text in rows):
+                differing.append(scene_id)
+        return [f"{table}: {len(differing)} scenes differ from the PNGs (first: {differing[0]})"] if differing else []
+
+
+def _beside_preset(settings: Mapping[str, Any]) -> list[str]:
+    """Return the settings that are not at their defaults, which a preset would overrule."""
+    return [name for name, value in settings.items()
+            if name not in ("preset", "postprocess") and value != decoding.DEFAULTS.get(name)]  # fmt: skip
 
 
 def _paint(image: np.ndarray, answer: Answer) -> np.ndarray:
@@ -296,22 +287,6 @@ def _paint(image: np.ndarray, answer: Answer) -> np.ndarray:
 
 
 # ---- linting ------------------------------------------------------------------------------------------
-def _lint_table(table: Path, scenes: Sequence[Scene] | None, sample: Path | None) -> list[str]:
-    """Lint the CSV; each scene must have all of its rows, unless a sample says which rows there are."""
-    shapes: dict[str, tuple[int, int]] = {}
-    try:
-        ids = tables.read_rle_csv(table) if scenes is None else ()
-    except DataError:
-        ids = ()  # lint_rle_csv says what is wrong
-    for row_id in ids:
-        rows = [row_id] if sample else [f"{row_id.rpartition('_')[0]}_{part}" for part in range(CSV_ROWS)]
-        shapes |= dict.fromkeys(rows, TILE)
-    for scene in scenes or ():
-        size = raster.stated_size(scene.files["pre"])
-        shapes |= dict.fromkeys((f"{scene.id}_{part}" for part in range(CSV_ROWS)), size)
-    return tables.lint_rle_csv(table, shapes or None, sample)
-
-
 def _lint_pairs(pairs: Path, scenes: Sequence[Scene] | None) -> list[str]:
     """Lint our folder of PNGs together with its list of scenes."""
     try:
@@ -335,35 +310,34 @@ def _lint_archive(archive: Path) -> list[str]:
         return [fault.replace(folder, str(archive)) for fault in official.lint_png_pairs(Path(folder))]
 
 
-def _lint_agreement(table: Path, pairs: Path) -> list[str]:
-    """Return the scenes whose answers in the CSV and in the PNGs differ."""
-    runs, differing = tables.read_rle_csv(table), []
-    for scene_id in official.read_pairs(pairs):
-        rows = official.pair_rows(scene_id, *official.read_png_pair(pairs, scene_id))
-        if any(runs.get(row_id) != text for row_id, text in rows):
-            differing.append(scene_id)
-    return [f"{table}: {len(differing)} scenes differ from the PNGs (first: {differing[0]})"] if differing else []
-
-
 # ---- files --------------------------------------------------------------------------------------------
-def _folders(root: Path, split: str) -> list[Path]:
-    """Return the tiers of a split, in the order of TIERS; ``root`` may also be a single tier itself."""
-    tiers = [root / tier for tier in TIERS if (root / tier / "images").is_dir()]
-    if not tiers and (root / "images").is_dir():
+def _folders(root: Path, split: str, stated: Sequence[str] | None) -> list[Path]:
+    """Return the tiers of a split, ``stated`` ones first, then in the order of TIERS; ``root`` may be a tier itself."""
+    names = dict.fromkeys((*(stated or ()), *TIERS))
+    tiers = [root / tier for tier in names if (root / tier / "images").is_dir()]
+    if not tiers and (root / "images").is_dir() and not stated:
         tiers = [root.resolve()]
     if not tiers:
         inside = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
         nested = [path for path in inside if any((path / tier / "images").is_dir() for tier in TIERS)]
         found = ", ".join(path.name for path in inside[:8]) or ("no folder" if root.is_dir() else "no such path")
         raise DataError(
-            f"{root}: expected xBD as it unpacks ({', '.join(f'{tier}/images' for tier in TIERS)}, any of them), found "
+            f"{root}: expected xBD as it unpacks ({', '.join(f'{tier}/images' for tier in names)}, any of them), found "
             f"{found}; set data.root to {nested[0] if nested else 'the folder that holds them'}"
         )
-    return [tier for tier in tiers if _split_of(tier) == split]
+    if missing := [tier for tier in stated or () if root / tier not in tiers]:
+        raise DataError(f"{root / missing[0] / 'images'}: expected the images of a tier, found no folder; set "
+                        "data.options.tiers")  # fmt: skip
+    return [tier for tier in tiers if _split_of(tier, stated) == split]
 
 
-def _split_of(tier: Path) -> str:
-    """Return "test" for test/ and for a folder without labels that is not a training tier by name, else "train"."""
+def _split_of(tier: Path, stated: Sequence[str] | None) -> str:
+    """Return the split of a tier: as ``stated``, where a training tier that is not stated is in none, "".
+
+    Otherwise "test" for test/ and for a folder without labels that is not a training tier by name, else "train".
+    """
+    if stated is not None:
+        return "train" if tier.name in stated else "" if tier.name in TRAIN_TIERS else "test"
     labelled = any((tier / "labels").glob("*.json"))
     return "train" if tier.name in TRAIN_TIERS or (labelled and tier.name != "test") else "test"
 

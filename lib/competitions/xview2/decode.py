@@ -2,54 +2,53 @@
 
 Inputs are levels (level / 255 = probability): loc (1, H, W) uint8 is the building; cls (5, H, W) uint8 are background,
 no-damage, minor-damage, major-damage, destroyed. The answer is localization (H, W) uint8 in {0, 1} and damage (H, W)
-uint8 in {0 .. 4}. ``count_grid`` and ``decode`` share every comparison, so they agree to the last pixel;
-that is also why they stand in one module of more than 300 lines.
+uint8 in {0 .. 4}. ``count_grid`` and ``decode`` share every comparison, so they agree to the last pixel.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 import cv2
 import numpy as np
 
+from lib.competitions.decoding import Setting, threshold_level
 from lib.competitions.xview2 import objects
 from lib.competitions.xview2.postprocess import watershed_vote
 from lib.ensemble.blend import blend
 from lib.ensemble.search import Lattice
 from lib.errors import ConfigError
 
-DEFAULTS: dict[str, float] = {
-    "object_seed": 0.0,  # damage is averaged over objects grown from building levels of at least this; 0: per pixel
-    "fuse": 0.0,  # share of the damage net's opinion (1 - background) in the building probability
-    "loc_threshold": 0.5,  # a building from here on
-    "loc_threshold_damaged": 0.5,  # a building already from here on where damage is likely (no effect if not lower)
-    "damage_threshold": 0.5,  # damage is likely from here on: minor + major + destroyed
-    "w_minor": 1.0,  # factors on the class probabilities before the argmax; no-damage has 1
-    "w_major": 1.0,
-    "w_destroyed": 1.0,
-}
-"""Every setting of ``decode``, at the values that mean "no search has run"."""
+HEAVIEST = 1000
+"""The largest factor on a class: 255 * 1000 * HEAVIEST fits int32."""
+
+SETTINGS: dict[str, Setting] = {
+    "object_seed": Setting(0.0, "damage is averaged over objects grown from building levels of at least this; 0: per "
+                                "pixel", high=1),
+    "fuse": Setting(0.0, "share of the damage net's opinion (1 - background) in the building probability", high=1),
+    "loc_threshold": Setting(0.5, "a building from here on", high=1),
+    "loc_threshold_damaged": Setting(0.5, "a building already from here on where damage is likely (no effect if not "
+                                          "lower)", high=1),
+    "damage_threshold": Setting(0.5, "damage is likely from here on: minor + major + destroyed", high=1),
+    "w_minor": Setting(1.0, "factor on the class probability before the argmax; no-damage has 1", high=HEAVIEST),
+    "w_major": Setting(1.0, "as w_minor", high=HEAVIEST),
+    "w_destroyed": Setting(1.0, "as w_minor", high=HEAVIEST),
+    "preset": Setting(None, "another rule instead of all these settings", choices=("selim2020",)),
+}  # fmt: skip
+"""What ``decode`` can be told."""
+DEFAULTS: dict[str, float] = {name: s.default for name, s in SETTINGS.items() if s.default is not None}
+"""The values that mean "no search has run"."""
 
 COUNTS = 15
 """Per scene: true positives, false positives, false negatives of the building, then of damage classes 1 to 4."""
 
-_PROBABILITIES = np.arange(256) / 255.0
-_HEAVIEST = 1000  # the largest factor on a class: 255 * 1000 * _HEAVIEST fits int32
 _MAX_CALLED = 50_000_000  # threshold triples times cells: 200 MB of float32
-
-
-def threshold_level(probability: float) -> int:
-    """Return the lowest level whose probability is at least the given one: ceil(255 p), 0.2 being exactly level 51."""
-    if not 0 <= probability <= 1:
-        raise ConfigError(f"decode threshold: expected a probability in 0..1, got {probability}")
-    return int(np.searchsorted(_PROBABILITIES, probability))
 
 
 def class_gain(weight: float) -> int:
     """Return a class weight in whole thousandths, so that equal products are equal and go to the lower class."""
-    if not 0 <= weight <= _HEAVIEST:
-        raise ConfigError(f"decode class weight: expected a number in 0..{_HEAVIEST}, got {weight}")
+    if not 0 <= weight <= HEAVIEST:
+        raise ConfigError(f"decode class weight: expected a number in 0..{HEAVIEST}, got {weight}")
     return round(Fraction(str(weight)) * 1000)
 
 
@@ -178,18 +177,11 @@ class _Cells:
     """The cells that a grid's thresholds cut the plane (L, D) into, and which of them each point calls building."""
 
     def __init__(self, axes: Mapping[str, tuple[float, ...]]):
-        low, high, damage = (
-            np.array([threshold_level(t) for t in axes[name]])
-            for name in ("loc_threshold_damaged", "loc_threshold", "damage_threshold")
-        )
-        self.loc_edges, damage_edges = np.unique([*low, *high]), np.unique(damage)
+        if faults := threshold_faults(axes):
+            raise ConfigError(faults[0])
+        low, high, damage, self.loc_edges, damage_edges = _edges(axes)
         n_loc, n_damage = len(self.loc_edges) + 1, len(damage_edges) + 1
         self.number = n_loc * n_damage
-        if self.number * len(high) * len(low) * len(damage) > _MAX_CALLED:
-            raise ConfigError(
-                f"search: expected fewer thresholds, got {len(high)} loc_threshold x {len(low)} loc_threshold_damaged "
-                f"x {len(damage)} damage_threshold values; halve the longest of them"
-            )
         loc_from = np.concatenate([[-1], self.loc_edges])[:, None]  # lowest L of a cell; (n_loc, 1)
         damage_from = np.concatenate([[-1], damage_edges])[None, :]  # lowest D of a cell; (1, n_damage)
         called = (loc_from >= high[:, None, None, None, None]) | (
@@ -201,6 +193,25 @@ class _Cells:
         # twice the cell of a pixel is loc_step[L] + damage_step[D]
         self.loc_step = (2 * n_damage * np.searchsorted(self.loc_edges, levels, side="right")).astype(narrow)
         self.damage_step = (2 * np.searchsorted(damage_edges, levels, side="right")).astype(narrow)
+
+
+def threshold_faults(axes: Mapping[str, Sequence[float]]) -> list[str]:
+    """Return what is wrong with the number of thresholds of a search, whose table would be too large to hold."""
+    low, high, damage, loc_edges, damage_edges = _edges(
+        {name: (s.default,) for name, s in SETTINGS.items()} | dict(axes)
+    )
+    cells = (len(loc_edges) + 1) * (len(damage_edges) + 1)
+    if cells * len(high) * len(low) * len(damage) <= _MAX_CALLED:
+        return []
+    return [f"search: expected fewer thresholds, got {len(high)} loc_threshold x {len(low)} loc_threshold_damaged "
+            f"x {len(damage)} damage_threshold values; halve the longest of them"]  # fmt: skip
+
+
+def _edges(axes: Mapping[str, Sequence[float]]) -> tuple[np.ndarray, ...]:
+    """Return the levels of loc_threshold_damaged, loc_threshold and damage_threshold, then where L and D are cut."""
+    names = ("loc_threshold_damaged", "loc_threshold", "damage_threshold")
+    low, high, damage = (np.array([threshold_level(t) for t in axes[name]]) for name in names)
+    return low, high, damage, np.unique([*low, *high]), np.unique(damage)
 
 
 class _ClassCounter:

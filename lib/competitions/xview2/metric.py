@@ -68,17 +68,17 @@ def count(lp: np.ndarray, dp: np.ndarray, lt: np.ndarray, dt: np.ndarray) -> np.
 
 def _masks(*masks: np.ndarray) -> list[np.ndarray]:
     """Return the four masks as uint8, or raise DataError: ``_histogram`` is silent on values above 4."""
-    masks = [mask.view(np.uint8) if mask.dtype == bool else mask for mask in masks]
-    for name, mask in zip(("lp", "dp", "lt", "dt"), masks, strict=True):
-        if mask.dtype != np.uint8 or mask.ndim != 2 or mask.shape != masks[0].shape:
+    found = [mask.view(np.uint8) if mask.dtype == bool else mask for mask in masks]
+    for name, mask in zip(("lp", "dp", "lt", "dt"), found, strict=True):
+        if mask.dtype != np.uint8 or mask.ndim != 2 or mask.shape != found[0].shape:
             raise DataError(
                 f"mask {name}: expected (H, W) uint8 like the other three, got {mask.shape} {mask.dtype}; "
                 "pass class indices, all of one size"
             )
-    for name, mask in zip(("dp", "dt"), masks[1::2], strict=True):
+    for name, mask in zip(("dp", "dt"), found[1::2], strict=True):
         if mask.size and (top := int(cv2.norm(mask, cv2.NORM_INF))) > 4:
             raise DataError(f"mask {name}: expected damage classes 0..4, got {top}; map other values to 0..4 first")
-    return masks
+    return found
 
 
 def _sums(mask: np.ndarray) -> tuple[int, int, int, int]:
@@ -184,7 +184,7 @@ def count_objects(lp: np.ndarray, dp: np.ndarray, lt: np.ndarray, dt: np.ndarray
     lp, dp, lt, dt = _masks(lp, dp, lt, dt)
     dp = cv2.copyTo(dp, lp)
     counts = [_match(lp, lt, min_iou)]
-    counts += [_match(cv2.compare(dp, c, cv2.CMP_EQ), cv2.compare(dt, c, cv2.CMP_EQ), min_iou) for c in range(1, 5)]
+    counts += [_match((dp == c).view(np.uint8), (dt == c).view(np.uint8), min_iou) for c in range(1, 5)]
     return np.array(counts, np.int64).reshape(15)
 
 

@@ -2,7 +2,7 @@
 
 import cv2
 import numpy as np
-from skimage.segmentation import watershed
+import skimage  # its parts are imported when they are first used
 
 FLOOR = 51
 """Building level (0.2) down to which objects grow; pixels below belong to no object."""
@@ -16,7 +16,7 @@ def segment(building: np.ndarray, seed: int) -> np.ndarray:
     xView2 2020, which used 0.8).
     """
     _, seeds = cv2.connectedComponents((building >= seed).view(np.uint8), connectivity=8, ltype=cv2.CV_32S)
-    return watershed(255 - building.astype(np.int16), seeds, mask=building >= FLOOR)
+    return skimage.segmentation.watershed(255 - building.astype(np.int16), seeds, mask=building >= FLOOR)
 
 
 def pool(levels: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -8,16 +8,18 @@ outputs may share memory with them. Whether a step stays in the pipeline is for 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
-from skimage.measure import label, regionprops
-from skimage.segmentation import watershed
+import skimage  # its parts are imported when they are first used
+from pydantic import Field
 
 from lib.ensemble.steps import resolve
 
 Masks = tuple[np.ndarray, np.ndarray]
+Share = Annotated[float, Field(ge=0, le=1)]
+Area = Annotated[int, Field(ge=0)]
 
 
 def watershed_vote(
@@ -25,9 +27,9 @@ def watershed_vote(
     damage: np.ndarray,
     loc_levels: np.ndarray,
     cls_levels: np.ndarray,
-    seed_threshold: float = 0.8,
-    share: float = 0.6,
-    confidence: float = 0.6,
+    seed_threshold: Share = 0.8,
+    share: Share = 0.6,
+    confidence: Share = 0.6,
     faithful: bool = False,
 ) -> Masks:
     """Let each region grown from a sure seed vote on the class of its unsure pixels: the 2020 post-processing.
@@ -43,9 +45,10 @@ def watershed_vote(
     third one, an eccentricity test that always passes, is left out of both.
     Source: selimsef/xview2_solution, predict_single.py (2nd place of xView2 2020).
     """
-    seeds = label(loc_levels / 255.0 > seed_threshold, connectivity=2)  # in scanning order: "last" means something
+    # in scanning order: "last" means something
+    seeds = skimage.measure.label(loc_levels / 255.0 > seed_threshold, connectivity=2)
     relief = (loc_levels == 0).astype(np.uint8) if faithful else ~loc_levels
-    regions = watershed(relief, seeds, mask=localization > 0)
+    regions = skimage.segmentation.watershed(relief, seeds, mask=localization > 0)
     count = int(regions.max(initial=0))
     votes = np.bincount(regions.ravel().astype(np.intp) * 5 + damage.ravel(), minlength=5 * (count + 1)).reshape(-1, 5)
     winner = votes.argmax(axis=1)
@@ -53,7 +56,7 @@ def watershed_vote(
     decided[0] = False  # outside of all regions
     if faithful and count:
         decided[count] = False
-    for region in regionprops(regions):
+    for region in skimage.measure.regionprops(regions):
         decided[region.label] = decided[region.label] and region.euler_number == 1
     unsure = cls_levels[1:].max(axis=0) / 255.0 < confidence
     return localization, np.where(decided[regions] & unsure, winner[regions], damage).astype(np.uint8)
@@ -64,7 +67,7 @@ def object_vote(
     damage: np.ndarray,
     loc_levels: np.ndarray,
     cls_levels: np.ndarray,
-    connectivity: int = 8,
+    connectivity: Literal[4, 8] = 8,
 ) -> Masks:
     """Give each building the damage class most of its pixels have; ties go to the lower class, the footprint stays.
 
@@ -85,8 +88,8 @@ def remove_small(
     damage: np.ndarray,
     loc_levels: np.ndarray,
     cls_levels: np.ndarray,
-    min_area: int,
-    connectivity: int = 8,
+    min_area: Area,
+    connectivity: Literal[4, 8] = 8,
 ) -> Masks:
     """Erase buildings (components of the footprint) of fewer than ``min_area`` pixels, with their damage."""
     _, components, stats, _ = cv2.connectedComponentsWithStats(localization, connectivity=connectivity)
@@ -101,7 +104,7 @@ def fill_holes(
     damage: np.ndarray,
     loc_levels: np.ndarray,
     cls_levels: np.ndarray,
-    max_area: int,
+    max_area: Area,
 ) -> Masks:
     """Fill gaps of at most ``max_area`` pixels within buildings; they take the class of the nearest building pixel.
 

@@ -1,0 +1,322 @@
+"""What competitions share whose scenes have one label each (a picture, a video).
+
+Labels are in a table, or the folders are the classes::
+
+    root/train/0001.png, root/train.csv        a row per scene: id, label and, where known, group, domain, split
+    root/train/cats/0001.png                   files in sub-folders; an id is a file's name, or its path in train/
+    root/train/cheetah/0001.jpg                or, without a table, a folder per class
+    root/test/0002.png                         no labels
+    root/sample_submission.csv                 where there is one, its order of rows is kept
+
+An id with a path in it, cats/0001.png, is cats_0001.png in all results but the submission.
+"""
+
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
+
+import numpy as np
+
+from lib.competitions import contract, tables
+from lib.competitions.contract import Answer, Finding, Scene, confusion_table
+from lib.competitions.listing import Expression, find_in_ids, first_there
+from lib.competitions.tables import Name, Size
+from lib.errors import DataError
+from lib.settings import Section
+
+Folders = str | tuple[str, ...]
+"""A folder, or the first one of several that is there."""
+
+
+class Columns(Section):
+    """Names of the columns of a table of labels; only the first two must be there, and those that are stated."""
+
+    id: str = "id"
+    """Which scene."""
+    label: str = "label"
+    """What it is."""
+    group: str = "group"
+    """What must stay together in a fold."""
+    domain: str = "domain"
+    """Where it comes from."""
+    split: str = "split"
+    """The split it was shipped in, for the audit."""
+
+
+class ClassificationOptions(Section):
+    """Options of every competition of this kind."""
+
+    train: Folders = "train"
+    """Folder of the labelled scenes."""
+    test: Folders | None = "test"
+    """Folder of the test scenes; null: there is no test set."""
+    columns: Columns = Columns()
+    """Names of the table's columns, in part."""
+    group: Expression | None = None
+    """What must stay together in a fold: a column, or else a regular expression searched in the id (its first group, or
+    all of the match)."""
+    domain: Expression | None = None
+    """Where a scene comes from: a column, or else a regular expression searched in the id."""
+    sample: str | None = "sample_submission.csv"
+    """Sample submission, whose order of rows is kept."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the data says of a labelled scene. ``id``: as the table writes it; ``paths``: the files it may mean."""
+
+    id: str
+    label: str
+    paths: Sequence[Path]
+    more: Mapping[str, str] = field(default_factory=dict)
+    """Column -> text, those that are known out of group, domain, split."""
+    span: tuple[int, int] | None = None
+    """First and last frame that belong to it, where a folder holds several scenes."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A scene with its label, the index of its class."""
+
+    scene: Scene
+    label: int
+    record: Record
+
+
+class Classification(contract.Competition):
+    """Scenes with a label each under ``root``."""
+
+    noun: ClassVar[str]
+    """What a scene is called."""
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """Suffixes that an id may do without."""
+    odd_label: ClassVar[str] = "label is none of the classes"
+    """The finding of a label that ``index_of`` does not know."""
+
+    @property
+    @abstractmethod
+    def table(self) -> Path:
+        """The table of labels; where it is not there, the folders are the classes."""
+
+    @abstractmethod
+    def is_scene(self, path: Path) -> bool:
+        """Tell by names whether a file, or a folder, is a scene."""
+
+    @abstractmethod
+    def index_of(self, label: str) -> int | None:
+        """Return the index of a label's class, None for a label that there is not."""
+
+    @property
+    def sample(self) -> Path | None:
+        """The sample submission. Raises DataError where one is stated and not there."""
+        path = self.root / (self.options.sample or "")
+        if self.options.sample and "sample" in self.options.model_fields_set and not path.is_file():
+            raise DataError(f"{path}: expected a sample submission, found none; set data.options.sample")
+        return path if path.is_file() else None
+
+    # ---- scenes ---------------------------------------------------------------------------------------
+    def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:
+        """List the scenes of "train", those without a label last, or of "test"."""
+        if split == "train":
+            labelled, bare, findings = self._joined
+            return [*(row.scene for row in labelled.values()), *bare], findings
+        if (folder := self._folder("test")) is None:
+            return [], []
+        paths, known = list(self._walk(folder)), self._test_ids
+        direct = [path for path in paths if path.parent == folder]
+        whole = any(PurePosixPath(name).suffix.lower() in self.suffixes for name in known)
+        if any("/" in name for name in known):
+            ids = [self._keys(path.relative_to(folder).as_posix())[0 if whole else -1] for path in paths]
+        else:
+            paths = direct or paths
+            ids = [self._keys(path.name)[0 if whole else -1] for path in paths]
+        named, findings = self._named(ids, strict=False)
+        scenes: dict[str, Scene] = {}
+        for row_id, path in zip(ids, paths, strict=True):
+            scene = self.scene(row_id, path, {role: found.get(row_id, "") for role, found in named.items()})
+            if scenes.setdefault(scene.id, scene) is not scene:
+                findings.append(Finding(f"two {self.noun}s of one id", scene.id, f"{path} is not used"))
+        return list(scenes.values()), findings
+
+    def scene(self, row_id: str, path: Path, more: Mapping[str, str]) -> Scene:
+        """Return the scene of an id and a file."""
+        return Scene(_flat(row_id), {self.files[0]: path}, more.get("domain", ""), group=more.get("group", ""))
+
+    def labelled(self, scene: Scene) -> bool:
+        """Tell whether a scene has a label."""
+        known = self._joined[0].get(scene.id)
+        return known is not None and known.scene.files == scene.files
+
+    def known(self, scene: Scene) -> Labelled:
+        """Return a labelled scene. Raises DataError for one without a label."""
+        if not self.labelled(scene):
+            raise DataError(f"scene {scene.id}: expected a label, found none; is this a test {self.noun}?")
+        return self._joined[0][scene.id]
+
+    def fact_files(self, scene: Scene) -> list[Path]:
+        """Return the file of a scene and the table of labels."""
+        return [*scene.files.values(), self.table]
+
+    def target(self, scene: Scene, task: str) -> np.ndarray:
+        """Return (1, 1) uint8: the index of the class."""
+        return np.full((1, 1), self.truth(scene), np.uint8)
+
+    def truth(self, scene: Scene) -> Answer:
+        """Return the index of the class. Raises DataError for a scene without a label."""
+        return self.known(scene).label
+
+    def published_split(self) -> dict[str, str]:
+        """Return the ``split`` column of the table, where it has one."""
+        splits = {key: row.record.more.get("split", "") for key, row in self._joined[0].items()}
+        return {key: split for key, split in splits.items() if split}
+
+    def tables(self, details: np.ndarray) -> dict[str, Any]:
+        """Return the confusion of the classes, truth by rows."""
+        return {"confusion": confusion_table(details, self.flags)}
+
+    # ---- submission -----------------------------------------------------------------------------------
+    def row_id(self, scene: Scene) -> str:
+        """Return a scene's id as the table and the submission write it."""
+        path = scene.files.get(self.files[0])
+        for folder in (self._folder("train"), self._folder("test")) if self._ids_are_paths and path else ():
+            if folder and path.is_relative_to(folder):
+                keys = self._keys(path.relative_to(folder).as_posix())
+                return next((key for key in keys if _flat(key) == scene.id), scene.id)
+        return scene.id
+
+    def row_names(self, scene: Scene) -> list[Name]:
+        """Return the name of a scene's row."""
+        return [(self.row_id(scene),)]
+
+    def scene_of(self, row: Sequence[str]) -> str:
+        """Return the id of a row's scene."""
+        return _flat(row[0])
+
+    def size(self, scene: Scene) -> Size:
+        """Return that a row needs no size to be understood."""
+        return None, None
+
+    # ---- files ----------------------------------------------------------------------------------------
+    def _folder(self, option: str) -> Path | None:
+        """Return the folder of an option, None where there is none. Raises DataError for a stated one."""
+        names = getattr(self.options, option)
+        return first_there(self.root, option, names, option in self.options.model_fields_set) if names else None
+
+    def _walk(self, folder: Path) -> Iterator[Path]:
+        """Yield the scenes of a folder and of the folders in it, sorted."""
+        for path in sorted(folder.iterdir(), key=lambda path: path.name):
+            if self.is_scene(path):
+                yield path
+            elif path.is_dir() and not path.name.startswith("."):
+                yield from self._walk(path)
+
+    def _keys(self, name: str) -> tuple[str, ...]:
+        """Return what may be the id of a file: its name or path, and the same without its suffix."""
+        return (name, str(PurePosixPath(name).with_suffix(""))) if self.suffixes else (name,)
+
+    @cached_property
+    def _rows(self) -> tuple[tuple[str, ...], list[dict[str, str]]]:
+        """The columns and rows of the table; none where it is not there."""
+        return tables.read_records(self.table) if self.table.is_file() else ((), [])
+
+    @cached_property
+    def _test_ids(self) -> list[str]:
+        """Ids as the sample has them, or else the table."""
+        sample = [row[0] for row in list(tables.read_rows(self.sample))[1:] if row] if self.sample else []
+        return sample or [row.get(self.options.columns.id, "") for row in self._rows[1]]
+
+    @cached_property
+    def _ids_are_paths(self) -> bool:
+        own = (row.get(self.options.columns.id, "") for row in self._rows[1])
+        return any("/" in name for name in (*own, *self._test_ids))
+
+    def _named(self, ids: Sequence[str], strict: bool = True) -> tuple[dict[str, dict[str, str]], list[Finding]]:
+        """Return group and domain of ids, where an option asks for what is found in them and for no column."""
+        named, findings = {}, []
+        for option in ("group", "domain"):
+            wanted, columns = getattr(self.options, option), self._rows[0]
+            if wanted is not None and wanted not in columns:
+                named[option], odd = find_in_ids(option, wanted, ids, columns, strict)
+                findings += odd
+        return named, findings
+
+    @cached_property
+    def records(self) -> list[Record]:
+        """What the table, or else the folders say of labelled scenes."""
+        columns, rows = self._rows
+        train = self._folder("train")
+        if not columns:
+            return self._records_of_folders(train)
+        if train is None:
+            raise DataError(f"{self.root}: expected a folder of {self.noun}s ({self.options.train}), found none; set "
+                            "data.root or data.options.train")  # fmt: skip
+        roles = self.options.columns
+        must = [getattr(roles, role) for role in ("id", "label", *sorted(roles.model_fields_set - {"id", "label"}))]
+        if missing := [column for column in must if column not in columns]:
+            raise DataError(f"{self.table}: expected the columns {', '.join(must)}, found no "
+                            f"{' and no '.join(missing)}; set data.options.columns")  # fmt: skip
+        names, places = self._by_id(train), roles.model_dump()
+        places |= {role: stated for role in ("group", "domain") if (stated := getattr(self.options, role)) in columns}
+        texts = [{role: row.get(column, "") for role, column in places.items()} for row in rows]
+        return [Record(row["id"], row["label"], names.get(row["id"], ()), row) for row in texts]
+
+    def _records_of_folders(self, train: Path | None) -> list[Record]:
+        """Return a record for each scene in a folder per class."""
+        folders = sorted(path for path in train.iterdir() if path.is_dir() and not self.is_scene(path)) if train else []
+        found = []
+        for folder in folders:
+            for path in self._walk(folder):
+                name = self._keys(path.relative_to(folder).as_posix())[-1]
+                found.append(Record(f"{folder.name}_{_flat(name)}", folder.name, [path]))
+        if not found:
+            raise DataError(f"{self.root}: expected the table {self.table.relative_to(self.root)}, or a folder of "
+                            f"{self.noun}s per class in {self.options.train}, found neither; set data.root or "
+                            "data.options")  # fmt: skip
+        return found
+
+    def _by_id(self, folder: Path) -> dict[str, list[Path]]:
+        """Return the files that each id may mean: their paths in the folder and, where no other has it, their names."""
+        places = {path.relative_to(folder).as_posix(): path for path in self._walk(folder)}
+        by_name: dict[str, list[Path]] = defaultdict(list)
+        for path in places.values():
+            for key in self._keys(path.name):
+                by_name[key].append(path)
+        stems: dict[str, list[Path]] = {}
+        for place, path in places.items():
+            stems.setdefault(self._keys(place)[-1], [path])  # of two files with one stem the first has it
+        return dict(by_name) | stems | {place: [path] for place, path in places.items()}
+
+    @cached_property
+    def _joined(self) -> tuple[dict[str, Labelled], list[Scene], list[Finding]]:
+        """The labelled scenes by id, those without a label, and what is strange about labels and files."""
+        records = self.records
+        given: dict[str, set[str]] = defaultdict(set)
+        for record in records:
+            given[_flat(record.id)].add(record.label)
+        named, findings = self._named([record.id for record in records])
+        found: dict[str, Labelled] = {}
+        for record in records:
+            key, label = _flat(record.id), self.index_of(record.label)
+            if key in found or len(given[key]) > 1:
+                findings.append(Finding("label given twice", key, " and ".join(sorted(given[key]))))
+            elif len(record.paths) != 1:
+                several = f"{len(record.paths)} have this name; ids must be paths" if record.paths else record.label
+                findings.append(Finding(f"label without {self.noun}", key, several))
+            elif label is None:
+                findings.append(Finding(self.odd_label, key, repr(record.label)))
+            else:
+                more = {**record.more, **{role: texts.get(record.id, "") for role, texts in named.items()}}
+                found[key] = Labelled(self.scene(record.id, record.paths[0], more), label, record)
+        used = {path for record in records for path in record.paths}
+        folder = self._folder("train") if self._rows[0] else None
+        bare = [path for path in self._walk(folder) if path not in used] if folder else []
+        return found, [Scene(path.name, {self.files[0]: path}) for path in bare], findings
+
+
+def _flat(row_id: str) -> str:
+    """Return an id without slashes, as files can be called."""
+    return row_id.replace("/", "_")

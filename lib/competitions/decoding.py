@@ -1,0 +1,142 @@
+"""Decode settings: declared once by a competition, and what is wrong with values of them, in sentences.
+
+Nothing here reads data, so an experiment can be refused before work begins.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import inf, prod
+from numbers import Real
+from typing import Any, get_type_hints
+
+import cv2
+import numpy as np
+from pydantic import ValidationError, create_model
+
+from lib.errors import ConfigError
+from lib.settings import Section, did_you_mean, sentences
+
+_PROBABILITIES = np.arange(256) / 255.0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One decode setting."""
+
+    default: Any
+    """Its value where no search has run; None: it is not set then, and cannot be searched."""
+    meaning: str
+    """One line."""
+    low: float = 0.0
+    """The lowest number it may be."""
+    high: float = inf
+    """The highest one."""
+    choices: tuple[Any, ...] = ()
+    """Instead of a range: all that it may be."""
+    words: tuple[str, ...] = ()
+    """Besides the range: what may be stated, but not searched."""
+
+    def fault(self, value: Any, searched: bool = False) -> str:
+        """Return "expected ..., got ..." for a value that is not allowed, otherwise an empty text."""
+        words = () if searched else self.words
+        if self.choices:
+            allowed, expected = value in self.choices, f"one of {', '.join(map(str, self.choices))}"
+        else:
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            allowed = (
+                number and self.low <= value <= self.high and value < inf
+            ) or value in words  # NaN is in no range
+            limits = f"from {self.low:g} to {self.high:g}" if self.high < inf else f"of at least {self.low:g}"
+            expected = " or ".join([f"a number {limits}", *words])
+        return "" if allowed else f"expected {expected}, got {value!r}"
+
+
+def gains(names: Sequence[str]) -> dict[str, Setting]:
+    """Return a setting ``gain_<name>`` for each class."""
+    return {f"gain_{n}": Setting(1.0, f"factor on the level of {n}, to a thousandth", high=1000) for n in names}
+
+
+def value_faults(where: str, settings: Mapping[str, Setting], values: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with decode settings that stand under the key ``where``."""
+    found = [f"{where}.{name}: {fault}" for name, value in values.items()
+             if name in settings and (fault := settings[name].fault(value))]  # fmt: skip
+    return found + [_unknown(where, name, settings) for name in values if name not in settings]
+
+
+def axis_faults(settings: Mapping[str, Setting], axes: Mapping[str, Sequence[Any]], most: int) -> list[str]:
+    """Return what is wrong with the axes of a search of at most ``most`` points."""
+    where, found = "search.axes", []
+    searched = {name: setting for name, setting in settings.items() if setting.default is not None}
+    for name, values in axes.items():
+        if name not in searched:
+            found.append(_unknown(where, name, searched))
+            continue
+        if not len(values) or len(set(values)) < len(values):
+            found.append(f"{where}.{name}: expected distinct values, at least one, got {list(values)}")
+        faults = (searched[name].fault(value, searched=True) for value in values)
+        found += [f"{where}.{name}: {fault}" for fault in dict.fromkeys(faults) if fault]
+    shape = [len(values) for values in axes.values()]
+    if prod(shape) > most:
+        found.append(f"{where}: expected at most {most:,} points, got {prod(shape):,} ({' x '.join(map(str, shape))}); "
+                     "use fewer values per axis")  # fmt: skip
+    return found
+
+
+def chain_faults(where: str, steps: Mapping[str, Callable], inputs: int, chain: Any) -> list[str]:
+    """Return what is wrong with a chain of post-processing steps; ``inputs``: the arrays that every step is given."""
+    if not isinstance(chain, Sequence) or isinstance(chain, str) or not all(isinstance(s, Mapping) for s in chain):
+        return [f"{where}: expected a list of steps such as {{name: {next(iter(steps), '...')}}}, got {chain!r}"]
+    found = []
+    for number, step in enumerate(chain):
+        place, name = f"{where}.{number}", step.get("name")
+        if not steps:
+            found.append(f"{place}: this competition has no post-processing steps; remove it")
+        elif name not in steps:
+            found.append(f"{place}.name: expected one of {', '.join(steps)}, got {name!r}{did_you_mean(name, steps)}")
+        else:
+            try:
+                _options(steps[name], inputs).model_validate({k: v for k, v in step.items() if k != "name"})
+            except ValidationError as error:
+                found += sentences(error, place)
+    return found
+
+
+def refuse(faults: Sequence[str]) -> None:
+    """Raise ConfigError where there are faults."""
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def threshold_level(probability: float) -> int:
+    """Return the lowest level whose probability is at least the given one: ceil(255 p), 0.2 being exactly level 51."""
+    if not 0 <= probability <= 1:
+        raise ConfigError(f"decode threshold: expected a probability in 0..1, got {probability}")
+    return int(np.searchsorted(_PROBABILITIES, probability))
+
+
+def foreground(levels: np.ndarray, threshold: float, min_area: float = 0) -> np.ndarray:
+    """Return where levels (H, W) uint8 reach a threshold, as (H, W) uint8 in {0, 1}; level 0 never does.
+
+    Parts (8 neighbours) of fewer than ``min_area`` pixels are left out.
+    """
+    mask = (levels >= max(1, threshold_level(threshold))).view(np.uint8)
+    if min_area > 1:
+        _, parts, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+        mask &= (stats[:, cv2.CC_STAT_AREA] >= min_area)[parts].view(np.uint8)
+    return mask
+
+
+@cache
+def _options(step: Callable, inputs: int) -> type[Section]:
+    """Return a step's options as a section: its parameters after the arrays, as they are annotated."""
+    hints = get_type_hints(step, include_extras=True)
+    parameters = list(inspect.signature(step).parameters.values())[inputs:]
+    fields: dict[str, Any] = {p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in parameters}
+    return create_model(step.__name__, __base__=Section, **fields)
+
+
+def _unknown(where: str, name: Any, settings: Mapping[str, Setting]) -> str:
+    near = did_you_mean(name, settings)
+    return f"{where}.{name}: unknown setting{near or ', expected one of ' + ', '.join(settings)}"

@@ -1,0 +1,178 @@
+"""Folders of images with tables beside them, as most competitions on segmentation ship them.
+
+Images of a split lie in one folder (``train_images/10044.tiff``; an id is the file's stem), or each in a folder of its
+own with its masks (``stage1_train/00ae65c1/images/00ae65c1.png``). A table says by id what else is known of them.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from lib.competitions import tables
+from lib.competitions.contract import Finding, Scene
+from lib.competitions.listing import SUFFIXES, is_picture
+from lib.errors import DataError
+
+FOLDERS = {
+    "train": ("train_images", "train/images", "stage1_train", "train"),
+    "test": ("test_images", "test/images", "stage1_test", "test"),
+}
+SAMPLES = ("sample_submission.csv", "stage1_sample_submission.csv")
+ID_COLUMNS = ("id", "ImageId", "image_id", "img")
+RLE_COLUMNS = ("rle", "rle_mask", "encoding", "EncodedPixels", "segmentation")
+CLASS_COLUMNS = ("class", "ClassId", "class_id", "label", "category")
+
+Files = dict[str, Path]
+"""Role -> path of one image's files."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with one or several rows per image; without columns where there is no such file."""
+
+    path: Path = Path()
+    columns: tuple[str, ...] = ()
+    id_column: str = "id"
+    rows: Mapping[str, list[dict[str, str]]] = field(default_factory=dict)
+    """Image id -> its rows, in the order of the file."""
+
+    @property
+    def others(self) -> list[str]:
+        """The columns but that of ids."""
+        return [name for name in self.columns if name != self.id_column]
+
+    def value(self, image_id: str, column: str) -> str:
+        """Return what an image's first row says in a column, "" without such a row or column."""
+        return self.rows[image_id][0].get(column, "") if image_id in self.rows else ""
+
+    @property
+    def names_files(self) -> bool:
+        """Whether ids are names of files, with their suffix."""
+        return any(Path(image_id).suffix.lower() in SUFFIXES for image_id in self.rows)
+
+    def pairs(self, left: Sequence[str], right: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+        """Return image id -> what two columns say in each of its rows; ``left``, ``right``: names that they may have.
+
+        Raises DataError where there is a table without them.
+        """
+        names = self.column(left), self.column(right)
+        if self.columns and not all(names):
+            raise DataError(f"{self.path}: expected a column out of {', '.join(left)} and one out of "
+                            f"{', '.join(right)}, got {', '.join(self.columns)}")  # fmt: skip
+        return {key: [(row[names[0]], row[names[1]]) for row in rows] for key, rows in self.rows.items()}
+
+    def column(self, known: Sequence[str]) -> str:
+        """Return the first of the names that is a column, "" where none is."""
+        return next((name for name in known if name in self.columns), "")
+
+
+def read_table(path: Path | None, id_column: str = "", key: Callable[[str], str] = str) -> Table:
+    """Read a table by image id; ``key`` maps what stands in the id column to the id. Raises DataError."""
+    if path is None:
+        return Table()
+    columns, records = tables.read_records(path)
+    table = Table(path, columns, id_column or next((name for name in ID_COLUMNS if name in columns), ""))
+    if table.id_column not in columns:
+        wanted = id_column or ", ".join(ID_COLUMNS)
+        raise DataError(f"{path}: expected a column {wanted}, got {', '.join(columns)}; set data.options.id_column")
+    rows: dict[str, list[dict[str, str]]] = {}
+    for record in records:
+        rows.setdefault(key(record[table.id_column]), []).append(record)
+    return replace(table, rows=rows)
+
+
+def first(root: Path, names: Iterable[str]) -> Path | None:
+    """Return the first of the names that exists under ``root``."""
+    return next((root / name for name in names if (root / name).exists()), None)
+
+
+def image_folder(root: Path, split: str, stated: str) -> Path | None:
+    """Return the folder of a split's images, the ``stated`` one or one of FOLDERS; None for a test split without one.
+
+    Raises DataError where a stated folder or that of "train" is missing.
+    """
+    known = (stated,) if stated else FOLDERS[split]
+    folder = first(root, known)
+    if folder is not None and folder.is_dir():
+        return folder
+    if split == "test" and not stated:
+        return None
+    raise DataError(f"{root}: expected a folder of images ({', '.join(known)}), found none; set data.root, or "
+                    f"data.options.{split} to its name")  # fmt: skip
+
+
+def list_images(folder: Path) -> tuple[dict[str, Files], list[Finding]]:
+    """List the images of a folder by id, the stem of the file, or of one folder per image with images/ and masks/."""
+    listed: dict[str, Files] = {}
+    findings: list[Finding] = []
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and (path / "images").is_dir():
+            pictures = [file for file in sorted((path / "images").iterdir()) if is_picture(file)]
+            if len(pictures) != 1:
+                findings.append(Finding("folder without its one image", path.name, f"{len(pictures)} in {path}/images"))
+                continue
+            listed[path.name] = {"image": pictures[0]}
+            if (path / "masks").is_dir():
+                listed[path.name]["masks"] = path / "masks"
+        elif is_picture(path):
+            earlier = listed.setdefault(path.stem, {"image": path})["image"]
+            if earlier != path:
+                findings.append(Finding("image in two formats", path.stem, f"{earlier.name} is used, not {path.name}"))
+    return listed, findings
+
+
+def find_images(root: Path, split: str, pattern: str, expression: str = "", suffix: bool = False) -> dict[str, Path]:
+    """Return id -> image of a split, sorted; ``pattern`` names a folder, or the files themselves where it has a ``*``.
+
+    ``expression``: searched in a file's path below ``root``, its groups joined by "_" are the id; without groups or a
+    match that is the file's name, with its ``suffix`` or without. Of two files with one id the first by name is taken.
+    """
+    folder = None if "*" in pattern else image_folder(root, split, pattern)
+    paths = folder.iterdir() if folder else root.glob(pattern) if pattern else ()
+    found: dict[str, Path] = {}
+    for path in sorted(filter(is_picture, paths)):
+        match = re.search(expression, path.relative_to(root).as_posix())
+        image_id = "_".join(match.groups()) if match else ""
+        found.setdefault(image_id or (path.name if suffix else path.stem), path)
+    return dict(sorted(found.items()))
+
+
+def slice_names(count: int) -> tuple[str, ...]:
+    """Return the names of a slice and its neighbours: 3 -> image-1, image, image+1."""
+    return tuple(f"image{step:+d}" if step else "image" for step in range(-(count // 2), count // 2 + 1))
+
+
+def stacked(
+    scenes: Sequence[Scene],
+    images: Sequence[str],
+    place: Callable[[str], str] = lambda scene_id: "",
+    stack_of: Callable[[Scene], str] = lambda scene: scene.group,
+) -> list[Scene]:
+    """Give each scene the files of its neighbours in its stack, by default its group; the ends repeat themselves.
+
+    ``images``: as ``slice_names`` gives them. ``place(id)`` is the text of the slice's place in its stack, a number;
+    where it is empty, ids are the order. A scene without a stack stands alone. Raises DataError for a place that is no
+    number.
+    """
+    if len(images) == 1:
+        return list(scenes)
+    stacks: dict[str, list[Scene]] = {}
+    for scene in scenes:
+        stacks.setdefault(stack_of(scene) or f"\0{scene.id}", []).append(scene)
+    found = []
+    for stack in stacks.values():
+        stack.sort(key=lambda s: (number(f"{s.id}: slice", place(s.id)) if place(s.id) else 0.0, s.id))
+        for at, scene in enumerate(stack):
+            neighbours = {image: stack[min(max(at + step, 0), len(stack) - 1)].files["image"]
+                          for step, image in enumerate(images, -(len(images) // 2))}  # fmt: skip
+            found.append(replace(scene, files={**scene.files, **neighbours}))
+    return sorted(found, key=lambda scene: scene.id)
+
+
+def number(where: str, text: str) -> float:
+    """Read a number from a table. Raises DataError."""
+    try:
+        return float(text)
+    except ValueError as error:
+        raise DataError(f"{where}: expected a number, got {text!r}") from error

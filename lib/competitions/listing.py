@@ -1,0 +1,113 @@
+"""Scenes by the names of their files: folders, patterns with one ``*``, what an id says, and names of classes."""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator
+
+from lib.competitions.contract import Finding, names_of
+from lib.errors import ConfigError, DataError
+from lib.tasks import IGNORE
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
+RESERVED = ("id", "fold", "group", "domain")
+"""Columns of folds.csv that no class may be called."""
+
+
+# ---- types of options ---------------------------------------------------------------------------------
+def checked_classes(given: Any) -> tuple[str, ...]:
+    """Return names of 2 to 254 classes as a tuple. Raises ValueError for anything else."""
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise ValueError("expected a list of names in the order of their indices")
+    if odd := [name for name in given if not isinstance(name, str)]:
+        shown = ", ".join(map(str, odd[:5]))
+        raise ValueError(f"expected names, found {shown}; quote them: YAML reads no, yes, on, off and numbers as "
+                         "something else")  # fmt: skip
+    if not 2 <= len(given) < IGNORE:
+        raise ValueError(f"expected 2 to {IGNORE - 1} names in the order of their indices, found {len(given)}")
+    columns = names_of(given)
+    if len(set(columns)) < len(columns) or set(columns) & set(RESERVED):
+        raise ValueError(f"expected names that differ in letters and digits and are none of {', '.join(RESERVED)}")
+    return tuple(given)
+
+
+def _checked_expression(given: str) -> str:
+    try:
+        re.compile(given)
+    except re.error as error:
+        raise ValueError(f"expected a regular expression ({error})") from error
+    return given
+
+
+def checked_pattern(given: str) -> str:
+    """Return a folder, or a pattern with one ``*`` in the name of its files. Raises ValueError for anything else."""
+    if not given or _whole(given).count("*") != 1:
+        raise ValueError("expected a folder, or a pattern with one * in the name of its files")
+    return given
+
+
+Classes = Annotated[tuple[str, ...], BeforeValidator(checked_classes)]
+"""Names of classes in the order of their indices."""
+Expression = Annotated[str, AfterValidator(_checked_expression)]
+"""A regular expression; its first group, or all of the match, is what it finds."""
+Pattern = Annotated[str, AfterValidator(checked_pattern)]
+"""A folder, or a pattern with one ``*``, the id, in the name of its files."""
+
+
+# ---- files --------------------------------------------------------------------------------------------
+def is_picture(path: Path) -> bool:
+    """Tell by the name whether a file is a picture."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def first_there(root: Path, option: str, names: str | Sequence[str], stated: bool) -> Path | None:
+    """Return the folder under ``root``, or the first one of several that is there, None where none is.
+
+    Raises DataError where none is and the option ``stated`` it.
+    """
+    names = (names,) if isinstance(names, str) else names
+    found = next((root / name for name in names if (root / name).is_dir()), None)
+    if found is None and stated:
+        raise DataError(f"{root / names[0]}: expected a folder, found none; set data.options.{option}")
+    return found
+
+
+def by_pattern(root: Path, patterns: Iterable[str], split: str = "") -> dict[str, Path]:
+    """Return id -> picture for all that match; ``{split}`` in a pattern is the split's name.
+
+    The id is what ``*`` stands for. Earlier patterns and names go first.
+    """
+    found: dict[str, Path] = {}
+    for pattern in patterns:
+        place = PurePosixPath(_whole(pattern).replace("{split}", split))
+        before, after = place.name.split("*")
+        for path in sorted((root / place.parent).glob(place.name)):
+            if is_picture(path):
+                stem = path.name.removesuffix(after) if after else path.stem
+                found.setdefault(stem.removeprefix(before), path)
+    return found
+
+
+def _whole(pattern: str) -> str:
+    """Return a pattern; a folder stands for all files in it."""
+    return pattern if "*" in PurePosixPath(pattern).name else str(PurePosixPath(pattern) / "*")
+
+
+# ---- ids ----------------------------------------------------------------------------------------------
+def find_in_ids(
+    option: str, expression: str, ids: Sequence[str], columns: Iterable[str] | None = None, strict: bool = True
+) -> tuple[dict[str, str], list[Finding]]:
+    """Return id -> the first group of a match, or all of it, and the ids in which nothing is found.
+
+    Raises ConfigError where nothing is found in any and this is ``strict``; ``columns``: those of the table, which
+    might have been meant.
+    """
+    compiled = re.compile(expression)
+    found = {i: (m[1] if compiled.groups else m[0]) or "" for i in ids if (m := compiled.search(i))}
+    if strict and ids and not found:
+        column = "" if columns is None else f"a column of the table ({', '.join(columns) or 'there is none'}) or "
+        raise ConfigError(f"data.options.{option}: expected {column}a pattern that ids match, got {expression!r}, "
+                          f"which finds nothing in any of {len(ids)} ids, such as {ids[0]!r}")  # fmt: skip
+    return found, [Finding(f"id in which {option} finds nothing", i) for i in ids if i not in found]

@@ -1,0 +1,150 @@
+"""Masks of several classes, a row of runs per image and class: UW-Madison GI Tract, Severstal steel.
+
+Layouts, as they unpack, and the options for them::
+
+    root/train/case123/case123_day20/scans/slice_0065_266_266_1.50_1.50.png    train: "train/*/*/scans/*.png" and
+    root/train.csv                                          id: "(case\\d+_day\\d+)/scans/(slice_\\d+)"
+    root/train_images/0002cc93b.jpg                         neither is needed
+    root/sample_submission.csv                              its header, and its order of rows where it has these scenes
+
+Example rows of a train.csv: ``case123_day20_slice_0065,stomach,28094 3 28358 7`` under ``id,class,segmentation``, where
+every class has a row, with an empty text for an empty mask; or ``0002cc93b.jpg,1,29102 12`` under
+``ImageId,ClassId,EncodedPixels``, where a class that is not there has none and an image without rows has no class.
+
+Metric: the mean of Dice over all pairs of image and class, 1 where answer and truth are both empty: the score of
+Severstal (Kaggle 2019, its evaluation page). UW-Madison (2022) weighs a Dice by 0.4 and a 3D Hausdorff distance, which
+is not computed here, by 0.6. Answer: (C, H, W) uint8 in {0, 1}.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lib.competitions import layout, mean_dice
+from lib.competitions.contract import Answer, Finding, Grid, Levels, Row, Scene, names_of
+from lib.competitions.decoding import Setting, foreground
+from lib.competitions.listing import Classes, Expression, find_in_ids
+from lib.competitions.runs import RunsCompetition, RunsOptions
+from lib.competitions.tables import Form, Name
+from lib.errors import DataError
+from lib.scenes import raster
+from lib.tasks import MulticlassMask, MultilabelMask
+
+
+class MulticlassRLEOptions(RunsOptions):
+    """What ``data.options`` may hold; ``train`` and ``test`` may also be patterns of files."""
+
+    classes: Classes
+    """The classes as the table writes them, in the order of the channels."""
+    exclusive: bool = False
+    """A pixel has one class at most; otherwise classes may overlap, and there are at most seven."""
+    table: str = "train.csv"
+    """Table of the labelled images, with columns of ids, classes and runs."""
+    id: Expression = ""
+    """Searched in a file's path below the root; its groups, joined by _, are the id; "": the file's name."""
+    group: Expression = ""
+    """Searched in an id: what must stay together in a fold, such as a case; ``slices`` also share a folder."""
+
+
+class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
+    """Masks of several classes under ``root``."""
+
+    name, Options, labels, needs = "multiclass_rle", MulticlassRLEOptions, ("runs",), "rows of runs"
+
+    def __init__(self, root: Path, options: MulticlassRLEOptions, memo: Path | None = None):
+        super().__init__(root, options, memo)
+        self.classes, self.names = options.classes, names_of(options.classes)
+        self.sample = self.root / layout.SAMPLES[0]
+        task, rest = (MulticlassMask, ("background",)) if options.exclusive else (MultilabelMask, ())
+        self.tasks = {"loc": task((*rest, *self.classes))}
+        self.settings = {f"threshold_{name}": Setting(0.5, "the class from here on", high=1) for name in self.names}
+        self.settings |= {f"min_area_{name}": Setting(0, "smaller parts are erased, in pixels") for name in self.names}
+
+    def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:
+        """List the images of a split; "runs", the table, is a file of those that it says the truth of."""
+        suffix, group = self._table.names_files or self.sample_table.names_files, self.options.group
+        files = layout.find_images(self.root, split, getattr(self.options, split), self.options.id, suffix)
+        group_of, findings = find_in_ids("group", group, list(files)) if group else ({}, [])
+        rows = [row for rows in self._truths.values() for row in rows] if split == "train" else []
+        labelled = files if rows and all(runs.strip() for _, runs in rows) else self._truths if rows else {}
+        if rows:
+            odd = sorted({name for name, _ in rows} - set(self.classes))
+            findings += [Finding("class is not in data.options.classes", name) for name in odd]
+            findings += [Finding("truth without image", key) for key in sorted(self._truths.keys() - files.keys())]
+        truth = {key: {"runs": self._table.path} if key in labelled else {} for key in files}
+        scenes = [Scene(key, {"image": path, **truth[key]}, group=group_of.get(key, "")) for key, path in files.items()]
+        stack_of = {key: f"{name}|{files[key].parent}" for key, name in group_of.items()}
+        return layout.stacked(scenes, self.images, stack_of=lambda scene: stack_of.get(scene.id, "")), findings
+
+    @cached_property
+    def _table(self) -> layout.Table:
+        return layout.read_table(layout.first(self.root, [self.options.table]))
+
+    @cached_property
+    def _truths(self) -> dict[str, list[tuple[str, str]]]:
+        return self._table.pairs(layout.CLASS_COLUMNS, layout.RLE_COLUMNS)  # id -> its (class, runs)
+
+    def labelled_runs(self) -> list[tuple[Scene, str]]:
+        """Return each text of runs with its image."""
+        listed = self._list("train") if self._truths else ()
+        return [(scene, runs) for scene in listed for _, runs in self._truths.get(scene.id, ())]
+
+    def truth(self, scene: Scene) -> Answer:
+        """Draw the runs of an image: (C, H, W) uint8 in {0, 1}. Raises DataError."""
+        if not self.labelled(scene):
+            raise DataError(f"scene {scene.id}: expected rows in {self.options.table}, found none; is it a test image?")
+        return self.answer_from(scene, [(scene.id, *row) for row in self._truths.get(scene.id, ())])
+
+    def target(self, scene: Scene, task: str) -> np.ndarray:
+        """Return (H, W) uint8: bit c is class c; of exclusive classes 1 + c, the later of two in one pixel."""
+        numbers = np.arange(len(self.classes), dtype=np.uint8)[:, None, None]
+        truth = self.truth(scene)
+        return (truth * (numbers + 1)).max(0) if self.options.exclusive else (truth << numbers).sum(0, dtype=np.uint8)
+
+    def answer(self, levels: Levels, settings: Mapping[str, Any]) -> Answer:
+        """Cut each class at its threshold, of exclusive ones the strongest of a pixel, and erase small parts."""
+        return np.stack([foreground(plane, *own) for plane, own in zip(self._planes(levels), self._own(settings))])
+
+    def _own(self, settings: Mapping[str, Any]) -> list[tuple[float, float]]:
+        return [(settings[f"threshold_{name}"], settings[f"min_area_{name}"]) for name in self.names]
+
+    def _planes(self, levels: Levels) -> np.ndarray:
+        planes = levels["loc"][-len(self.classes) :]
+        if not self.options.exclusive:
+            return planes
+        return np.where(np.arange(len(planes))[:, None, None] == planes.argmax(0), planes, np.uint8(0))
+
+    def count(self, levels: Levels, truth: Answer, grid: Grid) -> np.ndarray:
+        """Count one image for all points: (P, 5 C) int64; a class is counted once for each of its own settings."""
+        counts = np.empty((len(grid.points), len(self.names), mean_dice.K), np.int64)
+        points = [self._own(point) for point in grid.points]
+        for c, plane in enumerate(self._planes(levels)):
+            known = {own: mean_dice.tally(foreground(plane, *own), truth[c]) for own in {point[c] for point in points}}
+            counts[:, c] = [known[point[c]] for point in points]
+        return counts.reshape(len(counts), -1)
+
+    @property
+    def form(self) -> Form:
+        """A row per image and class, under the sample's header or else the table's."""
+        columns = self.sample_table.columns or self._table.columns or ("id", "class", "segmentation")
+        return Form(columns[:3], names=2, origin=self.rule.origin)
+
+    def rows(self, scene: Scene, answer: Answer) -> list[Row]:
+        """Return a row for every class, the runs empty where there is none of it."""
+        return [(scene.id, name, self.encode(mask)) for name, mask in zip(self.classes, answer, strict=True)]
+
+    def row_names(self, scene: Scene) -> list[Name]:
+        """Return an image's id beside each class."""
+        return [(scene.id, name) for name in self.classes]
+
+    def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
+        """Draw the rows of an image."""
+        shape = raster.image_size(scene.files["image"])
+        drawn = np.zeros((len(self.classes), *shape), np.uint8)
+        for _, name, runs in rows:
+            if name in self.classes:  # the data doctor names others
+                drawn[self.classes.index(name)] |= self.draw(runs, shape)
+        return drawn

@@ -1,0 +1,72 @@
+"""The page report/report.html: what the terminal says, the history of training, pictures of out-of-fold scenes."""
+
+import html
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from lib.choose.choice import Decision
+from lib.competitions.contract import Competition, Scene, settings_for
+from lib.files import whole_file, write_bytes
+from lib.report.tables import decision_table, milestones
+from lib.run.cli import Run
+from lib.stages.ensemble import averages
+
+PICTURES = 4
+"""Out-of-fold scenes shown, the ones with most in them first."""
+
+
+def write(run: Run) -> str:
+    """Write report/ (an HTML page and pictures of out-of-fold scenes); returns the closing lines for the terminal."""
+    folder = run.store.root / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [decision_table(run)]
+    history = "\n".join(milestones(run))
+    there = run.store.status(run.graph.blend("oof")) in ("done", "frozen")  # not with checkpoints from --inputs alone
+    pictures = draw(run, folder) if there else []
+    page = ["<!doctype html><meta charset='utf-8'>", f"<title>{html.escape(run.config.name)}</title>",
+            f"<h1>{html.escape(run.config.name)}</h1><pre>{html.escape(lines[0])}</pre>",
+            f"<h2>training</h2><pre>{html.escape(history)}</pre>"]  # fmt: skip
+    page += [f"<h2>{html.escape(p.stem)}</h2><img src='{html.escape(p.name)}' style='width:100%'>" for p in pictures]
+    write_bytes(folder / "report.html", ("\n".join(page) + "\n").encode())
+    submission = run.graph.submission("test")
+    if run.store.status(submission) == "done":
+        lines.append(f"submission: {run.store.folder(submission)} (linted)")
+    lines.append(f"report:     {folder / 'report.html'}")
+    if pictures:
+        lines.append(f"picture:    {pictures[0]}")
+    return "\n".join(lines)
+
+
+def draw(run: Run, folder: Path) -> list[Path]:
+    """Draw the out-of-fold scenes with most in them, side by side: images, truth, prediction."""
+    params = Decision.of(run).params
+    fullness = {s.id: sum(run.competition.strata(s).values()) for s in run.scenes("train")}
+    wanted = sorted(fullness, key=lambda i: (-fullness[i], i))[:PICTURES]
+    drawn = {}
+    for scene, levels in averages(run, "oof"):
+        if scene.id in wanted:
+            answer = run.competition.decode(levels, settings_for(scene, params))
+            drawn[scene.id] = picture(run.competition, scene, answer, folder)
+    return [drawn[i] for i in wanted if i in drawn]
+
+
+def picture(competition: Competition, scene: Scene, answer: Any, folder: Path) -> Path:
+    """Write one scene's panels side by side as a PNG; returns its path."""
+    panels = competition.panels(scene, answer)
+    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 5.4), squeeze=False)
+    for axis, (title, image) in zip(axes[0], panels, strict=True):
+        axis.imshow(image)
+        axis.set_title(title)
+        axis.axis("off")
+    figure.suptitle(scene.id)
+    figure.tight_layout()
+    path = folder / f"{scene.id}.png"
+    with whole_file(path, "wb") as file:
+        figure.savefig(file, dpi=80, format="png")
+    plt.close(figure)
+    return path
