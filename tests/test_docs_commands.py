@@ -43,7 +43,13 @@ SEGMENTATION = (
     "options: {decoder_channels: [16, 16, 8, 8], upsample_logits: 2}}"
 )
 CLASSIFIER = "{architecture: classifier, images: [%s], encoder: tu-test_efficientnet}"
-SIZES = {"binary_rle": (8, 3, 96), "voc": (9, 3, 96), "labels": (12, 3, 64), "videos": (8, 3, 64)}
+SIZES = {
+    "binary_rle": (8, 3, 96),
+    "voc": (9, 3, 96),
+    "multiclass_rle": (16, 3, 96),
+    "labels": (12, 3, 64),
+    "videos": (8, 3, 64),
+}
 """Embedded set of a competition -> labelled scenes, test scenes, pixels. xView2's is the suite's tiny experiment's."""
 
 
@@ -52,6 +58,7 @@ def tiny(guide: str) -> list[str]:
     changes = ["folds.n=2", "folds.embed=false", "predict.tta=none", "predict.tile=128"]
     networks = {
         "masks": {"unet": SEGMENTATION % "image"},
+        "rows": {"unet": SEGMENTATION % "image"},
         "classes": {"unet": SEGMENTATION % "image"},
         "labels": {"lite0": CLASSIFIER % "image"},
         "videos": {"lite0": CLASSIFIER % "frames"},
