@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from lib.choose.steps import Chosen
 
 from lib.choose import evidence, fit, medians, plans
 from lib.choose.choice import Choice, Decision, Subset, Variant
@@ -13,7 +14,6 @@ from lib.choose.greedy import choose_greedily
 from lib.choose.joint import Candidates, choose_among
 from lib.choose.medians import take_medians
 from lib.choose.postprocess import choose_postprocessing
-from lib.choose.steps import Chosen
 from lib.choose.unseen import add_unseen_settings
 from lib.competitions.contract import Grid, Scene, settings_for
 from lib.config.sections import Blend, Predict, Search
@@ -78,7 +78,7 @@ def average(levels, weights, variant):
 
 
 def out_of_fold(scenes, folder=None, **search) -> OutOfFold:
-    """Return invented scenes: (fold, domain, truth (N,), {model: levels (N,)}); without ``search`` nothing is chosen."""
+    """Return invented scenes: (fold, domain, truth (N,), {model: levels (N,)}); nothing is chosen without ``search``."""
     found, levels_of, fold_of = [], {}, {}
     for i, (fold, domain, truth, levels) in enumerate(scenes):
         found.append(Scene(f"{fold}-{i}", {"truth": truth}, domain))
@@ -209,7 +209,8 @@ def test_what_is_expected_is_what_decoding_each_fold_without_it_gives_whatever_s
     moved = [scene(k % 3, "abc"[k % 2], wanted, k) for k, wanted in enumerate((0.3, 0.3, 0.5, 0.5, 0.4, 0.7))]
     axes = {"threshold": (0.3, 0.4, 0.5, 0.6, 0.7)}
     for asked in ({}, {"per_domain": True}, {"choose": "median"}, {"unseen": {"threshold": "own"}},
-                  {"choose": "median", "unseen": {"threshold": "own"}, "postprocess": [[{"name": "invert"}]]}):  # fmt: skip
+                  {"choose": "median", "unseen": {"threshold": "own"},
+                   "postprocess": [[{"name": "invert"}]]}):  # fmt: skip
         scenes = out_of_fold(moved, axes=axes, plateau=0, **asked)
         scenes.run.config.decode = {"threshold": 0.7}
         decision = fit.decide(scenes, {}, {})
@@ -358,7 +359,8 @@ def test_a_decision_is_read_as_it_was_written(tmp_path):
         decision.write(tmp_path / name)
         decision = Decision.read(tmp_path / name)
     first, second = ((tmp_path / name).read_bytes() for name in ("first.json", "second.json"))
-    assert first == second and list(json.loads(first))[:6] == ["params", "weights", "tta", "crf", "temperatures", "points"]
+    assert first == second
+    assert list(json.loads(first))[:6] == ["params", "weights", "tta", "crf", "temperatures", "points"]
     assert json.loads(first)["per_fold"]["0"]["scenes"] == 4 and b'"scenes": 4,' in first
 
 
@@ -376,7 +378,8 @@ def test_older_and_newer_files_are_read_and_odd_ones_are_named_with_the_command(
     assert read(plans=[{"models": ["a"], "tta": "none", "score": 0.5}]).plans == [Subset(("a",), "none", 0.5)]
     for changes, words in (({"weights": {"a": "much"}}, "weights.a: "), ({"scores": None}, "scores: Field required"),
                            ({"scores": {}}, "scores: "), ({"params": [1]}, "params: "),
-                           ({"plans": [{"models": "a"}]}, "plans.0.models: "), ({"crf": 7, "tta": 1}, "1 more")):  # fmt: skip
+                           ({"plans": [{"models": "a"}]}, "plans.0.models: "),
+                           ({"crf": 7, "tta": 1}, "1 more")):  # fmt: skip
         with pytest.raises(ArtifactError) as caught:
             read(**changes)
         said = str(caught.value)

@@ -110,9 +110,8 @@ WORDS = {
     "xview2": "xview2 xbd building buildings damage no-damage minor-damage major-damage destroyed un-classified "
               "localization_f1 damage_f1 disaster pre_disaster post_disaster tier1 tier3 selim2020",
     "binary_rle": "binary_rle nuclei nucleus hubmap hpa kidney spleen stage1_train stage1_test EncodedPixels ImageId",
-    "multiclass_rle": "multiclass_rle severstal madison bowel stomach EncodedPixels ClassId",
     "voc": "voc JPEGImages SegmentationClass ImageSets trainval cheetah lion wolf tiger hyena fox camvid pets",
-    "multiclass_rle": "multiclass_rle madison severstal stomach bowel large_bowel small_bowel ClassId",
+    "multiclass_rle": "multiclass_rle madison severstal stomach bowel large_bowel small_bowel EncodedPixels ClassId",
     "videos": "zalo liveness liveness_score spoof label.csv",
     "labels": "macro_f1 top5 cassava",
 }  # fmt: skip
