@@ -11,7 +11,6 @@ import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from lib.choose import fit
 from lib.report import tables
 from lib.run import cli
 from lib.stages import ensemble
@@ -23,6 +22,8 @@ def main(argv=None):
 
     def write(unit, folder):
         if unit == run.graph.decode():
+            from lib.choose import fit  # here, since it takes seconds and there may be nothing to do
+
             return {"scores": fit.choose(run, folder).scores}
         return ensemble.write(run, unit, folder)
 

@@ -6,11 +6,13 @@ The experiment file (``lib/config/sections.py``) and the options of each competi
 import difflib
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+from pydantic_core.core_schema import ErrorType
 
+TYPES = ("int", "float", "str", "bool")
 UNKNOWN = "unknown_key"
 """Type of the fault that a section reports for a key it does not have."""
 
@@ -37,7 +39,11 @@ def sentences(error: ValidationError, where: str = "") -> list[str]:
     An unknown key is compared with the fields of the section in which it stands: ``train.crops: unknown key; did you
     mean crop?``.
     """
-    return [_sentence(fault, where) for fault in error.errors()]
+    said: dict[tuple[str, str], list[str]] = {}  # (key, what came) -> what was expected there
+    for fault in error.errors():
+        key, message, got = _parts(fault, where)
+        said.setdefault((key, got), []).append(message)
+    return [(f"{key}: " if key else "") + _either(messages) + got for (key, got), messages in said.items()]
 
 
 def did_you_mean(name: Any, known: Iterable[Any]) -> str:
@@ -54,17 +60,29 @@ def one_of(key: str, name: Any, known: Iterable[Any]) -> str:
 
 def _fault_of(fault: ErrorDetails, fields: Iterable[str]) -> InitErrorDetails:
     """Return a fault as it is raised again, an unknown key of this section with a suggestion."""
-    kind: str | PydanticCustomError = fault["type"]
-    if kind == "extra_forbidden" and len(fault["loc"]) == 1:
+    name = fault["type"]
+    kind: str | PydanticCustomError = name
+    if name == "extra_forbidden" and len(fault["loc"]) == 1:
         kind = PydanticCustomError(UNKNOWN, "{text}", {"text": "unknown key" + did_you_mean(fault["loc"][0], fields)})
-    elif kind == UNKNOWN:
-        kind = PydanticCustomError(UNKNOWN, "{text}", fault["ctx"])
+    elif name not in get_args(ErrorType):  # one that was made in Python, such as ours
+        kind = PydanticCustomError(name, "{text}", {"text": fault["msg"]})
     return InitErrorDetails(type=kind, loc=fault["loc"], input=fault["input"], ctx=fault.get("ctx", {}))
 
 
-def _sentence(fault: ErrorDetails, where: str) -> str:
-    key = ".".join(str(part) for part in (where, *fault["loc"]) if part not in ("", "[key]"))
+def _parts(fault: ErrorDetails, where: str) -> tuple[str, str, str]:
+    """Return the key that a fault is about, what is wrong with it, and what came."""
+    path = [str(part) for part in fault["loc"]]
+    while path and (path[-1] in ("[key]", *TYPES) or re.match(r"\w+\[", path[-1])):
+        path.pop()  # pydantic's word for a member of a union, or for the key of a mapping
     message = "required, but missing" if fault["type"] == "missing" else fault["msg"].removeprefix("Value error, ")
-    message = re.sub(r"^\w+ should (be |have )?", "expected ", message).removesuffix(" after validation, not 0")
-    shown = fault["type"] in (UNKNOWN, "missing") or isinstance(fault["input"], (dict, BaseModel))
-    return (f"{key}: " if key else "") + message + ("" if shown else f", got {fault['input']!r}")
+    message = re.sub(r"^(\w+ should (be |have )?|Input is not )", "expected ", message)
+    message = re.sub("a valid dictionary( or instance of \\w+)?", "keys with values", message)
+    plain = fault["type"] in (UNKNOWN, "missing") or isinstance(fault["input"], (dict, BaseModel))
+    return ".".join(part for part in (where, *path) if part), message, "" if plain else f", got {fault['input']!r}"
+
+
+def _either(messages: list[str]) -> str:
+    """Join what each type that a field may have expects: expected 'auto' or a valid tuple."""
+    if not all(message.startswith("expected ") for message in messages):
+        return "; ".join(messages)
+    return "expected " + " or ".join(dict.fromkeys(message.removeprefix("expected ") for message in messages))

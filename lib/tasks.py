@@ -11,8 +11,6 @@ import numpy as np
 if TYPE_CHECKING:  # torch takes seconds to import, and most who ask for the classes of a task have no tensors
     from torch import Tensor
 
-from lib.errors import ConfigError
-
 IGNORE = 255
 """Target value that no loss and no score looks at."""
 
@@ -94,10 +92,6 @@ class MultilabelMask(Task):
     """Classes that may overlap, at most seven; target: (H, W) uint8, bit c is set where class c is, 255 is ignored."""
 
     kind = "multilabel"
-
-    def __post_init__(self) -> None:
-        if len(self.classes) > 7:
-            raise ConfigError(f"classes: expected at most seven that may overlap, got {len(self.classes)}")
 
     def activate(self, logits: "Tensor") -> "Tensor":
         return logits.float().sigmoid()

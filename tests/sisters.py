@@ -53,7 +53,6 @@ EXPERIMENTS = {
                 "test": "test/*/*/scans/*.png",
                 "id": r"(case\d+_day\d+)/scans/(slice_\d+)",
                 "group": r"case\d+",
-                "slices": 3,
                 "origin": 1,
             },
             "synthetic": {"scenes": 16, "test_scenes": 3, "size": 96, "seed": 1},
@@ -61,11 +60,10 @@ EXPERIMENTS = {
         "models": {
             "organs": {
                 "task": "loc",
-                "network": {**SEGMENTATION, "images": ["image-1", "image", "image+1"]},
+                "network": {**SEGMENTATION, "images": ["image"]},
                 "train": {**TRAIN, "augment": "light", "loss": {"terms": {"bce": 1, "dice": 1}}},
             }
         },
-        "search": {"axes": {"threshold_stomach": [0.3, 0.5, 0.7], "min_area_large_bowel": [0, 20]}},
     },
     "voc": {
         "competition": "voc",

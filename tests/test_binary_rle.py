@@ -252,6 +252,50 @@ def test_a_split_column_is_published(hubmap, tmp_path):
     assert opened(tmp_path).published_split() == dict(zip(table["id"], table["split"]))
 
 
+def test_a_test_set_may_be_denied(hubmap):
+    assert len(opened(hubmap).scenes("test")) == 3 and opened(hubmap, test=None).scenes("test") == []
+
+
+def test_masks_may_be_denied_and_stated_ones_must_be_there(tmp_path, nuclei):
+    salt(tmp_path)
+    for path in (tmp_path / "train/masks").iterdir():
+        raster.write_png(path, np.ones(raster.image_size(path), np.uint8))
+    by_masks, by_runs = opened(tmp_path, order="column"), opened(tmp_path, masks=None, order="column", origin=1)
+    scene, own = by_masks.scenes("train")[1], by_runs.scenes("train")[1]
+    assert by_masks.truth(scene).all() and "mask" in scene.files
+    assert 0 < by_runs.truth(own).mean() < 1 and "mask" not in own.files
+    with pytest.raises(DataError, match="elsewhere: expected masks, found none; set data.options.masks"):
+        opened(tmp_path, masks="elsewhere").scenes("train")
+    with pytest.raises(DataError, match="expected labelled scenes with masks"):
+        opened(nuclei, masks=None).scenes("train")  # their masks lie one by one beside each image, and have no runs
+
+
+def test_masks_may_be_named_by_a_pattern(tmp_path):
+    for key in ("0001", "1e5"):
+        (tmp_path / "train_images").mkdir(exist_ok=True)
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        raster.write_png(tmp_path / "train_images" / f"{key}.png", np.full((9, 12, 3), 50, np.uint8))
+        raster.write_png(tmp_path / "masks" / f"{key}_mask.png", np.eye(9, 12, dtype=np.uint8) * 255)
+        raster.write_png(tmp_path / "masks" / f"{key}_edge.png", np.ones((9, 12), np.uint8))
+    competition = opened(tmp_path, masks="masks/*_mask.png")
+    assert [scene.id for scene in competition.scenes("train")] == ["0001", "1e5"] and competition.inspect() == []
+    np.testing.assert_array_equal(competition.truth(competition.scenes("train")[1]), np.eye(9, 12))
+    with pytest.raises(DataError, match="_seg.png: expected masks, found none"):
+        opened(tmp_path, masks="masks/*_seg.png").scenes("train")
+
+
+def test_group_and_domain_may_be_found_in_the_id(tmp_path):
+    salt(tmp_path)
+    competition = opened(tmp_path, group="^..(.)", domain="e.$")
+    scenes = competition.scenes("train")
+    assert [(scene.group, scene.domain) for scene in scenes] == [(str(k), "e1") for k in range(6)]
+    assert {(f.kind, f.scene) for f in competition.inspect()} == {
+        ("id in which domain finds nothing", "a"), ("id in which group finds nothing", "a"),
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="data.options.group: expected a regular expression"):
+        opened(tmp_path, group="(")
+
+
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
@@ -262,7 +306,7 @@ def test_a_split_column_is_published(hubmap, tmp_path):
         ({"slices": 3}, "a group that says"),
         ({"border": "yes"}, "border: expected"),
         ({"header": ["id"]}, "header of two words"),
-        ({"domain": "stain"}, "domain: expected a column of the train table out of patient, organ"),
+        ({"domain": "stain"}, "domain: expected a column of the table \\(patient, organ.*or a pattern that ids match"),
         ({"group": "person"}, "group: expected a column"),
         ({"rle_column": "runs"}, "rle_column"),
         ({"border": True}, "need every object by itself"),

@@ -1,18 +1,23 @@
 """The experiment file: what is refused, in which words, and what --set changes."""
 
+import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 from conftest import TINY
 from pydantic import ValidationError
 
+from lib.competitions import NAMES, options_of
+from lib.config import schema
 from lib.config.load import load
-from lib.config.sections import Loss, plain
+from lib.config.sections import Experiment, Loss, plain
 from lib.errors import ConfigError
 from lib.settings import Section, did_you_mean, sentences
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").rglob("*.yaml"))
+SCHEMA = Path(__file__).resolve().parents[1] / "configs" / "schema.json"
 DEMO = next(p for p in CONFIGS if p.name == "demo.yaml")
 
 
@@ -28,8 +33,32 @@ def written(tmp_path, change):
 def test_every_experiment_file_loads_and_says_what_it_is(path):
     experiment = load(path)
     assert experiment.name
-    first = path.read_text().splitlines()[0]
-    assert first.startswith("# "), "the first line says what the experiment is"
+    first, second = path.read_text().splitlines()[:2]
+    schema = first.removeprefix("# yaml-language-server: $schema=")
+    assert (path.parent / schema).resolve() == SCHEMA, "the first line tells editors where the schema is"
+    assert second.startswith("# "), "the second line says what the experiment is"
+
+
+def test_the_schema_is_that_of_the_sections():
+    """``python -m lib.config.schema > configs/schema.json`` writes it; how types look is pydantic's and changes."""
+
+    def said(node):
+        fields = node.get("properties", {}).items()
+        return {name: (field.get("description"), field.get("default")) for name, field in fields}
+
+    written, today = json.loads(SCHEMA.read_text(encoding="utf-8")), json.loads(schema.text())
+    assert said(written) == said(today) and written["allOf"] == today["allOf"]
+    assert {name: said(part) for name, part in written["$defs"].items()} == {
+        name: said(part) for name, part in today["$defs"].items()
+    }
+
+
+def test_the_schema_has_the_options_of_the_competition_that_is_named():
+    cases = {case["if"]["properties"]["competition"]["const"]: case["then"] for case in schema.schema()["allOf"]}
+    assert set(cases) == set(NAMES)
+    for name in NAMES:
+        reference = cases[name]["properties"]["data"]["properties"]["options"]["$ref"].removeprefix("#/$defs/")
+        assert set(schema.schema()["$defs"][reference]["properties"]) == set(options_of(name).model_fields)
 
 
 def test_an_unknown_key_names_its_place_and_the_nearest_known_one(tmp_path):
@@ -64,6 +93,19 @@ def test_every_fault_is_one_sentence_and_a_key_is_compared_with_the_fields_besid
         "data.options.parts.a.crops: unknown key; did you mean crop?",
         "data.options.parts.b.zzz: unknown key",
     ]
+
+
+@pytest.mark.parametrize(("change", "sentence"), [
+    ("models.loc_lite0.train.loss.class_weights=no-auto", "models.loc_lite0.train.loss.class_weights: expected a valid "
+                                                          "tuple or 'auto', got 'no-auto'"),
+    ("predict.tta=flip", "predict.tta: expected 'none', 'hflip', 'flips' or 'd4' or a valid tuple, got 'flip'"),
+    ("data.root=3", "data.root: expected a valid path"),
+])  # fmt: skip
+def test_a_field_of_several_types_is_one_sentence(change, sentence):
+    with pytest.raises(ConfigError) as caught:
+        load(DEMO, [change])
+    (said,) = str(caught.value).removeprefix(f"{DEMO}: ").splitlines()
+    assert said.startswith(sentence)
 
 
 def test_did_you_mean_says_nothing_where_nothing_is_near():
@@ -114,14 +156,21 @@ def test_a_missing_or_broken_file_is_one_sentence(tmp_path):
 
 
 def test_every_field_says_what_it_means():
-    def walk(model, seen):
-        for name, field in model.model_fields.items():
-            assert field.description, f"{model.__name__}.{name} has no line of meaning"
-        for sub in model.__subclasses__():
-            if sub not in seen:
-                walk(sub, seen | {sub})
+    """The experiment's own fields and the options of every competition."""
 
-    walk(Section, set())
+    def sections(annotation):
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            yield annotation
+            for field in annotation.model_fields.values():
+                yield from sections(field.annotation)
+        for argument in get_args(annotation):
+            yield from sections(argument)
+
+    found = {section for root in (Experiment, *map(options_of, NAMES)) for section in sections(root)}
+    assert len(found) > 20
+    for section in found:
+        for name, field in section.model_fields.items():
+            assert field.description, f"{section.__name__}.{name} has no line of meaning"
 
 
 def test_only_what_is_set_enters_a_fingerprint():

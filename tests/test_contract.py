@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lib.competitions import contract, open_competition, options_of
+from lib.competitions import NAMES, contract, open_competition, options_of
 from lib.competitions.contract import Finding, Scene
 from lib.competitions.decoding import Setting
 from lib.competitions.facts import Memo
 from lib.competitions.tables import Form
+from lib.config.load import load
 from lib.errors import ConfigError, DataError
 from lib.scenes import raster
 from lib.settings import Section
@@ -330,3 +331,57 @@ def test_pictures_show_image_truth_and_prediction(root):
     changed = (panels["truth"] != panels["image"]).any(-1)
     assert changed.sum() == 2 and changed[0, 0] and changed[1, 1]
     assert list(dict(competition.panels(test, np.zeros((2, 8, 9), np.uint8)))) == ["image", "prediction"]
+
+
+# ---- options of every competition ---------------------------------------------------------------------
+CLASSES = {"voc": ["sky", "road"], "multiclass_rle": ["a", "b"]}
+WRONG = [
+    None,
+    True,
+    -1,
+    2.5,
+    float("nan"),
+    "x",
+    "",
+    "(",
+    [],
+    [1],
+    ["a", "a"],
+    [[]],
+    {},
+    {"a": 1},
+    {"mean": "x"},
+    object(),
+]
+OPTIONS = [(name, key) for name in NAMES for key in options_of(name).model_fields]
+
+
+@pytest.mark.parametrize(("name", "key"), OPTIONS)
+def test_no_option_ends_in_anything_but_a_sentence(name, key, tmp_path):
+    refused = 0
+    for value in WRONG:
+        given = {"classes": CLASSES[name]} if name in CLASSES else {}
+        try:
+            competition = open_competition(name, tmp_path / "nowhere", {**given, key: value})
+            assert isinstance(competition.faults({}, {}), list)
+        except ConfigError as error:
+            refused += 1
+            assert f"data.options.{key}" in str(error), error
+    assert refused >= 6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_has_a_line_of_meaning_and_is_asked_by_its_name(name):
+    for key, field in options_of(name).model_fields.items():
+        assert field.description and field.description.strip().endswith((".", ")")), f"{name}.{key}"
+        with pytest.raises(ConfigError, match=f"data.options.{key}x: unknown key; did you mean"):
+            open_competition(name, "nowhere", {**({"classes": CLASSES[name]} if name in CLASSES else {}), f"{key}x": 1})
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_options_decode_and_search_of_every_shipped_experiment_are_sound(path):
+    config = load(path)
+    competition = open_competition(config.competition, "nowhere", config.data.options)
+    search = config.search
+    asked = (search.axes, search.postprocess, search.unseen) if search else ({},)
+    assert competition.faults(config.decode, *asked) == []

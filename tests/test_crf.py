@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
-from lib.ensemble.crf import Guide, refine
+from lib.ensemble.crf import Crf, Guide, refine
 
 
 def scene(seed=0, size=64, classes=2):
@@ -46,7 +47,7 @@ def test_noisy_probabilities_come_to_respect_the_edges_of_the_image():
     before, refined = levels[1] >= 128, refine(levels[1:], image, exclusive=False)
     assert iou(before, truth > 0) < 0.75
     assert iou(refined[0] >= 128, truth > 0) > 0.97
-    blurred = refine(levels[1:], image, exclusive=False, alike=0.0, near=8.0)
+    blurred = refine(levels[1:], image, exclusive=False, settings=Crf(alike=0.0, near=8.0))
     assert iou(blurred[0] >= 128, truth > 0) < iou(refined[0] >= 128, truth > 0)
 
 
@@ -79,7 +80,7 @@ def test_mean_field_agrees_with_exact_messages_of_every_pixel_to_every_other():
         heard = sum(kernel @ (2 * belief - 1) for kernel in kernels)
         belief = 1 / (1 + np.exp(-heard) * (1 - p) / p)
     exact = belief.reshape(28, 28) >= 0.5
-    ours = refine(levels[1:], image, exclusive=False, alike_radius=8)[0] >= 128
+    ours = refine(levels[1:], image, exclusive=False, settings=Crf(alike_radius=8))[0] >= 128
     assert (exact == ours).mean() > 0.97 and (exact == truth).mean() > 0.97 > (levels[1] >= 128).mean()
 
 
@@ -111,9 +112,9 @@ def test_it_repeats_itself_and_changes_nothing_when_off():
     image, _, levels = scene(5, size=32)
     kept = levels.copy()
     assert np.array_equal(refine(levels, image, True), refine(levels, image, True)) and np.array_equal(levels, kept)
-    assert np.array_equal(refine(levels, image, True, iterations=0), levels)
-    assert np.array_equal(refine(levels, image, True, near=0.0, alike=0.0), levels)
+    assert np.array_equal(refine(levels, image, True, settings=Crf(iterations=0)), levels)
+    assert np.array_equal(refine(levels, image, True, settings=Crf(near=0.0, alike=0.0)), levels)
     with pytest.raises(ValueError, match="of their size"):
         refine(levels, image[1:], True)
-    with pytest.raises(ValueError, match="above 0"):
-        refine(levels, image, True, alike_radius=0)
+    with pytest.raises(ValidationError, match="greater than 0"):
+        Crf(alike_radius=0)

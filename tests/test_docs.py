@@ -22,7 +22,8 @@ DOCS = (
     "CHANGELOG.md",
     *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
 )
-GUIDES = {"masks": "binary_rle", "classes": "voc", "labels": "labels", "videos": "videos", "pairs": "xview2"}
+GUIDES = {"masks": "binary_rle", "rows": "multiclass_rle", "classes": "voc", "labels": "labels", "videos": "videos",
+          "pairs": "xview2"}  # fmt: skip
 """Guide, and example file of the same name -> the competition it is about."""
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LANGUAGES = {"bash", "yaml", "json", "text"}
@@ -198,8 +199,9 @@ def test_decode_settings_and_their_defaults_are_those_of_the_code(guide, tmp_pat
     for names, default, _ in tables(f"docs/{guide}.md", "setting"):
         stated |= dict.fromkeys(re.findall(r"`([^`]+)`", names), float(default.split()[0]))
     real = defaults(guide, tmp_path)
-    if "gain_<class>" in stated:
-        stated |= dict.fromkeys([key for key in real if key.startswith("gain_")], stated.pop("gain_<class>"))
+    for name in [name for name in stated if name.endswith("<class>")]:
+        prefix, value = name.removesuffix("<class>"), stated.pop(name)
+        stated |= dict.fromkeys([key for key in real if key.startswith(prefix)], value)
     assert stated == real
 
 
@@ -232,7 +234,7 @@ def test_what_a_guide_tells_to_write_is_taken(guide, tmp_path):
             ((key, value),) = yaml.safe_load(code).items()
             if key in ("view", "train.sampling.focus"):
                 key = f"models.{model}.{key}"
-            elif key == "images" and GUIDES[guide] == "binary_rle":
+            elif key == "images" and guide in ("masks", "rows"):
                 key = f"models.{model}.network.images"
             if key in Experiment.model_fields or "." in key:
                 settings.append(f"{key}={json.dumps(value)}")
@@ -240,7 +242,7 @@ def test_what_a_guide_tells_to_write_is_taken(guide, tmp_path):
                 options[key] = value
         if "without `search`" in write:
             settings.append("search=null")
-        stated = load(example, settings).data.options
+        stated = dict(load(example, settings).data.options)
         stated |= {"classes": ["cat", "dog"]} if GUIDES[guide] == "labels" else {}
         if "classes" in stated and "colours" in options:
             options.setdefault("classes", ["background", "roof"])

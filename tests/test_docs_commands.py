@@ -34,7 +34,7 @@ EXCEPTIONS = {
     "torchrun": "two processes with gloo on the CPU instead of four with nccl",
     "configs/xview2_cpu.yaml, configs/xview2.yaml": "the suite's finished tiny experiment of the same competition "
                                                     "stands for them; that they load is tested in test_config.py",
-    "configs/bag_of_tricks": "a ladder of two rungs stands for it: the ladder itself takes a GPU",
+    "configs/bag_of_tricks": "a ladder of two rungs on fewer pictures stands for it: the ladder itself takes a GPU",
 }  # fmt: skip
 """What is not run as it stands, and why."""
 
@@ -43,7 +43,13 @@ SEGMENTATION = (
     "options: {decoder_channels: [16, 16, 8, 8], upsample_logits: 2}}"
 )
 CLASSIFIER = "{architecture: classifier, images: [%s], encoder: tu-test_efficientnet}"
-SIZES = {"binary_rle": (8, 3, 96), "voc": (9, 3, 96), "labels": (12, 3, 64), "videos": (8, 3, 64)}
+SIZES = {
+    "binary_rle": (8, 3, 96),
+    "voc": (9, 3, 96),
+    "multiclass_rle": (16, 3, 96),
+    "labels": (12, 3, 64),
+    "videos": (8, 3, 64),
+}
 """Embedded set of a competition -> labelled scenes, test scenes, pixels. xView2's is the suite's tiny experiment's."""
 
 
@@ -52,6 +58,7 @@ def tiny(guide: str) -> list[str]:
     changes = ["folds.n=2", "folds.embed=false", "predict.tta=none", "predict.tile=128"]
     networks = {
         "masks": {"unet": SEGMENTATION % "image"},
+        "rows": {"unet": SEGMENTATION % "image"},
         "classes": {"unet": SEGMENTATION % "image"},
         "labels": {"lite0": CLASSIFIER % "image"},
         "videos": {"lite0": CLASSIFIER % "frames"},
@@ -62,8 +69,7 @@ def tiny(guide: str) -> list[str]:
         changes += [f"models.{model}.train.{change}" for change in ("epochs=1", "batch_size=4", "crop=64")]
         changes += [f"models.{model}.train.sampling={{samples: 8}}"]
         changes += [f"models.{model}.view.size=64"] * (guide in ("labels", "videos"))
-    if guide == "pairs":
-        changes[-1] = "predict.tile=1024"
+        changes += ["predict.tile=1024", f"models.{model}.folds=[0]"] * (guide == "pairs")
     return changes
 
 
@@ -98,7 +104,7 @@ class Reader:
             "configs/xview2.yaml --only dpn92": "tiny.yaml --only loc --workdir parallel",
             "workdir/old": "workdir/tiny",
             "workdir/new": "workdir/tiny",
-            "configs/bag_of_tricks --seeds": "ladder --seeds",
+            "configs/bag_of_tricks --seeds 0 1 --set data.root=building_crops": "ladder --seeds 0 1",
             "PREDICTIONS_DIR TARGETS_DIR": "workdir/tiny/06_submission/oof/xview2 targets",
             "--lint PATH": "--lint workdir/tiny/06_submission/test",
             "SLUG": "embedded",
@@ -213,7 +219,7 @@ def for_tools(reader: Reader) -> None:
     (reader.folder / "grid.yaml").write_text(next(b for b in blocks(reader.name, "yaml") if "seed: [0, 1]" in b))
     (reader.folder / "ladder").mkdir()
     example = reader.folder / "tiny_labels.yaml"
-    write_tiny(example, "labels", "building_crops")
+    write_tiny(example, "labels", str(reader.data("labels")))
     for number, lr in enumerate((1.0e-3, 2.0e-3)):
         tree = yaml.safe_load(example.read_text()) | {"name": f"rung{number}"}
         tree["models"]["lite0"]["train"]["optimizer"]["lr"] = lr

@@ -12,7 +12,8 @@ from lib.competitions import NAMES
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = [
-    {"errors", "tasks", "files", "settings"},
+    {"errors", "files", "settings"},
+    {"tasks"},
     {"models", "metrics"},
     {"ensemble"},
     {"scenes"},
@@ -89,19 +90,35 @@ def test_the_reader_of_names_finds_them(tmp_path):
         assert "voc" in names_in(tmp_path / "a.py"), text
 
 
+def test_a_class_name_occurs_once():
+    found: dict[str, list[str]] = {}
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    allowed = {
+        "Competition": len(NAMES) + 1,  # the contract, and the class of that name in every competition
+        "Network": 2,  # the section of the experiment file, and what a network must have for the type checker
+        "Stain": 2,  # the options of a competition, and how its embedded set is drawn
+    }
+    more = {name: paths for name, paths in found.items() if len(paths) > allowed.get(name, 1)}
+    assert not more
+
+
 # ---- the spirit: rooms that serve every competition speak of none ---------------------------------------
 WORDS = {
     "xview2": "xview2 xbd building buildings damage no-damage minor-damage major-damage destroyed un-classified "
               "localization_f1 damage_f1 disaster pre_disaster post_disaster tier1 tier3 selim2020",
     "binary_rle": "binary_rle nuclei nucleus hubmap hpa kidney spleen stage1_train stage1_test EncodedPixels ImageId",
     "voc": "voc JPEGImages SegmentationClass ImageSets trainval cheetah lion wolf tiger hyena fox camvid pets",
+    "multiclass_rle": "multiclass_rle madison severstal stomach bowel large_bowel small_bowel EncodedPixels ClassId",
     "videos": "zalo liveness liveness_score spoof label.csv",
     "labels": "macro_f1 top5 cassava",
 }  # fmt: skip
 """Competition -> its name, its classes, its columns, files and folders: words that belong into its folder."""
 OLDER_NAMES = {"damage_ce", "damage_dice", "building_bce", "building_dice", "selim2020_loc", "selim2020_cls"}
 EXCEPTIONS = {
-    "lib/training/terms.py": OLDER_NAMES,  # of loss terms, which experiment files may still use
+    "lib/config/losses.py": OLDER_NAMES,  # of loss terms, which experiment files may still use
     "lib/scenes/augment.py": OLDER_NAMES | {"hubmap", "liveness"},  # of presets
     "lib/run/cli.py": {"building"},  # said of a unit that is being built
 }

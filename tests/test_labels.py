@@ -145,6 +145,16 @@ def test_a_test_set_may_be_denied_and_a_stated_one_must_be_there(root):
     assert Competition(root).scenes("test") == []
 
 
+def test_test_pictures_alone_can_be_answered(root, tmp_path):
+    shutil.rmtree(root / "train")
+    (root / "train.csv").unlink()
+    competition = Competition(root, classes=synthetic.CLASSES)
+    pairs = [(scene, np.array([0.1, 0.2, 0.3, 0.4])) for scene in competition.scenes("test")]
+    assert competition.read(pairs[0][0]).shape[0] == 1 and len(pairs) == 3
+    competition.write_submission(pairs, tmp_path)
+    assert competition.lint(tmp_path, competition.scenes("test")) == []
+
+
 def test_group_and_domain_may_be_found_in_the_id(root):
     relabel(root, lambda rows: ["id,label,thing", *(",".join(row.split(",")[:3]) for row in rows[1:])])
     competition = Competition(root, group="^(..).", domain="thing")  # the one is no column, the other is

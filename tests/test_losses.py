@@ -11,11 +11,12 @@ from packaging import version
 from pydantic import ValidationError
 from torchvision.ops import sigmoid_focal_loss
 
+from lib.config.losses import ALIASES
 from lib.config.sections import Distill, Loss
 from lib.errors import ConfigError
 from lib.training.boundary import boundaries
 from lib.training.losses import Criterion
-from lib.training.terms import ALIASES, TERMS, hardest
+from lib.training.terms import TERMS, hardest
 
 CHANNELS = {"binary": 1, "multiclass": 5, "multilabel": 3}
 WEIGHTS = {"binary": None, "multiclass": [1.0, 1.0, 5.0, 3.0, 3.0], "multilabel": [1.0, 4.0, 2.0]}
@@ -716,12 +717,12 @@ def test_two_processes_have_the_loss_and_the_gradient_of_one(kind, options):
 @pytest.mark.parametrize(
     ("kind", "terms", "options", "words"),
     [
-        ("binary", {"ce": 1}, {}, "unknown binary term ce; there are dice, focal, bce, .* boundary_bce"),
+        ("binary", {"ce": 1}, {}, "terms: expected one of dice, focal, bce, .* boundary_bce, got 'ce'"),
         ("binary", {"dice": 1, "lovasz": 0}, {"reduce": torch.clone}, "not exact over several processes"),
         ("multiclass", {"lovasz": 1}, {"reduce": torch.clone}, "not exact over several processes"),
         ("binary", {"focal": 1}, {"class_weights": [1, 1, 1]}, "expected 2 class_weights, got 3"),
-        ("multiclass", {"focal": 1}, {"focal_alpha": [0.5, 0.5]}, "softmax takes one focal_alpha"),
-        ("multiclass", {"focal": 1}, {"focal_alpha": 0}, "focal_alpha above 0"),
+        ("multiclass", {"focal": 1}, {"focal_alpha": [0.5, 0.5]}, "softmax takes one number above 0"),
+        ("multiclass", {"focal": 1}, {"focal_alpha": 0}, "number above 0, got 0"),
         ("multiclass", {"focal": 1}, {"focal_mode": "per_class", "focal_alpha": 1.5}, "between 0 and 1"),
         ("multiclass", {"focal": 1}, {"focal_mode": "one_vs_rest", "focal_alpha": [0.5, 2]}, "between 0 and 1"),
         ("multiclass", {"focal": 1}, {"focal_mode": "per_class", "focal_alpha": [0, 0]}, "one of them positive"),

@@ -74,6 +74,7 @@ def test_scans_have_ids_cases_and_all_classes(organs):
         assert competition.strata(scene) == {name: bool(m.any()) for name, m in zip(synthetic.CLASSES, masks)}
     assert any((masks.sum(0) > 1).any() for masks in drawn().values()), "classes overlap"
     assert [s.id for s in competition.scenes("test")] == [f"case201_day0_slice_000{k}" for k in (1, 2, 3)]
+    assert opened(organs, **{**ORGANS, "test": None}).scenes("test") == []
     assert competition.inspect() == []
     assert competition.remarks()[0].startswith("RLE order detected: row order from 1")
     with pytest.raises(DataError, match="scene case201_day0_slice_0001: expected rows in train.csv"):
@@ -106,7 +107,7 @@ def test_where_empty_masks_are_listed_an_image_without_rows_has_no_label(organs,
     assert len(competition.scenes("train")) == 15
     found = {(f.kind, f.scene) for f in competition.inspect()}
     assert found == {("image without label", "case101_day0_slice_0001"), ("truth without image", "ghost"),
-                     ("class is not in data.options.classes", "liver")}  # fmt: skip
+                     ("class not in data.options.classes", "liver")}  # fmt: skip
 
 
 def test_broken_runs_leave_the_scene_out(organs, tmp_path):

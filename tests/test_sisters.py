@@ -141,6 +141,24 @@ def test_patches_and_whole_images_are_fused_with_weights_fitted_out_of_fold(tmp_
 
 
 @pytest.mark.slow
+def test_several_classes_of_slices_with_neighbours_are_searched_and_submitted(tmp_path):
+    sister = EXPERIMENTS["multiclass_rle"]
+    data = {**sister["data"], "options": {**sister["data"]["options"], "slices": 3}}
+    base = sister["models"]["organs"]
+    organs = {**base, "network": {**base["network"], "images": ["image-1", "image", "image+1"]}}
+    own = Sister(tmp_path, "multiclass_rle", data=data, models={"organs": organs},
+                 search={"axes": {"threshold_stomach": [0.3, 0.5, 0.7], "min_area_large_bowel": [0, 20]}})  # fmt: skip
+    for name in STAGES:
+        assert own.run(name) == 0, name
+    decode = own.json("05_ensemble/decode/decode.json")
+    assert decode["points"] == 6 and decode["scores"]["score"] >= decode["score_without_search"]
+    assert own.json("06_submission/oof/manifest.json")["scores"] == decode["scores"]
+    lines = (own.root / "06_submission/test/submission.csv").read_text().splitlines()
+    sample = (tmp_path / "data/sample_submission.csv").read_text().splitlines()
+    assert [line.rpartition(",")[0] for line in lines] == [line.rpartition(",")[0] for line in sample]
+
+
+@pytest.mark.slow
 def test_views_crf_thresholds_and_settings_for_new_domains_are_chosen_out_of_fold(tmp_path, capsys):
     data = {**EXPERIMENTS["binary_rle"]["data"], "options": {"domain": "organ"}}
     own = Sister(tmp_path, "binary_rle", data=data, blend={"crf": {"iterations": 1}, "choose_crf": True},
@@ -217,3 +235,14 @@ def test_a_round_of_pseudo_labels_uses_for_each_fold_the_networks_that_have_not_
     assert later.run("01_prepare_folds", "--set", "folds.seed=5") == 0
     assert later.run("02_train_loc", "--set", "folds.seed=5") == 2
     assert "divides the scenes into other folds" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_masks_train_in_half_precision_where_their_task_allows_it(tmp_path):
+    """Row H16; only the task of one competition asks for float32."""
+    models = yaml.safe_load(yaml.safe_dump(EXPERIMENTS["binary_rle"]["models"]))
+    models["patch"]["train"] |= {"precision": "bfloat16", "epochs": 1, "sampling": {"samples": 8}}
+    sister = Sister(tmp_path, "binary_rle", models=models)
+    assert sister.run("01_prepare_folds") == 0 and sister.run("02_train_loc", "--fold", "0") == 0
+    manifest = sister.json("02_loc/patch/fold0/manifest.json")
+    assert manifest["precision"] == {"asked": "bfloat16", "used": "bfloat16", "tf32": False}

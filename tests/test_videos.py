@@ -25,7 +25,7 @@ SHARED = Path(os.environ.get("SHARED_DATA", Path(__file__).parents[1] / "../shar
 real = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real frames")
 
 
-DEFAULTS = {name: setting.default for name, setting in videos.Competition.settings.items()}
+DEFAULTS = {name: setting.default for name, setting in videos.Videos.settings.items()}
 
 
 def Competition(root, **options):
@@ -141,6 +141,31 @@ def test_missing_folders_are_named(root, tmp_path):
 
 def test_a_test_set_may_be_denied(drawn):
     assert len(Competition(drawn).scenes("test")) == 3 and Competition(drawn, test=None).scenes("test") == []
+
+
+def test_test_videos_alone_can_be_answered(root, tmp_path):
+    shutil.rmtree(root / "train")
+    competition = Competition(root, fallback=0.5)
+    whole, _, broken = competition.scenes("test")
+    assert competition.read(whole, "frames").any() and competition.panels(whole, 0.9)[0][0] == "score 0.900"
+    assert competition.fault(broken) and competition.fault(whole) == ""
+    competition.write_submission([(scene, 0.9) for scene in competition.scenes("test")], tmp_path)
+    assert competition.lint(tmp_path, competition.scenes("test")) == []
+
+
+def test_what_was_read_of_videos_is_remembered_until_video_or_label_changes(root, tmp_path, monkeypatch):
+    def opened():
+        return open_competition("videos", root, memo=tmp_path / "memo.json")
+
+    first = opened().scenes("train")
+    with monkeypatch.context() as patch:
+        patch.setattr(video, "probe", lambda path, span=None: pytest.fail(f"{path} was read again"))
+        again = opened()
+        assert again.scenes("train") == first and again.strata(first[1]) == {"live": False}
+    relabel(root, lambda rows: [row.replace("001.avi,0", "001.avi,1") for row in rows])
+    assert opened().strata(first[1]) == {"live": True}
+    first[0].files["video"].write_bytes(b"")
+    assert ids(opened().scenes("train")) == ids(first)[1:]
 
 
 def test_group_and_domain_may_be_found_in_the_id(root):

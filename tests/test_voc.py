@@ -238,6 +238,14 @@ def test_a_mask_of_0_and_255_is_not_taken_for_ignored_without_a_word(tmp_path):
     with pytest.raises(DataError, match="in 2 of 3"):  # even where it is said that 255 counts nowhere: nothing is left
         nothing.scenes("train")
 
+    def in_grey(path, drawn):
+        put_mask(path, np.where(drawn > 1, 7, 0).astype(np.uint8))
+
+    coloured = voc(tmp_path / "coloured", put=in_grey)
+    by_colour = Competition(coloured, classes=two, colours=[[0, 0, 0], [9, 9, 9]])  # 7 is no colour of a class
+    assert len(by_colour.scenes("train")) == 4
+    assert {finding.kind for finding in by_colour.inspect()} == {"colours of no class, ignored"}
+
 
 def test_a_folder_of_masks_per_class(tmp_path):
     for seed, name in enumerate("wxyz"):

@@ -143,7 +143,7 @@ def _refine(run: Run, scene: Scene) -> Refine | None:
             image = run.competition.read(scene, run.competition.images[0])
         except DataError:  # its levels are the fallback of stage 04
             return levels
-        return crf.refine(levels, image, tasks[task].kind == "multiclass", **options)
+        return crf.refine(levels, image, tasks[task].kind == "multiclass", crf.Crf(**options))
 
     return refine
 

@@ -12,10 +12,10 @@ from lib.settings import Section, did_you_mean, sentences
 
 CLASSES = {
     "binary_rle": "binary_rle.competition.BinaryRLE",
-    "labels": "labels.Competition",
+    "labels": "labels.Labels",
     "multiclass_rle": "multiclass_rle.MulticlassRLE",
-    "videos": "videos.competition.Competition",
-    "voc": "voc.competition.Competition",
+    "videos": "videos.competition.Videos",
+    "voc": "voc.competition.VOC",
     "xview2": "xview2.competition.XView2",
 }
 """Name in experiment files -> module of this folder and class."""
@@ -32,8 +32,6 @@ def open_competition(
     a sentence for every option that is wrong.
     """
     found = _class_of(name)
-    if found.Options is Section:  # it checks its options itself
-        return found(Path(root), **(options or {}))
     try:
         checked = found.Options.model_validate(options or {})
     except ValidationError as error:

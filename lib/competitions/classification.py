@@ -21,8 +21,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lib.competitions import contract, tables
-from lib.competitions.contract import Answer, Finding, Scene, confusion_table
+from lib.competitions import tables
+from lib.competitions.contract import Answer, Competition, Finding, Scene, confusion_table
 from lib.competitions.listing import Expression, find_in_ids, first_there
 from lib.competitions.tables import Name, Size
 from lib.errors import DataError
@@ -87,7 +87,7 @@ class Labelled:
     record: Record
 
 
-class Classification(contract.Competition):
+class Classification(Competition):
     """Scenes with a label each under ``root``."""
 
     noun: ClassVar[str]
@@ -111,7 +111,7 @@ class Classification(contract.Competition):
         """Return the index of a label's class, None for a label that there is not."""
 
     @property
-    def sample(self) -> Path | None:  # type: ignore[override]  # read from the data when asked for
+    def sample(self) -> Path | None:  # type: ignore[override]
         """The sample submission. Raises DataError where one is stated and not there."""
         path = self.root / (self.options.sample or "")
         if self.options.sample and "sample" in self.options.model_fields_set and not path.is_file():
@@ -184,8 +184,8 @@ class Classification(contract.Competition):
         path = scene.files.get(self.files[0])
         if path is None or not self._ids_are_paths:
             return scene.id
-        for folder in (self._folder("train"), self._folder("test")):
-            if folder and path.is_relative_to(folder):
+        for option in ("test", "train"):
+            if (folder := self._folder(option)) and path.is_relative_to(folder):
                 keys = self._keys(path.relative_to(folder).as_posix())
                 return next((key for key in keys if _flat(key) == scene.id), scene.id)
         return scene.id
@@ -273,7 +273,7 @@ class Classification(contract.Competition):
         for folder in folders:
             for path in self._walk(folder):
                 name = self._keys(path.relative_to(folder).as_posix())[-1]
-                found.append(Record(f"{folder.name}_{_flat(name)}", folder.name, [path]))
+                found.append(Record(f"{folder.name}_{_flat(name)}", folder.name, [path], {"group": ""}))
         if not found:
             raise DataError(f"{self.root}: expected the table {self.table.relative_to(self.root)}, or a folder of "
                             f"{self.noun}s per class in {self.options.train}, found neither; set data.root or "

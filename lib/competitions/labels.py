@@ -57,7 +57,7 @@ class LabelsOptions(ClassificationOptions):
     """What a submission holds: id and the name of the class, or id and a column per class."""
 
 
-class Competition(Classification):
+class Labels(Classification):
     """Pictures with one of several exclusive classes under ``root``; two classes are two, not a yes or no."""
 
     name = "labels"
@@ -86,12 +86,12 @@ class Competition(Classification):
             raise DataError(f"{self.root}: classes of the data: {error}; state data.options.classes") from error
 
     @property
-    def tasks(self) -> Mapping[str, Task]:  # type: ignore[override]  # read from the data when asked for
+    def tasks(self) -> Mapping[str, Task]:  # type: ignore[override]
         """One label out of the classes."""
         return {"cls": Label(self.classes)}
 
     @property
-    def settings(self) -> Mapping[str, Setting]:  # type: ignore[override]  # read from the data when asked for
+    def settings(self) -> Mapping[str, Setting]:  # type: ignore[override]
         """A gain for each class."""
         return gains(self.flags)
 
@@ -107,9 +107,11 @@ class Competition(Classification):
     def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:
         """List the pictures of a split, and the classes that have none."""
         scenes, findings = super().listed(split)
-        held = Counter(self.truth(scene) for scene in scenes if split == "train" and self.labelled(scene))
-        lacking = [name for index, name in enumerate(self.classes) if split == "train" and not held[index]]
-        return scenes, findings + [Finding("class without picture", name) for name in lacking]
+        if split == "train":
+            held = Counter(self.truth(scene) for scene in scenes if self.labelled(scene))
+            lacking = [name for index, name in enumerate(self.classes) if not held[index]]
+            findings = findings + [Finding("class without picture", name) for name in lacking]
+        return scenes, findings
 
     def read(self, scene: Scene, image: str = "image") -> np.ndarray:
         """Read the picture as its only frame, (1, H, W, 3) uint8 RGB. Raises DataError naming scene and file."""
@@ -129,7 +131,7 @@ class Competition(Classification):
             gains = (str(name) for name in (*decode, *axes, *unseen) if str(name).startswith("gain_"))
             known.classes = ("class", *dict.fromkeys(name.removeprefix("gain_") for name in gains))
             known.flags = contract.names_of(known.classes)
-        return super(Competition, known).faults(decode, axes, chains, unseen)
+        return super(Labels, known).faults(decode, axes, chains, unseen)
 
     def answer(self, levels: Levels, settings: Mapping[str, Any]) -> Answer:
         """Turn levels (C, 1, F) uint8 into probabilities (C,): level times gain, divided by their sum."""
@@ -143,7 +145,7 @@ class Competition(Classification):
         return np.round(weighed / weighed.sum(-1, keepdims=True), 6)
 
     @property
-    def max_points(self) -> int:  # type: ignore[override]  # read from the data when asked for
+    def max_points(self) -> int:  # type: ignore[override]
         """The largest grid a search may span."""
         return min(search.MAX_POINTS, TABLE_BYTES // (8 * self._length))
 
@@ -224,7 +226,7 @@ class Competition(Classification):
 
     # ---- submission -----------------------------------------------------------------------------------
     @property
-    def form(self) -> Form:  # type: ignore[override]  # read from the data when asked for
+    def form(self) -> Form:  # type: ignore[override]
         """Id and label, or id and a column per class."""
         columns = self.options.columns
         return Form((columns.id, *((columns.label,) if self._submits_label else self.classes)), origin=None)
@@ -234,7 +236,7 @@ class Competition(Classification):
         return self.options.submit == "label"
 
     @cached_property
-    def _probabilities(self) -> "Competition":
+    def _probabilities(self) -> "Labels":
         """The same competition as one that submits probabilities, which lie beside labels."""
         other = copy(self)
         other.options = self.options.model_copy(update={"submit": "probabilities"})

@@ -87,11 +87,14 @@ def first(root: Path, names: Iterable[str]) -> Path | None:
     return next((root / name for name in names if (root / name).exists()), None)
 
 
-def image_folder(root: Path, split: str, stated: str) -> Path | None:
+def image_folder(root: Path, split: str, stated: str | None) -> Path | None:
     """Return the folder of a split's images, the ``stated`` one or one of FOLDERS; None for a test split without one.
 
-    Raises DataError where a stated folder or that of "train" is missing.
+    ``stated``: "" for one of FOLDERS, None for none. Raises DataError where a stated folder or that of "train" is
+    missing.
     """
+    if stated is None:
+        return None
     known = (stated,) if stated else FOLDERS[split]
     folder = first(root, known)
     if folder is not None and folder.is_dir():
@@ -122,13 +125,15 @@ def list_images(folder: Path) -> tuple[dict[str, Files], list[Finding]]:
     return listed, findings
 
 
-def find_images(root: Path, split: str, pattern: str, expression: str = "", suffix: bool = False) -> dict[str, Path]:
+def find_images(
+    root: Path, split: str, pattern: str | None, expression: str = "", suffix: bool = False
+) -> dict[str, Path]:
     """Return id -> image of a split, sorted; ``pattern`` names a folder, or the files themselves where it has a ``*``.
 
     ``expression``: searched in a file's path below ``root``, its groups joined by "_" are the id; without groups or a
     match that is the file's name, with its ``suffix`` or without. Of two files with one id the first by name is taken.
     """
-    folder = None if "*" in pattern else image_folder(root, split, pattern)
+    folder = None if "*" in (pattern or "") else image_folder(root, split, pattern)
     paths = folder.iterdir() if folder else root.glob(pattern) if pattern else ()
     found: dict[str, Path] = {}
     for path in sorted(filter(is_picture, paths)):

@@ -29,7 +29,7 @@ from lib.competitions.decoding import Setting, foreground
 from lib.competitions.listing import Classes, Expression, find_in_ids
 from lib.competitions.runs import RunsCompetition, RunsOptions
 from lib.competitions.tables import Form, Name
-from lib.errors import DataError
+from lib.errors import ConfigError, DataError
 from lib.scenes import raster
 from lib.tasks import MulticlassMask, MultilabelMask
 
@@ -58,6 +58,8 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
         super().__init__(root, options, memo)
         self.classes, self.names = options.classes, names_of(options.classes)
         self.sample = self.root / layout.SAMPLES[0]
+        if not options.exclusive and len(self.classes) > 7:
+            raise ConfigError(f"data.options.classes: expected at most seven that may overlap, got {len(self.classes)}")
         task, rest = (MulticlassMask, ("background",)) if options.exclusive else (MultilabelMask, ())
         self.tasks = {"loc": task((*rest, *self.classes))}
         self.settings = {f"threshold_{name}": Setting(0.5, "the class from here on", high=1) for name in self.names}
@@ -68,14 +70,14 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
         suffix, group = self._table.names_files or self.sample_table.names_files, self.options.group
         files = layout.find_images(self.root, split, getattr(self.options, split), self.options.id, suffix)
         group_of, findings = find_in_ids("group", group, list(files)) if group else ({}, [])
-        rows = [row for rows in self._truths.values() for row in rows] if split == "train" else []
-        labelled = files if rows and all(runs.strip() for _, runs in rows) else self._truths if rows else {}
-        if rows:
-            odd = sorted({name for name, _ in rows} - set(self.classes))
-            findings += [Finding("class is not in data.options.classes", name) for name in odd]
-            findings += [Finding("truth without image", key) for key in sorted(self._truths.keys() - files.keys())]
-        truth = {key: {"runs": self._table.path} if key in labelled else {} for key in files}
-        scenes = [Scene(key, {"image": path, **truth[key]}, group=group_of.get(key, "")) for key, path in files.items()]
+        known = self._truths if split == "train" else {}
+        rows = [row for rows in known.values() for row in rows]
+        labelled = files if rows and all(runs.strip() for _, runs in rows) else known
+        odd = sorted({name for name, _ in rows} - set(self.classes))
+        findings += [Finding("class not in data.options.classes", name) for name in odd]
+        findings += [Finding("truth without image", key) for key in sorted(known.keys() - files.keys())]
+        own = {True: {"runs": self._table.path}, False: {}}
+        scenes = [Scene(k, {"image": p, **own[k in labelled]}, group=group_of.get(k, "")) for k, p in files.items()]
         stack_of = {key: f"{name}|{files[key].parent}" for key, name in group_of.items()}
         return layout.stacked(scenes, self.images, stack_of=lambda scene: stack_of.get(scene.id, "")), findings
 
@@ -113,18 +115,15 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
 
     def _planes(self, levels: Levels) -> np.ndarray:
         planes = levels["loc"][-len(self.classes) :]
-        if not self.options.exclusive:
-            return planes
-        return np.where(np.arange(len(planes))[:, None, None] == planes.argmax(0), planes, np.uint8(0))
+        strongest = np.arange(len(planes))[:, None, None] == planes.argmax(0)
+        return np.where(strongest, planes, np.uint8(0)) if self.options.exclusive else planes
 
     def count(self, levels: Levels, truth: Answer, grid: Grid) -> np.ndarray:
         """Count one image for all points: (P, 5 C) int64; a class is counted once for each of its own settings."""
-        counts = np.empty((len(grid.points), len(self.names), mean_dice.K), np.int64)
         points = [self._own(point) for point in grid.points]
-        for c, plane in enumerate(self._planes(levels)):
-            known = {own: mean_dice.tally(foreground(plane, *own), truth[c]) for own in {point[c] for point in points}}
-            counts[:, c] = [known[point[c]] for point in points]
-        return counts.reshape(len(counts), -1)
+        known = [{own: mean_dice.tally(foreground(plane, *own), true) for own in {point[c] for point in points}}
+                 for c, (plane, true) in enumerate(zip(self._planes(levels), truth, strict=True))]  # fmt: skip
+        return np.array([[known[c][own] for c, own in enumerate(point)] for point in points]).reshape(len(points), -1)
 
     @property
     def form(self) -> Form:  # type: ignore[override]  # read from the data when asked for

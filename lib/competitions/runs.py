@@ -11,6 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from lib.competitions import layout
 from lib.competitions.contract import Competition, Scene
+from lib.competitions.listing import Expression
 from lib.errors import DataError
 from lib.scenes import raster, rle
 from lib.scenes.view import resize
@@ -22,10 +23,10 @@ class RunsOptions(Section):
 
     train: str = ""
     """Folder of the labelled images."""
-    test: str = ""
-    """Folder of the test images."""
-    group: str = ""
-    """Column of what must stay together in a fold."""
+    test: str | None = ""
+    """Folder of the test images; null: there is no test set."""
+    group: Expression = ""
+    """What must stay together in a fold: a column, or else a regular expression searched in the id."""
     slices: int = Field(1, ge=1)
     """So many images per scene, itself and its neighbours in the stack of its ``group``; odd."""
     order: Literal["auto", "column", "row"] = "auto"

@@ -8,7 +8,6 @@ remembered in the experiment's folder that nothing was wrong, until a model, the
 
 import contextlib
 import hashlib
-import inspect
 import json
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -18,15 +17,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from lib.competitions import open_competition
 from lib.competitions.contract import Competition, Scene
-from lib.config.load import examine, read, refusal
-from lib.config.sections import BOUNDARY, Experiment, Loss, Model, plain
-from lib.ensemble.crf import refine
+from lib.config.load import about, examine, read, refusal
+from lib.config.losses import loss_faults
+from lib.config.sections import Experiment, Model, plain
+from lib.ensemble.crf import Crf
 from lib.errors import ConfigError, DataError
 from lib.files import write_json
-from lib.settings import one_of
-from lib.tasks import Task
+from lib.settings import one_of, sentences
 
 MEMORY = ".checked.json"
 """In an experiment's folder: the mark of the networks in which nothing was wrong."""
@@ -34,14 +35,6 @@ FACTS = ".facts.json"
 """In an experiment's folder: what labels say, so that a stage reads only those that changed."""
 PACKAGES = ("torch", "timm", "segmentation-models-pytorch", "albumentations")
 """What the verdict on networks depends on besides the experiment and the code."""
-LOSS_TERMS = {
-    "binary": ("dice", "focal", "bce", "jaccard", "tversky", "lovasz"),
-    "multiclass": ("dice", "focal", "ce", "class_ce", "class_dice", "foreground_bce", "foreground_dice", "jaccard",
-                   "tversky", "lovasz", "damage_ce", "damage_dice", "building_bce", "building_dice"),
-    "multilabel": ("dice", "focal", "bce", "jaccard", "tversky", "lovasz"),
-}  # fmt: skip
-"""Kind of a task -> the loss terms it may have, beside that of the boundary head; ``lib/training/terms.py`` has them,
-the last four under newer names."""
 COLUMNS = ("id", "fold", "group", "domain")
 """Columns of folds.csv beside the flags."""
 
@@ -88,7 +81,7 @@ def open_experiment(
     experiment, faults = examine(read(path, overrides))
     if experiment is None:
         raise refusal(path, faults)
-    said = {fault.partition(": ")[0] for fault in faults}
+    said = [fault.partition(": ")[0] for fault in faults]
     if not faults and (wanted := experiment.data.synthetic):
         from lib.competitions import synthetic  # here, since inference elsewhere goes without it
 
@@ -108,7 +101,7 @@ def open_experiment(
         from lib.config.networks import network_faults  # here, since it imports torch and the libraries of networks
 
         wrong += network_faults(experiment, competition)
-    faults += [fault for fault in wrong if fault.partition(": ")[0] not in said]
+    faults += [fault for fault in wrong if not about(fault, said)]
     if faults:
         raise refusal(path, faults)
     if code:
@@ -133,7 +126,7 @@ def _open(experiment: Experiment, memo: Path) -> tuple[Competition | None, list[
 # ---- what the competition tells -----------------------------------------------------------------------
 def competition_faults(experiment: Experiment, competition: Competition) -> list[str]:
     """Return what of an experiment does not fit its competition, one sentence per fault."""
-    faults = []
+    faults: list[str] = []
     if taken := [flag for flag in competition.flags if flag in COLUMNS]:
         faults.append(f"data.options: no class may be called {', '.join(taken)}, since folds.csv has columns of these "
                       "names; rename it")  # fmt: skip
@@ -141,10 +134,9 @@ def competition_faults(experiment: Experiment, competition: Competition) -> list
         faults += [f"models.{name}.{fault}" for fault in _model_faults(model, competition)]
     search = experiment.search
     axes, chains, unseen = (search.axes, search.postprocess, search.unseen) if search else ({}, (), {})
-    if hasattr(competition, "faults"):
-        faults += competition.faults(experiment.decode, axes, chains, unseen)
+    faults += competition.faults(experiment.decode, axes, chains, unseen)
     if experiment.blend.crf is not None:
-        faults += [f"blend.crf{fault}" for fault in _crf_faults(experiment.blend.crf)]
+        faults += _crf_faults(experiment.blend.crf)
     return faults
 
 
@@ -176,55 +168,16 @@ def _model_faults(model: Model, competition: Competition) -> Iterator[str]:
         )
     if task.dense and model.train.sampling.balance:
         yield "train.sampling.balance: expected false, it is for labels; masks are balanced by train.sampling.focus"
-    for fault in loss_faults(model.train.loss, task):
+    for fault in loss_faults(model.train.loss, task.kind, task.classes):
         yield f"train.loss.{fault}"
 
 
-def loss_faults(loss: Loss, task: Task) -> Iterator[str]:
-    """Yield what of a loss does not fit the kind of a task and the number of its classes."""
-    known = (*LOSS_TERMS[task.kind], BOUNDARY)
-    for name in loss.terms:
-        if name not in known:
-            yield one_of("terms", name, known)
-    classes = 2 if task.kind == "binary" else task.channels
-    weights = loss.class_weights
-    if weights == "auto" and task.kind == "multilabel":
-        yield "class_weights: auto needs exclusive classes, this task's may overlap; state them"
-    elif isinstance(weights, tuple) and (len(weights) != classes or min(weights) < 0 or not any(weights)):
-        named = ("background", *task.classes) if task.kind == "binary" else task.classes
-        yield f"class_weights: expected {classes} numbers of at least 0 ({', '.join(named)}), got {list(weights)}"
-    mode, alpha = loss.focal_mode, loss.focal_alpha
-    if task.kind != "multiclass" and mode != "softmax":
-        yield f"focal_mode: {task.kind} focal losses have one form; leave focal_mode out"
-    elif alpha is not None:
-        yield from _alpha_faults(alpha, mode, task.kind, classes)
-
-
-def _alpha_faults(alpha: float | tuple[float, ...], mode: str, kind: str, classes: int) -> Iterator[str]:
-    values = alpha if isinstance(alpha, tuple) else (alpha,)
-    if kind == "multiclass" and mode == "softmax":
-        if isinstance(alpha, tuple) or alpha <= 0:
-            yield f"focal_alpha: focal_mode softmax takes one number above 0, got {alpha}; see focal_mode per_class"
-        return
-    if isinstance(alpha, tuple) and len(alpha) != classes:
-        yield f"focal_alpha: expected one number or {classes}, one per class, got {len(alpha)}"
-    if isinstance(alpha, float) or kind == "multilabel" or mode == "one_vs_rest":  # where 1 - alpha is a factor too
-        if not all(0 < value < 1 for value in values):
-            yield f"focal_alpha: expected numbers between 0 and 1, got {alpha}"
-    elif min(values, default=-1) < 0 or not any(values):
-        yield f"focal_alpha: expected numbers of at least 0, one of them positive, got {list(values)}"
-
-
-def _crf_faults(options: dict[str, int | float]) -> Iterator[str]:
-    known = {name: p.default for name, p in inspect.signature(refine).parameters.items() if p.kind == p.KEYWORD_ONLY}
-    for name, value in options.items():
-        lowest = 0 if name in ("iterations", "near", "alike") else 1e-6
-        if name not in known:
-            yield one_of("", name, known)
-        elif isinstance(known[name], int) and int(value) != value:
-            yield f".{name}: expected a whole number, got {value}"
-        elif not lowest <= value <= 1000:
-            yield f".{name}: expected {'at least' if lowest == 0 else 'above'} 0 and at most 1000, got {value}"
+def _crf_faults(options: dict[str, int | float]) -> list[str]:
+    try:
+        Crf.model_validate(options)
+    except ValidationError as error:
+        return sentences(error, "blend.crf")
+    return []
 
 
 def scene_faults(experiment: Experiment, scenes: Collection[Scene]) -> list[str]:

@@ -57,7 +57,7 @@ def examine(tree: dict[str, Any]) -> tuple[Experiment | None, list[str]]:
     try:
         experiment = Experiment.model_validate(tree)
     except ValidationError as error:
-        faults += [fault for fault in sentences(error) if not _about(fault, said)]
+        faults += [fault for fault in sentences(error) if not about(fault, said)]
         rest = copy.deepcopy(tree)
         for fault in error.errors():
             _remove(rest, fault["loc"])
@@ -68,7 +68,7 @@ def examine(tree: dict[str, Any]) -> tuple[Experiment | None, list[str]]:
     return experiment, faults + experiment.contradictions()
 
 
-def _about(fault: str, keys: Sequence[str]) -> bool:
+def about(fault: str, keys: Sequence[str]) -> bool:
     """Tell whether a fault is about one of the keys, or about a section that holds one."""
     where = fault.partition(": ")[0]
     return any(key == where or key.startswith(f"{where}.") for key in keys)

@@ -17,7 +17,7 @@ from lib.errors import ConfigError
 from lib.models import build, layers, weights
 from lib.models.classifier import resolve
 from lib.models.init import start
-from lib.scenes.augment import PRESETS
+from lib.scenes.augment import OLDER, PRESETS
 from lib.settings import one_of
 from lib.tasks import Task
 
@@ -42,7 +42,9 @@ def network_faults(experiment: Experiment, competition: Competition) -> list[str
     names_of: dict[int, list[str]] = {}  # stride -> models that predict windows
     for name, model in experiment.models.items():
         if model.train.augment not in PRESETS:
-            faults.append(one_of(f"models.{name}.train.augment", model.train.augment, PRESETS))
+            faults.append(
+                one_of(f"models.{name}.train.augment", model.train.augment, [n for n in PRESETS if n not in OLDER])
+            )
         task = competition.tasks.get(model.task)
         if task is None or not set(model.network.images) <= set(competition.images):
             continue  # already said
@@ -94,7 +96,7 @@ def _tried(model: Model, task: Task) -> tuple[int, list[str]]:
     except BROKEN as error:
         return 0, [f"network.options: {model.network.architecture} cannot be built with {model.network.options}: "
                    f"{_first_line(error)}"]  # fmt: skip
-    stride = network.stride
+    stride = int(network.stride)
     if crop % stride:
         return stride, [f"train.crop: expected a multiple of the network's stride {stride}, got {crop}; take "
                         f"{_multiples(crop, stride)}"]  # fmt: skip

@@ -148,10 +148,10 @@ class Loss(Section):
 
     @model_validator(mode="after")
     def _options_have_their_term(self):
-        weights = [weight for name, weight in self.terms.items() if name != "boundary_bce"]
+        weights = [weight for name, weight in self.terms.items() if name != BOUNDARY]
         if not all(0 <= weight < inf for weight in self.terms.values()) or not any(weights):
             raise ValueError(
-                f"terms: expected weights of at least 0, one of them positive and not boundary_bce's, got {self.terms}"
+                f"terms: expected weights of at least 0, one of them positive and not {BOUNDARY}'s, got {self.terms}"
             )
         if 0 < self.focal_gamma < 1:
             raise ValueError(f"focal_gamma: expected 0, or 1 and more, got {self.focal_gamma}")
@@ -575,8 +575,9 @@ def _at_odds(model: Model) -> Iterator[str]:
         yield ".train: choose one of ema and swa_from"
     if train.batch_size % train.accumulate:
         yield f".train.batch_size: expected a multiple of accumulate, got {train.batch_size} and {train.accumulate}"
-    if len(set(model.folds or ())) < len(model.folds or ()):
-        yield f".folds: expected each fold once, got {list(model.folds or ())}"
+    folds = list(model.folds or ())
+    if len(set(folds)) < len(folds):
+        yield f".folds: expected each fold once, got {folds}"
 
 
 def plain(section: BaseModel) -> dict[str, Any]:

@@ -8,45 +8,54 @@ Off unless asked for; nets that were trained well seldom gain from it, so let ``
 
 import cv2
 import numpy as np
+from pydantic import Field
+
+from lib.settings import Section
 
 FLOOR = 0.25
 """Level that stands for a stored 0: the middle of what is rounded down to it."""
 BORDER = cv2.BORDER_REFLECT
 
 
-def refine(
-    levels: np.ndarray,
-    image: np.ndarray,
-    exclusive: bool,
-    *,
-    iterations: int = 5,
-    near: float = 2.0,
-    near_sigma: float = 3.0,
-    alike: float = 6.0,
-    alike_radius: int = 12,
-    alike_colour: float = 10.0,
-) -> np.ndarray:
+class Crf(Section):
+    """How strongly a pixel listens to the others; weights of 0, or no iteration, change nothing."""
+
+    iterations: int = Field(5, ge=0, le=1000)
+    """Steps of the mean field."""
+    near: float = Field(2.0, ge=0, le=1000)
+    """Log-odds that a class gains where all around agree on it in the plane."""
+    near_sigma: float = Field(3.0, gt=0, le=1000)
+    """Standard deviation in pixels of the Gaussian that says what is around."""
+    alike: float = Field(6.0, ge=0, le=1000)
+    """Log-odds that a class gains where all agree on it on the same side of the image's edges."""
+    alike_radius: int = Field(12, gt=0, le=1000)
+    """Radius in pixels of the guided filter that says which these are."""
+    alike_colour: float = Field(10.0, gt=0, le=1000)
+    """Contrasts below this, of 255, are no edge."""
+
+
+USUAL = Crf()
+
+
+def refine(levels: np.ndarray, image: np.ndarray, exclusive: bool, settings: Crf = USUAL) -> np.ndarray:
     """Refine the levels of one scene: (C, H, W) uint8 and image (H, W, 3) uint8 -> (C, H, W) uint8.
 
-    exclusive: the channels are classes of a softmax, else each is a yes or no of its own. near, alike: log-odds that a
-    class gains where all around agree on it, in the plane (Gaussian of ``near_sigma`` pixels) and on the same side of
-    the image's edges (guided filter of ``alike_radius`` pixels, in which contrasts below ``alike_colour`` of 255 are
-    no edge). No iteration, or weights of 0, return the levels. Raises ValueError on arrays and options.
+    exclusive: the channels are classes of a softmax, else each is a yes or no of its own. Raises ValueError on arrays
+    that do not fit.
     """
     if levels.dtype != np.uint8 or image.dtype != np.uint8 or image.shape != (*levels.shape[1:], 3):
         raise ValueError(f"crf: expected uint8 levels (C, H, W) and an image of their size, got {levels.dtype} "
                          f"{levels.shape} and {image.dtype} {image.shape}")  # fmt: skip
-    if min(iterations, near, alike) < 0 or min(near_sigma, alike_radius, alike_colour) <= 0:
-        raise ValueError("crf: expected iterations and weights >= 0, sigma, radius and colour above 0")
-    if not iterations or not (near or alike):
+    near, alike = settings.near, settings.alike
+    if not settings.iterations or not (near or alike):
         return levels
-    guide = Guide(image, alike_radius, alike_colour) if alike else None
+    guide = Guide(image, settings.alike_radius, settings.alike_colour) if alike else None
 
     def messages(belief: np.ndarray) -> np.ndarray:
         """Return what a pixel hears in favour of a class: (H, W) float32 -> (H, W) float32, in log-odds."""
         heard = np.zeros_like(belief)
         if near:
-            heard += near * cv2.GaussianBlur(belief, (0, 0), near_sigma, borderType=BORDER)
+            heard += near * cv2.GaussianBlur(belief, (0, 0), settings.near_sigma, borderType=BORDER)
         if guide is not None:
             heard += alike * guide.filter(belief).clip(0, 1)  # the line model may leave 0..1 a little
         return heard
@@ -55,12 +64,12 @@ def refine(
     if exclusive:
         unary = np.log(shares)  # (C, H, W)
         belief = _softmax(unary)
-        for _ in range(iterations):
+        for _ in range(settings.iterations):
             belief = _softmax(unary + np.stack([messages(plane) for plane in belief]))
         return np.rint(255 * belief).astype(np.uint8)
     unary = np.log(shares) - np.log(np.maximum(255 - levels, np.float32(FLOOR)))
     belief = levels / np.float32(255)
-    for _ in range(iterations):  # yes hears m, no hears the rest, near + alike - m
+    for _ in range(settings.iterations):  # yes hears m, no hears the rest, near + alike - m
         heard = np.stack([2 * messages(plane) for plane in belief])
         belief = 1 / (1 + np.exp(near + alike - heard - unary))
     return np.rint(255 * belief).astype(np.uint8)

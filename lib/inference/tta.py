@@ -6,10 +6,12 @@ set tells what the smaller ones would have given.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # torch takes seconds to import; the names of the views are asked for without it
+    from torch import Tensor
 
-Forward = Callable[[Tensor], Tensor]
+Forward = Callable[["Tensor"], "Tensor"]
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,12 @@ class Flip:
     transpose: bool = False
     """Rows and columns change places after the flips."""
 
-    def do(self, x: Tensor) -> Tensor:
+    def do(self, x: "Tensor") -> "Tensor":
         """Turn (..., H, W) into this view; (..., W, H) where it transposes."""
         x = x.flip(self.flips) if self.flips else x
         return x.transpose(-1, -2) if self.transpose else x
 
-    def undo(self, x: Tensor) -> Tensor:
+    def undo(self, x: "Tensor") -> "Tensor":
         """Turn a map of this view back into the image's own frame."""
         x = x.transpose(-1, -2) if self.transpose else x
         return x.flip(self.flips) if self.flips else x
@@ -41,7 +43,7 @@ VIEWS: dict[str, tuple[Flip, ...]] = {
 }
 
 
-def averages(forward: Forward, x: Tensor, views: Sequence[Flip], ends: Sequence[int]) -> list[Tensor]:
+def averages(forward: Forward, x: "Tensor", views: Sequence[Flip], ends: Sequence[int]) -> list["Tensor"]:
     """Average ``forward`` over the first views, as many as each of ``ends`` says: probs (B, K, H, W) each.
 
     forward: (B, C, h, w) -> probs (B, K, h, w). A running sum holds one view at a time, so several averages cost no

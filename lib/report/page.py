@@ -1,18 +1,15 @@
 """The page report/report.html: what the terminal says, the history of training, pictures of out-of-fold scenes."""
 
 import html
+import re
 from pathlib import Path
 from typing import Any
-
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 from lib.choose.choice import Decision
 from lib.competitions.contract import Competition, Scene, settings_for
 from lib.files import whole_file, write_bytes
 from lib.report.tables import decision_table, milestones
+from lib.run.artifacts import MANIFEST
 from lib.run.cli import Run
 from lib.stages.ensemble import averages
 
@@ -24,22 +21,36 @@ def write(run: Run) -> str:
     """Write report/ (an HTML page and pictures of out-of-fold scenes); returns the closing lines for the terminal."""
     folder = run.store.root / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [decision_table(run)]
+    lines, page = [decision_table(run)], folder / "report.html"
+    if not _is_current(run, page):
+        write_bytes(page, (_page(run, folder, lines[0]) + "\n").encode())
+    submission = run.graph.submission("test")
+    if run.store.status(submission) == "done":
+        lines.append(f"submission: {run.store.folder(submission)} (linted)")
+    lines.append(f"report:     {page}")
+    if first := re.search("<img src='([^']+)'", page.read_text(encoding="utf-8")):
+        lines.append(f"picture:    {folder / html.unescape(first[1])}")
+    return "\n".join(lines)
+
+
+def _is_current(run: Run, page: Path) -> bool:
+    """Tell whether a page is younger than all that it shows."""
+    graph = run.graph
+    units = (graph.decode(), graph.blend("oof"), graph.submission("oof"), graph.submission("test"))
+    made = [run.store.folder(unit) / MANIFEST for unit in units]
+    return page.exists() and all(m.stat().st_mtime <= page.stat().st_mtime for m in made if m.exists())
+
+
+def _page(run: Run, folder: Path, table: str) -> str:
+    """Draw the pictures and return the text of the page."""
     history = "\n".join(milestones(run))
     there = run.store.status(run.graph.blend("oof")) in ("done", "frozen")  # not with checkpoints from --inputs alone
     pictures = draw(run, folder) if there else []
     page = ["<!doctype html><meta charset='utf-8'>", f"<title>{html.escape(run.config.name)}</title>",
-            f"<h1>{html.escape(run.config.name)}</h1><pre>{html.escape(lines[0])}</pre>",
+            f"<h1>{html.escape(run.config.name)}</h1><pre>{html.escape(table)}</pre>",
             f"<h2>training</h2><pre>{html.escape(history)}</pre>"]  # fmt: skip
     page += [f"<h2>{html.escape(p.stem)}</h2><img src='{html.escape(p.name)}' style='width:100%'>" for p in pictures]
-    write_bytes(folder / "report.html", ("\n".join(page) + "\n").encode())
-    submission = run.graph.submission("test")
-    if run.store.status(submission) == "done":
-        lines.append(f"submission: {run.store.folder(submission)} (linted)")
-    lines.append(f"report:     {folder / 'report.html'}")
-    if pictures:
-        lines.append(f"picture:    {pictures[0]}")
-    return "\n".join(lines)
+    return "\n".join(page)
 
 
 def draw(run: Run, folder: Path) -> list[Path]:
@@ -57,6 +68,11 @@ def draw(run: Run, folder: Path) -> list[Path]:
 
 def picture(competition: Competition, scene: Scene, answer: Any, folder: Path) -> Path:
     """Write one scene's panels side by side as a PNG; returns its path."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
     panels = competition.panels(scene, answer)
     figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 5.4), squeeze=False)
     for axis, (title, image) in zip(axes[0], panels, strict=True):

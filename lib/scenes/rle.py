@@ -4,8 +4,6 @@
 ``origin``: the number of the first pixel, 1 (Kaggle's rule) or 0. An empty mask is the empty text, never NaN.
 Runs are of the whole image: they go on from the end of one column into the next, and touch both corners safely.
 Which of the four ways somebody else's runs were written, ``detect`` tells from the masks they draw.
-
-A little longer than 300 lines because writing, reading and recognising runs are one format's three sides.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -24,12 +24,12 @@ def cell(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def text(rows: Sequence[Row], columns: Sequence[str] | None = None, decimals: int = 4) -> str:
+def text(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
     """Return aligned columns under their names, numbers to the right; "" without rows."""
     columns = columns_of(rows) if columns is None else list(columns)
     if not rows or not columns:
         return ""
-    shown = [[_short(row.get(name), decimals) for name in columns] for row in rows]
+    shown = [[_short(row.get(name)) for name in columns] for row in rows]
     numbers = [all(isinstance(row.get(name), (int, float, type(None))) for row in rows) for name in columns]
     widths = [max(map(len, cells)) for cells in zip(columns, *shown)]
     aligned = [[f"{c:>{w}}" if n else f"{c:{w}}" for c, w, n in zip(line, widths, numbers)]
@@ -37,8 +37,8 @@ def text(rows: Sequence[Row], columns: Sequence[str] | None = None, decimals: in
     return "\n".join("  ".join(line).rstrip() for line in aligned)
 
 
-def _short(value: Any, decimals: int) -> str:
-    return f"{value:.{decimals}f}" if isinstance(value, float) else cell(value)
+def _short(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else cell(value)
 
 
 def write_csv(path: Path, rows: Sequence[Row], columns: Sequence[str] | None = None) -> None:

@@ -12,11 +12,11 @@ RANGE = (0.1, 10.0)
 
 
 def median_frequency(targets: Iterable[np.ndarray], task: Task) -> tuple[float, ...]:
-    """Weigh each class by the median frequency over its own (Eigen and Fergus 2015), background first, kept in RANGE.
+    """Return a weight per class, background first: the median of all frequencies over its own, kept in RANGE.
 
-    targets: (H, W) uint8 in the form of ``task``, ``IGNORE`` counts not. A class's frequency is its share of the pixels
-    of the targets that hold it; one that never occurs weighs 1. One class means two weights: background, foreground.
-    ConfigError for classes that may overlap.
+    The frequency of a class is its share of the pixels of the targets that hold it (Eigen and Fergus 2015); a class
+    that never occurs weighs 1. A task of one class gets two weights, of background and foreground. targets: (H, W)
+    uint8 in the form of ``task``; pixels with ``IGNORE`` are left out. ConfigError for classes that may overlap.
     """
     if task.kind == "multilabel":
         raise ConfigError("class_weights: auto needs exclusive classes, this task's may overlap; state them")

@@ -10,10 +10,10 @@ from lib.training.terms import Reduce, log_answer, mean
 
 
 def boundaries(target: Tensor, width: int, ignore: int = IGNORE) -> Tensor:
-    """Mark the pixels within ``width`` pixels of which, in both axes, another class lies: (B, H, W) bool.
+    """Mark the pixels that have a pixel of another class at most ``width`` rows and columns away: (B, H, W) bool.
 
-    target: (B, H, W) uint8, of a multilabel task bit fields, of which any two count as different. Ignored pixels are
-    not marked and are nobody's neighbours; nor is there anything beyond the edge.
+    target: (B, H, W) uint8; in the bit fields of a multilabel task any two different values are different classes.
+    Ignored pixels are not marked, and they and what lies beyond the edge are not neighbours of any pixel.
     """
     valid = target != ignore
     value = target.float()

@@ -21,11 +21,11 @@ def distill(
 ) -> Tensor:
     """Return T^2 times the cross-entropy of softmax(r / T) and softmax(z / T), mean over valid pixels: float32 scalar.
 
-    logits: z, (B, C, H, W). teacher: its probabilities, (B, C, H, W) float in [0, 1], of which r is the logarithm (the
-    softmax does not ask which constant r lacks), kept at least at ``FLOOR``. kind: as of ``Loss``; channels of binary
-    and multilabel logits are each a choice of two, of which the mean is taken. valid: (B, H, W) bool. reduce: as of
-    ``Loss``. The smallest value is not 0 but T^2 times the entropy of the softened teacher; the gradient is that of the
-    Kullback-Leibler divergence. ValueError where teacher and logits differ in shape.
+    logits: z, (B, C, H, W). teacher: probabilities (B, C, H, W) float in [0, 1], raised to ``FLOOR`` where they are
+    smaller; r is their logarithm (a softmax is the same whatever constant is added to it). kind, reduce: as in
+    ``losses.Criterion``; each channel of binary and multilabel logits is a choice of two, and their mean is taken.
+    valid: (B, H, W) bool. The smallest value is not 0 but T^2 times the entropy of the softened teacher; the gradient
+    is that of the Kullback-Leibler divergence. ValueError where teacher and logits differ in shape.
     """
     if teacher.shape != logits.shape:
         raise ValueError(f"distill: teacher {tuple(teacher.shape)} does not fit logits {tuple(logits.shape)}")

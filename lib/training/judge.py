@@ -1,7 +1,8 @@
 """Scores of a network on the full validation scenes of its fold; the key ``select`` decides which epoch is kept.
 
-Every number is named for what it is: a damage net scored with the true building mask (``oracle_...``, as the 2020 code
-did) is not the competition's score, and per-image Dice (``dice2020``) is not the pooled pixel F1.
+Every number is named for what it is. ``oracle_...`` scores a network together with a perfect answer to the other tasks,
+which is more than the competition's score; ``dice2020`` is the mean of each image's Dice, as in the 2020 codes, and
+``pixel_f1`` the Dice of all pixels together.
 """
 
 from collections.abc import Callable, Mapping, Sequence

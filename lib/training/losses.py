@@ -11,19 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib.config.sections import Distill, Loss
+from lib.config.losses import ALIASES, loss_faults
+from lib.config.sections import BOUNDARY, Distill, Loss
 from lib.errors import ConfigError
 from lib.tasks import IGNORE
 from lib.training.boundary import boundary_bce
 from lib.training.distill import distill
-from lib.training.terms import ALIASES, TERMS, Pixels, Reduce, focal_one_vs_rest
+from lib.training.terms import TERMS, Pixels, Reduce, focal_one_vs_rest
 
 EPSILON = {"binary": 1e-3, "multiclass": 1e-5, "multilabel": 1e-5}
 """Smoothing of soft Dice, Jaccard and Tversky, in pixels, as in 2020."""
 MULTILABEL_CLASSES = 7
 """A bit field of eight classes could equal ``IGNORE``."""
-BOUNDARY = "boundary_bce"
-"""The term, of every kind, on the boundary head."""
 
 
 class Criterion:
@@ -56,12 +55,10 @@ class Criterion:
     """
 
     def __init__(self, kind: str, loss: Loss, distill: Distill | None = None, reduce: Reduce | None = None):
-        known = [*TERMS[kind], BOUNDARY]
-        if unknown := {ALIASES.get(name, name) for name in loss.terms} - set(known):
-            raise ConfigError(f"loss: unknown {kind} term {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+        if faults := list(loss_faults(loss, kind)):
+            raise ConfigError("\n".join(f"loss.{fault}" for fault in faults))
         if reduce is not None and "lovasz" in loss.terms:
             raise ConfigError("loss: lovasz ranks a batch's pixels, not exact over several processes; take jaccard")
-        _check_focal(kind, loss.focal_alpha, loss.focal_mode)
         self.kind, self.loss, self.distill = kind, loss, distill
         self.functions = {name: TERMS[kind][ALIASES.get(name, name)] for name in loss.terms if name != BOUNDARY}
         if loss.focal_mode == "one_vs_rest":
@@ -162,26 +159,6 @@ class Criterion:
             loss=self.loss,
             reduce=self.reduce,
         )
-
-
-def _check_focal(kind: str, alpha: float | Sequence[float] | None, mode: str) -> None:
-    """Raise ConfigError where this alpha and mode cannot be meant for a kind of target."""
-    if kind != "multiclass" and mode != "softmax":
-        raise ConfigError(f"loss: {kind} focal losses have one form; leave focal_mode {mode} out")
-    if alpha is None:
-        return
-    single = isinstance(alpha, (int, float))
-    values = [alpha] if isinstance(alpha, (int, float)) else list(alpha)
-    if kind == "multiclass" and mode == "softmax":
-        if not single:
-            raise ConfigError(f"loss: focal_mode softmax takes one focal_alpha; {values} is for per_class")
-        if values[0] <= 0:
-            raise ConfigError(f"loss: expected focal_alpha above 0, got {alpha}")
-    elif single or kind == "multilabel" or mode == "one_vs_rest":  # where 1 - alpha is a factor too
-        if not all(0 < value < 1 for value in values):
-            raise ConfigError(f"loss: expected focal_alpha between 0 and 1, got {alpha}")
-    elif min(values, default=-1) < 0 or not any(values):
-        raise ConfigError(f"loss: expected focal_alpha of at least 0, one of them positive, got {values}")
 
 
 def _alphas(loss: Loss, kind: str, classes: int) -> list[list[float]]:

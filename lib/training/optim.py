@@ -72,7 +72,7 @@ def layers_below_head(encoder: Any) -> dict[str, int]:
         inner, prefix = inner.model, f"{prefix}model."
     if hasattr(inner, "group_matcher"):
         names = [name for name, _ in inner.named_parameters()]
-        head = "of ours, unknown to the matcher"  # what it does not know, it counts to the head
+        head = "of ours, unknown to the matcher"  # the matcher counts what it does not know to the head
         named = ((name, None) for name in [*names, head])
         layers = group_with_matcher(named, inner.group_matcher(coarse=False), reverse=True)
         top = layers.pop(head)

@@ -208,14 +208,6 @@ TERMS = {
 }
 """Kind -> name -> term; ``boundary_bce`` is a further one of every kind."""
 
-ALIASES = {
-    "damage_ce": "class_ce",
-    "damage_dice": "class_dice",
-    "building_bce": "foreground_bce",
-    "building_dice": "foreground_dice",
-}
-"""Older names of terms in experiment files; logs call a term as its experiment does."""
-
 
 def _at_target(pixels: Pixels) -> Tensor:
     """Log-probability of the true class: (B, H, W)."""

@@ -38,7 +38,7 @@ from lib.competitions.binary_rle import instances as objects
 from lib.competitions.binary_rle import metric as scoring
 from lib.competitions.contract import Answer, Finding, Grid, Levels, Row, Scene
 from lib.competitions.facts import Facts
-from lib.competitions.listing import is_picture
+from lib.competitions.listing import Expression, by_pattern, find_in_ids, is_picture
 from lib.competitions.runs import RunsCompetition, RunsOptions
 from lib.competitions.tables import Form
 from lib.ensemble.thresholds import of_scene
@@ -81,14 +81,16 @@ class BinaryRLEOptions(RunsOptions):
     """Also learn where objects touch; needs objects one by one."""
     border_width: int = Field(2, ge=1)
     """So many pixels apart objects touch."""
-    domain: str = ""
-    """Column of the tables, or ``colour``: brightfield or fluorescence, told from the pixels."""
+    domain: Expression = ""
+    """Where an image comes from: a column, or else a regular expression searched in the id; or ``colour``: brightfield
+    or fluorescence, told from the pixels."""
     pixel_size: str = "pixel_size"
     """Column of the physical size of a pixel, used where it exists."""
     slice_column: str = ""
     """Column of a slice's place in its stack; "": ids are the order."""
-    masks: str = ""
-    """Folder of mask files, which are used instead of runs."""
+    masks: str | None = ""
+    """Folder of mask files, or a pattern with one ``*``, the id, in their names: they are used instead of runs. null:
+    the runs are used, even where masks lie beside them."""
     table: str = ""
     """Table of the labelled images."""
     test_table: str = ""
@@ -138,7 +140,8 @@ class BinaryRLE(RunsCompetition):
         """
         files, findings = self._files(split)
         if split == "test":
-            return self._describe(split, files), findings
+            scenes, odd = self._describe(split, files)
+            return scenes, findings + odd
         lonely = sorted(self._runs.keys() - files.keys())
         findings = findings + [Finding("truth without image", key, "in the table only") for key in lonely]
         known = {key: own for key, own in files.items() if self._has_truth(key, own)}
@@ -148,7 +151,8 @@ class BinaryRLE(RunsCompetition):
                 "per image; use metric dice without border"
             )
         bare = [Scene(key, own) for key, own in files.items() if key not in known]
-        return self._describe(split, known) + bare, findings
+        scenes, odd = self._describe(split, known)
+        return scenes + bare, findings + odd
 
     def labelled(self, scene: Scene) -> bool:
         """Tell whether an image has a mask file or rows of runs."""
@@ -376,13 +380,29 @@ class BinaryRLE(RunsCompetition):
             folder = layout.image_folder(self.root, split, getattr(self.options, split))
             listed, findings = ({}, []) if folder is None else layout.list_images(folder)
             if split == "train":
-                found = layout.first(self.root, (self.options.masks,) if self.options.masks else MASKS)
-                mask_of = {} if found is None else layout.list_images(found)[0]
+                mask_of = self._mask_of()
                 for key, files in listed.items():
-                    if key in mask_of and "masks" not in files:
-                        files["mask"] = mask_of[key]["image"]
+                    if self.options.masks is None:
+                        files.pop("masks", None)
+                    elif key in mask_of and "masks" not in files:
+                        files["mask"] = mask_of[key]
             self._named_files[split] = listed, findings
         return self._named_files[split]
+
+    def _mask_of(self) -> dict[str, Path]:
+        """Return id -> mask file. Raises DataError where masks are stated and not there."""
+        stated = self.options.masks
+        if stated is None:
+            return {}
+        if "*" in stated:
+            found = by_pattern(self.root, (stated,))
+        else:
+            folder = layout.first(self.root, (stated,) if stated else MASKS)
+            found = {key: own["image"] for key, own in layout.list_images(folder)[0].items()} if folder else {}
+        if stated and not found:
+            raise DataError(f"{self.root / stated}: expected masks, found none; set data.options.masks (null: the runs "
+                            "of the table are used)")  # fmt: skip
+        return found
 
     @cached_property
     def _tables(self) -> dict[str, layout.Table]:
@@ -414,25 +434,32 @@ class BinaryRLE(RunsCompetition):
     def _has_truth(self, key: str, files: Mapping[str, Path]) -> bool:
         return _mask_files(files) is not None or key in self._runs
 
-    def _describe(self, split: str, listed: Mapping[str, layout.Files]) -> list[Scene]:
-        """Add to each image what the table says of it. Raises ConfigError for a column that is not there."""
-        table, options = self._tables[split], self.options
+    def _describe(self, split: str, listed: Mapping[str, layout.Files]) -> tuple[list[Scene], list[Finding]]:
+        """Add to each image what the table or its id says of it. Raises ConfigError where neither can."""
+        table, options, ids = self._tables[split], self.options, sorted(listed)
+        columns = {name for own in self._tables.values() for name in own.columns}
+        named, findings = {}, []
         for option in ("domain", "group", "slice_column"):
-            column = getattr(options, option)
-            needed = split == "train" or (option != "domain" and options.slices > 1)
-            if column and column not in table.columns and needed and listed and (option, column) != ("domain", COLOUR):
-                raise ConfigError(
-                    f"data.options.{option}: expected a column of the {split} table out of "
-                    f"{', '.join(table.others) or '(there is no table)'}, got {column!r}"
-                )
+            wanted, needed = getattr(options, option), split == "train" or (option != "domain" and options.slices > 1)
+            if not wanted or wanted in columns or option == "slice_column":
+                if wanted and wanted not in table.columns and needed and ids:
+                    raise ConfigError(
+                        f"data.options.{option}: expected a column of the {split} table out of "
+                        f"{', '.join(table.others) or '(there is no table)'}, got {wanted!r}"
+                    )
+                named[option] = {key: table.value(key, wanted) for key in ids}
+            elif (option, wanted) == ("domain", COLOUR):
+                named[option] = {key: _stain(listed[key]["image"]) for key in ids}
+            else:
+                named[option], odd = find_in_ids(option, wanted, ids, table.others, needed)
+                findings += odd
         scenes = []
-        for key, files in sorted(listed.items()):
-            told = options.domain == COLOUR and COLOUR not in table.columns
-            domain = _stain(files["image"]) if told else table.value(key, options.domain)
+        for key in ids:
             size = table.value(key, options.pixel_size)
             pixel_size = layout.number(f"{key}: {options.pixel_size}", size) if size else None
-            scenes.append(Scene(key, files, domain, group=table.value(key, options.group), pixel_size=pixel_size))
-        return layout.stacked(scenes, self.images, lambda key: table.value(key, options.slice_column))
+            domain, group = (named[option].get(key, "") for option in ("domain", "group"))
+            scenes.append(Scene(key, listed[key], domain, group=group, pixel_size=pixel_size))
+        return layout.stacked(scenes, self.images, named["slice_column"].__getitem__), findings
 
     # ---- data doctor ----------------------------------------------------------------------------------
     def inspect_scene(self, scene: Scene, split: str) -> list[Finding]:

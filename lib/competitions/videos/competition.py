@@ -100,7 +100,7 @@ class VideosOptions(ClassificationOptions):
     """Sample submission, whose order of rows is kept."""
 
 
-class Competition(Classification):
+class Videos(Classification):
     """Videos of two classes under ``root``."""
 
     name = "videos"
@@ -124,6 +124,7 @@ class Competition(Classification):
         super().__init__(root, options, memo)
         self.tasks = {"cls": Label((options.positive,))}
         self.form = Form((options.columns.id, options.columns.label), origin=None)
+        self._faults: dict[tuple[str, Path], str] = {}
 
     # ---- scenes ---------------------------------------------------------------------------------------
     @property
@@ -136,9 +137,9 @@ class Competition(Classification):
         return video.is_video(path)
 
     def scene(self, row_id: str, path: Path, more: Mapping[str, str]) -> Scene:
-        """Return the scene of an id and a file; a video of nobody known is a group of its own."""
+        """Return the scene of an id and a file; a labelled video of nobody known is a group of its own."""
         scene = super().scene(row_id, path, more)
-        return replace(scene, group=scene.group or scene.id)
+        return replace(scene, group=scene.id) if more.get("group") == "" else scene
 
     def index_of(self, label: str) -> int | None:
         """Return 1 for the positive class, 0 for the other one, None for a label that is neither."""
@@ -184,16 +185,22 @@ class Competition(Classification):
         return findings
 
     def read_facts(self, scene: Scene) -> Facts:
-        """Decode the first frame of a video, labelled or not; DataError where that cannot be done."""
-        path = scene.files["video"]
-        _, fps, _ = video.probe(path, self._span(scene))
-        if self.options.sampling.per_second and not fps:
-            raise DataError(f"{path}: has no frame rate, which sampling.per_second needs")
-        return super().read_facts(scene) if self.labelled(scene) else Facts()
+        """Return the class of a labelled video. Raises DataError for one that cannot be read."""
+        if fault := self.fault(scene):
+            raise DataError(fault)
+        return super().read_facts(scene)
 
     def fault(self, scene: Scene) -> str:
-        """Say why a video cannot be read, "" if it can."""
-        return self.facts(scene).error
+        """Say why a video cannot be read, "" if it can; its first frame is decoded the first time it is asked for."""
+        path, key = scene.files["video"], (scene.id, scene.files["video"])
+        if key not in self._faults:
+            try:
+                _, fps, _ = video.probe(path, self._span(scene))
+                rateless = self.options.sampling.per_second and not fps
+                self._faults[key] = f"{path}: has no frame rate, which sampling.per_second needs" if rateless else ""
+            except DataError as error:
+                self._faults[key] = str(error)
+        return self._faults[key]
 
     def read(self, scene: Scene, image: str = "frames") -> np.ndarray:
         """Read the sampled frames, (F, H, W, 3) uint8 RGB; of an unreadable test video with a fallback, a black one.
@@ -244,7 +251,8 @@ class Competition(Classification):
 
     def panels(self, scene: Scene, answer: Answer) -> list[tuple[str, np.ndarray]]:
         """Return one sheet of frames, the truth (where known) and the score in its title."""
-        truth = f"{'' if self.truth(scene) else 'not '}{self.options.positive}, " if self.labelled(scene) else ""
+        positive = self.options.positive
+        truth = "" if scene in self.scenes("test") else f"{'' if self.truth(scene) else 'not '}{positive}, "
         unread = "unreadable, " if self.fault(scene) else ""
         return [(f"{truth}{unread}score {self._final(scene, answer):.3f}", _sheet(self.read(scene)))]
 

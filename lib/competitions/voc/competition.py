@@ -23,11 +23,11 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from lib import metrics as scoring
 from lib.competitions import contract, tables
-from lib.competitions.contract import SUBMISSION, Answer, Finding, Levels, Row, Scene
+from lib.competitions.contract import SUBMISSION, Answer, Competition, Finding, Levels, Row, Scene
 from lib.competitions.decoding import Setting, gains
 from lib.competitions.listing import SUFFIXES, Classes, Expression, Pattern, by_pattern, find_in_ids
 from lib.competitions.tables import Form, Name
@@ -48,7 +48,7 @@ ZERO_OR_255 = ("255 is ignored; if it is a class, say colours: [[0, 0, 0], [255,
 Value = Annotated[int, Field(ge=0, le=IGNORE)]
 
 
-class VocOptions(Section):
+class VOCOptions(Section):
     """What ``data.options`` may hold."""
 
     classes: Classes
@@ -75,32 +75,35 @@ class VocOptions(Section):
     domain: Expression | None = None
     """Regular expression searched in the id: where the picture is from; without it that is the group."""
 
-    @model_validator(mode="after")
-    def _fit(self) -> "VocOptions":
-        """Check masks and colours against the classes."""
-        count = len(self.classes)
-        if isinstance(self.masks, dict) and (not self.masks or set(self.masks) - set(self.classes[1:])):
-            raise ValueError(f"masks: expected folders by class ({', '.join(self.classes[1:])}), got "
-                             f"{', '.join(self.masks) or 'none'}")  # fmt: skip
-        if isinstance(self.masks, dict) and self.colours is not None:
-            raise ValueError("colours: expected none, since masks has a folder per class")
-        colours = self.colours
+    @field_validator("masks")
+    @classmethod
+    def _masks_are_of_classes(cls, masks: Any, info: ValidationInfo) -> Any:
+        known = info.data.get("classes", ())[1:]
+        if isinstance(masks, dict) and (not masks or set(masks) - set(known)):
+            raise ValueError(f"expected folders by class ({', '.join(known)})")
+        return masks
+
+    @field_validator("colours")
+    @classmethod
+    def _colours_are_of_classes(cls, colours: Any, info: ValidationInfo) -> Any:
+        count = len(info.data.get("classes", ()))
+        if colours is not None and isinstance(info.data.get("masks"), dict):
+            raise ValueError("expected none, since masks has a folder per class")
         if isinstance(colours, tuple) and (len(colours) < count or len(set(colours)) < len(colours)):
-            raise ValueError(f"colours: expected voc or a different [red, green, blue] for each of {count} classes, "
-                             f"got {[list(colour) for colour in colours]}")  # fmt: skip
-        return self
+            raise ValueError(f"expected voc or a different [red, green, blue] for each of {count} classes")
+        return colours
 
 
-class Competition(contract.Competition):
+class VOC(Competition):
     """Pictures with one class per pixel under ``root``."""
 
     name = "voc"
-    Options = VocOptions
+    Options = VOCOptions
     steps = label_map.STEPS
     steps_in_search = False
     form = Form(("ImageId_ClassId", "EncodedPixels"))
 
-    def __init__(self, root: Path, options: VocOptions, memo: Path | None = None):
+    def __init__(self, root: Path, options: VOCOptions, memo: Path | None = None):
         super().__init__(root, options, memo)
         self.tasks = {"loc": MulticlassMask(options.classes)}
         self.names = contract.names_of(options.classes)
@@ -122,11 +125,10 @@ class Competition(contract.Competition):
         """Return the pictures of a split as the contract says; DataError where no mask has a class but the first."""
         scenes = super().scenes(split)
         if split == "train" and not any(any(self.strata(scene).values()) for scene in scenes):
-            ignored = [scene for scene in scenes if (self.target(scene, "loc") == IGNORE).any()]
-            if ignored and not self._by_class:
+            if odd := [scene for scene in scenes if self._is_zero_and_255(scene)]:
                 raise DataError(f"{self.root}: expected masks that hold one of {', '.join(self.names[1:])}, found "
-                                f"only 0 and 255 in {len(ignored)} of {len(scenes)}, the first is "
-                                f"{ignored[0].files[MASK]}; {ZERO_OR_255}")  # fmt: skip
+                                f"only 0 and 255 in {len(odd)} of {len(scenes)}, the first is {odd[0].files[MASK]}; "
+                                f"{ZERO_OR_255}")  # fmt: skip
         return scenes
 
     def labelled(self, scene: Scene) -> bool:
@@ -142,11 +144,9 @@ class Competition(contract.Competition):
         findings = super().inspect_scene(scene, split)
         if findings or split != "train":
             return findings
-        target = self.target(scene, "loc")
-        ignored, first = (target == IGNORE).any(), (target == 0).any()
-        if (target == IGNORE).all():
+        if (self.target(scene, "loc") == IGNORE).all():
             findings.append(Finding("mask all ignored", scene.id, str(scene.files.get(MASK, ""))))
-        elif ignored and not any(self.strata(scene).values()) and first and not self._by_class:
+        elif not any(self.strata(scene).values()) and self._is_zero_and_255(scene):
             findings.append(Finding("mask of 0 and 255 alone", scene.id, ZERO_OR_255))
         elif self.colours is not None and (share := _unknown_colours(scene.files[MASK], self.colours)):
             findings.append(Finding("colours of no class, ignored", scene.id, f"{share:.2%} of the pixels"))
@@ -184,6 +184,12 @@ class Competition(contract.Competition):
     def _by_class(self) -> bool:
         """Whether there is a folder of masks per class."""
         return isinstance(self.options.masks, dict)
+
+    def _is_zero_and_255(self, scene: Scene) -> bool:
+        """Tell whether a mask of indices holds 0 and 255 and nothing else."""
+        if self._by_class or self.colours is not None:
+            return False
+        return np.unique(raster.read_mask(scene.files[MASK])).tolist() == [0, IGNORE]
 
     def _masks(self, scene: Scene) -> Iterable[tuple[int, np.ndarray]]:
         """Yield the masks of classes as (index, (H, W) uint8 in {0, 1}), in the order of the option."""
