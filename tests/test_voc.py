@@ -175,7 +175,7 @@ def test_masks_that_match_no_picture_are_named_rather_than_the_pictures(tmp_path
         picture(tmp_path / f"res/{name}.jpg")
         put_mask(tmp_path / f"res/label/{name}_mask.png", mask(0))
     layout = {"classes": ABC, "images": "res/*.jpg", "lists": None, "test_split": test_split}
-    with pytest.raises(DataError, match=r"2 pictures in res/\*.jpg, found 0 masks in label/\*.png; set .*options.masks"):
+    with pytest.raises(DataError, match=r"2 pictures in res/\*.jpg, found 0 masks in label/\*.png; set .*masks"):
         Competition(tmp_path, **layout, masks="label/*.png").scenes("train")
     with pytest.raises(DataError, match=r"found 2 masks in res/label; a picture's id is a_1, a mask's a_1_mask; set"):
         Competition(tmp_path, **layout, masks="res/label").scenes("train")
