@@ -1,5 +1,6 @@
 """What is refused before work begins, in which words, and that nothing is refused that works."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -123,6 +124,14 @@ LATE = {
 def test_a_setting_that_cannot_work_is_one_sentence(change, tmp_path):
     said = faults(written(tmp_path, yaml.safe_dump(TREE, sort_keys=False)), change)
     assert len(said) == 1 and said[0].startswith(LATE[change]), said
+
+
+def test_a_model_that_lacks_something_is_not_counted_as_missing(tmp_path):
+    tree = copy.deepcopy(TREE)
+    tree["models"] = {"loc": tree["models"]["loc"]}
+    del tree["models"]["loc"]["train"]["loss"]
+    said = faults(written(tmp_path, yaml.safe_dump(tree, sort_keys=False)))
+    assert said == ["models.loc.train.loss: required, but missing"]
 
 
 def test_all_faults_are_said_at_once(tmp_path):

@@ -107,6 +107,18 @@ def test_a_second_run_skips_everything(sister, capsys):
 
 
 @pytest.mark.slow
+def test_without_test_images_stage_06_says_where_the_out_of_fold_answers_are(tmp_path, capsys):
+    data = {"synthetic": {**EXPERIMENTS["labels"]["data"]["synthetic"], "test_scenes": 0}}
+    alone = Sister(tmp_path, "labels", data=data)
+    for name in STAGES:
+        assert alone.run(name) == 0, name
+    folder = alone.root / "06_submission/oof"
+    said = f"submission: no test scenes found, so none to hand in; out-of-fold answers are in {folder}"
+    assert said in capsys.readouterr().out.splitlines()
+    assert (folder / "submission.csv").is_file() and not (alone.root / "06_submission/test").exists()
+
+
+@pytest.mark.slow
 def test_patches_and_whole_images_are_fused_with_weights_fitted_out_of_fold(tmp_path, capsys):
     base = EXPERIMENTS["binary_rle"]["models"]["patch"]
     images = ["image-1", "image", "image+1"]  # 2.5D: neighbours in the stack as channels

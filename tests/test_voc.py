@@ -169,6 +169,18 @@ def test_the_doctor_names_what_is_wrong_and_usable_scenes_remain(tmp_path):
     assert "got 7" in details["a_3"] and "(25, 30)" in details["a_2"]
 
 
+@pytest.mark.parametrize("test_split", ["test", None])
+def test_masks_that_match_no_picture_are_named_rather_than_the_pictures(tmp_path, test_split):
+    for name in ("a_1", "a_2"):
+        picture(tmp_path / f"res/{name}.jpg")
+        put_mask(tmp_path / f"res/label/{name}_mask.png", mask(0))
+    layout = {"classes": ABC, "images": "res/*.jpg", "lists": None, "test_split": test_split}
+    with pytest.raises(DataError, match=r"2 pictures in res/\*.jpg, found 0 masks in label/\*.png; set .*masks"):
+        Competition(tmp_path, **layout, masks="label/*.png").scenes("train")
+    with pytest.raises(DataError, match=r"found 2 masks in res/label; a picture's id is a_1, a mask's a_1_mask; set"):
+        Competition(tmp_path, **layout, masks="res/label").scenes("train")
+
+
 def test_what_cannot_be_read_is_said_in_a_sentence(tmp_path):
     with pytest.raises(DataError, match=r"expected ImageSets/Segmentation/\{split\}.txt.*no such path"):
         Competition(tmp_path / "nowhere", classes=ABC).scenes("train")

@@ -65,7 +65,10 @@ def examine(tree: dict[str, Any]) -> tuple[Experiment | None, list[str]]:
             experiment = Experiment.model_validate(rest)
         except ValidationError:
             return None, faults
-    return experiment, faults + experiment.contradictions()
+    late = experiment.contradictions()
+    if tree.get("models") and not experiment.models:  # there are models, but each lacks something, as said above
+        late = [fault for fault in late if not fault.startswith("models: ")]
+    return experiment, faults + late
 
 
 def about(fault: str, keys: Sequence[str]) -> bool:

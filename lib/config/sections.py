@@ -187,7 +187,7 @@ class Optimizer(Section):
     @model_validator(mode="after")
     def _one_learning_rate(self):
         if (self.lr is None) == (self.lr_base is None):
-            raise ValueError("optimizer: give one of lr and lr_base")
+            raise ValueError("give one of lr and lr_base")
         return self
 
 

@@ -27,6 +27,9 @@ def write(run: Run) -> str:
     submission = run.graph.submission("test")
     if run.store.status(submission) == "done":
         lines.append(f"submission: {run.store.folder(submission)} (linted)")
+    elif not run.has_split("test"):
+        own = run.store.folder(run.graph.submission("oof"))
+        lines.append(f"submission: no test scenes found, so none to hand in; out-of-fold answers are in {own}")
     lines.append(f"report:     {page}")
     if first := re.search("<img src='([^']+)'", page.read_text(encoding="utf-8")):
         lines.append(f"picture:    {folder / html.unescape(first[1])}")

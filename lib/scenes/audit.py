@@ -204,7 +204,7 @@ def _about_flags(report: Mapping) -> Iterator[str]:
         everywhere[gap["flag"]].append(gap["fold"])
     for flag, gaps in everywhere.items():
         if len(gaps) == len(report["folds"]):
-            yield f'no scene at all has "{flag}": it can be neither learned nor scored'
+            yield f'no scene at all has "{flag}": nothing about such scenes can be learned or scored'
             continue
         for k in gaps:
             yield (

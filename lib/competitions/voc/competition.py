@@ -227,7 +227,10 @@ class VOC(Competition):
         else:
             masks = self._mask_files("")
             found = {name: [] for name in names}
-            for scene_id in sorted(by_pattern(self.root, images)):
+            pictures = sorted(by_pattern(self.root, images))
+            if pictures and not masks.keys() & set(pictures):
+                raise DataError(self._unmatched(pictures, sorted(masks)))
+            for scene_id in pictures:
                 found.get(options.train_splits[0] if scene_id in masks else options.test_split, []).append(scene_id)
         if not any(found.get(name) for name in options.train_splits):
             places = options.lists or ", ".join(images)
@@ -235,6 +238,14 @@ class VOC(Competition):
             raise DataError(f"{self.root}: expected {places} for the splits {', '.join(options.train_splits)}, found "
                             f"{', '.join(inside)}; set data.root, or data.options.lists, images, masks")  # fmt: skip
         return found
+
+    def _unmatched(self, pictures: Sequence[str], masks: Sequence[str]) -> str:
+        """Say that no picture has a mask, by the ids of both."""
+        patterns = self.options.masks.values() if isinstance(self.options.masks, dict) else _several(self.options.masks)
+        ids = f"; a picture's id is {pictures[0]}, a mask's {masks[0]}" if masks else ""
+        return (f"{self.root}: expected a mask for some of the {len(pictures)} pictures in "
+                f"{', '.join(_several(self.options.images))}, found {len(masks)} masks in {', '.join(patterns)}{ids}; "
+                "set data.options.masks")  # fmt: skip
 
     def _mask_files(self, split: str) -> dict[str, dict[str, Path]]:
         """Return id -> role -> mask."""
