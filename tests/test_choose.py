@@ -78,7 +78,7 @@ def average(levels, weights, variant):
 
 
 def out_of_fold(scenes, folder=None, **search) -> OutOfFold:
-    """Return invented scenes: (fold, domain, truth (N,), {model: levels (N,)}); nothing is chosen without ``search``."""
+    """Return invented scenes: (fold, domain, truth (N,), {model: levels (N,)}); nothing chosen without ``search``."""
     found, levels_of, fold_of = [], {}, {}
     for i, (fold, domain, truth, levels) in enumerate(scenes):
         found.append(Scene(f"{fold}-{i}", {"truth": truth}, domain))
