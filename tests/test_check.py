@@ -97,6 +97,13 @@ LATE = {
     "models.cls.folds=[0, 5]": "models.cls.folds: expected folds of 0..1, got [5]",
     "models.loc.train.accumulate=3": "models.loc.train.batch_size: expected a multiple of accumulate, got 2 and 3",
     # numbers and names that cannot be
+    "models.loc.train.sampling.samples=9223372036854775808":
+        "models.loc.train.sampling.samples: expected less than or equal to 100000000, got 9223372036854775808",
+    "models.loc.train.batch_size=1000000000000000000000":
+        "models.loc.train.batch_size: expected less than or equal to 100000, got 1000000000000000000000",
+    "models.loc.train.optimizer.lr=1.0e+308":
+        "models.loc.train.optimizer.lr: expected less than or equal to 1000, got 1e+308",
+    "models.loc.weight=1.0e+308": "models.loc.weight: expected less than or equal to 1000000, got 1e+308",
     "seed=-5": "seed: expected greater than or equal to 0, got -5",
     "seed=18446744073709551616": "seed: expected less than 4294967296, got 18446744073709551616",
     "folds.seed=-1": "folds.seed: expected greater than or equal to 0, got -1",
