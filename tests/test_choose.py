@@ -5,10 +5,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from lib.choose.steps import Chosen
 
 from lib.choose import evidence, fit, medians, plans
-from lib.choose.choice import Choice, Decision, Subset, Variant
+from lib.choose.choice import Choice, Chosen, Decision, Subset, Variant
 from lib.choose.evidence import OutOfFold, settings_to_try
 from lib.choose.greedy import choose_greedily
 from lib.choose.joint import Candidates, choose_among
@@ -388,3 +387,13 @@ def test_older_and_newer_files_are_read_and_odd_ones_are_named_with_the_command(
     path.write_text("[1, 2]")
     with pytest.raises(ArtifactError, match="decode.json: Input should be"):
         Decision.read(path)
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("[" * 100_000, "not valid JSON"),
+])  # fmt: skip
+def test_an_odd_decode_json_is_named(text, words, tmp_path):
+    (tmp_path / "decode.json").write_text(text)
+    with pytest.raises(ArtifactError) as caught:
+        Decision.read(tmp_path / "decode.json")
+    assert words in str(caught.value)
