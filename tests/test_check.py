@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY
+from conftest import TINY, stage
 from sisters import COMMON, EXPERIMENTS
 
 from lib.config import check, losses, strict
@@ -53,6 +53,9 @@ LATE = {
         "blend.crf.alike_radius: expected a valid integer, got a number with a fractional part, got 2.5",
     "decode.loc_threshold=.nan": "decode.loc_threshold: expected a finite number, got nan",
     "search.axes.loc_threshold=[0.3, .inf]": "search.axes.loc_threshold.1: expected a finite number, got inf",
+    'data.root="a\\0b"':
+        "data.root: expected text without the characters \\0 and \\ud800 to \\udfff, got 'a\\x00b'",
+    "search.postprocess=[[{name: []}]]": "search.postprocess.0.0.name: expected one of ",
     # found wrong at the first batch
     "models.loc.train.crop=33":
         "models.loc.train.crop: expected a multiple of the network's stride 32, got 33; take 32 or 64",
@@ -95,6 +98,13 @@ LATE = {
     "models.cls.folds=[0, 5]": "models.cls.folds: expected folds of 0..1, got [5]",
     "models.loc.train.accumulate=3": "models.loc.train.batch_size: expected a multiple of accumulate, got 2 and 3",
     # numbers and names that cannot be
+    "models.loc.train.sampling.samples=9223372036854775808":
+        "models.loc.train.sampling.samples: expected less than or equal to 100000000, got 9223372036854775808",
+    "models.loc.train.batch_size=1000000000000000000000":
+        "models.loc.train.batch_size: expected less than or equal to 100000, got 1000000000000000000000",
+    "models.loc.train.optimizer.lr=1.0e+308":
+        "models.loc.train.optimizer.lr: expected less than or equal to 1000, got 1e+308",
+    "models.loc.weight=1.0e+308": "models.loc.weight: expected less than or equal to 1000000, got 1e+308",
     "seed=-5": "seed: expected greater than or equal to 0, got -5",
     "seed=18446744073709551616": "seed: expected less than 4294967296, got 18446744073709551616",
     "folds.seed=-1": "folds.seed: expected greater than or equal to 0, got -1",
@@ -174,6 +184,13 @@ def bomb() -> str:
                              "YAML takes no tabs"),
     ("a: [1, 2", "line 1, column 9: expected ',' or ']', but got '<stream end>'"),
     ("a: 2020-13-45", "month must be in 1..12"),
+    ("a: !!bool x", "line 1, column 4: 'x' is no value of the kind !!bool"),
+    ("a: !!timestamp x", "line 1, column 4: 'x' is no value of the kind !!timestamp"),
+    ("a: !!int ''", "line 1, column 4: '' is no value of the kind !!int"),
+    ("models: {no: 1}", "line 1, column 10: expected a name as the key, got 'no', which YAML reads as true or false; "
+                        "put it in quotes"),
+    ("a:\n  2020-01-01: 1", "line 2, column 3: expected a name as the key, got '2020-01-01', which YAML reads as a "
+                            "date; put it in quotes"),
 ])  # fmt: skip
 def test_what_is_no_yaml_is_one_sentence(text, sentence, tmp_path):
     (said,) = faults(written(tmp_path, text))
@@ -283,6 +300,7 @@ def test_a_network_that_cannot_see_its_crop_is_told(tmp_path):
     ({"fusion": "add"}, "fusion: expected one of concat"),
     ({"upsample_logits": 3}, "upsample_logits: expected 1, or 2 or 4"),
     ({"dropout": "much"}, "dropout"),
+    ({"decoder_interpolation": "bilinaer"}, "bilinaer"),
 ])  # fmt: skip
 def test_options_that_no_network_has_are_told(options, words, tmp_path):
     (said, *_) = faults(
@@ -337,3 +355,13 @@ def test_a_stage_that_has_nothing_to_do_imports_no_heavy_library(stage, finished
     assert done.returncode == 0, done.stderr
     assert "skipped, done" in done.stdout
     assert done.stdout.splitlines()[-1] == "imported:", done.stdout.splitlines()[-1]
+
+
+def test_a_path_that_the_system_refuses_is_one_sentence(tmp_path, capsys):
+    path = written(tmp_path, yaml.safe_dump(TREE))
+    long = "x" * 300
+    for flags in (["--config", long], ["--config", path, "--inputs", long],
+                  ["--config", path, "--set", f"data.root={long}"],
+                  ["--config", path, "--workdir", path]):  # fmt: skip
+        assert stage("01_prepare_folds", *flags) == 2
+        assert "error: " in capsys.readouterr().err

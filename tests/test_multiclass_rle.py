@@ -341,3 +341,24 @@ def test_steel_is_submitted_under_the_tables_header(steel, tmp_path):
     lines = path.read_text().splitlines()
     assert lines[0] == "ImageId,ClassId,EncodedPixels" and lines[1] == f"{scenes[0].id},1," and len(lines) == 10
     assert competition.lint(path, scenes) == []
+
+
+def test_the_header_of_a_submission_is_in_the_order_of_its_rows(tmp_path):
+    (tmp_path / "train_images").mkdir()
+    raster.write_png(tmp_path / "train_images" / "a.png", np.full((20, 30, 3), 90, np.uint8))
+    (tmp_path / "train.csv").write_text("ClassId,ImageId,EncodedPixels\n1,a.png,1 3\n")
+    competition = open_competition("multiclass_rle", tmp_path, {"classes": ["1", "2"], "order": "column", "origin": 1})
+    (scene,) = competition.scenes("train")
+    written = competition.write_table([(scene, competition.truth(scene))], tmp_path / "own.csv")
+    assert written.read_text().splitlines() == ["ImageId,ClassId,EncodedPixels", "a.png,1,1 3", "a.png,2,"]
+
+
+@pytest.mark.parametrize("header", ["ImageId,EncodedPixels", "ClassId,ImageId,EncodedPixels"])
+def test_a_sample_of_another_form_is_refused_when_scenes_are_listed(header, tmp_path):
+    (tmp_path / "train_images").mkdir()
+    raster.write_png(tmp_path / "train_images" / "a.png", np.full((20, 30, 3), 90, np.uint8))
+    (tmp_path / "train.csv").write_text("ImageId,ClassId,EncodedPixels\na.png,1,1 3\n")
+    (tmp_path / "sample_submission.csv").write_text(f"{header}\n")
+    competition = open_competition("multiclass_rle", tmp_path, {"classes": ["1", "2"], "order": "column", "origin": 1})
+    with pytest.raises(DataError, match=r"sample_submission.csv: expected columns of ids .* in this order, got"):
+        competition.scenes("train")

@@ -93,7 +93,7 @@ def chain_faults(where: str, steps: Mapping[str, Callable], inputs: int, chain: 
         place, name = f"{where}.{number}", step.get("name")
         if not steps:
             found.append(f"{place}: this competition has no post-processing steps; remove it")
-        elif name not in steps:
+        elif not isinstance(name, str) or name not in steps:
             found.append(f"{place}.name: expected one of {', '.join(steps)}, got {name!r}{did_you_mean(name, steps)}")
         else:
             try:

@@ -67,6 +67,7 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
 
     def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:
         """List the images of a split; "runs", the table, is a file of those that it says the truth of."""
+        _ = self._header  # of which stage 06 would else be the first to ask
         suffix, group = self._table.names_files or self.sample_table.names_files, self.options.group
         files = layout.find_images(self.root, split, getattr(self.options, split), self.options.id, suffix)
         group_of, findings = find_in_ids("group", group, list(files)) if group else ({}, [])
@@ -128,8 +129,19 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
     @property
     def form(self) -> Form:  # type: ignore[override]  # read from the data when asked for
         """A row per image and class, under the sample's header or else the table's."""
-        columns = self.sample_table.columns or self._table.columns or ("id", "class", "segmentation")
-        return Form(columns[:3], names=2, origin=self.rule.origin)
+        return Form(self._header, names=2, origin=self.rule.origin)
+
+    @property
+    def _header(self) -> tuple[str, ...]:
+        """The columns of ids, classes and runs. DataError for a sample that has not these three in this order."""
+        table, sample = self._table, self.sample_table
+        first = sample.id_column, sample.column(layout.CLASS_COLUMNS)
+        if sample.columns and (len(sample.columns) != 3 or sample.columns[:2] != first):
+            ids, classes = ", ".join(layout.ID_COLUMNS), ", ".join(layout.CLASS_COLUMNS)
+            raise DataError(f"{sample.path}: expected columns of ids ({ids}), classes ({classes}) and runs "
+                            f"in this order, got {', '.join(sample.columns)}; remove the file or mend it")  # fmt: skip
+        own = table.id_column, table.column(layout.CLASS_COLUMNS), table.column(layout.RLE_COLUMNS)
+        return sample.columns or (own if all(own) and table.columns else ("id", "class", "segmentation"))
 
     def rows(self, scene: Scene, answer: Answer) -> list[Row]:
         """Return a row for every class, the runs empty where there is none of it."""

@@ -52,7 +52,7 @@ def examine(tree: dict[str, Any]) -> tuple[Experiment | None, list[str]]:
     Where something is wrong, the experiment is what the rest describes, so that a caller can say what is wrong with
     that too; None where the rest is not one.
     """
-    faults = list(strict.unusable_numbers(tree))
+    faults = list(strict.unusable_values(tree))
     said = [fault.partition(": ")[0] for fault in faults]
     try:
         experiment = Experiment.model_validate(tree)

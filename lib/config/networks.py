@@ -103,8 +103,10 @@ def _tried(model: Model, task: Task) -> tuple[int, list[str]]:
     try:
         with torch.no_grad(), torch.device("meta"):
             network(torch.zeros(1, 3 * images, crop, crop, dtype=torch.uint8))
-    except NotImplementedError:  # torch has not described an operation for the meta device: that says nothing
-        pass
+    except NotImplementedError as error:
+        if "meta" not in str(error).lower():  # else torch has not described an operation for it: that says nothing
+            return stride, [f"network.options: {model.network.architecture} cannot run with {model.network.options}: "
+                            f"{_first_line(error)}"]  # fmt: skip
     except BROKEN as error:
         if "scalarType" not in str(error):  # nor does this: autocast knows no meta device
             return stride, [f"train.crop: this network cannot see crops of {crop} pixels: {_first_line(error)}"]

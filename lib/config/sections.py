@@ -129,7 +129,7 @@ class Loss(Section):
     focal_mode: Literal["softmax", "per_class", "one_vs_rest"] = "softmax"
     """What ``focal_alpha`` weighs: everything alike (only a larger step), the true class, or positives of each class
     against negatives."""
-    boundary_width: int = Field(1, ge=1)
+    boundary_width: int = Field(1, ge=1, le=1000)
     """Pixels from a boundary that the term boundary_bce calls boundary."""
     aux_weight: float = Field(0.4, ge=0)
     """Weight of the same terms on a network's auxiliary head."""
@@ -169,9 +169,9 @@ class Optimizer(Section):
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
     """sgd is Nesterov with momentum 0.9."""
-    lr: float | None = Field(None, gt=0)
+    lr: float | None = Field(None, gt=0, le=1000)
     """Peak learning rate (piecewise schedules state their own)."""
-    lr_base: float | None = Field(None, gt=0)
+    lr_base: float | None = Field(None, gt=0, le=1000)
     """Instead of ``lr``: the learning rate for a batch of ``lr_base_batch``, scaled linearly to ``batch_size``."""
     lr_base_batch: int = Field(256, ge=1)
     """The batch that ``lr_base`` is for."""
@@ -286,9 +286,9 @@ class Sampling(Section):
 
     repeat: tuple[str, ...] = ()
     """Scenes with these flags enter the list once more each (2020: minor, major, destroyed)."""
-    multiplier: int = Field(1, ge=1)
+    multiplier: int = Field(1, ge=1, le=100_000)
     """The whole list this many times per epoch (2020: data_multiplier)."""
-    samples: int | None = Field(None, ge=1)
+    samples: int | None = Field(None, ge=1, le=100_000_000)
     """Crops per epoch instead of one per list entry."""
     focus: dict[str, Weight] = {}
     """Class name -> weight: crops show a random component of a class drawn by these weights."""
@@ -313,9 +313,9 @@ class Sampling(Section):
 class Train(Section):
     """How one network is trained on one fold."""
 
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=1, le=100_000)
     """Passes over the list of crops."""
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, le=100_000)
     """Crops per step over all processes together."""
     accumulate: int = Field(1, ge=1)
     """Each step is computed in this many equal parts."""
@@ -373,7 +373,7 @@ class Train(Section):
     """Start from this model's checkpoint of the same fold (1st place: damage nets start from localization)."""
     localization: str | None = None
     """Damage nets: the localization model whose out-of-fold masks enter the selection score; none: oracle masks."""
-    workers: int = Field(0, ge=0)
+    workers: int = Field(0, ge=0, le=1000)
     """Loader processes."""
     cache: Literal["memory", "none"] = "memory"
     """Keep decoded training scenes in memory, or read them again for every crop."""
@@ -394,7 +394,7 @@ class Model(Section):
     """How it is trained."""
     folds: tuple[int, ...] | None = None
     """Folds it is trained on; none: all."""
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(1.0, gt=0, le=1_000_000)
     """Weight in the average over models of its task."""
 
 
@@ -417,7 +417,7 @@ class Predict(Section):
     fallback: float | None = Field(None, ge=0, le=1)
     """Probability that every class gets for a scene that cannot be read or predicted; none: the stage stops (in a
     kernel, where nothing may stop the rest, it is 0)."""
-    workers: int | None = Field(None, ge=1)
+    workers: int | None = Field(None, ge=1, le=1000)
     """Processes that share the scenes, each with as many threads as one alone has; none: one per GPU, or one on the
     CPU. More than GPUs let one read scenes while another predicts."""
     budget_minutes: float | None = Field(None, gt=0)
@@ -446,7 +446,7 @@ class Blend(Section):
     Fuses patch and full-image networks, or any others."""
     select: Literal["greedy"] | None = None
     """Choose the models' weights by greedy selection with replacement (Caruana et al. 2004), for many models."""
-    rounds: int = Field(10, ge=1)
+    rounds: int = Field(10, ge=1, le=10_000)
     """Rounds of the greedy selection."""
     calibrate: bool = False
     """Give each model the temperature that fits the out-of-fold truth best before it is averaged."""

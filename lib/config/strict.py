@@ -5,6 +5,7 @@ deep nesting in a traceback of thousands of lines. Here each of these is one sen
 """
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -18,6 +19,9 @@ DEPTH = 30
 """Most brackets and sections inside one another."""
 VALUES = 50_000
 """Most values of a file, those of an alias counted every time it is used."""
+
+NO_KEYS = {"bool": "true or false", "null": "nothing", "timestamp": "a date", "binary": "bytes"}
+"""What YAML makes of words such as no, on and ~, and what is never meant where a key stands."""
 
 
 def parse(text: str) -> Any:
@@ -33,13 +37,18 @@ def parse(text: str) -> Any:
         raise ConfigError(" ".join(str(error).split())) from error
 
 
-def unusable_numbers(value: Any, where: str = "") -> Iterator[str]:
-    """Yield one sentence per number in nested mappings and lists that is NaN or infinite."""
+def unusable_values(value: Any, where: str = "") -> Iterator[str]:
+    """Yield one sentence per value in nested mappings and lists that nothing can use.
+
+    Such are numbers that are NaN or infinite, and texts that no file can have as its name or its content.
+    """
     if isinstance(value, float) and not math.isfinite(value):
         yield f"{where}: expected a finite number, got {value}"
+    if isinstance(value, str) and ("\0" in value or re.search("[\ud800-\udfff]", value)):
+        yield f"{where}: expected text without the characters \\0 and \\ud800 to \\udfff, got {value!r}"
     below = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, part in below:
-        yield from unusable_numbers(part, f"{where}.{key}" if where else str(key))
+        yield from unusable_values(part, f"{where}.{key}" if where else str(key))
 
 
 def _copied(value: Any) -> Any:
@@ -77,11 +86,23 @@ class _Loader(yaml.SafeLoader):
         self.sizes[id(node)] = size
         return node
 
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        """Construct the value of a node; PyYAML leaves what a wrong tag (``!!bool x``) ends in to its caller."""
+        try:
+            return super().construct_object(node, deep)
+        except (AttributeError, KeyError, IndexError) as error:
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            problem = f"{node.value!r} is no value of the kind {tag}"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from error
+
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """Construct a mapping in which no key stands twice."""
         lines: dict[Any, int] = {}
         for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if isinstance(key_node, yaml.ScalarNode):
+                if kind := NO_KEYS.get(key_node.tag.removeprefix("tag:yaml.org,2002:")):
+                    problem = f"expected a name as the key, got {key_node.value!r}, which YAML reads as {kind}"
+                    raise yaml.MarkedYAMLError(problem=f"{problem}; put it in quotes", problem_mark=key_node.start_mark)
                 key, line = (key_node.tag, key_node.value), key_node.start_mark.line + 1
                 if key in lines:
                     problem = f"the key {key_node.value} stands twice in one section, first in line {lines[key]}"

@@ -38,6 +38,9 @@ if TYPE_CHECKING:  # imported where they are used: a stage that has nothing to d
 
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
 
+UNUSABLE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP)
+"""What the system says of a path that the user named and that cannot be read or written."""
+
 
 @dataclass
 class Run:
@@ -285,6 +288,9 @@ def exits(main: Callable) -> Callable:
             print("interrupted; what was finished is kept, run the same command again to go on", file=sys.stderr)
             return 130
         except OSError as error:
+            if error.errno in UNUSABLE and error.filename is not None:
+                print(f"error: {error.filename}: {error.strerror}; name another path", file=sys.stderr)
+                return 2
             if error.errno != errno.ENOSPC:
                 raise
             full = ArtifactError("the disk is full; free some space and run the same command again, it resumes")
