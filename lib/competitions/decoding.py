@@ -18,6 +18,8 @@ from pydantic import ValidationError, create_model
 from lib.errors import ConfigError
 from lib.settings import Section, did_you_mean, sentences
 
+GAIN_STEPS = 1000
+"""Gains are used to a thousandth, as integers: what ties on one machine ties on every other."""
 _PROBABILITIES = np.arange(256) / 255.0
 
 
@@ -123,9 +125,16 @@ def foreground(levels: np.ndarray, threshold: float, min_area: float = 0) -> np.
     """
     mask = (levels >= max(1, threshold_level(threshold))).view(np.uint8)
     if min_area > 1:
-        _, parts, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-        mask &= (stats[:, cv2.CC_STAT_AREA] >= min_area)[parts].view(np.uint8)
+        mask[small_parts(mask, min_area)] = 0
     return mask
+
+
+def small_parts(mask: np.ndarray, min_area: float, connectivity: int = 8) -> np.ndarray:
+    """Mark the parts of a mask (H, W) uint8 that have fewer than ``min_area`` pixels: (H, W) bool."""
+    _, parts, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=connectivity)
+    small = stats[:, cv2.CC_STAT_AREA] < min_area
+    small[0] = False  # what is no part
+    return small[parts]
 
 
 @cache

@@ -23,7 +23,7 @@ from lib import metrics as scoring
 from lib.competitions import contract, tables
 from lib.competitions.classification import Classification, ClassificationOptions
 from lib.competitions.contract import SUBMISSION, Answer, Finding, Grid, Levels, Row, Scene
-from lib.competitions.decoding import Setting, gains
+from lib.competitions.decoding import GAIN_STEPS, Setting, gains
 from lib.competitions.listing import SUFFIXES, Classes, checked_classes, is_picture
 from lib.competitions.tables import Form
 from lib.ensemble import search
@@ -36,8 +36,6 @@ UNIT = 2**32
 """Log-losses are added as whole numbers of 1 / UNIT, so that no order of adding matters."""
 FLOOR = 0.5 / 255
 """Half a level: what a probability of level 0 may have been."""
-GAIN_STEPS = 1000
-"""Gains are used to a thousandth, as integers."""
 TABLE_BYTES = 2**28
 """Largest count table of a search, one per fold."""
 SHOWN = 320
@@ -183,7 +181,7 @@ class Labels(Classification):
 
     def named_scores(self, counts: np.ndarray) -> Mapping[str, Any]:
         """Return accuracy, top-5 accuracy (of more than 5 classes), log-loss and F1, mean and per class."""
-        top = {"top5": _share(counts[..., -2], self._total(counts))} if len(self.classes) > TOP else {}
+        top = {"top5": scoring.ratio(counts[..., -2], self._total(counts), 0.0)} if len(self.classes) > TOP else {}
         named = {"accuracy": self._accuracy(counts), **top, "log_loss": self._log_loss(counts)}
         each = {f"f1_{name}": value for name, value in zip(self.flags, self.class_scores(counts), strict=True)}
         return {**named, "macro_f1": self._macro_f1(counts), **each}
@@ -207,7 +205,7 @@ class Labels(Classification):
 
     def _log_loss(self, counts: np.ndarray) -> np.ndarray:
         """Return the mean negative log-likelihood, that of a guess where nothing was counted."""
-        return _share(counts[..., -1] / UNIT, self._total(counts), np.log(len(self.classes)))
+        return scoring.ratio(counts[..., -1] / UNIT, self._total(counts), np.log(len(self.classes)))
 
     def detail(self, answer: Answer, truth: Answer) -> np.ndarray:
         """Count the confusion, truth by rows: (C * C,) int64."""
@@ -291,9 +289,3 @@ class Labels(Classification):
         table = Path(path) / SUBMISSION
         differing = [name for name, label in tables.read(table, self.form) if best.get(name) != label]
         return [tables.sentence(table, "row", "label is not the most probable class", differing)] if differing else []
-
-
-def _share(part: np.ndarray, whole: np.ndarray, empty: float = 0.0) -> np.ndarray:
-    """Divide, giving ``empty`` where the whole is 0."""
-    part, whole = np.broadcast_arrays(part, whole)
-    return np.divide(part, whole, out=np.full(whole.shape, empty, np.float64), where=whole != 0)
