@@ -66,11 +66,9 @@ class Labels(Classification):
     # ---- scenes ---------------------------------------------------------------------------------------
     @property
     def table(self) -> Path:
-        """The table of labels."""
         return self.root / self.options.table
 
     def is_scene(self, path: Path) -> bool:
-        """Tell a picture by its name."""
         return is_picture(path)
 
     @cached_property
@@ -99,7 +97,6 @@ class Labels(Classification):
         return f"a picture and a label out of {', '.join(self.classes)}"
 
     def index_of(self, label: str) -> int | None:
-        """Return the index of a class, None for another name."""
         return self.classes.index(label) if label in self.classes else None
 
     def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:
@@ -144,7 +141,6 @@ class Labels(Classification):
 
     @property
     def max_points(self) -> int:  # type: ignore[override]
-        """The largest grid a search may span."""
         return min(search.MAX_POINTS, TABLE_BYTES // (8 * self._length))
 
     @property
