@@ -5,10 +5,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from lib.choose.steps import Chosen
 
 from lib.choose import evidence, fit, medians, plans
-from lib.choose.choice import Choice, Decision, Subset, Variant
+from lib.choose.choice import Choice, Chosen, Decision, Subset, Variant
 from lib.choose.evidence import OutOfFold, settings_to_try
 from lib.choose.greedy import choose_greedily
 from lib.choose.joint import Candidates, choose_among
@@ -78,7 +77,7 @@ def average(levels, weights, variant):
 
 
 def out_of_fold(scenes, folder=None, **search) -> OutOfFold:
-    """Return invented scenes: (fold, domain, truth (N,), {model: levels (N,)}); nothing is chosen without ``search``."""
+    """Return invented scenes, each (fold, domain, truth (N,), {model: levels (N,)}); ``search``: the section."""
     found, levels_of, fold_of = [], {}, {}
     for i, (fold, domain, truth, levels) in enumerate(scenes):
         found.append(Scene(f"{fold}-{i}", {"truth": truth}, domain))
@@ -145,7 +144,8 @@ def test_domains_get_their_own_threshold_and_unseen_ones_the_common():
     assert resolved["dark"] == 0.3 and resolved["light"] == 0.7
     assert resolved["new"] == params["threshold"]
     # the held-out score is what decoding each fold with its own choice gives
-    assert held_out(scenes, chosen) == pytest.approx(chosen.notes["expected_score_per_domain"]) > 0.95
+    expected = chosen.notes["expected_score_per_domain"]
+    assert held_out(scenes, chosen) == pytest.approx(expected) and expected > 0.95
 
 
 def test_domains_that_gain_nothing_apart_keep_common_settings(capsys):
@@ -201,16 +201,15 @@ def test_steps_accepted_after_a_search_that_found_nothing_are_cross_validated(ca
     decision = fit.decide(scenes, {}, {})
     assert "found nothing better than the fixed settings" in capsys.readouterr().out
     assert decision.params == {"threshold": 0.42, "postprocess": [{"name": "invert"}]} and decision.score > 0.6
-    assert decision.expected_score < 0.05 < decision.score_without_search
+    assert decision.expected_score < 0.1 < decision.score_without_search
     assert decision.expected_gain == decision.expected_score - decision.score_without_search < 0
 
 
 def test_what_is_expected_is_what_decoding_each_fold_without_it_gives_whatever_steps_are_taken():
     moved = [scene(k % 3, "abc"[k % 2], wanted, k) for k, wanted in enumerate((0.3, 0.3, 0.5, 0.5, 0.4, 0.7))]
     axes = {"threshold": (0.3, 0.4, 0.5, 0.6, 0.7)}
-    for asked in ({}, {"per_domain": True}, {"choose": "median"}, {"unseen": {"threshold": "own"}},
-                  {"choose": "median", "unseen": {"threshold": "own"},
-                   "postprocess": [[{"name": "invert"}]]}):  # fmt: skip
+    median, unseen = {"choose": "median"}, {"unseen": {"threshold": "own"}}
+    for asked in ({}, {"per_domain": True}, median, unseen, median | unseen | {"postprocess": [[{"name": "invert"}]]}):
         scenes = out_of_fold(moved, axes=axes, plateau=0, **asked)
         scenes.run.config.decode = {"threshold": 0.7}
         decision = fit.decide(scenes, {}, {})
@@ -359,8 +358,14 @@ def test_a_decision_is_read_as_it_was_written(tmp_path):
         decision.write(tmp_path / name)
         decision = Decision.read(tmp_path / name)
     first, second = ((tmp_path / name).read_bytes() for name in ("first.json", "second.json"))
-    assert first == second
-    assert list(json.loads(first))[:6] == ["params", "weights", "tta", "crf", "temperatures", "points"]
+    assert first == second and list(json.loads(first))[:6] == [
+        "params",
+        "weights",
+        "tta",
+        "crf",
+        "temperatures",
+        "points",
+    ]
     assert json.loads(first)["per_fold"]["0"]["scenes"] == 4 and b'"scenes": 4,' in first
 
 
@@ -376,10 +381,14 @@ def test_older_and_newer_files_are_read_and_odd_ones_are_named_with_the_command(
     older = read(tta=None, crf=None, plans=None, temperatures=None, added_later=1)
     assert (older.variant(Variant("d4", True)), older.plans, older.temperatures) == (Variant("d4", True), [], {})
     assert read(plans=[{"models": ["a"], "tta": "none", "score": 0.5}]).plans == [Subset(("a",), "none", 0.5)]
-    for changes, words in (({"weights": {"a": "much"}}, "weights.a: "), ({"scores": None}, "scores: Field required"),
-                           ({"scores": {}}, "scores: "), ({"params": [1]}, "params: "),
-                           ({"plans": [{"models": "a"}]}, "plans.0.models: "),
-                           ({"crf": 7, "tta": 1}, "1 more")):  # fmt: skip
+    for changes, words in (
+        ({"weights": {"a": "much"}}, "weights.a: "),
+        ({"scores": None}, "scores: Field required"),
+        ({"scores": {}}, "scores: "),
+        ({"params": [1]}, "params: "),
+        ({"plans": [{"models": "a"}]}, "plans.0.models: "),
+        ({"crf": 7, "tta": 1}, "1 more"),
+    ):
         with pytest.raises(ArtifactError) as caught:
             read(**changes)
         said = str(caught.value)

@@ -77,6 +77,7 @@ def test_a_corrupt_file_gets_a_cross_and_a_line_in_the_list(tmp_path):
     assert scene.id in (tmp_path / "out/findings.csv").read_text()
 
 
+@pytest.mark.slow
 def test_the_command_takes_the_flags_of_a_stage(experiment):
     assert contact.main([*experiment.flags, "--side", "32", "--columns", "3"]) == 0
     (picture,) = (experiment.root / "report/contact").glob("*.jpg")
