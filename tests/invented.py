@@ -38,7 +38,8 @@ def experiment(name: str, **changes) -> Experiment:
 
 def decoded(score: float, **more) -> dict:
     """Return a decode.json."""
-    return {"params": {}, "weights": {"net": 1.0}, "scenes": 7, "scores": {"score": score, "iou": score / 2},
+    return {"params": {}, "weights": {"net": 1.0}, "tta": "flips", "crf": False,
+            "scenes": 7, "scores": {"score": score, "iou": score / 2},
             "interval95": [score - 0.1, score + 0.1], "per_domain": {}, "per_fold": {}, "tables": {},
             "coverage": "7 of 7 scenes, folds 0-1", **more}  # fmt: skip
 

@@ -378,8 +378,8 @@ def test_older_and_newer_files_are_read_and_odd_ones_are_named_with_the_command(
         path.write_text(json.dumps(content))
         return Decision.read(path, "python 05_ensemble.py --config mine.yaml")
 
-    older = read(tta=None, crf=None, plans=None, temperatures=None, added_later=1)
-    assert (older.variant(Variant("d4", True)), older.plans, older.temperatures) == (Variant("d4", True), [], {})
+    older = read(plans=None, temperatures=None, added_later=1)
+    assert (older.plans, older.temperatures) == ([], {})
     assert read(plans=[{"models": ["a"], "tta": "none", "score": 0.5}]).plans == [Subset(("a",), "none", 0.5)]
     for changes, words in (
         ({"weights": {"a": "much"}}, "weights.a: "),

@@ -128,15 +128,16 @@ def test_a_reduced_experiment_needs_no_model_that_it_leaves_out():
 
 def decided(**changes) -> Decision:
     """Return a decision that says no more than it must."""
-    stated = {"params": {}, "weights": {}, "scenes": 1, "scores": {"score": 0.5}, "interval95": (0.4, 0.6),
-              "per_domain": {}, "per_fold": {}, "tables": {}, "coverage": "all"}  # fmt: skip
+    stated = {"params": {}, "weights": {}, "tta": "flips", "crf": False,
+              "scenes": 1, "scores": {"score": 0.5}, "interval95": (0.4, 0.6), "per_domain": {}, "per_fold": {},
+              "tables": {}, "coverage": "all"}  # fmt: skip
     return Decision(**{**stated, **changes})
 
 
 def test_subsets_are_what_decode_json_compared():
     config = load(DEMO, ["predict.tta=[none, flips]"])
     everything = Subset((LOC, CLS), "flips")
-    assert subsets_of(config, decided()) == (everything, []), "an older file: all models, the largest set"
+    assert subsets_of(config, decided()) == (everything, []), "no plans: all models, the views that were chosen"
     plans = [Subset((CLS, LOC), "none", 0.7, 1.0), Subset((LOC, CLS), "flips", 0.8, 4.0)]
     full, compared = subsets_of(config, decided(tta="none", plans=plans))
     assert full == Subset((LOC, CLS), "none", 0.7, 1.0)

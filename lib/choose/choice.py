@@ -104,7 +104,7 @@ class Chain:
 class Decision(BaseModel):
     """The contents of decode.json: the choice, how it was found, what it scores and what to expect of it.
 
-    Fields that do not apply are left out of the file; fields that older files lack have defaults.
+    Fields that do not apply are left out of the file.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -114,10 +114,10 @@ class Decision(BaseModel):
     """Decode settings, see ``settings_for``."""
     weights: dict[str, float]
     """Model -> its weight in the average of its task."""
-    tta: str | None = None
-    """Set of views; None in older files."""
-    crf: bool | None = None
-    """Whether a CRF refines the averages; None in older files."""
+    tta: str
+    """Set of views."""
+    crf: bool
+    """Whether a CRF refines the averages."""
     temperatures: dict[str, float] = {}
     """Model -> its temperature; empty where nothing was calibrated."""
 
@@ -180,9 +180,10 @@ class Decision(BaseModel):
         """
         return self.expected_score if "expected_score" in self.model_fields_set else self.score
 
-    def variant(self, otherwise: Variant) -> Variant:
-        """Return the set of views and whether a CRF is used; ``otherwise`` fills in what older files do not say."""
-        return Variant(self.tta or otherwise.tta, otherwise.crf if self.crf is None else self.crf)
+    @property
+    def variant(self) -> Variant:
+        """Return the set of views and whether a CRF is used."""
+        return Variant(self.tta, self.crf)
 
     # ---- the file
     @classmethod

@@ -66,7 +66,7 @@ def open_job(config: Path, args: argparse.Namespace, clock: Callable[[], float])
     run = cli.open_run(cli.parser("").parse_args([str(word) for word in wanted]))
     full, compared = subsets_of(run.config, Decision.of(run))
     run = reduced_run(run, full)
-    scenes = run.scenes("test")
+    scenes = run.competition.scenes("test")
     gates.check_disk(args.scratch, estimate(run, scenes))
     pool = open_pool(run, args.start)
     minutes = run.config.predict.budget_minutes
@@ -223,7 +223,7 @@ def make_submission(run: Run, target: Path) -> None:
 
 def first_submission(run: Run, target: Path) -> str:
     """Put the competition's sample submission in place where it fits the scenes, else empty answers; returns which."""
-    competition, scenes = run.competition, run.scenes("test")
+    competition, scenes = run.competition, run.competition.scenes("test")
     for sample in sorted(Path(run.config.data.root).glob(SAMPLES)):
         if not competition.lint(sample, scenes):
             put(sample, target)

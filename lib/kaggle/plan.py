@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from lib.choose.choice import Decision, Subset
-from lib.choose.evidence import default_variant, stated_weights
+from lib.choose.evidence import stated_weights
 from lib.choose.plans import serves_all_tasks, weighted_models
 from lib.config.sections import Experiment
 from lib.errors import ArtifactError
@@ -148,7 +148,7 @@ def subsets_of(config: Experiment, decision: Decision) -> tuple[Subset, list[Sub
     """Return everything, and the subsets that stage 05 compared.
 
     Everything is what the experiment would submit: all models but those whose weight is 0, with the views that were
-    chosen, or the largest set where nothing was chosen. ArtifactError for names that the experiment does not have.
+    chosen. ArtifactError for names that the experiment does not have.
     """
     weights = decision.weights if config.blend.is_fitted else stated_weights(config)
     models = weighted_models(config, weights)
@@ -159,7 +159,7 @@ def subsets_of(config: Experiment, decision: Decision) -> tuple[Subset, list[Sub
         kept = tuple(name for name in models if name in row.models)
         if serves_all_tasks(config, kept):  # weights of 0 may leave a task without a model
             compared.append(replace(row, models=kept))
-    full = Subset(models, decision.variant(default_variant(config)).tta)
+    full = Subset(models, decision.tta)
     known = {(row.models, row.tta): row for row in compared}
     return known.get((full.models, full.tta), full), compared
 

@@ -212,11 +212,15 @@ class XView2(Competition):
 
     def panels(self, scene: Scene, answer: Answer) -> list[tuple[str, np.ndarray]]:
         """Return before, after, truth (where labelled) and prediction, damage painted over the post-event image."""
-        post = self.read(scene, "post")
-        shown = [("before", self.read(scene, "pre")), ("after", post)]
-        if self.labelled(scene):
-            shown.append(("truth", _paint(post, self.truth(scene))))
-        return [*shown, ("prediction", _paint(post, answer))]
+        pre, post, *painted = super().panels(scene, answer)
+        return [("before", pre[1]), ("after", post[1]), *painted]
+
+    def paint(self, image: np.ndarray, answer: Answer) -> np.ndarray:
+        """Paint the answer's buildings in COLOURS, by damage, over a dimmed (H, W, 3) uint8 image."""
+        building = answer["localization"] > 0
+        painted = image // 2
+        painted[building] = COLOURS[answer["damage"][building]]
+        return painted
 
     # ---- submission -----------------------------------------------------------------------------------
     def write_submission(self, answers: Iterable[tuple[Scene, Answer]], folder: Path) -> list[Path]:
@@ -286,14 +290,6 @@ def _beside_preset(settings: Mapping[str, Any]) -> list[str]:
     """Return the settings that are not at their defaults, which a preset would overrule."""
     return [name for name, value in settings.items()
             if name not in ("preset", "postprocess") and value != decoding.DEFAULTS.get(name)]  # fmt: skip
-
-
-def _paint(image: np.ndarray, answer: Answer) -> np.ndarray:
-    """Paint the answer's buildings in COLOURS, by damage, over a dimmed (H, W, 3) uint8 image."""
-    building = answer["localization"] > 0
-    painted = image // 2
-    painted[building] = COLOURS[answer["damage"][building]]
-    return painted
 
 
 # ---- linting ------------------------------------------------------------------------------------------
