@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import ValidationError, create_model
 
 from lib.errors import ConfigError
-from lib.settings import Section, did_you_mean, sentences
+from lib.settings import Section, did_you_mean, one_of, sentences
 
 GAIN_STEPS = 1000
 """Gains are used to a thousandth, as integers: what ties on one machine ties on every other."""
@@ -96,7 +96,7 @@ def chain_faults(where: str, steps: Mapping[str, Callable], inputs: int, chain: 
         if not steps:
             found.append(f"{place}: this competition has no post-processing steps; remove it")
         elif name not in steps:
-            found.append(f"{place}.name: expected one of {', '.join(steps)}, got {name!r}{did_you_mean(name, steps)}")
+            found.append(one_of(f"{place}.name", name, steps))
         else:
             try:
                 _options(steps[name], inputs).model_validate({k: v for k, v in step.items() if k != "name"})

@@ -293,7 +293,7 @@ class BinaryRLE(RunsCompetition):
             if wanted[i] != last:
                 last, whole = wanted[i], objects.decode(levels["loc"], {**wanted[i], "min_area": 0})
             steps = [{"name": "remove_small", "min_area": points[i]["min_area"]}, *points[i]["postprocess"]]
-            counts[i] = self.tally(objects.postprocess(steps, whole), truth)
+            counts[i] = self.tally(self.clean(whole, steps, levels), truth)
         return counts
 
     def tally(self, answer: Answer, truth: Answer) -> np.ndarray:
