@@ -147,7 +147,6 @@ class Classification(Competition):
         return Scene(_flat(row_id), {self.files[0]: path}, more.get("domain", ""), group=more.get("group", ""))
 
     def labelled(self, scene: Scene) -> bool:
-        """Tell whether a scene has a label."""
         known = self._joined[0].get(scene.id)
         return known is not None and known.scene.files == scene.files
 

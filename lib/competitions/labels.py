@@ -93,7 +93,6 @@ class Labels(Classification):
 
     @property
     def needs(self) -> str:
-        """What a labelled scene consists of."""
         return f"a picture and a label out of {', '.join(self.classes)}"
 
     def index_of(self, label: str) -> int | None:
@@ -247,7 +246,6 @@ class Labels(Classification):
         return np.array([name == texts[0] for name in self.classes] if self._submits_label else texts, np.float64)
 
     def row_fault(self, row: Row) -> str:
-        """Say what is wrong with the label or the probabilities of a row."""
         if self._submits_label:
             return "" if row[1] in self.classes else "label is none of the classes"
         try:
@@ -266,7 +264,6 @@ class Labels(Classification):
         return [*written, self._probabilities.write_table(pairs, beside)] if self._submits_label else written
 
     def read_submission(self, folder: Path, scene: Scene) -> Answer:
-        """Read one picture's probabilities back."""
         path = Path(folder) / (PROBABILITIES if self._submits_label else SUBMISSION)
         return self._probabilities._read_back(path, scene)
 

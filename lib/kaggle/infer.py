@@ -21,6 +21,7 @@ from lib.competitions.contract import Answer, Competition, Scene
 from lib.config.load import load
 from lib.config.sections import Experiment
 from lib.errors import ArtifactError, ConfigError, DataError, PipelineError
+from lib.files import whole_path
 from lib.inference.scene import sizes
 from lib.kaggle import gates
 from lib.kaggle.passes import Budget, carry_out, measure, reduced_run
@@ -258,8 +259,5 @@ def empty(competition: Competition, scenes: list[Scene]) -> Iterator[tuple[Scene
 
 def put(source: Path, target: Path) -> None:
     """Copy a file so that ``target`` is at every moment what it was before, or the whole copy."""
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.copyfile(source, temporary)
-    with open(temporary, "rb+") as stream:
-        os.fsync(stream.fileno())
-    os.replace(temporary, target)
+    with whole_path(target) as partial:
+        shutil.copyfile(source, partial)

@@ -156,7 +156,7 @@ class Videos(Classification):
         return words
 
     def remarks(self) -> list[str]:
-        """Return which words were taken for which class."""
+        """Tell which words were taken for which class."""
         if self.options.positive not in self._words:
             return []
         others = ", ".join(word for word in self._words if word != self.options.positive)
