@@ -1,5 +1,6 @@
-"""Whole files: a file appears under its name only when all of it is on the disk."""
+"""Whole files: a file appears under its name only when all of it is on the disk; and what a file is known by."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -43,3 +44,12 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write a value as a whole JSON file, indented, in UTF-8."""
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file as hex digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

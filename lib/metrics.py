@@ -31,7 +31,7 @@ def confusion(answer: np.ndarray, truth: np.ndarray, classes: int, ignore: int =
 
 def pixel_accuracy(matrix: np.ndarray) -> np.ndarray:
     """Return the share of right pixels: (..., C, C) -> (...) float64, NaN where no pixel was counted."""
-    return _ratio(np.trace(matrix, axis1=-2, axis2=-1), np.sum(matrix, axis=(-2, -1)), np.nan)
+    return ratio(np.trace(matrix, axis1=-2, axis2=-1), np.sum(matrix, axis=(-2, -1)), np.nan)
 
 
 def iou(matrix: np.ndarray) -> np.ndarray:
@@ -54,13 +54,13 @@ def overlaps(matrix: np.ndarray) -> np.ndarray:
 def overlap_iou(counts: np.ndarray) -> np.ndarray:
     """Return ``iou`` from ``overlaps``: (..., C, 3) -> (..., C) float64, NaN for a class found in neither."""
     hits, answered, true = np.moveaxis(np.asarray(counts), -1, 0)
-    return _ratio(hits, answered + true - hits, np.nan)
+    return ratio(hits, answered + true - hits, np.nan)
 
 
 def mean_present(values: np.ndarray) -> np.ndarray:
     """Average over the classes that are not NaN: (..., C) -> (...) float64, NaN if there are none."""
     there = ~np.isnan(values)
-    return _ratio(np.sum(values, axis=-1, where=there), there.sum(-1), np.nan)
+    return ratio(np.sum(values, axis=-1, where=there), there.sum(-1), np.nan)
 
 
 def binary_counts(answer: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -78,15 +78,15 @@ def dice(counts: np.ndarray, empty: float = 1.0) -> np.ndarray:
     Sum the counts of all images first for the pooled score; pass them as they are for one Dice per image.
     """
     tp, fp, fn = np.moveaxis(np.asarray(counts), -1, 0)
-    return _ratio(2 * tp, 2 * tp + fp + fn, empty)
+    return ratio(2 * tp, 2 * tp + fp + fn, empty)
+
+
+def ratio(part: np.ndarray, whole: np.ndarray, empty: float) -> np.ndarray:
+    """Divide (...) arrays that broadcast, giving ``empty`` where the whole is 0: (...) float64."""
+    part, whole = np.broadcast_arrays(part, whole)
+    return np.divide(part, whole, out=np.full(whole.shape, empty, np.float64), where=whole != 0)
 
 
 def _check_shapes(answer: np.ndarray, truth: np.ndarray) -> None:
     if answer.shape != truth.shape:
         raise DataError(f"answer: expected the shape of the truth, {truth.shape}, got {answer.shape}; resize it first")
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray, empty: float) -> np.ndarray:
-    """Divide, giving ``empty`` where the whole is 0."""
-    part, whole = np.broadcast_arrays(part, whole)
-    return np.divide(part, whole, out=np.full(whole.shape, empty, np.float64), where=whole != 0)

@@ -7,6 +7,7 @@ from scipy import ndimage
 from lib import metrics as masks
 from lib.competitions.binary_rle import instances
 from lib.competitions.binary_rle import metric as scoring
+from lib.ensemble.steps import resolve
 from lib.errors import ConfigError, DataError
 
 
@@ -211,13 +212,13 @@ def test_decode_settings_and_steps():
     assert instances.decode(levels, instances.DEFAULTS | {"threshold": 0.4}).sum() == 49
     assert instances.decode(levels, instances.DEFAULTS | {"threshold": 0.4, "min_area": 2}).sum() == 48
     assert instances.decode(levels, instances.DEFAULTS | {"fill_holes": 1}).sum() == 49
-    assert instances.postprocess([{"name": "fill_holes"}, {"name": "remove_small", "min_area": 50}], plain).sum() == 0
+    assert instances.remove_small(instances.fill_holes(plain), 50).sum() == 0
     with pytest.raises(ConfigError, match="difference in speed"):
         instances.decode(levels, instances.DEFAULTS | {"speed": 1})
     with pytest.raises(ConfigError, match="fill_holes, got 'sharpen'"):
-        instances.postprocess([{"name": "sharpen"}], plain)
+        resolve({"name": "sharpen"}, instances.STEPS, 1)
     with pytest.raises(ConfigError, match="remove_small.*max_area"):
-        instances.postprocess([{"name": "remove_small", "max_area": 3}], plain)
+        resolve({"name": "remove_small", "max_area": 3}, instances.STEPS, 1)
 
 
 def test_thresholds_counted_at_once_equal_one_by_one():

@@ -72,7 +72,7 @@ def test_samples_can_be_sent_to_loader_processes_that_are_not_forked(sister):
     """Python 3.14 no longer forks them."""
     run = cli.start("", [*sister.flags])
     (model,) = run.config.models.values()
-    dataset = train.samples(run, model, run.scenes("train"), 0)
+    dataset = train.samples(run, model, run.competition.scenes("train"), 0)
     sent = pickle.loads(pickle.dumps(dataset))
     assert sent[5]["image"].equal(dataset[5]["image"]) and sent[5]["target"].equal(dataset[5]["target"])
 
@@ -82,7 +82,7 @@ def test_a_test_scene_of_which_nothing_can_be_read_has_an_answer_and_stops_nothi
     data = tmp_path / "data"
     shutil.copytree(sister.config.parent / "data", data)
     run = cli.start("", [*sister.flags, "--set", f"data.root={data}"])
-    (broken, _, _) = run.scenes("test")
+    (broken, _, _) = run.competition.scenes("test")
     (path,) = broken.files.values()
     path.write_bytes(b"nothing that can be read")
     flags = ("--set", f"data.root={data}", "--set", "data.synthetic=null", "--set", "predict.fallback=0",
@@ -236,10 +236,10 @@ def test_a_round_of_pseudo_labels_uses_for_each_fold_the_networks_that_have_not_
         assert later.run(name) == 0, name
     assert "4 scenes to train on and 3 pseudo-labelled" in capsys.readouterr().out
     run = cli.start("", [*later.flags])
-    labelled = [run.scenes("train")[k] for k in (0, 1, 2, 3)]
+    labelled = [run.competition.scenes("train")[k] for k in (0, 1, 2, 3)]
     dataset = train.samples(run, run.config.models["patch"], labelled, 1)
     seen = [dataset[k]["id"] for k in range(8)]  # one round: four labelled, four others
-    assert sorted(set(seen) - {s.id for s in labelled}) == [s.id for s in run.scenes("test")]
+    assert sorted(set(seen) - {s.id for s in labelled}) == [s.id for s in run.competition.scenes("test")]
     assert sum(name in {s.id for s in labelled} for name in seen) == 4
     labels = dataset.data.target.__self__.pseudo
     assert labels.sources == ((later.root.with_name("binary_rle") / "04_probs/loc/patch/fold1/test", ("none",)),)

@@ -89,7 +89,7 @@ def predicted(
     folds' out-of-fold predictions.
     """
     folders, calibrate = _folders(run, split), _calibrate(run, temperatures or {})
-    scenes = [scene for scene in run.scenes("train" if split == "oof" else "test") if scene.id in folders]
+    scenes = [scene for scene in run.competition.scenes("train" if split == "oof" else "test") if scene.id in folders]
 
     def members(scene: Scene) -> Members:
         return Members(run.config, scene, folders[scene.id], calibrate, _refine(run, scene))

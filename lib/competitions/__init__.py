@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from lib.competitions.contract import Competition
 from lib.errors import ConfigError
-from lib.settings import Section, did_you_mean, sentences
+from lib.settings import Section, one_of, sentences
 
 CLASSES = {
     "binary_rle": "binary_rle.competition.BinaryRLE",
@@ -51,5 +51,5 @@ def module_of(name: str) -> str:
 
 def _class_of(name: str) -> type[Competition]:
     if name not in CLASSES:
-        raise ConfigError(f"competition: expected one of {', '.join(NAMES)}, got {name!r}{did_you_mean(name, NAMES)}")
+        raise ConfigError(one_of("competition", name, NAMES))
     return getattr(importlib.import_module(module_of(name)), CLASSES[name].rpartition(".")[2])

@@ -23,7 +23,7 @@ import numpy as np
 
 from lib.competitions import tables
 from lib.competitions.contract import Answer, Competition, Finding, Scene, confusion_table
-from lib.competitions.listing import Expression, find_in_ids, first_there
+from lib.competitions.listing import Expression, find_in_ids
 from lib.competitions.tables import Name, Size
 from lib.errors import DataError
 from lib.settings import Section
@@ -147,7 +147,6 @@ class Classification(Competition):
         return Scene(_flat(row_id), {self.files[0]: path}, more.get("domain", ""), group=more.get("group", ""))
 
     def labelled(self, scene: Scene) -> bool:
-        """Tell whether a scene has a label."""
         known = self._joined[0].get(scene.id)
         return known is not None and known.scene.files == scene.files
 
@@ -158,7 +157,6 @@ class Classification(Competition):
         return self._joined[0][scene.id]
 
     def fact_files(self, scene: Scene) -> list[Path]:
-        """Return the file of a scene and the table of labels."""
         return [*scene.files.values(), self.table]
 
     def target(self, scene: Scene, task: str) -> np.ndarray:
@@ -191,11 +189,9 @@ class Classification(Competition):
         return scene.id
 
     def row_names(self, scene: Scene) -> list[Name]:
-        """Return the name of a scene's row."""
         return [(self.row_id(scene),)]
 
     def scene_of(self, row: Sequence[str]) -> str:
-        """Return the id of a row's scene."""
         return _flat(row[0])
 
     def size(self, scene: Scene) -> Size:
@@ -204,9 +200,16 @@ class Classification(Competition):
 
     # ---- files ----------------------------------------------------------------------------------------
     def _folder(self, option: str) -> Path | None:
-        """Return the folder of an option, None where there is none. Raises DataError for a stated one."""
-        names = getattr(self.options, option)
-        return first_there(self.root, option, names, option in self.options.model_fields_set) if names else None
+        """Return the folder of an option, the first of several that is there; None where there is none.
+
+        Raises DataError for a stated one that is not there.
+        """
+        stated = getattr(self.options, option) or ()
+        folders = [self.root / name for name in ((stated,) if isinstance(stated, str) else stated)]
+        found = next((folder for folder in folders if folder.is_dir()), None)
+        if found is None and folders and option in self.options.model_fields_set:
+            raise DataError(f"{folders[0]}: expected a folder, found none; set data.options.{option}")
+        return found
 
     def _walk(self, folder: Path) -> Iterator[Path]:
         """Yield the scenes of a folder and of the folders in it, sorted."""

@@ -390,8 +390,8 @@ class Competition(ABC):
         """Return the lattice of decode settings spanned by the named ``axes``; all others are as in ``fixed``."""
         if fixed.get("postprocess") and not self.steps_in_search:
             raise ConfigError(_AROUND_STEPS)
-        points = search.lattice(axes, self.defaults() | dict(fixed))
         decoding.refuse(decoding.axis_faults(self.settings, axes, self.max_points))
+        points = search.lattice(axes, self.defaults() | dict(fixed))
         return Grid(points, points.shape)
 
     def count(self, levels: Levels, truth: Answer, grid: Grid) -> np.ndarray:

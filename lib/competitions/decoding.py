@@ -16,8 +16,10 @@ import numpy as np
 from pydantic import ValidationError, create_model
 
 from lib.errors import ConfigError
-from lib.settings import Section, did_you_mean, sentences
+from lib.settings import Section, did_you_mean, one_of, sentences
 
+GAIN_STEPS = 1000
+"""Gains are used to a thousandth, as integers: what ties on one machine ties on every other."""
 _PROBABILITIES = np.arange(256) / 255.0
 
 
@@ -94,7 +96,7 @@ def chain_faults(where: str, steps: Mapping[str, Callable], inputs: int, chain: 
         if not steps:
             found.append(f"{place}: this competition has no post-processing steps; remove it")
         elif not isinstance(name, str) or name not in steps:
-            found.append(f"{place}.name: expected one of {', '.join(steps)}, got {name!r}{did_you_mean(name, steps)}")
+            found.append(one_of(f"{place}.name", name, steps))
         else:
             try:
                 _options(steps[name], inputs).model_validate({k: v for k, v in step.items() if k != "name"})
@@ -123,9 +125,16 @@ def foreground(levels: np.ndarray, threshold: float, min_area: float = 0) -> np.
     """
     mask = (levels >= max(1, threshold_level(threshold))).view(np.uint8)
     if min_area > 1:
-        _, parts, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-        mask &= (stats[:, cv2.CC_STAT_AREA] >= min_area)[parts].view(np.uint8)
+        mask[small_parts(mask, min_area)] = 0
     return mask
+
+
+def small_parts(mask: np.ndarray, min_area: float, connectivity: int = 8) -> np.ndarray:
+    """Mark the parts of a mask (H, W) uint8 that have fewer than ``min_area`` pixels: (H, W) bool."""
+    _, parts, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=connectivity)
+    small = stats[:, cv2.CC_STAT_AREA] < min_area
+    small[0] = False  # what is no part
+    return small[parts]
 
 
 @cache

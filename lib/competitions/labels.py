@@ -23,7 +23,7 @@ from lib import metrics as scoring
 from lib.competitions import contract, tables
 from lib.competitions.classification import Classification, ClassificationOptions
 from lib.competitions.contract import SUBMISSION, Answer, Finding, Grid, Levels, Row, Scene
-from lib.competitions.decoding import Setting, gains
+from lib.competitions.decoding import GAIN_STEPS, Setting, gains
 from lib.competitions.listing import SUFFIXES, Classes, checked_classes, is_picture
 from lib.competitions.tables import Form
 from lib.ensemble import search
@@ -36,8 +36,6 @@ UNIT = 2**32
 """Log-losses are added as whole numbers of 1 / UNIT, so that no order of adding matters."""
 FLOOR = 0.5 / 255
 """Half a level: what a probability of level 0 may have been."""
-GAIN_STEPS = 1000
-"""Gains are used to a thousandth, as integers."""
 TABLE_BYTES = 2**28
 """Largest count table of a search, one per fold."""
 SHOWN = 320
@@ -68,11 +66,9 @@ class Labels(Classification):
     # ---- scenes ---------------------------------------------------------------------------------------
     @property
     def table(self) -> Path:
-        """The table of labels."""
         return self.root / self.options.table
 
     def is_scene(self, path: Path) -> bool:
-        """Tell a picture by its name."""
         return is_picture(path)
 
     @cached_property
@@ -97,11 +93,9 @@ class Labels(Classification):
 
     @property
     def needs(self) -> str:
-        """What a labelled scene consists of."""
         return f"a picture and a label out of {', '.join(self.classes)}"
 
     def index_of(self, label: str) -> int | None:
-        """Return the index of a class, None for another name."""
         return self.classes.index(label) if label in self.classes else None
 
     def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:
@@ -146,7 +140,6 @@ class Labels(Classification):
 
     @property
     def max_points(self) -> int:  # type: ignore[override]
-        """The largest grid a search may span."""
         return min(search.MAX_POINTS, TABLE_BYTES // (8 * self._length))
 
     @property
@@ -183,7 +176,7 @@ class Labels(Classification):
 
     def named_scores(self, counts: np.ndarray) -> Mapping[str, Any]:
         """Return accuracy, top-5 accuracy (of more than 5 classes), log-loss and F1, mean and per class."""
-        top = {"top5": _share(counts[..., -2], self._total(counts))} if len(self.classes) > TOP else {}
+        top = {"top5": scoring.ratio(counts[..., -2], self._total(counts), 0.0)} if len(self.classes) > TOP else {}
         named = {"accuracy": self._accuracy(counts), **top, "log_loss": self._log_loss(counts)}
         each = {f"f1_{name}": value for name, value in zip(self.flags, self.class_scores(counts), strict=True)}
         return {**named, "macro_f1": self._macro_f1(counts), **each}
@@ -207,7 +200,7 @@ class Labels(Classification):
 
     def _log_loss(self, counts: np.ndarray) -> np.ndarray:
         """Return the mean negative log-likelihood, that of a guess where nothing was counted."""
-        return _share(counts[..., -1] / UNIT, self._total(counts), np.log(len(self.classes)))
+        return scoring.ratio(counts[..., -1] / UNIT, self._total(counts), np.log(len(self.classes)))
 
     def detail(self, answer: Answer, truth: Answer) -> np.ndarray:
         """Count the confusion, truth by rows: (C * C,) int64."""
@@ -253,7 +246,6 @@ class Labels(Classification):
         return np.array([name == texts[0] for name in self.classes] if self._submits_label else texts, np.float64)
 
     def row_fault(self, row: Row) -> str:
-        """Say what is wrong with the label or the probabilities of a row."""
         if self._submits_label:
             return "" if row[1] in self.classes else "label is none of the classes"
         try:
@@ -272,7 +264,6 @@ class Labels(Classification):
         return [*written, self._probabilities.write_table(pairs, beside)] if self._submits_label else written
 
     def read_submission(self, folder: Path, scene: Scene) -> Answer:
-        """Read one picture's probabilities back."""
         path = Path(folder) / (PROBABILITIES if self._submits_label else SUBMISSION)
         return self._probabilities._read_back(path, scene)
 
@@ -291,9 +282,3 @@ class Labels(Classification):
         table = Path(path) / SUBMISSION
         differing = [name for name, label in tables.read(table, self.form) if best.get(name) != label]
         return [tables.sentence(table, "row", "label is not the most probable class", differing)] if differing else []
-
-
-def _share(part: np.ndarray, whole: np.ndarray, empty: float = 0.0) -> np.ndarray:
-    """Divide, giving ``empty`` where the whole is 0."""
-    part, whole = np.broadcast_arrays(part, whole)
-    return np.divide(part, whole, out=np.full(whole.shape, empty, np.float64), where=whole != 0)

@@ -67,8 +67,8 @@ class Table:
         return next((name for name in known if name in self.columns), "")
 
 
-def read_table(path: Path | None, id_column: str = "", key: Callable[[str], str] = str) -> Table:
-    """Read a table by image id; ``key`` maps what stands in the id column to the id. Raises DataError."""
+def read_table(path: Path | None, id_column: str = "") -> Table:
+    """Read a table by image id. Raises DataError."""
     if path is None:
         return Table()
     columns, records = tables.read_records(path)
@@ -78,7 +78,7 @@ def read_table(path: Path | None, id_column: str = "", key: Callable[[str], str]
         raise DataError(f"{path}: expected a column {wanted}, got {', '.join(columns)}; set data.options.id_column")
     rows: dict[str, list[dict[str, str]]] = {}
     for record in records:
-        rows.setdefault(key(record[table.id_column]), []).append(record)
+        rows.setdefault(record[table.id_column], []).append(record)
     return replace(table, rows=rows)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator
 
 from lib.competitions.contract import Finding, names_of
-from lib.errors import ConfigError, DataError
+from lib.errors import ConfigError
 from lib.tasks import IGNORE
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
@@ -60,18 +60,6 @@ Pattern = Annotated[str, AfterValidator(checked_pattern)]
 def is_picture(path: Path) -> bool:
     """Tell by the name whether a file is a picture."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-
-
-def first_there(root: Path, option: str, names: str | Sequence[str], stated: bool) -> Path | None:
-    """Return the folder under ``root``, or the first one of several that is there, None where none is.
-
-    Raises DataError where none is and the option ``stated`` it.
-    """
-    names = (names,) if isinstance(names, str) else names
-    found = next((root / name for name in names if (root / name).is_dir()), None)
-    if found is None and stated:
-        raise DataError(f"{root / names[0]}: expected a folder, found none; set data.options.{option}")
-    return found
 
 
 def by_pattern(root: Path, patterns: Iterable[str], split: str = "") -> dict[str, Path]:

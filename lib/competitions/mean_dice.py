@@ -29,8 +29,7 @@ def count(pixels: np.ndarray) -> np.ndarray:
 
 def mean(counts: np.ndarray) -> np.ndarray:
     """Return the mean Dice of added counts: (..., 5) -> (...) float64, 0 for no image."""
-    images, total = counts[..., 0], counts[..., 1] / FIXED
-    return np.divide(total, images, out=np.zeros(images.shape), where=images > 0)
+    return metrics.ratio(counts[..., 1] / FIXED, counts[..., 0], 0.0)
 
 
 def pooled(counts: np.ndarray) -> np.ndarray:

@@ -91,7 +91,6 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
         return self._table.pairs(layout.CLASS_COLUMNS, layout.RLE_COLUMNS)  # id -> its (class, runs)
 
     def labelled_runs(self) -> list[tuple[Scene, str]]:
-        """Return each text of runs with its image."""
         listed = self._list("train") if self._truths else ()
         return [(scene, runs) for scene in listed for _, runs in self._truths.get(scene.id, ())]
 
@@ -148,11 +147,9 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
         return [(scene.id, name, self.encode(mask)) for name, mask in zip(self.classes, answer, strict=True)]
 
     def row_names(self, scene: Scene) -> list[Name]:
-        """Return an image's id beside each class."""
         return [(scene.id, name) for name in self.classes]
 
     def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
-        """Draw the rows of an image."""
         shape = raster.image_size(scene.files["image"])
         drawn = np.zeros((len(self.classes), *shape), np.uint8)
         for _, name, runs in rows:

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from lib.competitions import open_competition
 from lib.competitions.contract import Competition, Scene
+from lib.competitions.listing import RESERVED
 from lib.config.load import about, examine, read, refusal
 from lib.config.losses import loss_faults
 from lib.config.sections import Experiment, Model, plain
@@ -35,8 +36,6 @@ FACTS = ".facts.json"
 """In an experiment's folder: what labels say, so that a stage reads only those that changed."""
 PACKAGES = ("torch", "timm", "segmentation-models-pytorch", "albumentations")
 """What the verdict on networks depends on besides the experiment and the code."""
-COLUMNS = ("id", "fold", "group", "domain")
-"""Columns of folds.csv beside the flags."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def _open(experiment: Experiment, memo: Path) -> tuple[Competition | None, list[
 def competition_faults(experiment: Experiment, competition: Competition) -> list[str]:
     """Return what of an experiment does not fit its competition, one sentence per fault."""
     faults: list[str] = []
-    if taken := [flag for flag in competition.flags if flag in COLUMNS]:
+    if taken := [flag for flag in competition.flags if flag in RESERVED]:
         faults.append(f"data.options: no class may be called {', '.join(taken)}, since folds.csv has columns of these "
                       "names; rename it")  # fmt: skip
     for name, model in experiment.models.items():

@@ -13,8 +13,6 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from lib.errors import ConfigError
-
 Score = Callable[[np.ndarray], np.ndarray]
 Key = TypeVar("Key", bound=Hashable)
 Name = TypeVar("Name", bound=Hashable)
@@ -48,22 +46,8 @@ class Lattice(Sequence[dict[str, Any]]):
 
 
 def lattice(axes: Mapping[str, Sequence[float]], defaults: Mapping[str, Any]) -> Lattice:
-    """Span the lattice of the named axes.
-
-    Raises ConfigError on an axis that is unknown, empty or repeats a value, and on more than MAX_POINTS points.
-    """
-    for name, values in axes.items():
-        if name not in defaults:
-            raise ConfigError(f"search.{name}: expected one of {', '.join(defaults)}; rename or remove this axis")
-        if not len(values) or len(set(values)) < len(values):
-            raise ConfigError(f"search.{name}: expected distinct values, at least one, got {list(values)}")
-    spanned = Lattice({name: tuple(values) for name, values in axes.items()}, dict(defaults))
-    if len(spanned) > MAX_POINTS:
-        raise ConfigError(
-            f"search: expected at most {MAX_POINTS:,} points, got a grid of {len(spanned):,} "
-            f"({' x '.join(map(str, spanned.shape))}); use fewer values per axis"
-        )
-    return spanned
+    """Span the lattice of the named axes; ``Competition.faults`` says which axes cannot be searched."""
+    return Lattice({name: tuple(values) for name, values in axes.items()}, dict(defaults))
 
 
 def choose(counts: np.ndarray, score: Score, shape: Sequence[int], plateau: float) -> int:

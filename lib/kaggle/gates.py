@@ -3,7 +3,6 @@
 Standard library only: that the packages are there is one of the checks.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import ArtifactError, ConfigError
+from lib.files import sha256
 
 BUNDLE = "bundle.json"
 WHEELS = "wheels"
@@ -81,15 +81,6 @@ def _read(folder: Path) -> dict[str, Any]:
         return {**found, "id": str(found["id"]), "files": dict(found["files"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path}: damaged ({error!r}); upload the weights again") from error
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as hex digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def unpack_wheels(weights: Path, folder: Path) -> list[str]:

@@ -21,6 +21,7 @@ from lib.competitions.contract import Answer, Competition, Scene
 from lib.config.load import load
 from lib.config.sections import Experiment
 from lib.errors import ArtifactError, ConfigError, DataError, PipelineError
+from lib.files import whole_path
 from lib.inference.scene import sizes
 from lib.kaggle import gates
 from lib.kaggle.passes import Budget, carry_out, measure, reduced_run
@@ -66,7 +67,7 @@ def open_job(config: Path, args: argparse.Namespace, clock: Callable[[], float])
     run = cli.open_run(cli.parser("").parse_args([str(word) for word in wanted]))
     full, compared = subsets_of(run.config, Decision.of(run))
     run = reduced_run(run, full)
-    scenes = run.scenes("test")
+    scenes = run.competition.scenes("test")
     gates.check_disk(args.scratch, estimate(run, scenes))
     pool = open_pool(run, args.start)
     minutes = run.config.predict.budget_minutes
@@ -223,7 +224,7 @@ def make_submission(run: Run, target: Path) -> None:
 
 def first_submission(run: Run, target: Path) -> str:
     """Put the competition's sample submission in place where it fits the scenes, else empty answers; returns which."""
-    competition, scenes = run.competition, run.scenes("test")
+    competition, scenes = run.competition, run.competition.scenes("test")
     for sample in sorted(Path(run.config.data.root).glob(SAMPLES)):
         if not competition.lint(sample, scenes):
             put(sample, target)
@@ -258,8 +259,5 @@ def empty(competition: Competition, scenes: list[Scene]) -> Iterator[tuple[Scene
 
 def put(source: Path, target: Path) -> None:
     """Copy a file so that ``target`` is at every moment what it was before, or the whole copy."""
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.copyfile(source, temporary)
-    with open(temporary, "rb+") as stream:
-        os.fsync(stream.fileno())
-    os.replace(temporary, target)
+    with whole_path(target) as partial:
+        shutil.copyfile(source, partial)

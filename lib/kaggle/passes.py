@@ -55,7 +55,7 @@ def measure(run: Run, pool: Pool, folder: Path) -> Costs:
     and linted as well, since that takes time. ``folder`` must be new and is removed. ArtifactError where no scene can
     be predicted.
     """
-    single, scenes = reduced_run(run, Subset(tuple(run.config.models), "none"), 1), run.scenes("test")
+    single, scenes = reduced_run(run, Subset(tuple(run.config.models), "none"), 1), run.competition.scenes("test")
     first = evenly_spaced(scenes, MEASURED)
     candidates = [*first, *(scene for scene in evenly_spaced(scenes, 4 * MEASURED) if scene not in first)]
     timings, folders, known = {}, {}, {scene.id for scene in scenes}

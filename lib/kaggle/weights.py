@@ -18,7 +18,7 @@ import torch
 from lib.choose.choice import DECODE, Decision
 from lib.competitions.contract import settings_for
 from lib.errors import ArtifactError, ConfigError
-from lib.files import write_json
+from lib.files import sha256, write_json
 from lib.kaggle import gates, passes, plan
 from lib.models import checkpoint
 from lib.run import cli, runtime
@@ -113,7 +113,7 @@ def add_wheels(wheels: Sequence[Path], folder: Path) -> None:
 def seal(run: Run, folder: Path, requires: Mapping[str, Any], python: str, precision: Mapping[str, Any]) -> str:
     """Write bundle.json; returns the id, which is the same for the same files."""
     files = {
-        path.relative_to(folder).as_posix(): {"sha256": gates.sha256(path), "size": path.stat().st_size}
+        path.relative_to(folder).as_posix(): {"sha256": sha256(path), "size": path.stat().st_size}
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }

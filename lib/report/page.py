@@ -59,7 +59,7 @@ def _page(run: Run, folder: Path, table: str) -> str:
 def draw(run: Run, folder: Path) -> list[Path]:
     """Draw the out-of-fold scenes with most in them, side by side: images, truth, prediction."""
     params = Decision.of(run).params
-    fullness = {s.id: sum(run.competition.strata(s).values()) for s in run.scenes("train")}
+    fullness = {s.id: sum(run.competition.strata(s).values()) for s in run.competition.scenes("train")}
     wanted = sorted(fullness, key=lambda i: (-fullness[i], i))[:PICTURES]
     drawn = {}
     for scene, levels in averages(run, "oof"):

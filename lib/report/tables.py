@@ -28,8 +28,7 @@ def decision_table(run: Run) -> str:
     apart = params.get("per_domain", {}) | ({"unseen domains": params["unseen"]} if "unseen" in params else {})
     lines += [f"  {domain}: {_pairs(own)}" for domain, own in apart.items()]
     lines.append("  weights: " + ", ".join(f"{name} {value:g}" for name, value in decision.weights.items()))
-    if decision.tta is not None:
-        lines.append(f"  views: {decision.tta}" + (", refined by a CRF" if decision.crf else ""))
+    lines.append(f"  views: {decision.tta}" + (", refined by a CRF" if decision.crf else ""))
     if decision.plans:
         lines += plans.table(decision.plans, list(run.config.models))
     if len(decision.per_domain) > 1:

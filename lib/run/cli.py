@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib.competitions import open_competition
-from lib.competitions.contract import Competition, Scene
+from lib.competitions.contract import Competition
 from lib.config import check
 from lib.config.load import load, refusal
 from lib.config.sections import Experiment
@@ -148,10 +148,6 @@ class Run:
         from lib.scenes.folds import read_folds
 
         return read_folds(self.store.require(self.graph.folds()) / "folds.csv")
-
-    def scenes(self, split: str) -> list[Scene]:
-        """Return the labelled ("train") or the unlabelled ("test") scenes."""
-        return self.competition.scenes(split)
 
 
 def say(line: str) -> None:

@@ -26,7 +26,7 @@ def teacher_folder(workdir: Path, experiment: str) -> Path:
 def pseudo_folders(workdir: Path, model: Model, fold: int) -> list[Path]:
     """Return where an earlier experiment's probabilities of unlabelled scenes lie, from networks without the fold.
 
-    None where the model does not learn from such.
+    [] where the model does not learn from such.
     """
     if (pseudo := model.train.pseudo) is None:
         return []

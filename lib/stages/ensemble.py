@@ -40,7 +40,7 @@ def averaged_scenes(run: Run, split: str) -> list[Scene]:
     """Return the scenes of a split that have been averaged; nothing is read but the unit's list of files."""
     files = run.store.manifest(run.graph.blend(split))["files"]
     tasks = {model.task for model in run.config.models.values()}
-    scenes = run.scenes("train" if split == "oof" else "test")
+    scenes = run.competition.scenes("train" if split == "oof" else "test")
     return [scene for scene in scenes if all(f"{task}/{file_name(scene.id)}" in files for task in tasks)]
 
 

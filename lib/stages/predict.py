@@ -245,7 +245,7 @@ def halved(predictor: Predictor) -> Predictor | None:
 def scenes_of(run: Run, split: str, fold: int) -> list[Scene]:
     """Return the scenes of a split that the checkpoint of ``fold`` predicts."""
     if split == "test":
-        return run.scenes("test")
+        return run.competition.scenes("test")
     table = run.folds()
     own = set(table["id"][table["fold"] == fold])
-    return [scene for scene in run.scenes("train") if scene.id in own]
+    return [scene for scene in run.competition.scenes("train") if scene.id in own]

@@ -52,7 +52,7 @@ def order(labelled: list[int], first: int, count: int, share: float) -> list[int
 
 def labels(run: Run, model: Model, asked: Pseudo, fold: int) -> PseudoLabels:
     """Return the pseudo-labels for a fold. ConfigError where the earlier experiment divides scenes otherwise."""
-    scenes = run.scenes("test")
+    scenes = run.competition.scenes("test")
     if not scenes:
         raise ConfigError("train.pseudo: the competition has no unlabelled scenes here")
     earlier = run.store.root.parent / asked.experiment

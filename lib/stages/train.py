@@ -59,7 +59,7 @@ def train(run: Run, unit: Unit) -> None:
 def split(run: Run, fold: int) -> tuple[list[Scene], list[Scene]]:
     """Return the training and the validation scenes of a fold, in folds.csv order."""
     table = run.folds()
-    scenes = {scene.id: scene for scene in run.scenes("train")}
+    scenes = {scene.id: scene for scene in run.competition.scenes("train")}
     pairs = [(scenes[i], k) for i, k in zip(table["id"], table["fold"], strict=True)]
     return [s for s, k in pairs if k != fold], [s for s, k in pairs if k == fold]
 

@@ -27,13 +27,13 @@ from lib.tools.probe import WARNING
 RUNS = re.compile(r"\s*(\d+\s+\d+\s*)*")
 
 
-def disagree(tables: Mapping[str, pd.DataFrame], origin: int = 0) -> list[dict[str, Any]]:
+def disagree(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
     """Return the cells in which submissions are not all the same, furthest apart first.
 
     tables: name -> what ``read`` gives. A row holds id, column, difference, and each submission's value: numbers
     (difference: largest - smallest), words (1), or pixels of a mask (1 - the smallest IoU of two of them, with the
-    smallest iou and dice beside it; two empty masks are equal). ``origin``: number of the first pixel. Raises
-    DataError where ids or columns are not the same, and for damaged runs.
+    smallest iou and dice beside it; two empty masks are equal). Raises DataError where ids or columns are not
+    the same, and for damaged runs.
     """
     names, frames = list(tables), list(tables.values())
     if len(frames) < 2:
@@ -46,11 +46,11 @@ def disagree(tables: Mapping[str, pd.DataFrame], origin: int = 0) -> list[dict[s
     rows = []
     for column in frames[0]:
         cells = [frame[column].reindex(frames[0].index) for frame in frames]
-        rows += _compare(column, dict(zip(names, cells, strict=True)), origin)
+        rows += _compare(column, dict(zip(names, cells, strict=True)))
     return sorted(rows, key=lambda row: (-row["difference"], row["id"]))
 
 
-def _compare(column: str, cells: Mapping[str, pd.Series], origin: int) -> list[dict[str, Any]]:
+def _compare(column: str, cells: Mapping[str, pd.Series]) -> list[dict[str, Any]]:
     """Return the rows of one column that differ; cells: submission -> a list of texts for every id."""
     ids = next(iter(cells.values())).index
     texts = np.array([["\n".join(parts) for parts in series] for series in cells.values()], dtype=object)  # (S, rows)
@@ -68,7 +68,7 @@ def _compare(column: str, cells: Mapping[str, pd.Series], origin: int) -> list[d
         ]
     rows = []
     for i in moved:
-        masks = [_runs(f"{name}: {ids[i]}", series.iloc[i], origin) for name, series in cells.items()]
+        masks = [_runs(f"{name}: {ids[i]}", series.iloc[i]) for name, series in cells.items()]
         shares = [overlap(a, b) for a, b in combinations(masks, 2)]
         iou, dice = min(share[0] for share in shares), min(share[1] for share in shares)
         pixels = [int(mask[:, 1].sum()) for mask in masks]
@@ -81,11 +81,11 @@ def _named(cells: Mapping[str, Any], values: Sequence[Any]) -> dict[str, Any]:
     return dict(zip(cells, values, strict=True))
 
 
-def _runs(where: str, texts: Sequence[str], origin: int) -> np.ndarray:
+def _runs(where: str, texts: Sequence[str]) -> np.ndarray:
     """Return the union of the masks that texts hold: (R, 2) int64 of first pixel and length, sorted and apart."""
     parts = []
     for text in texts:
-        runs, fault = rle.parse(text, origin=origin)
+        runs, fault = rle.parse(text, origin=0)
         if fault:
             raise DataError(f"{where}: expected sorted, separate 'start length' pairs, got {fault}: {text[:40]!r}")
         parts.append(runs)

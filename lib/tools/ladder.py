@@ -14,7 +14,7 @@ name. The last one that fits wins::
 
 import argparse
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from lib.config.load import load
 from lib.errors import ConfigError
 from lib.run import cli, runtime
 from lib.tools import sweep, table
+from lib.tools.sheet import flat
 from lib.tools.sweep import Combination, Runner
 
 PREFIX = re.compile(r"(?:(\d+)(?:-(\d+))?|([A-Za-z_]\w*)):(?=[\w.-]+=)")
@@ -68,7 +69,7 @@ def rungs(folder: Path, sets: Sequence[str] = ()) -> tuple[list[Rung], dict[Path
     if len(names) < len(files):
         raise ConfigError(f"{folder}: two of the files have the same name inside; give each experiment its own")
     for path, rung in files.items():
-        taught = {key: names[value] for key, value in leaves(tree(rung))
+        taught = {key: names[value] for key, value in flat(tree(rung)).items()
                   if key.endswith(".distill.experiment") and value in names}  # fmt: skip
         files[path] = Rung(path, rung.settings, taught)
     climbed = [rung for path, rung in files.items() if path.name[0].isdigit()]
@@ -106,18 +107,9 @@ def tree(rung: Rung) -> dict[str, Any]:
     return load(rung.path, rung.overrides).model_dump(mode="json", exclude_defaults=True)
 
 
-def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) of a tree; a list is one value."""
-    if not isinstance(node, dict):
-        yield key, node
-        return
-    for name, value in node.items():
-        yield from leaves(value, f"{key}.{name}" if key else str(name))
-
-
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """Say in few words what the second experiment has that the first has not: "encoder resnet50d, crop 64 (not 96)"."""
-    old, new = ({k: v for k, v in leaves(one) if k.split(".")[0] not in UNTOLD} for one in (before, after))
+    old, new = ({k: v for k, v in flat(one).items() if k.split(".")[0] not in UNTOLD} for one in (before, after))
     said = []
     for key in dict.fromkeys([*new, *old]):
         if old.get(key) == new.get(key):

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from lib.errors import ConfigError
+from lib.metrics import ratio
 from lib.run import cli
 from lib.tools import table
 
@@ -29,12 +30,6 @@ CHUNK = 2**20
 SHOWN = 40
 
 
-def _share(part: np.ndarray, whole: np.ndarray, empty: float) -> np.ndarray:
-    """Divide; ``empty`` where there is nothing to divide by."""
-    part, whole = np.broadcast_arrays(np.asarray(part, np.float64), np.asarray(whole, np.float64))
-    return np.divide(part, whole, out=np.full(part.shape, empty), where=whole > 0)
-
-
 def accuracy(fp, fn, positives, negatives):
     """Return the share of right answers."""
     return 1 - (fp + fn) / (positives + negatives)
@@ -42,29 +37,29 @@ def accuracy(fp, fn, positives, negatives):
 
 def precision(fp, fn, positives, negatives):
     """Return the share of right answers among the positive ones, 0 without any."""
-    return _share(positives - fn, positives - fn + fp, 0.0)
+    return ratio(positives - fn, positives - fn + fp, 0.0)
 
 
 def recall(fp, fn, positives, negatives):
     """Return the share of positives that were found, 0 without any."""
-    return _share(positives - fn + 0 * fp, positives, 0.0)
+    return ratio(positives - fn + 0 * fp, positives, 0.0)
 
 
 def f1(fp, fn, positives, negatives):
     """Return 2 TP / (2 TP + FP + FN), the harmonic mean of precision and recall, also called Dice; 1 for 0 / 0."""
     hits = positives - fn
-    return _share(2 * hits + 0 * fp, 2 * hits + fp + fn, 1.0)
+    return ratio(2 * hits + 0 * fp, 2 * hits + fp + fn, 1.0)
 
 
 def iou(fp, fn, positives, negatives):
     """Return TP / (TP + FP + FN), also called Jaccard; 1 for 0 / 0."""
     hits = positives - fn
-    return _share(hits + 0 * fp, hits + fp + fn, 1.0)
+    return ratio(hits + 0 * fp, hits + fp + fn, 1.0)
 
 
 def balanced_accuracy(fp, fn, positives, negatives):
     """Return the mean of the two classes' shares of right answers; a class that is not there has 0."""
-    return (_share(positives - fn, positives, 0.0) + _share(negatives - fp, negatives, 0.0)) / 2
+    return (ratio(positives - fn, positives, 0.0) + ratio(negatives - fp, negatives, 0.0)) / 2
 
 
 def eer(fp, fn, positives, negatives):

@@ -181,14 +181,12 @@ class FrameDataset(SampleStream):
         return members
 
     def scene_of(self, sample: int) -> int:
-        """Return the index of the scene that a sample of the stream is a frame of."""
         if not self.members:
             return super().scene_of(sample)
         value = self.deal((BALANCE, 0), list(self.members), sample)
         return self.deal((BALANCE, 1 + value), self.members[value], sample // len(self.members))
 
     def decode(self, scene: Scene) -> tuple[Images, np.ndarray]:
-        """Read frames and label of a scene."""
         frames, target = {name: self.data.read(scene, name) for name in self.images}, self.data.target(scene)
         for name, array in frames.items():
             if array.ndim != 4 or not len(array) or array.shape[-1] != 3 or array.dtype != np.uint8:
@@ -263,7 +261,6 @@ class CropDataset(SampleStream):
         return index, spots[rng.integers(len(spots))]
 
     def decode(self, scene: Scene) -> tuple[Images, np.ndarray]:
-        """Read images and target of a scene."""
         images, mask = {name: self.data.read(scene, name) for name in self.images}, self.data.target(scene)
         if mask.ndim != 2 or mask.dtype != np.uint8:
             raise DataError(f"scene {scene.id}, target: expected uint8 (H, W), got {mask.dtype} {mask.shape}")

@@ -114,7 +114,7 @@ class Criterion:
                     f"loss: {BOUNDARY} needs a network with a boundary head, got one that gives only "
                     f"{', '.join(heads)}; give it one, or leave the term out"
                 )
-            values[BOUNDARY] = boundary_bce(heads["boundary"], target, self.loss.boundary_width, IGNORE, self.reduce)
+            values[BOUNDARY] = boundary_bce(heads["boundary"], target, self.loss.boundary_width, self.reduce)
         total = self._weighted_sum(values)
         if "aux" in heads:
             trained = [name for name in self.functions if self.loss.terms[name] > 0]

@@ -159,7 +159,6 @@ class BinaryRLE(RunsCompetition):
         return self._has_truth(scene.id, scene.files) and scene.id in self._files("train")[0]
 
     def fact_files(self, scene: Scene) -> list[Path]:
-        """Return the image, its masks and the table of runs."""
         own = [path for role, path in scene.files.items() if role in ("image", "mask", "masks")]
         return [*own, self._tables["train"].path]
 
@@ -168,7 +167,7 @@ class BinaryRLE(RunsCompetition):
         return Facts(more={"share": float((self.truth(scene) > 0).mean())})
 
     def inspect(self) -> list[Finding]:
-        """Read every image and every truth once and report what is missing, broken or suspicious."""
+        """Inspect as the contract says, and tell where it is unknown how runs count pixels."""
         findings = super().inspect()
         try:
             _ = self.rule
@@ -177,9 +176,7 @@ class BinaryRLE(RunsCompetition):
         return findings
 
     def read(self, scene: Scene, image: str) -> np.ndarray:
-        """Read an image, or its neighbour in the stack ("image+1"; the last one again beyond the end), as (H, W, 3)
-        uint8 RGB, in the stain that is wanted; a neighbour of another size is resized. Raises DataError naming scene
-        and file."""
+        """Read an image as any competition on runs does, in the stain that is wanted."""
         pixels = super().read(scene, image)
         return stain.normalise(pixels, self.stain) if self.stain else pixels
 
@@ -221,8 +218,7 @@ class BinaryRLE(RunsCompetition):
         try:
             paths = _mask_files(scene.files)
             if paths is None:
-                for text in self._runs[scene.id]:
-                    yield rle.decode(text, shape, self.rule.order, self.rule.origin)
+                yield from (self.draw(text, shape) for text in self._runs[scene.id])
                 return
             for path in paths:
                 mask = raster.read_mask(path)
@@ -243,7 +239,6 @@ class BinaryRLE(RunsCompetition):
         return any(len(texts) > 1 for key, texts in self._runs.items() if "mask" not in listed.get(key, ()))
 
     def labelled_runs(self) -> list[tuple[Scene, str]]:
-        """Return each text of runs with its image."""
         listed = (Scene(key, files) for key, files in sorted(self._files("train")[0].items()))
         return [(scene, text) for scene in listed for text in self._runs.get(scene.id, ())]
 
@@ -298,7 +293,7 @@ class BinaryRLE(RunsCompetition):
             if wanted[i] != last:
                 last, whole = wanted[i], objects.decode(levels["loc"], {**wanted[i], "min_area": 0})
             steps = [{"name": "remove_small", "min_area": points[i]["min_area"]}, *points[i]["postprocess"]]
-            counts[i] = self.tally(objects.postprocess(steps, whole), truth)
+            counts[i] = self.tally(self.clean(whole, steps, levels), truth)
         return counts
 
     def tally(self, answer: Answer, truth: Answer) -> np.ndarray:
@@ -310,14 +305,10 @@ class BinaryRLE(RunsCompetition):
 
     def score(self, counts: np.ndarray) -> np.ndarray:
         """Return the score that ``metric`` names."""
-        return self._named(counts)[self.metric]
+        return self.named_scores(counts)[self.metric]
 
     def named_scores(self, counts: np.ndarray) -> Mapping[str, Any]:
-        """Return all that is known by name."""
-        return self._named(counts)
-
-    def _named(self, counts: np.ndarray) -> dict[str, np.ndarray]:
-        """Return named scores of counts (..., K)."""
+        """Return both means of Dice and, for "object_map", the scores of objects."""
         named = {"dice": mean_dice.mean(counts), "dice_pooled": mean_dice.pooled(counts)}
         if self.metric == "object_map":
             rest = counts[..., mean_dice.K :]
@@ -354,22 +345,18 @@ class BinaryRLE(RunsCompetition):
         if self.metric == "object_map":
             texts = rle.encode_labels(objects.components(answer), self.rule.order, self.rule.origin)
             return [(scene.id, text) for text in texts if text] or [(scene.id, "")]
-        return [(scene.id, rle.encode(answer, self.rule.order, self.rule.origin))]
+        return [(scene.id, self.encode(answer))]
 
     def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
         """Draw the runs of a scene: (H, W) int32 for "object_map", else (H, W) uint8."""
         shape = raster.image_size(scene.files["image"])
         answer = np.zeros(shape, np.int32)
         for number, (_, text) in enumerate((row for row in rows if row[1].strip()), 1):
-            answer[rle.decode(text, shape, self.rule.order, self.rule.origin) > 0] = number
+            answer[self.draw(text, shape) > 0] = number
         return answer if self.metric == "object_map" else (answer > 0).view(np.uint8)
 
     def lint(self, path: Path, scenes: Sequence[Scene] | None = None, sample: Path | None = None) -> list[str]:
-        """Return what is wrong with a submission (its folder or CSV); [] if valid.
-
-        ``scenes``: the ones that must be answered, no others; without them those of the test set, where there is one.
-        ``sample``: a sample submission that the CSV must match.
-        """
+        """Lint as the contract says; without ``scenes`` those of the test set must be answered, where there is one."""
         asked = scenes if scenes is not None or sample is not None else self.scenes("test") or None
         return super().lint(path, asked, sample)
 

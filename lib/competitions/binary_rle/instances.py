@@ -15,7 +15,6 @@ from pydantic import Field
 from scipy import ndimage
 
 from lib.competitions.decoding import Setting, threshold_level
-from lib.ensemble.steps import resolve
 from lib.errors import ConfigError
 
 SETTINGS: dict[str, Setting] = {
@@ -139,13 +138,6 @@ def fill_holes(answer: np.ndarray) -> np.ndarray:
 
 
 STEPS: Mapping[str, Callable[..., np.ndarray]] = {"remove_small": remove_small, "fill_holes": fill_holes}
-
-
-def postprocess(steps: Sequence[Mapping[str, Any]], answer: np.ndarray) -> np.ndarray:
-    """Run steps in order; each is ``{"name": <one of STEPS>, <option>: <value>, ...}``. Raises ConfigError."""
-    for step in steps:
-        answer = resolve(step, STEPS, 1)(answer)
-    return answer
 
 
 # ---- search ---------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import numpy as np
 
 from lib.competitions.mean_dice import FIXED
 from lib.errors import DataError
+from lib.metrics import ratio
 
 THRESHOLDS = tuple(k / 20 for k in range(10, 20))
 """IoU 0.5, 0.55 ... 0.95."""
@@ -47,12 +48,10 @@ def _overlaps(answer: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, int, i
 
 def mean_precision(counts: np.ndarray, images: np.ndarray) -> np.ndarray:
     """Return the official score of added counts: (..., 13) and numbers of images (...) -> (...), 0 for no image."""
-    images = np.asarray(images)
-    return np.divide(counts[..., 0] / FIXED, images, out=np.zeros(images.shape), where=images > 0)
+    return ratio(counts[..., 0] / FIXED, images, 0.0)
 
 
 def f1(counts: np.ndarray, threshold: float) -> np.ndarray:
     """Return F1 of the objects of all images together at one of THRESHOLDS: (..., 13) -> (...), 1 for no object."""
     hits = counts[..., 1 + THRESHOLDS.index(threshold)]
-    objects = counts[..., -2] + counts[..., -1]
-    return np.divide(2 * hits, objects, out=np.ones(objects.shape), where=objects > 0)
+    return ratio(2 * hits, counts[..., -2] + counts[..., -1], 1.0)

@@ -129,11 +129,9 @@ class Videos(Classification):
     # ---- scenes ---------------------------------------------------------------------------------------
     @property
     def table(self) -> Path:
-        """The label file."""
         return self.root / (self.options.annotations or self.options.labels)
 
     def is_scene(self, path: Path) -> bool:
-        """Tell a video by its name, a folder by the frames in it."""
         return video.is_video(path)
 
     def scene(self, row_id: str, path: Path, more: Mapping[str, str]) -> Scene:
@@ -158,7 +156,7 @@ class Videos(Classification):
         return words
 
     def remarks(self) -> list[str]:
-        """Return which words were taken for which class."""
+        """Tell which words were taken for which class."""
         if self.options.positive not in self._words:
             return []
         others = ", ".join(word for word in self._words if word != self.options.positive)
@@ -262,11 +260,9 @@ class Videos(Classification):
         return [(self.row_id(scene), f"{self._final(scene, answer):.3f}")]
 
     def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
-        """Return the score of a row."""
         return float(rows[0][1])
 
     def row_fault(self, row: Row) -> str:
-        """Say whether a score is none."""
         try:
             good = 0 <= float(row[1]) <= 1  # false for NaN
         except ValueError:

@@ -11,6 +11,7 @@ Where only one of the classes is there, no ROC curve exists: ``auc`` and ``eer``
 import numpy as np
 
 from lib.errors import DataError
+from lib.metrics import ratio
 
 STEPS = 1000
 BINS = STEPS + 1
@@ -49,7 +50,7 @@ def auc(counts: np.ndarray) -> np.ndarray:
     pairs = negative.sum(-1) * positive.sum(-1)
     below = np.cumsum(negative, -1) - negative  # negatives that score less
     won = (positive * (2 * below + negative)).sum(-1)
-    return np.divide(won, 2 * pairs, out=np.full(pairs.shape, CHANCE), where=pairs > 0)
+    return ratio(won, 2 * pairs, CHANCE)
 
 
 def eer(counts: np.ndarray) -> np.ndarray:
@@ -81,8 +82,7 @@ def eer_threshold(counts: np.ndarray) -> np.ndarray:
 
 def accuracy(counts: np.ndarray, threshold: float = 0.5) -> np.ndarray:
     """Return the share of scenes called rightly: (..., 2, 1001) -> (...) float64."""
-    total = counts.sum((-1, -2))
-    return np.divide(_right(counts, threshold).sum(-1), total, out=np.zeros(total.shape), where=total > 0)
+    return ratio(_right(counts, threshold).sum(-1), counts.sum((-1, -2)), 0.0)
 
 
 def recall(counts: np.ndarray, threshold: float = 0.5) -> np.ndarray:
@@ -90,16 +90,14 @@ def recall(counts: np.ndarray, threshold: float = 0.5) -> np.ndarray:
 
     0 where a class is not there.
     """
-    totals = counts.sum(-1)
-    return np.divide(_right(counts, threshold), totals, out=np.zeros(totals.shape), where=totals > 0)
+    return ratio(_right(counts, threshold), counts.sum(-1), 0.0)
 
 
 def log_loss(counts: np.ndarray, eps: float = EPS) -> np.ndarray:
     """Return the mean negative log-likelihood, scores kept in [eps, 1 - eps]: (..., 2, 1001) -> (...) float64."""
     probs = np.clip(np.arange(BINS) / STEPS, eps, 1 - eps)
     loss = -np.stack([np.log1p(-probs), np.log(probs)])  # (2, 1001)
-    total = counts.sum((-1, -2))
-    return np.divide((counts * loss).sum((-1, -2)), total, out=np.full(total.shape, np.log(2)), where=total > 0)
+    return ratio((counts * loss).sum((-1, -2)), counts.sum((-1, -2)), np.log(2))
 
 
 def _right(counts: np.ndarray, threshold: float) -> np.ndarray:

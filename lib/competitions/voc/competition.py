@@ -334,7 +334,6 @@ class VOC(Competition):
         return [(f"{scene.id}_{index}", text) for index, text in enumerate(texts, 1)]
 
     def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
-        """Draw the rows of a scene."""
         answer = np.zeros(raster.image_size(scene.files["image"]), np.uint8)
         for row_id, text in rows:
             answer[rle.decode(text, answer.shape) > 0] = int(row_id.rpartition("_")[2])
@@ -345,11 +344,10 @@ class VOC(Competition):
         return row[0].rpartition("_")[0]
 
     def row_names(self, scene: Scene) -> list[Name]:
-        """Return the names of a scene's rows, one for each class but the first."""
         return [(f"{scene.id}_{index}",) for index in range(1, len(self.names))]
 
     def write_submission(self, answers: Iterable[tuple[Scene, Answer]], folder: Path) -> list[Path]:
-        """Write the CSV of runs, a row per picture and class but the first, and a folder of index PNGs."""
+        """Write the CSV of runs and a folder of index PNGs."""
         pictures = Path(folder) / MASKS
         pictures.mkdir(parents=True, exist_ok=True)
         written = []
@@ -367,10 +365,9 @@ class VOC(Competition):
         return raster.read_mask(Path(folder) / MASKS / f"{scene.id}.png")
 
     def lint(self, path: Path, scenes: Sequence[Scene] | None = None, sample: Path | None = None) -> list[str]:
-        """Return what is wrong with what ``write_submission`` wrote, a folder of index PNGs, or a CSV.
+        """Lint what ``write_submission`` wrote, a folder of index PNGs, or a CSV.
 
-        ``scenes``: the ones that must be answered, no others. ``sample``: a sample submission that the CSV must match.
-        Where both formats are there, they must also give the same answers. Needs no data unless ``scenes`` are given.
+        Where both formats are there, they must give the same answers. Needs no data unless ``scenes`` are given.
         """
         path = Path(path)
         if not path.is_dir():

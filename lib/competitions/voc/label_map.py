@@ -10,11 +10,8 @@ import cv2
 import numpy as np
 from pydantic import Field
 
+from lib.competitions.decoding import GAIN_STEPS, small_parts
 from lib.errors import ConfigError
-
-GAIN_STEPS = 1000
-"""Gains are used to a thousandth, as integers: what ties on one machine ties on every other."""
-
 
 Pixels = Annotated[int, Field(ge=0)]
 
@@ -41,10 +38,7 @@ def remove_small(label_map: np.ndarray, min_area: Pixels) -> np.ndarray:
         return label_map
     cleaned = label_map.copy()
     for index in np.unique(label_map[label_map > 0]):
-        _, parts, stats, _ = cv2.connectedComponentsWithStats((label_map == index).view(np.uint8), connectivity=8)
-        small = stats[:, cv2.CC_STAT_AREA] < min_area
-        small[0] = False  # all other classes
-        cleaned[small[parts]] = 0
+        cleaned[small_parts((label_map == index).view(np.uint8), min_area)] = 0
     return cleaned
 
 

@@ -104,8 +104,19 @@ class XView2(Competition):
         return scenes, findings
 
     def read_facts(self, scene: Scene) -> Facts:
-        """Read both labels and the headers of the images."""
-        return _read_facts(scene)
+        """Read both labels and the headers of the images; what makes the scene unusable ends up in ``error``."""
+        try:
+            sizes = [raster.image_size(scene.files[side]) for side in SIDES]
+            if sizes[0] != sizes[1]:
+                raise DataError(f"{scene.files['post']}: expected the size of the pre image {sizes[0]}, got {sizes[1]}")
+            pre, post = (_load(scene.files[role]) for role in LABELS)
+            before, after = _outlines(scene.files["pre_label"], pre), _outlines(scene.files["post_label"], post)
+            subtypes = _subtypes(scene.files["post_label"], post)
+            position = _position(before, pre, sizes[0]) or raster.centre(scene.files["pre"])
+        except DataError as error:
+            return Facts(error=f"scene {scene.id}: {error}")
+        flags = {flag: name in subtypes for flag, name in FLAGS.items()}
+        return Facts(flags | {"empty": not len(before) and not len(after)}, position)
 
     def inspect(self) -> list[Finding]:
         """Read every image and label once and report what is missing, broken or suspicious, ids in two tiers too."""
@@ -173,7 +184,6 @@ class XView2(Competition):
         return scoring.count(answer["localization"], answer["damage"], truth["localization"], truth["damage"])
 
     def score(self, counts: np.ndarray) -> np.ndarray:
-        """Return the official score."""
         return scoring.official(counts)["score"]
 
     def class_scores(self, counts: np.ndarray) -> np.ndarray:
@@ -202,11 +212,15 @@ class XView2(Competition):
 
     def panels(self, scene: Scene, answer: Answer) -> list[tuple[str, np.ndarray]]:
         """Return before, after, truth (where labelled) and prediction, damage painted over the post-event image."""
-        post = self.read(scene, "post")
-        shown = [("before", self.read(scene, "pre")), ("after", post)]
-        if self.labelled(scene):
-            shown.append(("truth", _paint(post, self.truth(scene))))
-        return [*shown, ("prediction", _paint(post, answer))]
+        pre, post, *painted = super().panels(scene, answer)
+        return [("before", pre[1]), ("after", post[1]), *painted]
+
+    def paint(self, image: np.ndarray, answer: Answer) -> np.ndarray:
+        """Paint the answer's buildings in COLOURS, by damage, over a dimmed (H, W, 3) uint8 image."""
+        building = answer["localization"] > 0
+        painted = image // 2
+        painted[building] = COLOURS[answer["damage"][building]]
+        return painted
 
     # ---- submission -----------------------------------------------------------------------------------
     def write_submission(self, answers: Iterable[tuple[Scene, Answer]], folder: Path) -> list[Path]:
@@ -224,7 +238,6 @@ class XView2(Competition):
         return [table, archive, *sorted(images.iterdir())]
 
     def rows(self, scene: Scene, answer: Answer) -> list[Row]:
-        """Return the five rows of a scene."""
         return list(official.pair_rows(scene.id, answer["localization"], answer["damage"]))
 
     def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
@@ -238,7 +251,6 @@ class XView2(Competition):
         return row[0].rpartition("_")[0]
 
     def row_names(self, scene: Scene) -> list[Name]:
-        """Return the names of a scene's rows."""
         return [(f"{scene.id}_{part}",) for part in range(CSV_ROWS)]
 
     def size(self, scene: Scene) -> Size:
@@ -246,10 +258,9 @@ class XView2(Competition):
         return TILE
 
     def lint(self, path: Path, scenes: Sequence[Scene] | None = None, sample: Path | None = None) -> list[str]:
-        """Return what is wrong with what ``write_submission`` wrote, a folder or zip of PNG pairs, or a CSV.
+        """Lint what ``write_submission`` wrote, a folder or zip of PNG pairs, or a CSV.
 
-        ``scenes``: the ones that must be answered, no others. ``sample``: a sample submission that the CSV must match.
-        Where both formats are there, they must also give the same answers. Needs no data unless ``scenes`` are given.
+        Where both formats are there, they must give the same answers. Needs no data unless ``scenes`` are given.
         """
         path = Path(path)
         if not path.exists():
@@ -279,14 +290,6 @@ def _beside_preset(settings: Mapping[str, Any]) -> list[str]:
     """Return the settings that are not at their defaults, which a preset would overrule."""
     return [name for name, value in settings.items()
             if name not in ("preset", "postprocess") and value != decoding.DEFAULTS.get(name)]  # fmt: skip
-
-
-def _paint(image: np.ndarray, answer: Answer) -> np.ndarray:
-    """Paint the answer's buildings in COLOURS, by damage, over a dimmed (H, W, 3) uint8 image."""
-    building = answer["localization"] > 0
-    painted = image // 2
-    painted[building] = COLOURS[answer["damage"][building]]
-    return painted
 
 
 # ---- linting ------------------------------------------------------------------------------------------
@@ -425,22 +428,6 @@ def _position(outlines: np.ndarray, features: Mapping[str, Any], size: tuple[int
         if rank == 3:
             return tuple(([size[1] / 2, size[0] / 2, 1.0] @ affine).tolist())  # (3,) @ (3, 2)
     return tuple(lng_lat.mean(axis=0).tolist())
-
-
-def _read_facts(scene: Scene) -> Facts:
-    """Read the labels and the image headers of a scene; what makes it unusable ends up in ``error``."""
-    try:
-        sizes = [raster.image_size(scene.files[side]) for side in SIDES]
-        if sizes[0] != sizes[1]:
-            raise DataError(f"{scene.files['post']}: expected the size of the pre image {sizes[0]}, got {sizes[1]}")
-        pre, post = (_load(scene.files[role]) for role in LABELS)
-        before, after = _outlines(scene.files["pre_label"], pre), _outlines(scene.files["post_label"], post)
-        subtypes = _subtypes(scene.files["post_label"], post)
-        position = _position(before, pre, sizes[0]) or raster.centre(scene.files["pre"])
-    except DataError as error:
-        return Facts({}, error=f"scene {scene.id}: {error}")
-    flags = {flag: name in subtypes for flag, name in FLAGS.items()}
-    return Facts(flags | {"empty": not len(before) and not len(after)}, position)
 
 
 def _buildings(scene: Scene) -> np.ndarray:

@@ -102,7 +102,7 @@ def zip_pngs(folder: Path, path: Path) -> None:
             archive.writestr(entry, (Path(folder) / name).read_bytes())  # stored: a PNG does not shrink further
 
 
-def lint_png_pairs(folder: Path, pairs: Iterable[str] | None = None, threads: int = 2) -> list[str]:
+def lint_png_pairs(folder: Path, pairs: Iterable[str] | None = None) -> list[str]:
     """Return what the official scorer would stop at or overlook in a folder, a sentence per kind of fault; [] if valid.
 
     ``pairs``: the pairs that must be there, as "test_00000"; without them, each PNG must have its partner.
@@ -122,7 +122,7 @@ def lint_png_pairs(folder: Path, pairs: Iterable[str] | None = None, threads: in
     if not wanted:
         return [f"{folder}: expected files like test_damage_00000_prediction.png, found none"]
     paths = [png_path(folder, pair, kind) for pair in wanted for kind in KINDS]
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(max_workers=2) as pool:
         for path, refusal in zip(paths, pool.map(lambda path: metric.inspect_mask(path)[1], paths), strict=True):
             if refusal:
                 faults[refusal].append(path.name)

@@ -15,6 +15,7 @@ import numpy as np
 import skimage  # its parts are imported when they are first used
 from pydantic import Field
 
+from lib.competitions.decoding import small_parts
 from lib.ensemble.steps import resolve
 
 Masks = tuple[np.ndarray, np.ndarray]
@@ -92,10 +93,7 @@ def remove_small(
     connectivity: Literal[4, 8] = 8,
 ) -> Masks:
     """Erase buildings (components of the footprint) of fewer than ``min_area`` pixels, with their damage."""
-    _, components, stats, _ = cv2.connectedComponentsWithStats(localization, connectivity=connectivity)
-    small = stats[:, cv2.CC_STAT_AREA] < min_area
-    small[0] = False  # the background
-    erased = small[components]
+    erased = small_parts(localization, min_area, connectivity)
     return np.where(erased, np.uint8(0), localization), np.where(erased, np.uint8(0), damage)
 
 
