@@ -47,6 +47,8 @@ LATE = {
     "predict.overlap=0.99":
         "predict.overlap: windows of 1024 pixels can share at most 0.96875 of their side, since the stride of loc,"
         " cls is 32, got 0.99",
+    "folds.file=nowhere.csv":
+        "folds.file: expected a folds.csv of an earlier run, found no file nowhere.csv; correct the path",
     "blend.crf={iteration: 3}": "blend.crf.iteration: unknown key; did you mean iterations?",
     "blend.crf={near: -1}": "blend.crf.near: expected greater than or equal to 0, got -1",
     "blend.crf={alike_radius: 2.5}":

@@ -136,6 +136,8 @@ def competition_faults(experiment: Experiment, competition: Competition) -> list
     faults += competition.faults(experiment.decode, axes, chains, unseen)
     if experiment.blend.crf is not None:
         faults += _crf_faults(experiment.blend.crf)
+    if (file := experiment.folds.file) is not None and not file.is_file():
+        faults.append(f"folds.file: expected a folds.csv of an earlier run, found no file {file}; correct the path")
     return faults
 
 
@@ -167,6 +169,8 @@ def _model_faults(model: Model, competition: Competition) -> Iterator[str]:
         )
     if task.dense and model.train.sampling.balance:
         yield "train.sampling.balance: expected false, it is for labels; masks are balanced by train.sampling.focus"
+    if not task.dense and model.train.sampling.focus:
+        yield "train.sampling.focus: expected {}, it is for masks; labels are balanced by train.sampling.balance"
     for fault in loss_faults(model.train.loss, task.kind, task.classes):
         yield f"train.loss.{fault}"
 
