@@ -418,7 +418,7 @@ def test_counting_a_grid_equals_decoding_every_point(nuclei, metric, axes):
         assert counted.shape == (len(grid.points), 18 if metric == "object_map" else 5) and counted.dtype == np.int64
         for point, row in zip(grid.points, counted, strict=True):
             np.testing.assert_array_equal(row, competition.tally(competition.decode(levels, point), truth))
-    with pytest.raises(ConfigError, match="search.sharpness"):
+    with pytest.raises(ConfigError, match="search.axes.sharpness"):
         competition.grid({"sharpness": [1]}, {})
 
 

@@ -89,6 +89,7 @@ def test_the_command_writes_every_row(tmp_path, capsys):
         sheet.experiments(tmp_path / "elsewhere")
 
 
+@pytest.mark.slow
 def test_a_real_experiment_says_what_its_decode_json_says(finished):
     (row,) = sheet.sheet([finished.root])
     found = json.loads((finished.root / "05_ensemble/decode/decode.json").read_text())
