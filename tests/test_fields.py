@@ -82,7 +82,7 @@ ELSEWHERE = {
 
 # ---- which fields there are, and which are set --------------------------------------------------------
 def sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if typing.get_origin(annotation) is None and isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in typing.get_args(annotation):
         yield from sections_in(argument)
