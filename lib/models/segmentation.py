@@ -21,12 +21,16 @@ from lib.errors import ConfigError
 from lib.models import heads, weights
 from lib.models.gates import gate_skips
 from lib.models.layers import Network, Normalize, head, take, train_depthwise_in_float32, use_group_norm
+from lib.models.norms import needs_norms, norm_features
 from lib.models.taps import SKIPS, tap_expansions
 from lib.models.unet2020 import UNet2020Decoder
 
 DECODERS = (*smp.MODEL_ARCHITECTURES_MAPPING, "unet2020")
 SHORTENABLE = ("unet", "manet")
 """Decoders whose steps stand in one list, ``blocks``, from the deepest to the finest."""
+WIDE = ("mit_b2", "mit_b3", "mit_b4", "mit_b5")
+"""Encoders under which SegFormer's decoder has 768 channels by its authors' configurations; it has 256 under B0 and B1
+(Xie et al. 2021, arXiv 2105.15203), and here under all others."""
 NORMS = ("batch", "group", "group_everywhere")
 OURS = {"self", "encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params", "kwargs"}
 """Parameters of smp's architectures that this module fills itself; the others are decoder options."""
@@ -167,11 +171,15 @@ def build_parts(
                 parts = NetworkParts(net.encoder, net.decoder, net.segmentation_head)
             else:
                 options = _shorten(decoder, design.upsample_logits, options)
+                if decoder == "segformer":
+                    options = {"decoder_segmentation_channels": 768 if encoder in WIDE else 256} | options
                 parts = _around(create, design, classes, fuse, options)
     except (ValueError, TypeError, KeyError, RuntimeError, AssertionError) as error:
         raise ConfigError(f"model: decoder {decoder} cannot be built on encoder {encoder}: {error}") from error
     if source:
         parts.source = weights.install(parts.encoder, source, in_channels)
+    if needs_norms(encoder):
+        norm_features(parts.encoder)
     if decoder in SHORTENABLE and design.upsample_logits > 1:
         parts.decoder.blocks = parts.decoder.blocks[: -int(math.log2(design.upsample_logits))]
         parts.head = head(options["decoder_channels"][-1], classes, kernel=3, upsampling=design.upsample_logits)
