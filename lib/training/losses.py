@@ -14,6 +14,7 @@ from torch import Tensor
 from lib.config.losses import ALIASES, loss_faults
 from lib.config.sections import BOUNDARY, Distill, Loss
 from lib.errors import ConfigError
+from lib.models.layers import Outputs
 from lib.tasks import IGNORE
 from lib.training.boundary import boundary_bce
 from lib.training.distill import distill
@@ -67,7 +68,7 @@ class Criterion:
 
     def __call__(
         self,
-        outputs: Tensor | Mapping[str, Tensor],
+        outputs: Tensor | Outputs,
         target: Tensor,
         other: Tensor | None = None,
         lam: float = 1.0,
@@ -75,10 +76,9 @@ class Criterion:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the total and each raw term, detached: float32 scalars.
 
-        outputs: logits (B, C, H, W), any float dtype, or a mapping of ``logits`` and, where the network has such heads,
-        ``boundary`` (B, 1, H, W) and ``aux`` (B, C, H, W), logits all. target: (B, H, W) uint8, ``IGNORE`` where no
-        truth is known. An auxiliary head adds ``aux_weight`` times its weighted sum of terms, reported unscaled as
-        ``aux``. Raises ConfigError where ``boundary_bce`` finds no boundary head.
+        outputs: logits (B, C, H, W), any float dtype, or what a network with further heads gives. target: (B, H, W)
+        uint8, ``IGNORE`` where no truth is known. An auxiliary head adds ``aux_weight`` times its weighted sum of
+        terms, reported unscaled as ``aux``. Raises ConfigError where ``boundary_bce`` finds no boundary head.
 
         other: the second target of mixed images; every value is then lam times that of ``target`` plus 1 - lam times
         that of ``other``, each over its own valid pixels, which for ce and bce is the loss against mixed labels. lam is
@@ -90,7 +90,7 @@ class Criterion:
             raise ValueError(f"loss: expected lam in 0 .. 1, and below 1 a second target, got {lam}")
         if (teacher is None) != (self.distill is None):
             raise ValueError("loss: distill and a teacher's probabilities go together, got only one of them")
-        heads = {"logits": outputs} if isinstance(outputs, Tensor) else outputs
+        heads: Outputs = {"logits": outputs} if isinstance(outputs, Tensor) else outputs
         mixed = other if lam < 1 else None
         with torch.autocast(target.device.type, enabled=False):
             total, values = self._against(heads, target)
@@ -105,7 +105,7 @@ class Criterion:
                 total = total + self.distill.weight * values["distill"]
         return total, {name: value.detach() for name, value in values.items()}
 
-    def _against(self, heads: Mapping[str, Tensor], target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _against(self, heads: Outputs, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the total and each raw term of all heads against one target."""
         values = self._values(heads["logits"], target, list(self.functions))
         if BOUNDARY in self.loss.terms:
