@@ -17,6 +17,7 @@ from lib.errors import ConfigError
 from lib.models.gates import Gate
 from lib.models.heads import boundary_head
 from lib.models.layers import Normalize, head, take, use_group_norm
+from lib.models.recompute import recompute
 from lib.models.segmentation import NORMS, NetworkParts, SegmentationNet
 
 STEPS = 4
@@ -88,6 +89,8 @@ class UNetOptions:
     """Of whole channels before the last convolution."""
     boundary: bool = False
     """A second head, for training alone."""
+    grad_checkpointing: bool = False
+    """Compute activations again in the backward pass (see ``recompute``)."""
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -100,8 +103,9 @@ class UNetOptions:
                 raise ConfigError(f"{name}: expected {' or '.join(known)} with this architecture, got {str(value)!r}")
         if not isinstance(self.base, int) or self.base < 2:
             raise ConfigError(f"base: expected a whole number from 2 up, got {self.base!r}")
-        if not isinstance(self.boundary, bool):
-            raise ConfigError(f"boundary: expected true or false, got {self.boundary!r}")
+        for name in ("boundary", "grad_checkpointing"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}: expected true or false, got {getattr(self, name)!r}")
 
 
 def build_unet(*, classes: int, images: int, **options: Any) -> SegmentationNet:
@@ -133,6 +137,9 @@ def _build(
         use_group_norm(parts.decoder)
     if asked.norm == "group_everywhere":
         use_group_norm(parts.encoder)
+    if asked.grad_checkpointing:
+        recompute(parts.encoder)
+        recompute(parts.decoder)
     return SegmentationNet(parts, Normalize(asked.encoder, images), asked.dropout)
 
 

@@ -20,6 +20,7 @@ from lib.errors import ConfigError
 from lib.models.bifpn import BiFPN
 from lib.models.heads import boundary_head
 from lib.models.layers import Normalize, head, take, train_depthwise_in_float32, use_group_norm
+from lib.models.recompute import recompute
 from lib.models.segmentation import Design, SegmentationNet, build_parts
 
 MERGES = ("add", "concat", "bifpn")
@@ -112,6 +113,8 @@ def build(*, classes: int, images: int, dropout: float = 0.0, **options: Any) ->
         initialize_decoder(part)
         if design.norm != "batch":
             use_group_norm(part)
+    if design.grad_checkpointing:
+        recompute(pyramid)
     parts.decoder = HybridDecoder(aspp, parts.decoder, pyramid)
     parts.head = head(pyramid.out_channels, classes, kernel=3, upsampling=design.upsample_logits)
     parts.boundary = boundary_head(parts.head) if design.boundary else None

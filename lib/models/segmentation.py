@@ -22,6 +22,7 @@ from lib.models import heads, weights
 from lib.models.gates import gate_skips
 from lib.models.layers import Network, Normalize, Outputs, head, take, train_depthwise_in_float32, use_group_norm
 from lib.models.norms import needs_norms, norm_features
+from lib.models.recompute import recompute
 from lib.models.taps import SKIPS, tap_expansions
 from lib.models.unet2020 import UNet2020Decoder
 
@@ -109,8 +110,7 @@ class Design:
     """2 or 4 leaves out the last one or two steps of a unet or manet decoder and upsamples the logits; these steps take
     most of a small U-Net's time."""
     grad_checkpointing: bool = False
-    """Recompute the encoder's activations in the backward pass (``tu-`` only; a batch norm then sees each batch
-    twice)."""
+    """Compute the activations of encoder and decoder again in the backward pass (see ``recompute``)."""
     skips: str = "smp"
     """``expansion`` takes an EfficientNet's skips before its strided convolutions (see ``taps``)."""
     attention_gates: bool = False
@@ -198,7 +198,9 @@ def build_parts(
     if design.norm == "group_everywhere":
         use_group_norm(parts.encoder)
     if design.grad_checkpointing:
-        _checkpoint_gradients(parts.encoder, encoder)
+        if not recompute(parts.encoder):
+            raise ConfigError(f"grad_checkpointing: encoder {encoder} is not made of blocks; choose another, or false")
+        recompute(parts.decoder)
     return parts
 
 
@@ -289,13 +291,6 @@ def timm_arguments(
     return arguments | dict(encoder_options or {}) | loading
 
 
-def _checkpoint_gradients(module: nn.Module, encoder: str) -> None:
-    switch = getattr(getattr(module, "model", None), "set_grad_checkpointing", None)
-    if switch is None:
-        raise ConfigError(f"grad_checkpointing: encoder {encoder} cannot; expected a tu- encoder that timm lets do it")
-    switch(True)
-
-
 def _check(design: Design) -> None:
     """Raise ConfigError for names that do not exist and for options that do not go together."""
     encoder, decoder, is_timm = design.encoder, design.decoder, design.encoder.startswith("tu-")
@@ -325,6 +320,7 @@ def _check(design: Design) -> None:
         raise ConfigError(
             f"skips: expected {' or '.join(SKIPS)} (not with dpt or grad_checkpointing), got {design.skips!r}"
         )
+    _check_switch("grad_checkpointing", design.grad_checkpointing, possible=True, where="any decoder")
     _check_switch("attention_gates", design.attention_gates, possible=decoder == "unet", where="decoder unet")
     for name, switch in (("boundary", design.boundary), ("aux_head", design.aux_head)):
         _check_switch(name, switch, possible=decoder != "dpt", where="any decoder but dpt")
