@@ -132,15 +132,7 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
 
     @property
     def _header(self) -> tuple[str, ...]:
-        """The columns of ids, classes and runs. DataError for a sample that has not these three in this order."""
-        table, sample = self._table, self.sample_table
-        first = sample.id_column, sample.column(layout.CLASS_COLUMNS)
-        if sample.columns and (len(sample.columns) != 3 or sample.columns[:2] != first):
-            ids, classes = ", ".join(layout.ID_COLUMNS), ", ".join(layout.CLASS_COLUMNS)
-            raise DataError(f"{sample.path}: expected columns of ids ({ids}), classes ({classes}) and runs "
-                            f"in this order, got {', '.join(sample.columns)}; remove the file or mend it")  # fmt: skip
-        own = table.id_column, table.column(layout.CLASS_COLUMNS), table.column(layout.RLE_COLUMNS)
-        return sample.columns or (own if all(own) and table.columns else ("id", "class", "segmentation"))
+        return layout.header_of_classes(self._table, self.sample_table)
 
     def rows(self, scene: Scene, answer: Answer) -> list[Row]:
         """Return a row for every class, the runs empty where there is none of it."""
