@@ -415,8 +415,8 @@ def test_counting_a_grid_equals_decoding_every_point(nuclei, metric, axes):
     for scene in competition.scenes("train")[:3]:
         truth, levels = competition.truth(scene), noisy(competition, scene)
         counted = competition.count(levels, truth, grid)
-        assert counted.shape == (len(grid.points), 18 if metric == "object_map" else 5) and counted.dtype == np.int64
-        for point, row in zip(grid.points, counted, strict=True):
+        assert counted.shape == (len(grid), 18 if metric == "object_map" else 5) and counted.dtype == np.int64
+        for point, row in zip(grid, counted, strict=True):
             np.testing.assert_array_equal(row, competition.tally(competition.decode(levels, point), truth))
     with pytest.raises(ConfigError, match="search.axes.sharpness"):
         competition.grid({"sharpness": [1]}, {})

@@ -417,7 +417,7 @@ def test_perfect_levels_score_one_and_the_table_equals_decoded_points(tmp_path):
     grid = competition.grid({"gain_cat": [0.5, 1.0, 2.0], "min_area": [0, 4]}, competition.defaults())
     table = competition.count(levels, truth, grid)
     assert grid.shape == (3, 2) and table.shape == (6, 9) and table.dtype == np.int64
-    for point, counts in zip(grid.points, table):
+    for point, counts in zip(grid, table):
         np.testing.assert_array_equal(competition.tally(competition.decode(levels, point), truth), counts)
     assert len(np.unique(table, axis=0)) == 6
     with pytest.raises(ConfigError, match="gain_dog"):

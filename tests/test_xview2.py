@@ -388,8 +388,8 @@ def test_counts_of_the_grid_equal_tallies_of_decoded_points(case):
     grid = competition.grid(axes, competition.defaults() | {"loc_threshold_damaged": 0.2})
     counts = competition.count(levels, truth, grid)
     assert grid.shape == (2, 3, 2) and counts.shape == (12, 15)
-    assert grid.points[11]["w_minor"] == 2.0 and grid.points[11]["loc_threshold_damaged"] == 0.2
-    for point, row in zip(grid.points, counts):
+    assert grid[11]["w_minor"] == 2.0 and grid[11]["loc_threshold_damaged"] == 0.2
+    for point, row in zip(grid, counts):
         np.testing.assert_array_equal(row, competition.tally(competition.decode(levels, point), truth))
     assert len(np.unique(counts, axis=0)) > 6
     assert competition.score(counts).shape == (12,) and competition.class_scores(counts).shape == (12, 5)

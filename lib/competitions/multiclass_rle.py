@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from lib.competitions import layout, mean_dice
-from lib.competitions.contract import Answer, Finding, Grid, Levels, Row, Scene, names_of
+from lib.competitions.contract import Answer, Finding, Lattice, Levels, Row, Scene, names_of
 from lib.competitions.decoding import Setting, foreground
 from lib.competitions.listing import Classes, Expression, find_in_ids
 from lib.competitions.runs import RunsCompetition, RunsOptions
@@ -118,9 +118,9 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
         strongest = np.arange(len(planes))[:, None, None] == planes.argmax(0)
         return np.where(strongest, planes, np.uint8(0)) if self.options.exclusive else planes
 
-    def count(self, levels: Levels, truth: Answer, grid: Grid) -> np.ndarray:
+    def count(self, levels: Levels, truth: Answer, grid: Lattice) -> np.ndarray:
         """Count one image for all points: (P, 5 C) int64; a class is counted once for each of its own settings."""
-        points = [self._own(point) for point in grid.points]
+        points = [self._own(point) for point in grid]
         known = [{own: mean_dice.tally(foreground(plane, *own), true) for own in {point[c] for point in points}}
                  for c, (plane, true) in enumerate(zip(self._planes(levels), truth, strict=True))]  # fmt: skip
         return np.array([[known[c][own] for c, own in enumerate(point)] for point in points]).reshape(len(points), -1)
