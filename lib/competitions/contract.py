@@ -31,7 +31,6 @@ from lib.competitions.facts import Facts, Memo, state_of
 from lib.competitions.tables import Form, Name, Size
 from lib.ensemble import search
 from lib.ensemble.search import Lattice
-from lib.ensemble.steps import resolve
 from lib.errors import ConfigError, DataError
 from lib.scenes import raster
 from lib.settings import Section
@@ -375,7 +374,7 @@ class Competition(ABC):
     def clean(self, answer: Answer, steps: Sequence[Mapping[str, Any]], levels: Levels) -> Answer:
         """Run post-processing steps in their order; by default each maps the answer alone to an answer."""
         for step in steps:
-            answer = resolve(step, self.steps, self.step_inputs)(answer)
+            answer = decoding.step_of(step, self.steps, self.step_inputs)(answer)
         return answer
 
     def grid(self, axes: Mapping[str, Sequence[Any]], fixed: Mapping[str, Any]) -> Lattice:
