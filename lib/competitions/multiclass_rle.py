@@ -68,9 +68,9 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
     def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:
         """List the images of a split; "runs", the table, is a file of those that it says the truth of."""
         _ = self._header  # of which stage 06 would else be the first to ask
-        suffix, group = self._table.names_files or self.sample_table.names_files, self.options.group
+        suffix = self._table.names_files or self.sample_table.names_files
         files = layout.find_images(self.root, split, getattr(self.options, split), self.options.id, suffix)
-        group_of, findings = find_in_ids("group", group, list(files)) if group else ({}, [])
+        group_of, findings = find_in_ids("group", self.options.group, list(files))
         known = self._truths if split == "train" else {}
         rows = [row for rows in known.values() for row in rows]
         labelled = files if rows and all(runs.strip() for _, runs in rows) else known
