@@ -18,11 +18,11 @@ import torch
 from lib.choose.choice import DECODE, Decision
 from lib.competitions.contract import settings_for
 from lib.errors import ArtifactError, ConfigError
-from lib.files import sha256, write_json
+from lib.files import digest, sha256, write_json
 from lib.kaggle import gates, passes, plan
 from lib.models import checkpoint
 from lib.run import cli, runtime
-from lib.run.artifacts import MANIFEST, digest, read_json
+from lib.run.artifacts import MANIFEST, read_json
 from lib.run.cli import Run
 from lib.stages import ensemble
 from lib.stages.predict import predict

@@ -192,7 +192,8 @@ def open_run(args: argparse.Namespace, task: str | None = None, inspects: bool =
     quiet()
     code = runtime.code_version()
     frozen = _attached(args.inputs)
-    config, competition = check.open_experiment(args.config, args.overrides, args.workdir, "" if frozen else code)
+    made_by = "" if frozen else f"{code} {runtime.versions()}"
+    config, competition = check.open_experiment(args.config, args.overrides, args.workdir, made_by)
     store = Store(args.workdir / config.name, tuple(args.inputs), code)
     train, test = [], competition.scenes("test")
     try:

@@ -10,7 +10,8 @@ from typing import Any
 
 from lib.config.sections import Experiment, Model, plain
 from lib.errors import ArtifactError
-from lib.run.artifacts import MANIFEST, Unit, digest, read_json
+from lib.files import digest
+from lib.run.artifacts import MANIFEST, Unit, read_json
 
 STAGE_OF_TASK = {"loc": ("02_loc", "02_train_loc.py"), "cls": ("03_cls", "03_train_cls.py")}
 """Role of a task -> folder of its checkpoints and the script that trains them."""
