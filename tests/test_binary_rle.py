@@ -397,6 +397,8 @@ def test_perfect_levels_score_one_and_empty_answers_what_the_rule_says(tmp_path,
         empty += not truth.any()
     assert competition.scores(total)["score"] == 1.0
     assert competition.scores(nothing)["score"] == pytest.approx(empty / 8) and empty == 1
+    with pytest.raises(ConfigError, match="decode.speed: unknown setting"):
+        competition.decode({"loc": np.zeros((2, 4, 4), np.uint8)}, {"speed": 1})
 
 
 AXES = {

@@ -213,8 +213,6 @@ def test_decode_settings_and_steps():
     assert instances.decode(levels, instances.DEFAULTS | {"threshold": 0.4, "min_area": 2}).sum() == 48
     assert instances.decode(levels, instances.DEFAULTS | {"fill_holes": 1}).sum() == 49
     assert instances.remove_small(instances.fill_holes(plain), 50).sum() == 0
-    with pytest.raises(ConfigError, match="difference in speed"):
-        instances.decode(levels, instances.DEFAULTS | {"speed": 1})
     with pytest.raises(ConfigError, match="fill_holes, got 'sharpen'"):
         step_of({"name": "sharpen"}, instances.STEPS, 1)
     with pytest.raises(ConfigError, match="max_area: unknown key; did you mean min_area"):

@@ -119,8 +119,6 @@ def refuse(faults: Sequence[str]) -> None:
 
 def threshold_level(probability: float) -> int:
     """Return the lowest level whose probability is at least the given one: ceil(255 p), 0.2 being exactly level 51."""
-    if not 0 <= probability <= 1:
-        raise ConfigError(f"decode threshold: expected a probability in 0..1, got {probability}")
     return int(np.searchsorted(_PROBABILITIES, probability))
 
 
