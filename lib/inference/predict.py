@@ -28,7 +28,8 @@ class Predictor:
     activate: logits float32 -> probs, a task's ``activate``. settings: windows, sets of views, scales (whose
     probabilities, each brought back to the scene's own size, are averaged) and precision; ``precision`` is what is
     really used on the device, and under float32 no TF32 unless ``tf32`` allows it. With ``compile`` the network is
-    compiled at the first scene, and ConfigError says why where that fails. view: the size at which the network was trained to see scenes.
+    compiled at the first scene, and ConfigError says why where that fails. view: the size at which the network was
+    trained to see scenes.
     The network's weights keep their memory format, since it may be in training.
     """
 
@@ -116,9 +117,9 @@ def compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
         try:
             return forward(x)
         except TorchDynamoException as error:
-            said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            said = " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])
             raise ConfigError(
-                f"predict.compile: torch.compile fails here ({said.strip()}); set predict.compile to false"
+                f"predict.compile: torch.compile fails here ({said or type(error).__name__}); set it to false"
             ) from error
 
     return answer

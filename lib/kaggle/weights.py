@@ -42,7 +42,9 @@ def pack(run: Run, folder: Path, half: bool = False) -> None:
     """
     graph, config = run.graph, run.config
     whole = whole_models(run)
-    model_of = {graph.checkpoint(name, k): name for name, model in config.models.items() for k in config.folds_of(model)}
+    model_of = {
+        graph.checkpoint(name, k): name for name, model in config.models.items() for k in config.folds_of(model)
+    }
     for unit in (graph.folds(), *model_of, graph.decode()):
         source, target = run.store.require(unit), folder / unit.key
         target.mkdir(parents=True)

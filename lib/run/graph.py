@@ -116,9 +116,9 @@ class Graph:
         if model.train.pseudo:
             facts["pseudo"] = self.teachers.get(_pseudo_key(model, fold))
         if model.train.select != "last" or model.train.patience:  # how validation decodes decides what is kept
-            # The precision is the one that the file states: a network chosen in another one is not worth a new training.
-            predict = self.config.predict
-            facts["judged"] = {"precision": model.precision or predict.precision, "tile": predict.tile, "overlap": predict.overlap,
+            # the precision that the file states: a network that was chosen in another one is worth no new training
+            predict, stated = self.config.predict, model.precision or self.config.predict.precision
+            facts["judged"] = {"precision": stated, "tile": predict.tile, "overlap": predict.overlap,
                                "decode": self.config.decode}  # fmt: skip
         command = self._command(script, f"--only {name} --fold {fold}")
         return Unit(f"{folder}/{name}/fold{fold}", _json(facts), command, tuple(upstream))
