@@ -6,7 +6,7 @@ of any other section leaves the result valid.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from lib.scenes.view import View
 from lib.settings import Section, did_you_mean
+from lib.tasks import Task
 
 Precision = Literal["float32", "float16", "bfloat16"]
 Views = Literal["none", "hflip", "flips", "d4"]
@@ -394,6 +395,9 @@ class Model(Section):
     """How it is trained."""
     folds: tuple[int, ...] | None = None
     """Folds it is trained on; none: all."""
+    precision: Precision | None = None
+    """Arithmetic of its predictions, in validation and in stage 04; none: float32 where the competition says that the
+    task must be predicted in float32, else ``predict.precision``."""
     weight: float = Field(1.0, gt=0, le=1_000_000)
     """Weight in the average over models of its task."""
 
@@ -402,7 +406,13 @@ class Predict(Section):
     """How checkpoints look at scenes in stage 04."""
 
     precision: Precision = "bfloat16"
-    """float16 becomes bfloat16 on a CPU."""
+    """Arithmetic of all models that state no ``precision`` of their own, but for tasks that must be predicted in
+    float32; float16 becomes bfloat16 on a CPU."""
+    tf32: bool = False
+    """Allow TF32 matrix products and convolutions on CUDA under float32."""
+    compile: bool = False
+    """Compile networks with ``torch.compile`` in stage 04: slow to begin, faster from then on, and answers that differ
+    from the plain ones in the last digits. It needs a C++ compiler; a kernel leaves it off."""
     tta: Views | tuple[Views, ...] = "flips"
     """Views that are predicted, undone and averaged as probabilities: one set, or several, from the smallest to the
     largest, of which stage 05 chooses out of fold (all are predicted in one go, at the price of the largest)."""
@@ -521,6 +531,16 @@ class Experiment(Section):
     """Search the decode settings on out-of-fold scenes; none: use the fixed ones."""
     reference: dict[str, float] = {}
     """Scores that the source of this experiment reports, by our names; printed beside ours, used nowhere."""
+
+    def predict_of(self, model: Model, tasks: Mapping[str, Task]) -> Predict:
+        """Return how the networks of a model look at scenes: ``predict`` with the precision of this model.
+
+        The model's own ``precision`` if it states one, else float32 for a task that is promised it, else that of
+        ``predict``. tasks: role -> task, those of the competition.
+        """
+        promised = model.task in tasks and tasks[model.task].float32
+        precision = model.precision or ("float32" if promised else self.predict.precision)
+        return self.predict.model_copy(update={"precision": precision})
 
     @property
     def averages_are_fitted(self) -> bool:
