@@ -25,8 +25,8 @@ from lib.models.layers import Normalize, Outputs, Queries, take, use_group_norm
 from lib.models.masked_attention import QueryDecoder, Transformer
 from lib.models.segmentation import Design, NetworkParts, SegmentationNet, build_parts
 
-TINY = 1e-6
-"""Added to scores before their logarithm."""
+TINY = 1e-30
+"""Added to scores before their logarithm: finite where no query speaks, no matter anywhere else."""
 QUERIES_AT_ONCE = 16
 """Masks that are brought to full size together; all hundred of a large image would take a gigabyte."""
 
@@ -103,9 +103,9 @@ def semantic_logits(found: Queries, size: Sequence[int], classes: int) -> Tensor
     """Turn proposals into logits (B, classes, H, W) of ``size``, float32: the paper's semantic inference.
 
     The score of class k is s_k = sum over queries q of softmax(class logits)_qk * sigmoid(mask logits)_q, the mask
-    logits enlarged before their sigmoid. Logits are log(s_k + 1e-6), so their softmax is s_k / sum s and their largest
-    that of the scores. With one class there is a second one inside, the background, and the logit is log s_1 - log s_0,
-    so its sigmoid is s_1 / (s_0 + s_1).
+    logits enlarged before their sigmoid. Logits are log s_k, so their softmax is s_k / sum s and the class of the
+    largest logit is that of the largest score. With one class there is a second one inside, the background, and the
+    logit is log s_1 - log s_0, so its sigmoid is s_1 / (s_0 + s_1).
     """
     with torch.autocast(found.masks.device.type, enabled=False):
         shares = found.classes.float().softmax(-1)[..., :-1]  # (B, Q, K)
