@@ -21,6 +21,8 @@ Precision = Literal["float32", "float16", "bfloat16"]
 Views = Literal["none", "hflip", "flips", "d4"]
 BOUNDARY = "boundary_bce"
 """The loss term of every kind that trains a boundary head."""
+QUERY = ("query_class", "query_bce", "query_dice")
+"""The loss terms that train a maskformer."""
 NAME = 100
 """Most bytes of a name: with what the stages put around it, it stays a file name on every system."""
 
@@ -119,8 +121,8 @@ class Loss(Section):
 
     terms: dict[str, float]
     """Term name -> weight; binary and multilabel: dice, focal, bce, jaccard, tversky, lovasz; multiclass: ce instead
-    of bce, and more, see ``lib/training/losses.py``; for networks with a boundary head, boundary_bce. A term of weight
-    0 is reported and not trained."""
+    of bce, and more, see ``lib/training/losses.py``; for networks with a boundary head, boundary_bce; for a maskformer
+    query_class, query_bce and query_dice. A term of weight 0 is reported and not trained."""
     class_weights: tuple[float, ...] | Literal["auto"] | None = None
     """Weight of each class in the pixel terms (2020: 1, 1, 5, 3, 3); auto: from their frequency in training."""
     focal_gamma: float = Field(2.0, ge=0)
@@ -146,6 +148,8 @@ class Loss(Section):
     """Weight of false positives in the tversky term."""
     tversky_beta: float = Field(0.7, gt=0)
     """Weight of false negatives in the tversky term."""
+    query_points: int = Field(12544, ge=4)
+    """Points of a crop at which query_bce and query_dice compare masks, drawn anew at every step."""
 
     @model_validator(mode="after")
     def _options_have_their_term(self):
@@ -584,6 +588,7 @@ def _at_odds(model: Model) -> Iterator[str]:
     options, train = model.network.options, model.train
     if bool(options.get("boundary")) != bool(train.loss.terms.get(BOUNDARY)):
         yield f": network.options.boundary and the loss term {BOUNDARY} go together"
+    yield from _query_faults(model)
     if options.get("aux_head") and not train.loss.aux_weight:
         yield ".train.loss.aux_weight: network.options.aux_head learns nothing at 0"
     started = train.init != "default" or train.zero_gamma is not None
@@ -598,6 +603,19 @@ def _at_odds(model: Model) -> Iterator[str]:
     folds = list(model.folds or ())
     if len(set(folds)) < len(folds):
         yield f".folds: expected each fold once, got {folds}"
+
+
+def _query_faults(model: Model) -> Iterator[str]:
+    """Yield what of the loss does not fit a network with queries, or one without."""
+    terms = model.train.loss.terms
+    if model.network.architecture != "maskformer":
+        if wrong := [name for name in QUERY if name in terms]:
+            yield f".train.loss.terms: {', '.join(wrong)} match the queries of architecture maskformer; leave them out"
+    elif not (set(QUERY) <= terms.keys() and terms["query_class"] and (terms["query_bce"] or terms["query_dice"])):
+        yield (
+            ".train.loss.terms: architecture maskformer learns by query_class and query_bce or query_dice, all three "
+            f"named (its paper: query_class 2, query_bce 5, query_dice 5), got {terms}"
+        )
 
 
 def plain(section: BaseModel) -> dict[str, Any]:
