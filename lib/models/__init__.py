@@ -16,7 +16,7 @@ ARCHITECTURES: dict[str, Callable[..., Network]] = {
     "maskformer": maskformer.build,
     "classifier": classifier.build,
 }
-FIXED = {"hybrid": {"decoder", "encoder_depth"}, "maskformer": {"decoder", "encoder_depth", "boundary"}}
+FIXED = {"hybrid": {"decoder", "encoder_depth"}, "maskformer": {"decoder", "encoder_depth", "boundary", "aux_head"}}
 """Fields of ``segmentation.Design`` that an architecture settles itself, beside its channels and their fusion."""
 
 

@@ -75,10 +75,14 @@ class SegmentationNet(Network):
         """Return the features at 1/1, 1/2, ... of the input's size (DPT: features and prefix tokens)."""
         return self.encoder(x)
 
-    def forward(self, x: Tensor) -> Tensor | Outputs:
+    def features(self, x: Tensor) -> Any:
+        """Return what ``encode`` gives for images as they come. ValueError for sides that it cannot take."""
         if x.shape[-2] % self.stride or x.shape[-1] % self.stride:
             raise ValueError(f"network input: expected sides in multiples of {self.stride}, got {tuple(x.shape)}")
-        features = self.encode(self.normalize(x))
+        return self.encode(self.normalize(x))
+
+    def forward(self, x: Tensor) -> Tensor | Outputs:
+        features = self.features(x)
         decoded = self.decoder(*features) if isinstance(features, tuple) else self.decoder(features)
         decoded = self.dropout(decoded)
         logits = self.head(decoded)
