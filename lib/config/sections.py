@@ -136,6 +136,9 @@ class Loss(Section):
     """Pixels from a boundary that the term boundary_bce calls boundary."""
     aux_weight: float = Field(0.4, ge=0)
     """Weight of the same terms on a network's auxiliary head."""
+    deep_weight: float = Field(0.5, ge=0)
+    """Deep supervision: weight of the same terms on the decoder's step at half the image's size; at a quarter it is the
+    square of it, at an eighth the cube. nnU-Net has one half."""
     smoothing: float = Field(0.0, ge=0, lt=0.5)
     """Label smoothing of ce and bce; at one half, neither of two classes would be true."""
     smoothing_form: Literal["paper", "torch"] = "paper"
@@ -591,6 +594,8 @@ def _at_odds(model: Model) -> Iterator[str]:
     yield from _query_faults(model)
     if options.get("aux_head") and not train.loss.aux_weight:
         yield ".train.loss.aux_weight: network.options.aux_head learns nothing at 0"
+    if options.get("deep_supervision") and not train.loss.deep_weight:
+        yield ".train.loss.deep_weight: the heads of network.options.deep_supervision learn nothing at 0"
     started = train.init != "default" or train.zero_gamma is not None
     if started and (model.network.encoder_weights != "none" or train.init_from):
         yield ".train: init and zero_gamma are for networks without pretrained weights"

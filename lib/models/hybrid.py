@@ -60,11 +60,15 @@ class HybridDecoder(nn.Module):
         self.aspp, self.unet, self.pyramid = aspp, unet, pyramid
 
     def forward(self, features: list[Tensor]) -> Tensor:
+        return self.decode(features)[0]
+
+    def decode(self, features: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Return the output and what the steps of the U-Net but the last give, the deepest first."""
         levels = [self.aspp(features[-1])]
         skips = [*features[-2:0:-1], None]  # nothing is concatenated at full size
         for block, finer, skip in zip(self.unet.blocks, features[-2::-1], skips):
             levels.append(block(levels[-1], *finer.shape[-2:], skip_connection=skip))
-        return self.pyramid(levels)
+        return self.pyramid(levels), levels[1:-1]
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,8 @@ def recompute(network: nn.Module) -> int:
     """
     blocks = list(_blocks(network))
     for block in blocks:
-        block.__class__ = _recomputed(type(block))
+        kind: Any = type(block)
+        block.__class__ = _recomputed(kind)
     return len(blocks)
 
 
@@ -69,7 +70,7 @@ def _is_block(module: nn.Module) -> bool:
 
 
 @cache
-def _recomputed(kind: type[nn.Module]) -> type[nn.Module]:
+def _recomputed(kind: Any) -> Any:
     return type(kind.__name__, (Recomputed, kind), {"__module__": kind.__module__})
 
 

@@ -23,6 +23,7 @@ from lib.models.gates import gate_skips
 from lib.models.layers import Network, Normalize, Outputs, head, take, train_depthwise_in_float32, use_group_norm
 from lib.models.norms import needs_norms, norm_features
 from lib.models.recompute import recompute
+from lib.models.steps import decode, level_heads
 from lib.models.taps import SKIPS, tap_expansions
 from lib.models.unet2020 import UNet2020Decoder
 
@@ -51,6 +52,8 @@ class NetworkParts:
     source: dict[str, str | int] | None = None
     boundary: nn.Module | None = None
     aux: nn.Module | None = None
+    levels: nn.ModuleList | None = None
+    """Of each step of the decoder but the last, see ``steps``."""
 
 
 class SegmentationNet(Network):
@@ -67,7 +70,7 @@ class SegmentationNet(Network):
         self.decoder = parts.decoder
         self.dropout = nn.Dropout2d(dropout)
         self.head = parts.head
-        self.boundary, self.aux = parts.boundary, parts.aux
+        self.boundary, self.aux, self.levels = parts.boundary, parts.aux, parts.levels
         self.stride = math.lcm(32, parts.encoder.output_stride)
         self.source = parts.source
 
@@ -83,12 +86,18 @@ class SegmentationNet(Network):
 
     def forward(self, x: Tensor) -> Tensor | Outputs:
         features = self.features(x)
-        decoded = self.decoder(*features) if isinstance(features, tuple) else self.decoder(features)
+        if not self.training or (self.boundary is None and self.aux is None and self.levels is None):
+            decoded = self.decoder(*features) if isinstance(features, tuple) else self.decoder(features)
+            return self.head(self.dropout(decoded))
+        steps: list[Tensor] = []
+        if self.levels is None:
+            decoded = self.decoder(features)
+        else:
+            decoded, steps = decode(self.decoder, features)
         decoded = self.dropout(decoded)
-        logits = self.head(decoded)
-        if not self.training or (self.boundary is None and self.aux is None):
-            return logits
-        outputs: Outputs = {"logits": logits}
+        outputs: Outputs = {"logits": self.head(decoded)}
+        if self.levels is not None:
+            outputs["levels"] = [level(step) for level, step in zip(self.levels, steps, strict=True)][::-1]
         if self.boundary is not None:
             outputs["boundary"] = self.boundary(decoded)
         if self.aux is not None:
@@ -123,6 +132,8 @@ class Design:
     """A head for boundaries, for training alone (see ``heads``)."""
     aux_head: bool = False
     """A head on the encoder, for training alone (see ``heads``)."""
+    deep_supervision: bool = False
+    """A head on every step of the decoder, for training alone (see ``steps``)."""
     decoder_options: Mapping[str, Any] = field(default_factory=dict)
     """Keywords of smp's class, as decoder_channels; unet2020 has only these, from the deepest step to the finest."""
 
@@ -194,6 +205,9 @@ def build_parts(
         parts.aux = heads.aux_head(channels, classes) if design.aux_head else None
     if design.boundary:
         parts.boundary = heads.boundary_head(parts.head)
+    if design.deep_supervision:
+        widths = options.get("decoder_channels") or _default_channels(decoder)
+        parts.levels = level_heads(widths[: len(parts.decoder.blocks)], classes)
     train_depthwise_in_float32(parts.encoder)
     train_depthwise_in_float32(parts.decoder)
     if design.norm != "batch":
@@ -271,9 +285,12 @@ def _shorten(decoder: str, upsample_logits: int, options: Mapping[str, Any]) -> 
     surplus = int(math.log2(upsample_logits))
     channels = options.get("decoder_channels")
     if channels is None:
-        channels = inspect.signature(smp.MODEL_ARCHITECTURES_MAPPING[decoder]).parameters["decoder_channels"].default
-        channels = channels[:-surplus]
+        channels = _default_channels(decoder)[:-surplus]
     return {**options, "decoder_channels": (*channels, *channels[-1:] * surplus)}
+
+
+def _default_channels(decoder: str) -> tuple[int, ...]:
+    return inspect.signature(smp.MODEL_ARCHITECTURES_MAPPING[decoder]).parameters["decoder_channels"].default
 
 
 def timm_arguments(
@@ -326,6 +343,8 @@ def _check(design: Design) -> None:
         )
     _check_switch("grad_checkpointing", design.grad_checkpointing, possible=True, where="any decoder")
     _check_switch("attention_gates", design.attention_gates, possible=decoder == "unet", where="decoder unet")
+    _check_switch("deep_supervision", design.deep_supervision, possible=decoder in SHORTENABLE,
+                  where=f"decoder {' or '.join(SHORTENABLE)}")  # fmt: skip
     for name, switch in (("boundary", design.boundary), ("aux_head", design.aux_head)):
         _check_switch(name, switch, possible=decoder != "dpt", where="any decoder but dpt")
 

@@ -202,10 +202,8 @@ class Fit:
         self.epoch, self.step = self.epoch + 1, 0
         line: dict[str, Any] = {"epoch": self.epoch, "lr": self.meter.pop("lr", None)}
         line |= {name: round(value / self.steps, 6) for name, value in sorted(self.meter.items())}
-        weights = {**train.loss.terms, "aux": train.loss.aux_weight}
-        if train.distill:
-            weights["distill"] = train.distill.weight
-        line |= {f"weighted_{n}": round(w * line[f"raw_{n}"], 6) for n, w in weights.items() if f"raw_{n}" in line}
+        weights = self.loss.weights.items()
+        line |= {f"weighted_{n}": round(w * line[f"raw_{n}"], 6) for n, w in weights if f"raw_{n}" in line}
         line["amp"] = {"precision": self.arithmetic.name, **self.arithmetic.health()}
         if train.swa_from is not None and self.average is not None and self.epoch > train.swa_from:
             self.average.update(self.network)

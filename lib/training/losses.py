@@ -82,8 +82,9 @@ class Criterion:
 
         outputs: logits (B, C, H, W), any float dtype, or what a network with further heads gives. target: (B, H, W)
         uint8, ``IGNORE`` where no truth is known. An auxiliary head adds ``aux_weight`` times its weighted sum of
-        terms, reported unscaled as ``aux``. Raises ConfigError where ``boundary_bce`` finds no boundary head, or a
-        query term no queries.
+        terms, reported unscaled as ``aux``. The heads of a decoder's steps at 1/2, 1/4, ... of the size add theirs
+        against every second, fourth, ... pixel of the target, reported as ``level_2``, ``level_4``, ... Raises
+        ConfigError where ``boundary_bce`` finds no boundary head, or a query term no queries.
 
         other: the second target of mixed images; every value is then lam times that of ``target`` plus 1 - lam times
         that of ``other``, each over its own valid pixels, which for ce and bce is the loss against mixed labels. lam is
@@ -126,11 +127,25 @@ class Criterion:
             found = query_terms(heads["queries"], target, self.loss, self.reduce)
             values |= {name: found[name] for name in self.queries}
         total = self._weighted_sum(values)
-        if "aux" in heads:
-            trained = [name for name in self.functions if self.loss.terms[name] > 0]
-            values["aux"] = self._weighted_sum(self._values(heads["aux"], target, trained))
-            total = total + self.loss.aux_weight * values["aux"] if self.loss.aux_weight else total
+        further = {"aux": heads["aux"]} if "aux" in heads else {}
+        for level in heads.get("levels", ()):
+            further[f"level_{target.shape[-1] // level.shape[-1]}"] = level
+        trained, weights = [name for name in self.functions if self.loss.terms[name] > 0], self.weights
+        for name, logits in further.items():
+            step = target.shape[-1] // logits.shape[-1]
+            coarse = target[:, step // 2 :: step, step // 2 :: step]  # of each square of pixels, one in its middle
+            values[name] = self._weighted_sum(self._values(logits, coarse, trained))
+            total = total + weights[name] * values[name] if weights[name] else total
         return total, values
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Return what each value that a call reports counts in the total, by name."""
+        loss, levels = self.loss, range(1, 7)
+        weights = {**loss.terms, "aux": loss.aux_weight}
+        if self.distill:
+            weights["distill"] = self.distill.weight
+        return weights | {f"level_{2**k}": loss.deep_weight**k for k in levels}
 
     def _values(self, logits: Tensor, target: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         if not names:
