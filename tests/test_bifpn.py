@@ -7,7 +7,7 @@ from overfitting import overfit
 
 from lib.errors import ConfigError
 from lib.models import build
-from lib.models.bifpn import BiFPN, BiFPNLayer, Fusion
+from lib.models.bifpn import BiFPN, BiFPNLayer, NormalisedFusion
 
 WIDTH, SIZES = 2, (2, 4, 8)
 """Channels, and sides of the levels from the deepest (the paper's highest number) to the finest."""
@@ -105,7 +105,7 @@ def test_layers_are_repeated_with_weights_of_their_own():
 
 
 def test_no_positive_weight_is_no_division_by_zero():
-    fusion = Fusion(2)
+    fusion = NormalisedFusion(2)
     fusion.weights.data.fill_(-1.0)
     assert fusion(torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)).eq(0).all()
 

@@ -12,7 +12,7 @@ EPSILON = 1e-4
 """Keeps the fusion finite when no weight is positive (the paper's value)."""
 
 
-class Fusion(nn.Module):
+class NormalisedFusion(nn.Module):
     """The fast normalised fusion (eq. 3): sum of w_i x_i / (eps + sum of w_i), with learned w_i = relu(v_i).
 
     Inputs are maps of one shape (B, C, h, w), as many as ``inputs``; so is the result.
@@ -38,7 +38,7 @@ class Node(nn.Module):
 
     def __init__(self, inputs: int, width: int):
         super().__init__()
-        self.fusion = Fusion(inputs)
+        self.fusion = NormalisedFusion(inputs)
         self.convolution = nn.Sequential(
             nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False),
             nn.Conv2d(width, width, 1, bias=False),
@@ -87,7 +87,7 @@ class BiFPN(nn.Module):
     def __init__(self, levels: int, width: int, layers: int):
         super().__init__()
         self.layers = nn.Sequential(*(BiFPNLayer(levels, width) for _ in range(layers)))
-        self.fusion = Fusion(levels)
+        self.fusion = NormalisedFusion(levels)
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         levels = self.layers(levels)
