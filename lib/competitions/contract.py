@@ -419,6 +419,15 @@ class Competition(ABC):
             name: float(value) for name, value in {"score": self.score(counts), **self.named_scores(counts)}.items()
         }
 
+    @property
+    def counted(self) -> int | None:
+        """How many numbers a tally has; None where that is not known before data are read."""
+        return None
+
+    def score_names(self) -> tuple[str, ...]:
+        """Return the names of ``scores`` without any data; () where ``counted`` is not known."""
+        return () if self.counted is None else tuple(self.scores(np.zeros(self.counted, np.int64)))
+
     def named_scores(self, counts: np.ndarray) -> Mapping[str, Any]:
         """Return what is to be told beside the score, by name, the official scores under their official keys."""
         return {}

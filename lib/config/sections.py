@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
+from lib.config.reference import Reference
 from lib.scenes.view import View
 from lib.settings import Section, did_you_mean
 
@@ -519,8 +520,8 @@ class Experiment(Section):
     """Decode settings that are fixed, instead of the competition's defaults."""
     search: Search | None = None
     """Search the decode settings on out-of-fold scenes; none: use the fixed ones."""
-    reference: dict[str, float] = {}
-    """Scores that the source of this experiment reports, by our names; printed beside ours, used nowhere."""
+    reference: Reference | None = None
+    """Scores that the source of this experiment reports; printed beside ours, used nowhere."""
 
     @property
     def averages_are_fitted(self) -> bool:

@@ -221,6 +221,10 @@ class Videos(Classification):
         score = np.asarray(score_of_frames(levels["cls"].ravel() / 255, **settings))
         return int(scoring.per_mille(score)) / scoring.STEPS
 
+    @property
+    def counted(self) -> int:
+        return 2 * scoring.BINS
+
     def tally(self, answer: Answer, truth: Answer) -> np.ndarray:
         """Count one answer: (2002,) int64, a flat histogram of ``metric.py``."""
         return scoring.histogram(np.array([answer]), np.array([truth])).ravel()

@@ -294,6 +294,10 @@ class VOC(Competition):
         answer = label_map.winner(levels["loc"], [settings[f"gain_{name}"] for name in self.names])
         return label_map.remove_small(answer, settings["min_area"])
 
+    @property
+    def counted(self) -> int:
+        return 3 * len(self.names)
+
     def tally(self, answer: Answer, truth: Answer) -> np.ndarray:
         """Count one answer: (3 C,) int64, for each class the pixels of intersection, answer and truth."""
         return scoring.overlaps(scoring.confusion(answer, truth, len(self.names))).ravel()

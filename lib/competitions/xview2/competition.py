@@ -179,6 +179,10 @@ class XView2(Competition):
         lattice = cast(Lattice, grid.points)  # as ``grid`` makes it
         return decoding.count_grid(loc, cls, truth["localization"], truth["damage"], lattice)
 
+    @property
+    def counted(self) -> int:
+        return 15
+
     def tally(self, answer: Answer, truth: Answer) -> np.ndarray:
         """Count one answer: (15,) int64."""
         return scoring.count(answer["localization"], answer["damage"], truth["localization"], truth["damage"])
