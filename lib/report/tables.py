@@ -93,8 +93,8 @@ def compare(old: Path, new: Path) -> str:
     """Return a table of two experiments' out-of-fold scores: old, new, gain in percent of the old.
 
     Each is an experiment folder of a workdir, or an experiment file, which stands for its ``reference``, the figures of
-    its source, marked with a star. Raises ArtifactError where a folder holds no decision, ConfigError where a file cannot be
-    read or has no ``reference``.
+    its source, marked with a star. Raises ArtifactError where a folder holds no decision, ConfigError where a file
+    cannot be read or has no ``reference``.
     """
     (first, before, about_first), (second, after, about_second) = map(_side, (old, new))
     lines = [f"{'':32s} {first:>12s} {second:>12s}      gain"]
