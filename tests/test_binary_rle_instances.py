@@ -215,7 +215,7 @@ def test_decode_settings_and_steps():
     assert instances.remove_small(instances.fill_holes(plain), 50).sum() == 0
     with pytest.raises(ConfigError, match="difference in speed"):
         instances.decode(levels, instances.DEFAULTS | {"speed": 1})
-    with pytest.raises(ConfigError, match="fill_holes, got 'sharpen'"):
+    with pytest.raises(ConfigError, match="remove_small, fill_holes, .*, got 'sharpen'"):
         resolve({"name": "sharpen"}, instances.STEPS, 1)
     with pytest.raises(ConfigError, match="remove_small.*max_area"):
         resolve({"name": "remove_small", "max_area": 3}, instances.STEPS, 1)

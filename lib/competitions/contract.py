@@ -336,8 +336,13 @@ class Competition(ABC):
 
     # ---- decode settings ------------------------------------------------------------------------------
     def defaults(self) -> dict[str, Any]:
-        """Return the decode settings used where no search has run."""
-        return {name: setting.default for name, setting in self.settings.items() if setting.default is not None}
+        """Return the decode settings used where no search has run, but for those that are ``quiet``."""
+        return {name: value for name, value in self.complete({}).items() if not self.settings[name].quiet}
+
+    def complete(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return decode settings with the default of every one that is not given."""
+        known = {name: setting.default for name, setting in self.settings.items() if setting.default is not None}
+        return known | dict(given)
 
     def faults(
         self,
@@ -374,7 +379,7 @@ class Competition(ABC):
         given = dict(params)
         steps = given.pop("postprocess", ())
         decoding.refuse(decoding.value_faults("decode", self.settings, given))
-        return self.clean(self.answer(levels, self.defaults() | given), steps, levels)
+        return self.clean(self.answer(levels, self.complete(given)), steps, levels)
 
     @abstractmethod
     def answer(self, levels: Levels, settings: Mapping[str, Any]) -> Answer:

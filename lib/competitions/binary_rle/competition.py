@@ -279,9 +279,14 @@ class BinaryRLE(RunsCompetition):
 
     def count(self, levels: Levels, truth: Answer, grid: Grid) -> np.ndarray:
         """Count one scene for all points: (P, K) int64; where only the threshold matters, from one histogram."""
-        points = [self._resolved(levels, {"postprocess": (), **point}) for point in grid.points]
+        points = [self._resolved(levels, {"postprocess": (), **self.complete(point)}) for point in grid.points]
         if self.metric != "object_map" and not any(
-            p["fill_holes"] or p["instances"] or p["min_area"] > 1 or p["postprocess"] for p in points
+            p["fill_holes"]
+            or p["instances"]
+            or p["min_area"] > 1
+            or p["postprocess"]
+            or max(p["opening"], p["closing"])
+            for p in points
         ):
             thresholds = [point["threshold"] for point in points]
             return mean_dice.count(objects.count_thresholds(levels["loc"][0], truth, thresholds))
