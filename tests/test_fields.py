@@ -71,6 +71,7 @@ PICTURES = {
     },
 }  # fmt: skip
 ELSEWHERE = {
+    "folds.cluster": "test_cluster.py::test_look_alikes_lie_in_one_fold_and_the_audit_finds_none_across",
     "folds.file": "test_fields.py::test_settings_of_classes_and_given_folds",
     "models.*.train.pseudo.experiment": "test_sisters.py::test_a_round_of_pseudo_labels_uses_for_each_fold_the_networks"
                                         "_that_have_not_seen_it",

@@ -95,6 +95,17 @@ class Folds(Section):
     """A validation score above this runs the audit of the folds again and prints it; none: never."""
     embed: bool = True
     """The audit compares scenes by a network's features too, 30 ms an image; false: by hashes alone."""
+    cluster: bool | Annotated[float, Field(ge=0.5, le=1)] = False
+    """Scenes that look alike stay together too, whatever the scheme: near-duplicates, and scenes whose features have at
+    least this cosine; true: the audit's own bound, 0.85."""
+
+    @model_validator(mode="after")
+    def _clusters_can_be_found(self):
+        if self.cluster is not False and self.file is not None:
+            raise ValueError("cluster: folds are taken from file and not divided here; remove one of them")
+        if self.cluster is not False and not self.embed:
+            raise ValueError("cluster: needs embed, the features by which scenes look alike")
+        return self
 
 
 class Network(Section):
