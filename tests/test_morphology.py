@@ -181,7 +181,7 @@ def test_sizes_are_searched_beside_the_other_settings(name, tmp_path):
     truth = competition.decode(levels_of(competition, seed=1), {})
     grid = competition.grid(axes, competition.defaults())
     table = competition.count(levels, truth, grid)
-    for point, row in zip(grid.points, table, strict=True):
+    for point, row in zip(grid, table, strict=True):
         np.testing.assert_array_equal(row, competition.tally(competition.decode(levels, point), truth))
     assert len(np.unique(table, axis=0)) == 12
 

@@ -17,7 +17,6 @@ from scipy import ndimage
 from lib.competitions.decoding import Setting, morphology, threshold_level
 from lib.ensemble.morphology import STEPS as STEPS_OF_MORPHOLOGY
 from lib.ensemble.morphology import open_and_close
-from lib.errors import ConfigError
 
 SETTINGS: dict[str, Setting] = {
     "threshold": Setting(
@@ -39,9 +38,7 @@ def settings(instances: int) -> dict[str, Setting]:
 
 
 def decode(levels: np.ndarray, settings: Mapping[str, Any]) -> np.ndarray:
-    """Decode one image with settings like DEFAULTS, all of them given. Raises ConfigError on unknown ones."""
-    if odd := settings.keys() ^ DEFAULTS.keys():
-        raise ConfigError(f"decode: expected settings {', '.join(DEFAULTS)}, got a difference in {', '.join(odd)}")
+    """Decode one image with settings like DEFAULTS, all of them given and within their ranges in SETTINGS."""
     mask = (levels[0] >= threshold_level(settings["threshold"])).view(np.uint8)
     mask = open_and_close(mask, settings["opening"], settings["closing"])
     if settings["fill_holes"]:
