@@ -301,6 +301,15 @@ class Competition(ABC):
         """Return what was told from the data rather than stated, in sentences; stage 01 prints them."""
         return []
 
+    def caveats(self, scenes: Sequence[Scene]) -> list[str]:
+        """Return what of these scenes is read otherwise than was asked for, in sentences; a kernel prints them."""
+        return []
+
+    @property
+    def carried(self) -> Mapping[str, Path]:
+        """Files beside the data that inference reads: key below ``data.options`` -> path. A kernel takes them along."""
+        return {}
+
     # ---- images and labels ----------------------------------------------------------------------------
     def read(self, scene: Scene, image: str) -> np.ndarray:
         """Read one image of a scene as (H, W, 3) uint8 RGB; for a label task its F frames, (F, H, W, 3).
