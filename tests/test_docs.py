@@ -190,7 +190,7 @@ def defaults(guide: str, tmp_path: Path) -> dict:
     options = load(ROOT / f"docs/examples/{guide}.yaml").data.options
     if GUIDES[guide] == "labels":
         options = {**options, "classes": ["cat", "dog"]}
-    return open_competition(GUIDES[guide], tmp_path, options).defaults()
+    return open_competition(GUIDES[guide], tmp_path, options).complete({})
 
 
 @pytest.mark.parametrize("guide", GUIDES)

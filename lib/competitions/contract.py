@@ -301,6 +301,15 @@ class Competition(ABC):
         """Return what was told from the data rather than stated, in sentences; stage 01 prints them."""
         return []
 
+    def caveats(self, scenes: Sequence[Scene]) -> list[str]:
+        """Return what of these scenes is read otherwise than was asked for, in sentences; a kernel prints them."""
+        return []
+
+    @property
+    def carried(self) -> Mapping[str, Path]:
+        """Files beside the data that inference reads: key below ``data.options`` -> path. A kernel takes them along."""
+        return {}
+
     # ---- images and labels ----------------------------------------------------------------------------
     def read(self, scene: Scene, image: str) -> np.ndarray:
         """Read one image of a scene as (H, W, 3) uint8 RGB; for a label task its F frames, (F, H, W, 3).
@@ -327,8 +336,13 @@ class Competition(ABC):
 
     # ---- decode settings ------------------------------------------------------------------------------
     def defaults(self) -> dict[str, Any]:
-        """Return the decode settings used where no search has run."""
-        return {name: setting.default for name, setting in self.settings.items() if setting.default is not None}
+        """Return the decode settings used where no search has run, but for those that are ``quiet``."""
+        return {name: value for name, value in self.complete({}).items() if not self.settings[name].quiet}
+
+    def complete(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return decode settings with the default of every one that is not given."""
+        known = {name: setting.default for name, setting in self.settings.items() if setting.default is not None}
+        return known | dict(given)
 
     def faults(
         self,
@@ -365,7 +379,7 @@ class Competition(ABC):
         given = dict(params)
         steps = given.pop("postprocess", ())
         decoding.refuse(decoding.value_faults("decode", self.settings, given))
-        return self.clean(self.answer(levels, self.defaults() | given), steps, levels)
+        return self.clean(self.answer(levels, self.complete(given)), steps, levels)
 
     @abstractmethod
     def answer(self, levels: Levels, settings: Mapping[str, Any]) -> Answer:
@@ -408,6 +422,15 @@ class Competition(ABC):
         return {
             name: float(value) for name, value in {"score": self.score(counts), **self.named_scores(counts)}.items()
         }
+
+    @property
+    def counted(self) -> int | None:
+        """How many numbers a tally has; None where that is not known before data are read."""
+        return None
+
+    def score_names(self) -> tuple[str, ...]:
+        """Return the names of ``scores`` without any data; () where ``counted`` is not known."""
+        return () if self.counted is None else tuple(self.scores(np.zeros(self.counted, np.int64)))
 
     def named_scores(self, counts: np.ndarray) -> Mapping[str, Any]:
         """Return what is to be told beside the score, by name, the official scores under their official keys."""

@@ -150,6 +150,10 @@ class Labels(Classification):
         """Count one picture for every point: (P, C * C + 2) int64."""
         return self._tally(self._decode(levels, grid), truth)
 
+    @property
+    def counted(self) -> int | None:
+        return len(self.options.classes) ** 2 + 2 if self.options.classes else None
+
     def tally(self, answer: Answer, truth: Answer) -> np.ndarray:
         """Count one answer: the confusion, truth by rows, whether truth is among the first TOP, log-loss times UNIT."""
         return self._tally(answer[None], truth)[0]

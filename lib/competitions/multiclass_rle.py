@@ -25,7 +25,7 @@ import numpy as np
 
 from lib.competitions import layout, mean_dice
 from lib.competitions.contract import Answer, Finding, Lattice, Levels, Row, Scene, names_of
-from lib.competitions.decoding import Setting, foreground
+from lib.competitions.decoding import Setting, foreground, morphology
 from lib.competitions.listing import Classes, Expression, find_in_ids
 from lib.competitions.runs import RunsCompetition, RunsOptions
 from lib.competitions.tables import Form, Name
@@ -64,6 +64,11 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
         self.tasks = {"loc": task((*rest, *self.classes))}
         self.settings = {f"threshold_{name}": Setting(0.5, "the class from here on", high=1) for name in self.names}
         self.settings |= {f"min_area_{name}": Setting(0, "smaller parts are erased, in pixels") for name in self.names}
+        for name in self.names:
+            own = morphology("the class", f"_{name}")
+            if options.exclusive:  # closed masks would overlap
+                del own[f"closing_{name}"]
+            self.settings |= own
 
     def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:
         """List the images of a split; "runs", the table, is a file of those that it says the truth of."""
@@ -107,11 +112,13 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
         return (truth * (numbers + 1)).max(0) if self.options.exclusive else (truth << numbers).sum(0, dtype=np.uint8)
 
     def answer(self, levels: Levels, settings: Mapping[str, Any]) -> Answer:
-        """Cut each class at its threshold, of exclusive ones the strongest of a pixel, and erase small parts."""
+        """Cut each class at its threshold, of exclusive ones the strongest of a pixel, and clean its mask."""
         return np.stack([foreground(plane, *own) for plane, own in zip(self._planes(levels), self._own(settings))])
 
-    def _own(self, settings: Mapping[str, Any]) -> list[tuple[float, float]]:
-        return [(settings[f"threshold_{name}"], settings[f"min_area_{name}"]) for name in self.names]
+    def _own(self, settings: Mapping[str, Any]) -> list[tuple[float, ...]]:
+        """Return what each class has of the settings: the arguments of ``foreground`` after the levels."""
+        parts = ("threshold", "min_area", "opening", "closing")
+        return [tuple(settings.get(f"{part}_{name}", 0) for part in parts) for name in self.names]
 
     def _planes(self, levels: Levels) -> np.ndarray:
         planes = levels["loc"][-len(self.classes) :]

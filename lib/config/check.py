@@ -100,6 +100,8 @@ def competition_faults(experiment: Experiment, competition: Competition) -> list
     search = experiment.search
     axes, chains, unseen = (search.axes, search.postprocess, search.unseen) if search else ({}, (), {})
     faults += competition.faults(experiment.decode, axes, chains, unseen)
+    if experiment.reference is not None and (names := competition.score_names()):
+        faults += experiment.reference.faults(names)
     if experiment.blend.crf is not None:
         faults += _crf_faults(experiment.blend.crf)
     if (file := experiment.folds.file) is not None and not file.is_file():

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
+from lib.config.reference import Reference
 from lib.scenes.view import View
 from lib.settings import Section, did_you_mean
 from lib.tasks import Task
@@ -97,6 +98,17 @@ class Folds(Section):
     """A validation score above this runs the audit of the folds again and prints it; none: never."""
     embed: bool = True
     """The audit compares scenes by a network's features too, 30 ms an image; false: by hashes alone."""
+    cluster: bool | Annotated[float, Field(ge=0.5, le=1)] = False
+    """Scenes that look alike stay together too, whatever the scheme: near-duplicates, and scenes whose features have at
+    least this cosine; true: the audit's own bound, 0.85."""
+
+    @model_validator(mode="after")
+    def _clusters_can_be_found(self):
+        if self.cluster is not False and self.file is not None:
+            raise ValueError("cluster: folds are taken from file and not divided here; remove one of them")
+        if self.cluster is not False and not self.embed:
+            raise ValueError("cluster: needs embed, the features by which scenes look alike")
+        return self
 
 
 class Network(Section):
@@ -536,8 +548,8 @@ class Experiment(Section):
     """Decode settings that are fixed, instead of the competition's defaults."""
     search: Search | None = None
     """Search the decode settings on out-of-fold scenes; none: use the fixed ones."""
-    reference: dict[str, float] = {}
-    """Scores that the source of this experiment reports, by our names; printed beside ours, used nowhere."""
+    reference: Reference | None = None
+    """Scores that the source of this experiment reports; printed beside ours, used nowhere."""
 
     def predict_of(self, model: Model, tasks: Mapping[str, Task]) -> Predict:
         """Return how the networks of a model look at scenes: ``predict`` with the precision of this model.

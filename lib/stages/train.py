@@ -56,6 +56,9 @@ def train(run: Run, unit: Unit) -> None:
             say(f"  {warning}")
         record["scores"] = fit.run()
     alarm(run, record["scores"])
+    if run.config.reference is not None:
+        for line in run.config.reference.beside(record["scores"]):
+            say(f"  {line}")
 
 
 def split(run: Run, fold: int) -> tuple[list[Scene], list[Scene]]:

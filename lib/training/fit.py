@@ -34,6 +34,7 @@ from lib.training.losses import Criterion
 from lib.training.mix import draw, mix
 from lib.training.optim import LearningRate, Plateau, build_optimizer, freeze, peak_lr, set_lr, unfreeze
 from lib.training.precision import Arithmetic, first_nonfinite, first_nonfinite_gradient
+from lib.training.utilisation import Utilisation
 
 Validate = Callable[[Network], Mapping[str, float]]
 """Scores a network on full validation scenes; the key ``select`` decides which epoch is kept."""
@@ -117,8 +118,8 @@ class Fit:
         started = saved = time.monotonic()
         bar = tqdm(loader, f"epoch {epoch + 1}/{train.epochs}", leave=False, initial=self.step, total=self.steps,
                    disable=None if runtime.rank() == 0 else True)  # fmt: skip
-        seen = 0
-        for batch in bar:
+        seen, use = 0, Utilisation(self.device, self.say)
+        for batch in use.waits(bar):
             loss = self._step_that_fits(forward, batch)
             self.step += 1
             seen += len(batch["id"]) * runtime.world_size()
@@ -131,7 +132,7 @@ class Fit:
                 saved = time.monotonic()
         seconds = time.monotonic() - started
         pace = round(seen / max(seconds, 1e-9), 2)
-        self._finish_epoch({"images_per_second": pace, "train_seconds": round(seconds, 1)})
+        self._finish_epoch({"images_per_second": pace, "train_seconds": round(seconds, 1), **use.line()})
 
     def _step_that_fits(self, forward: nn.Module, batch: dict[str, Any]) -> float:
         """Move the weights once; where the memory of the device does not suffice, compute the batch in more parts."""

@@ -279,13 +279,18 @@ class BinaryRLE(RunsCompetition):
 
     def count(self, levels: Levels, truth: Answer, grid: Lattice) -> np.ndarray:
         """Count one scene for all points: (P, K) int64; where only the threshold matters, from one histogram."""
-        points = [self._resolved(levels, {"postprocess": (), **point}) for point in grid]
+        points = [self._resolved(levels, {"postprocess": (), **self.complete(point)}) for point in grid]
         if self.metric != "object_map" and not any(
-            p["fill_holes"] or p["instances"] or p["min_area"] > 1 or p["postprocess"] for p in points
+            p["fill_holes"]
+            or p["instances"]
+            or p["min_area"] > 1
+            or p["postprocess"]
+            or max(p["opening"], p["closing"])
+            for p in points
         ):
             thresholds = [point["threshold"] for point in points]
             return mean_dice.count(objects.count_thresholds(levels["loc"][0], truth, thresholds))
-        counts = np.zeros((len(points), mean_dice.K + scoring.K * (self.metric == "object_map")), np.int64)
+        counts = np.zeros((len(points), self.counted), np.int64)
         wanted = [{k: v for k, v in point.items() if k not in ("min_area", "postprocess")} for point in points]
         last: dict[str, Any] | None = None
         whole: Any = None  # the objects at the settings ``last``
@@ -295,6 +300,10 @@ class BinaryRLE(RunsCompetition):
             steps = [{"name": "remove_small", "min_area": points[i]["min_area"]}, *points[i]["postprocess"]]
             counts[i] = self.tally(self.clean(whole, steps, levels), truth)
         return counts
+
+    @property
+    def counted(self) -> int:
+        return mean_dice.K + scoring.K * (self.metric == "object_map")
 
     def tally(self, answer: Answer, truth: Answer) -> np.ndarray:
         """Count one answer: (5,) int64 as ``mean_dice`` has them, (18,) with the objects."""
