@@ -30,10 +30,10 @@ from lib.tasks import Task
 from lib.training import state
 from lib.training.dataset import BatchSampler, SampleStream
 from lib.training.ema import Average, Ema, Swa
-from lib.training.losses import Criterion
 from lib.training.mix import draw, mix
 from lib.training.optim import LearningRate, Plateau, build_optimizer, freeze, peak_lr, set_lr, unfreeze
 from lib.training.precision import Arithmetic, first_nonfinite, first_nonfinite_gradient
+from lib.training.tasks import build_criterion
 from lib.training.utilisation import Utilisation
 
 Validate = Callable[[Network], Mapping[str, float]]
@@ -70,7 +70,8 @@ class Fit:
         if runtime.world_size() > 1 and self.device.type == "cuda":
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         reduce = all_sum if runtime.world_size() > 1 else None
-        self.loss = Criterion(task.kind, train.loss, train.distill, reduce)
+        auxiliary = {name: task for name, (task, _) in dataset.data.auxiliary.items()} if train.auxiliary else {}
+        self.loss = build_criterion(task, auxiliary, train, reduce)
         self.sampler = BatchSampler(len(dataset), train.batch_size, runtime.rank(), runtime.world_size())
         self.steps = len(self.sampler)
         peak = peak_lr(train.optimizer, train.batch_size)
