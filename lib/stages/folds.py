@@ -12,7 +12,7 @@ from lib.competitions.contract import Competition, Finding, Scene, summarize
 from lib.config.sections import Folds
 from lib.errors import ConfigError, DataError
 from lib.files import whole_file, write_json
-from lib.run.cli import say
+from lib.run.cli import Run, say
 from lib.scenes import audit, embed, folds, pairs
 
 FINDINGS = "findings.csv"
@@ -69,6 +69,15 @@ def audit_report(competition: Competition, table: pd.DataFrame, groups: list[str
 def audit_lines(competition: Competition, table: pd.DataFrame) -> list[str]:
     """Audit finished folds again, in words."""
     return audit.lines(audit_report(competition, table))
+
+
+def require_same_folds(run: Run, setting: str, experiment: str, fold: int) -> None:
+    """Raise ConfigError unless another experiment divides the scenes as this one does."""
+    earlier = run.store.root.parent / experiment
+    theirs, ours = folds.read_folds(earlier / "01_folds" / "folds.csv"), run.folds()
+    if dict(zip(theirs["id"], theirs["fold"])) != dict(zip(ours["id"], ours["fold"])):
+        raise ConfigError(f"{setting}: {earlier.name} divides the scenes into other folds, so its networks for fold "
+                          f"{fold} may have seen validation scenes; take its folds.csv as folds.file")  # fmt: skip
 
 
 def _given(section: Folds, table: pd.DataFrame) -> tuple[pd.DataFrame, int]:

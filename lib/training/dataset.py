@@ -40,7 +40,7 @@ class TrainingSet:
     order: Sequence[int] | None = None
     """Scene indices of one round, with repetitions (``repeat_scenes``); none: each once."""
     teacher: Callable[[Scene], np.ndarray] | None = None
-    """scene -> levels (C, H, W) uint8 of another network, at the size of its target; of a label (C, 1, F)."""
+    """scene -> logits (C, H, W) float16 of another network, at the size of its target; of a label (C, 1, F)."""
 
 
 def repeat_scenes(strata: Sequence[Mapping[str, bool]], repeat: Sequence[str] = (), multiplier: int = 1) -> list[int]:
@@ -87,8 +87,8 @@ class SampleStream(Dataset):
     """An endless stream of samples {"image", "target", "id"}: which scene comes when.
 
     ``sampling.samples`` is the length of an epoch where it is not one round. cache: "memory" decodes all scenes at
-    once, before workers are forked, which then share them; "none" decodes each time. A teacher adds {"teacher": levels
-    uint8}, (C, h, w) cut like the target, of a label (C, 1, 1). A subclass says what ``decode`` and ``sample`` are.
+    once, before workers are forked, which then share them; "none" decodes each time. A teacher adds {"teacher": logits
+    float16}, (C, h, w) cut like the target, of a label (C, 1, 1). A subclass says what ``decode`` and ``sample`` are.
     OpenCV is set to one thread: samples are made in parallel, not their pixels.
     """
 
@@ -130,16 +130,16 @@ class SampleStream(Dataset):
         return torch.from_numpy(np.stack([plane for name in names for plane in cv2.split(images[name])]))
 
     def teach(self, scene: Scene, shape: tuple[int, int]) -> dict[str, np.ndarray]:
-        """Return the teacher's levels of a scene, a plane (H, W) per channel. DataError where they are not of shape."""
+        """Return the teacher's logits of a scene, a plane (H, W) per channel. DataError where they are not of shape."""
         if self.data.teacher is None:
             return {}
-        levels = self.data.teacher(scene)
-        if levels.ndim != 3 or levels.shape[1:] != shape or levels.dtype != np.uint8:
+        logits = self.data.teacher(scene)
+        if logits.ndim != 3 or logits.shape[1:] != shape or logits.dtype != np.float16:
             raise DataError(
-                f"scene {scene.id}, teacher: expected levels uint8 (C, {shape[0]}, {shape[1]}), got "
-                f"{levels.dtype} {levels.shape}"
+                f"scene {scene.id}, teacher: expected logits float16 (C, {shape[0]}, {shape[1]}), got "
+                f"{logits.dtype} {logits.shape}"
             )
-        return {f"teacher {channel}": plane for channel, plane in enumerate(levels)}
+        return {f"teacher {channel}": plane for channel, plane in enumerate(logits)}
 
 
 class FrameDataset(SampleStream):
@@ -229,14 +229,16 @@ class CropDataset(SampleStream):
             index = self.scene_of(sample)
             images, mask = self.images_of(index)
             focus = None if self.holders else self.choose_focus(rng, index, mask)
+        planes = [name for name in images if name not in self.images]
+        if planes:  # OpenCV moves no half floats
+            images = images | {name: images[name].astype(np.float32) for name in planes}
         images, mask = self.augment(images, mask, int(rng.integers(2**63)), focus)
         item: dict[str, torch.Tensor | str] = {
             "image": self.stack(images, self.images),
             "target": torch.from_numpy(mask),
             "id": self.scenes[index].id,
         }
-        planes = [name for name in images if name not in self.images]
-        return item | ({"teacher": self.stack(images, planes)} if planes else {})
+        return item | ({"teacher": self.stack(images, planes).half()} if planes else {})
 
     def find_holders(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """List, for each focus class that occurs at all, the scenes that hold it and how likely each is drawn."""

@@ -83,8 +83,8 @@ class Criterion:
         other: the second target of mixed images; every value is then lam times that of ``target`` plus 1 - lam times
         that of ``other``, each over its own valid pixels, which for ce and bce is the loss against mixed labels. lam is
         one number for the batch, on all processes; 1 leaves ``other`` unread. teacher: (B, C, H, W) float in [0, 1],
-        probabilities for the images as they are, mixed as they are; ``distill`` leaves out pixels that either target
-        ignores.
+        softened probabilities (``distill.soften``) for the images as they are, mixed as they are; ``distill`` leaves
+        out pixels that either target ignores.
         """
         if not 0 <= lam <= 1 or (lam < 1 and other is None):
             raise ValueError(f"loss: expected lam in 0 .. 1, and below 1 a second target, got {lam}")
