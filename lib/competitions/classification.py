@@ -160,8 +160,8 @@ class Classification(Competition):
         return [*scene.files.values(), self.table]
 
     def target(self, scene: Scene, task: str) -> np.ndarray:
-        """Return (1, 1) uint8: the index of the class."""
-        return np.full((1, 1), self.truth(scene), np.uint8)
+        """Return (1, 1) uint8, of more than 254 classes int32: the index of the class."""
+        return self.tasks[task].as_target(np.full((1, 1), self.truth(scene)))
 
     def truth(self, scene: Scene) -> Answer:
         """Return the index of the class. Raises DataError for a scene without a label."""

@@ -10,6 +10,9 @@ from lib.choose.choice import DECODE, Decision
 from lib.competitions.contract import APART
 from lib.run.cli import Run
 
+SETTINGS = 254
+"""The most settings that are shown; thousands of classes have a gain each."""
+
 
 def decision_table(run: Run) -> str:
     """Return decode.json as a table: settings, scores, what to expect on unseen scenes."""
@@ -40,7 +43,9 @@ def decision_table(run: Run) -> str:
 
 
 def _pairs(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in settings.items())
+    """Return names and values in one line, the first SETTINGS of very many."""
+    pairs = [f"{name} {value}" for name, value in settings.items()]
+    return ", ".join(pairs[:SETTINGS]) + (f" and {len(pairs) - SETTINGS} more" if len(pairs) > SETTINGS else "")
 
 
 def _matrix(name: str, table: Mapping[str, Any]) -> list[str]:

@@ -57,13 +57,15 @@ def teachers(config: Experiment, workdir: Path) -> dict[str, str | None]:
             if missing := [path.parent for path in paths if not path.exists()]:
                 raise ArtifactError(f"{missing[0]}: no probabilities for pseudo-labels; run stage 04 there first")
             found[_pseudo_key(model, fold)] = digest([read_json(path)["fingerprint"] for path in paths])
-        for fold in config.folds_of(model) if model.train.distill else ():
+        distill = model.train.distill
+        for fold in config.folds_of(model) if distill is not None else ():
             folders = teacher_folders(workdir, model, fold)
+            if distill is not None and not folders:
+                raise ArtifactError(
+                    f"{workdir / distill.experiment}: the teacher has no logits of the scenes of fold {fold} for "
+                    f"{model.task}; run its stages up to 04 with predict.logits: true first"
+                )
             found[_teacher_key(model, fold)] = digest([_logits_fingerprint(workdir, folder) for folder in folders])
-            if not folders:
-                root = workdir / model.train.distill.experiment
-                raise ArtifactError(f"{root}: the teacher has no logits of the scenes of fold {fold} for {model.task}; "
-                                    "run its stages up to 04 with predict.logits: true first")  # fmt: skip
     return found
 
 

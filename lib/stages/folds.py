@@ -16,6 +16,8 @@ from lib.run.cli import Run, say
 from lib.scenes import audit, embed, folds, pairs
 
 FINDINGS = "findings.csv"
+FLAGS = 254
+"""The most flags whose counts are told; thousands of classes have one each."""
 
 
 def check(competition: Competition, folder: Path, strict: bool) -> Iterator[str]:
@@ -51,7 +53,9 @@ def split(competition: Competition, section: Folds, folder: Path) -> Iterator[st
     report = audit_report(competition, table, groups, section.embed)
     write_json(folder / "audit.json", report)
     for k, row in report["folds"].items():
-        yield f"  fold {k}: {row['scenes']} scenes; with " + ", ".join(f"{flag} {row[flag]}" for flag in flags)
+        more = f" and {len(flags) - FLAGS} more" if len(flags) > FLAGS else ""
+        held = ", ".join(f"{flag} {row[flag]}" for flag in flags[:FLAGS])
+        yield f"  fold {k}: {row['scenes']} scenes; with {held}{more}"
     yield from (f"  audit: {line}" for line in audit.lines(report))
 
 

@@ -17,7 +17,8 @@ from lib.competitions.contract import Scene
 from lib.config.sections import Sampling
 from lib.errors import ConfigError, DataError
 from lib.scenes.augment import Augment, Focus
-from lib.tasks import IGNORE, Task
+from lib.tasks import WIDE_IGNORE as NOTHING
+from lib.tasks import Task, known
 
 ORDER, SAMPLE, BALANCE = 0, 1, 2
 """Names of the random streams: one draws the permutations, one the crops, one the classes and their scenes."""
@@ -36,7 +37,7 @@ class TrainingSet:
     read: Callable[[Scene, str], np.ndarray]
     """(scene, image name) -> (H, W, 3) uint8; of a label's scene, frames (F, H, W, 3) uint8."""
     target: Callable[[Scene], np.ndarray]
-    """scene -> (H, W) uint8 in the form of the task, 255 = ignored; a label's is (1, 1)."""
+    """scene -> (H, W) in the form of the task (``Task.as_target``); a label's is (1, 1)."""
     order: Sequence[int] | None = None
     """Scene indices of one round, with repetitions (``repeat_scenes``); none: each once."""
     teacher: Callable[[Scene], np.ndarray] | None = None
@@ -143,7 +144,7 @@ class SampleStream(Dataset):
 
 
 class FrameDataset(SampleStream):
-    """Serve augmented frames with their label: {"image": (3n, h, w) uint8, "target": (1, 1) uint8, "id": str}.
+    """Serve augmented frames with their label: {"image": (3n, h, w) uint8, "target": (1, 1) uint8 or int32, "id": str}.
 
     A sample is one frame, each equally likely. ``sampling.balance``: draw the class first and then a scene of it, so
     that every class comes equally often: each once in every round of as many samples as there are classes, its scenes
@@ -174,8 +175,8 @@ class FrameDataset(SampleStream):
     def find_members(self) -> dict[int, np.ndarray]:
         """List the entries of ``order`` of each class that occurs."""
         labels = [target for _, target in self.decoded] if self.decoded else map(self.data.target, self.scenes)
-        found = np.array([label.item() for label in labels])[self.order]
-        members = {int(value): self.order[found == value] for value in np.unique(found) if value != IGNORE}
+        found = np.array([label.item() if known(label).all() else NOTHING for label in labels])[self.order]
+        members = {int(value): self.order[found == value] for value in np.unique(found) if value != NOTHING}
         if not members:
             raise DataError("balance: expected training scenes with a label, got none; check the labels")
         return members

@@ -14,7 +14,7 @@ from torch import Tensor
 from lib.config.losses import ALIASES, loss_faults
 from lib.config.sections import BOUNDARY, Distill, Loss
 from lib.errors import ConfigError
-from lib.tasks import IGNORE
+from lib.tasks import known
 from lib.training.boundary import boundary_bce
 from lib.training.distill import distill
 from lib.training.terms import TERMS, Pixels, Reduce, focal_one_vs_rest
@@ -22,7 +22,7 @@ from lib.training.terms import TERMS, Pixels, Reduce, focal_one_vs_rest
 EPSILON = {"binary": 1e-3, "multiclass": 1e-5, "multilabel": 1e-5}
 """Smoothing of soft Dice, Jaccard and Tversky, in pixels, as in 2020."""
 MULTILABEL_CLASSES = 7
-"""A bit field of eight classes could equal ``IGNORE``."""
+"""A bit field of eight classes could equal 255, which is ignored."""
 
 
 class Criterion:
@@ -76,9 +76,9 @@ class Criterion:
         """Return the total and each raw term, detached: float32 scalars.
 
         outputs: logits (B, C, H, W), any float dtype, or a mapping of ``logits`` and, where the network has such heads,
-        ``boundary`` (B, 1, H, W) and ``aux`` (B, C, H, W), logits all. target: (B, H, W) uint8, ``IGNORE`` where no
-        truth is known. An auxiliary head adds ``aux_weight`` times its weighted sum of terms, reported unscaled as
-        ``aux``. Raises ConfigError where ``boundary_bce`` finds no boundary head.
+        ``boundary`` (B, 1, H, W) and ``aux`` (B, C, H, W), logits all. target: (B, H, W) uint8, 255 where no truth
+        is known, or int32 and -1. An auxiliary head adds ``aux_weight`` times its weighted sum of terms, reported
+        unscaled as ``aux``. Raises ConfigError where ``boundary_bce`` finds no boundary head.
 
         other: the second target of mixed images; every value is then lam times that of ``target`` plus 1 - lam times
         that of ``other``, each over its own valid pixels, which for ce and bce is the loss against mixed labels. lam is
@@ -99,7 +99,7 @@ class Criterion:
                 total = lam * total + (1 - lam) * second
                 values = {name: lam * value + (1 - lam) * others[name] for name, value in values.items()}
             if self.distill is not None and teacher is not None:
-                valid = target != IGNORE if mixed is None else (target != IGNORE) & (mixed != IGNORE)
+                valid = known(target) if mixed is None else known(target) & known(mixed)
                 values["distill"] = distill(heads["logits"].float(), teacher.float(), self.distill.temperature,
                                             self.kind, valid, self.reduce)  # fmt: skip
                 total = total + self.distill.weight * values["distill"]
@@ -146,7 +146,7 @@ class Criterion:
         if len(weights) != classes:
             raise ConfigError(f"loss: expected {classes} class_weights, got {len(weights)}")
         alphas = _alphas(self.loss, self.kind, classes)
-        valid = target != IGNORE
+        valid = known(target)
         return Pixels(
             logits=logits,
             log_probs=log_probs,
