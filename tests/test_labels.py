@@ -166,6 +166,17 @@ def test_group_and_domain_may_be_found_in_the_id(root):
     assert ("id in which group finds nothing", "010") in found(Competition(root, group="^00"))
 
 
+def test_a_data_source_is_a_column_or_in_the_id_or_else_the_domain(root):
+    relabel(
+        root, lambda rows: [rows[0] + ",source", *(f"{row},{'web' if k % 2 else ''}" for k, row in enumerate(rows[1:]))]
+    )
+    assert [scene.data_source for scene in Competition(root).scenes("train")[7:10]] == ["web", "dusk", "web"]
+    scenes = Competition(root, source="^0(.)").scenes("train")
+    assert {scene.id[1] for scene in scenes} == {"0", "1"} and all(s.data_source == s.id[1] for s in scenes)
+    assert Competition(root, source="group").scenes("train")[9].data_source == "object_04"
+    assert Competition(root, source="group").scenes("train")[9].domain == "dusk"
+
+
 def test_groups_from_file_names_in_a_folder_per_class(tmp_path):
     for name in ("cat/tom_1", "cat/tom_2", "dog/rex_1", "dog/more/rex_2"):
         (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)

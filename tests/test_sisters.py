@@ -250,6 +250,22 @@ def test_a_student_learns_from_networks_that_have_not_seen_its_validation_fold(t
 
 
 @pytest.mark.slow
+def test_training_draws_scenes_by_the_weight_of_their_source(tmp_path, capsys):
+    sister = Sister(tmp_path, "labels")
+    assert sister.run("01_prepare_folds") == 0
+    asked = ("--set", "models.pictures.train.sampling.sources={dusk: 3}")
+    run = cli.start("", [*sister.flags, *asked])
+    scenes, _ = stage_train.split(run, 0)
+    dataset = stage_train.samples(run, run.config.models["pictures"], scenes, 0)
+    drawn = [scenes[dataset.scene_of(k)].domain for k in range(50 * len(scenes))]
+    dusk = sum(scene.domain == "dusk" for scene in scenes)
+    assert drawn.count("dusk") / len(drawn) == pytest.approx(3 * dusk / (len(scenes) + 2 * dusk), abs=0.02)
+    capsys.readouterr()
+    assert sister.run("03_train_cls", "--set", "models.pictures.train.sampling.sources={dawn: 3}") == 2
+    assert "sampling.sources: expected one of day, dusk, got 'dawn'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_round_of_pseudo_labels_uses_for_each_fold_the_networks_that_have_not_seen_it(tmp_path, capsys):
     earlier = Sister(tmp_path, "binary_rle")
     model = EXPERIMENTS["binary_rle"]["models"]["patch"]

@@ -72,6 +72,13 @@ class Scene:
     """What must never be split over folds (a video, a patient, a person); "": the scene stands alone."""
     pixel_size: float | None = None
     """Physical size of a pixel, in the competition's unit, where known."""
+    source: str = ""
+    """The data set that it was taken from, where that is told apart from its domain."""
+
+    @property
+    def data_source(self) -> str:
+        """What ``train.sampling.sources`` goes by: the source, or else the domain."""
+        return self.source or self.domain
 
 
 @dataclass(frozen=True)

@@ -300,6 +300,9 @@ class Sampling(Section):
     """Take the next scene and then a class it holds, or draw the class first and then a scene that holds it."""
     focus_probability: float = Field(0.0, ge=0, le=1)
     """Share of crops that show such a component; the others lie anywhere."""
+    sources: dict[str, Weight] = {}
+    """Data source of scenes (or their domain) -> how often each of its scenes comes, 1 for sources that are not named;
+    the length of an epoch stays as it is. 0: never."""
     balance: bool = False
     """Labels: draw the class first, so that every class comes equally often."""
     scale: tuple[float, float] | None = None

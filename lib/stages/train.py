@@ -24,7 +24,7 @@ from lib.stages import folds, pseudo
 from lib.stages.pseudo import PseudoLabels
 from lib.tasks import Task
 from lib.training.balance import median_frequency
-from lib.training.dataset import CropDataset, FrameDataset, SampleStream, TrainingSet, repeat_scenes
+from lib.training.dataset import CropDataset, FrameDataset, SampleStream, TrainingSet, repeat_scenes, source_weights
 from lib.training.fit import Fit, Place
 from lib.training.judge import Judge, plain_predictor
 
@@ -134,19 +134,20 @@ def samples(run: Run, model: Model, scenes: list[Scene], fold: int) -> SampleStr
     train, sampling, task = model.train, model.train.sampling, run.competition.tasks[model.task]
     flags = [run.competition.strata(scene) for scene in scenes]
     order = repeat_scenes(flags, sampling.repeat, sampling.multiplier)
+    weights_ = source_weights(scenes, sampling.sources, order)
     pseudo_labels = None
     if train.pseudo is not None:
         pseudo_labels = pseudo.labels(run, model, train.pseudo, fold)
         order = pseudo.order(order, len(scenes), len(pseudo_labels.scenes), train.pseudo.share)
         scenes = [*scenes, *pseudo_labels.scenes]
+        weights_ = None if weights_ is None else weights_ + [1.0] * len(pseudo_labels.scenes)
     teachers = tuple(teacher_folders(run.store.root.parent, model, fold))
     if train.distill is not None:
         folds.require_same_folds(run, "train.distill", train.distill.experiment, fold)
         say(f"  taught by {', '.join(folder.parents[1].name for folder in teachers)} of {train.distill.experiment}")
     seen = Seen(run.competition, model.task, task, model.view.for_training(), pseudo_labels, teachers)
-    data = TrainingSet(
-        task, scenes, model.network.images, seen.image, seen.target, order, seen.logits if teachers else None
-    )
+    data = TrainingSet(task, scenes, model.network.images, seen.image, seen.target, order, weights_,
+                       seen.logits if teachers else None)  # fmt: skip
     augment = build_augment(train.augment, train.crop, model.network.images, sampling.scale, train.colour)
     kind = CropDataset if task.dense else FrameDataset
     return kind(data, augment, sampling, run.config.seed, train.cache)
