@@ -24,7 +24,7 @@ from pydantic import BeforeValidator
 from lib import metrics as scoring
 from lib.competitions import contract, tables
 from lib.competitions.classification import Classification, ClassificationOptions
-from lib.competitions.contract import SUBMISSION, Answer, Finding, Grid, Levels, Row, Scene
+from lib.competitions.contract import SUBMISSION, Answer, Finding, Lattice, Levels, Row, Scene
 from lib.competitions.decoding import GAIN_STEPS, Setting, gains
 from lib.competitions.listing import SUFFIXES, checked_classes, is_picture
 from lib.competitions.tables import Form
@@ -157,9 +157,9 @@ class Labels(Classification):
     def _length(self) -> int:
         return 3 * len(self.classes) + 2
 
-    def count(self, levels: Levels, truth: Answer, grid: Grid) -> np.ndarray:
+    def count(self, levels: Levels, truth: Answer, grid: Lattice) -> np.ndarray:
         """Count one picture for every point: (P, 3 * C + 2) int64."""
-        return self._tally(self._decode(levels, list(grid.points)), truth)
+        return self._tally(self._decode(levels, grid), truth)
 
     def tally(self, answer: Answer, truth: Answer) -> np.ndarray:
         """Count one answer: per class hits, answers and truths, whether truth is among the first TOP, log-loss times
