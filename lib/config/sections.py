@@ -289,10 +289,14 @@ class Mix(Section):
 
 
 class Distill(Section):
-    """Knowledge distillation (Hinton et al. 2015): learn the averaged out-of-fold probabilities of an experiment."""
+    """Knowledge distillation (Hinton et al. 2015): learn what the networks of another experiment say of the training
+    scenes; for fold k those that were trained without fold k too."""
 
     experiment: ExperimentName
-    """Name of the teaching experiment in the same workdir, finished up to stage 05."""
+    """Name of the teaching experiment in the same workdir and of the same folds, finished up to stage 04 with
+    ``predict.logits: true``."""
+    models: tuple[str, ...] | None = Field(None, min_length=1)
+    """Its models, whose logits are averaged; none: all of this task that have logits there."""
     weight: float = Field(1.0, gt=0)
     """Weight of the term beside the others."""
     temperature: float = Field(20.0, gt=0)
@@ -327,6 +331,9 @@ class Sampling(Section):
     """Take the next scene and then a class it holds, or draw the class first and then a scene that holds it."""
     focus_probability: float = Field(0.0, ge=0, le=1)
     """Share of crops that show such a component; the others lie anywhere."""
+    sources: dict[str, Weight] = {}
+    """Data source of scenes (or their domain) -> how often each of its scenes comes, 1 for sources that are not named;
+    the length of an epoch stays as it is. 0: never."""
     balance: bool = False
     """Labels: draw the class first, so that every class comes equally often."""
     scale: tuple[float, float] | None = None
@@ -361,7 +368,7 @@ class Train(Section):
     mix: Mix = Mix()
     """Mixup and CutMix."""
     distill: Distill | None = None
-    """Learn from another experiment's probabilities too."""
+    """Learn from another experiment's networks too."""
     pseudo: Pseudo | None = None
     """Learn from unlabelled scenes too."""
     loss: Loss
@@ -456,6 +463,9 @@ class Predict(Section):
     """Multiples of the view's size whose probabilities are averaged."""
     truncate: bool = False
     """Cut probabilities to uint8 as the 2020 code did, instead of rounding."""
+    logits: bool = False
+    """Keep what each network says of the scenes that it was trained on too, for students (``train.distill``): float16,
+    about 1.3 bytes per class and pixel."""
     fallback: float | None = Field(None, ge=0, le=1)
     """Probability that every class gets for a scene that cannot be read or predicted; none: the stage stops (in a
     kernel, where nothing may stop the rest, it is 0)."""

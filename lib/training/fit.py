@@ -29,6 +29,7 @@ from lib.run import runtime
 from lib.tasks import Task
 from lib.training import state
 from lib.training.dataset import BatchSampler, SampleStream
+from lib.training.distill import soften
 from lib.training.ema import Average, Ema, Swa
 from lib.training.mix import draw, mix
 from lib.training.optim import LearningRate, Plateau, build_optimizer, freeze, peak_lr, set_lr, unfreeze
@@ -157,7 +158,10 @@ class Fit:
         image = batch["image"].to(self.device, memory_format=self.layout, non_blocking=True)  # (B, 3n, h, w) uint8
         target = batch["target"].to(self.device, non_blocking=True)  # (B, h, w) uint8
         self.optimizer.zero_grad(set_to_none=True)
-        teacher = batch["teacher"].to(self.device).float() / 255 if "teacher" in batch else None
+        teacher = None
+        if train.distill:  # logits float16 (B, C, h, w)
+            logits = batch["teacher"].to(self.device, non_blocking=True)
+            teacher = soften(logits, train.distill.temperature, self.task.kind)
         mixed = mix(image, target, self.task.dense, train.mix, draw(self.seed, step), teacher)
         total = 0.0
         raw: dict[str, float] = defaultdict(float)

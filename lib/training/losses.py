@@ -15,7 +15,7 @@ from lib.config.losses import ALIASES, loss_faults
 from lib.config.sections import BOUNDARY, QUERY, Distill, Loss
 from lib.errors import ConfigError
 from lib.models.layers import Outputs
-from lib.tasks import IGNORE
+from lib.tasks import known
 from lib.training.boundary import boundary_bce
 from lib.training.distill import distill
 from lib.training.queries import query_terms
@@ -24,7 +24,7 @@ from lib.training.terms import TERMS, Pixels, Reduce, focal_one_vs_rest
 EPSILON = {"binary": 1e-3, "multiclass": 1e-5, "multilabel": 1e-5}
 """Smoothing of soft Dice, Jaccard and Tversky, in pixels, as in 2020."""
 MULTILABEL_CLASSES = 7
-"""A bit field of eight classes could equal ``IGNORE``."""
+"""A bit field of eight classes could equal 255, which is ignored."""
 
 
 class Criterion:
@@ -81,16 +81,16 @@ class Criterion:
         """Return the total and each raw term, detached: float32 scalars.
 
         outputs: logits (B, C, H, W), any float dtype, or what a network with further heads gives. target: (B, H, W)
-        uint8, ``IGNORE`` where no truth is known. An auxiliary head adds ``aux_weight`` times its weighted sum of
-        terms, reported unscaled as ``aux``. The heads of a decoder's steps at 1/2, 1/4, ... of the size add theirs
-        against every second, fourth, ... pixel of the target, reported as ``level_2``, ``level_4``, ... Raises
+        uint8, 255 where no truth is known, or int32 and -1. An auxiliary head adds ``aux_weight`` times its weighted
+        sum of terms, reported unscaled as ``aux``. The heads of a decoder's steps at 1/2, 1/4, ... of the size add
+        theirs against every second, fourth, ... pixel of the target, reported as ``level_2``, ``level_4``, ... Raises
         ConfigError where ``boundary_bce`` finds no boundary head, or a query term no queries.
 
         other: the second target of mixed images; every value is then lam times that of ``target`` plus 1 - lam times
         that of ``other``, each over its own valid pixels, which for ce and bce is the loss against mixed labels. lam is
         one number for the batch, on all processes; 1 leaves ``other`` unread. teacher: (B, C, H, W) float in [0, 1],
-        probabilities for the images as they are, mixed as they are; ``distill`` leaves out pixels that either target
-        ignores.
+        softened probabilities (``distill.soften``) for the images as they are, mixed as they are; ``distill`` leaves
+        out pixels that either target ignores.
         """
         if not 0 <= lam <= 1 or (lam < 1 and other is None):
             raise ValueError(f"loss: expected lam in 0 .. 1, and below 1 a second target, got {lam}")
@@ -105,7 +105,7 @@ class Criterion:
                 total = lam * total + (1 - lam) * second
                 values = {name: lam * value + (1 - lam) * others[name] for name, value in values.items()}
             if self.distill is not None and teacher is not None:
-                valid = target != IGNORE if mixed is None else (target != IGNORE) & (mixed != IGNORE)
+                valid = known(target) if mixed is None else known(target) & known(mixed)
                 values["distill"] = distill(heads["logits"].float(), teacher.float(), self.distill.temperature,
                                             self.kind, valid, self.reduce)  # fmt: skip
                 total = total + self.distill.weight * values["distill"]
@@ -173,7 +173,7 @@ class Criterion:
         if len(weights) != classes:
             raise ConfigError(f"loss: expected {classes} class_weights, got {len(weights)}")
         alphas = _alphas(self.loss, self.kind, classes)
-        valid = target != IGNORE
+        valid = known(target)
         return Pixels(
             logits=logits,
             log_probs=log_probs,
