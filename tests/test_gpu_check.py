@@ -232,10 +232,10 @@ def test_times_say_what_is_faster_than_what_is_configured(monkeypatch):
     assert found.step_seconds == 0.010
 
 
-@pytest.mark.parametrize(("pace", "verdict"), [(401.0, OK), (399.0, BAD)])
-def test_a_loader_slower_than_the_steps_is_bad(monkeypatch, pace, verdict):
+@pytest.mark.parametrize(("pace", "on_gpu", "verdict"), [(401.0, True, OK), (399.0, True, BAD), (399.0, False, NOTE)])
+def test_a_gpu_that_waits_for_its_loader_is_bad(monkeypatch, pace, on_gpu, verdict):
     monkeypatch.setattr(gpu_measure, "loader_pace", lambda *_: pace)
-    found = checks(data=lambda: [])
+    found = checks(subject(device=FakeGpu(monkeypatch, room=9)) if on_gpu else subject(), data=lambda: [])
     found.step_seconds = 0.01  # 4 crops
     (line,) = found.loader()
     assert line.verdict == verdict and line.numbers["step_samples_per_second"] == 400
