@@ -78,7 +78,7 @@ class Stepper:
         self.frozen: bool | None = None
 
     def prepare(self, epoch: int) -> None:
-        """Begin an epoch: freeze or thaw the encoder; where that changes what learns, wrap and compile the network anew.
+        """Begin an epoch: freeze or thaw the encoder; where that changes what learns, wrap and compile anew.
 
         The wrapper of several processes knows the parameters that learn when it is made, and waits for all of them.
         """
