@@ -61,8 +61,8 @@ class Stepper:
         self.layout = torch.channels_last if train.channels_last else torch.contiguous_format
         self.network: Network = network.to(self.device).to(memory_format=self.layout)
         self.synchronised = runtime.world_size() > 1 and self.device.type == "cuda"
-        if self.synchronised:  # timm's conversion keeps the activation that is part of many of its norms
-            self.network = convert_sync_batchnorm(self.network)
+        if self.synchronised:
+            self.network = share_norms(self.network)
         self.loss = Criterion(task.kind, train.loss, train.distill, all_sum if runtime.world_size() > 1 else None)
         self.sampler = BatchSampler(len(dataset), train.batch_size, runtime.rank(), runtime.world_size())
         peak = peak_lr(train.optimizer, train.batch_size)
@@ -226,6 +226,15 @@ class Stepper:
         parts, _ = self._parts(batch, step)
         found = (first_nonfinite(self.network, x, self.arithmetic) for x, *_ in parts)
         return next(filter(None, found), "none (the loss itself)")
+
+
+def share_norms(network: Network) -> Network:
+    """Let batch norms use the statistics of all processes; state, names and what they give in evaluation stay.
+
+    The conversion is timm's. torch's own drops the activation that many of timm's norms hold, so that a network would
+    be trained, and judged, as another one than prediction builds.
+    """
+    return convert_sync_batchnorm(network)
 
 
 def _chunks(value: Tensor | None, parts: int) -> Sequence[Tensor | None]:
