@@ -60,6 +60,6 @@ def test_a_failure_to_compile_is_a_sentence(tmp_path, backend):
 @pytest.mark.parametrize("wanted", [True, False])
 def test_cudnn_times_its_algorithms_only_where_results_may_differ(monkeypatch, wanted):
     for name in ("benchmark", "deterministic"):
-        monkeypatch.setattr(torch.backends.cudnn, name, None)
+        monkeypatch.setattr(torch.backends.cudnn, name, name == "benchmark" and wanted)  # the wrong way round
     runtime.deterministic(wanted)
     assert torch.backends.cudnn.deterministic is wanted and torch.backends.cudnn.benchmark is not wanted
