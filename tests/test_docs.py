@@ -232,7 +232,7 @@ def test_what_a_guide_tells_to_write_is_taken(guide, tmp_path):
             if not re.match(r"[\w.]+: ", code):
                 continue
             ((key, value),) = yaml.safe_load(code).items()
-            if key in ("view", "train.sampling.focus"):
+            if key in ("view", "train.sampling.focus", "train.sampling.sources"):
                 key = f"models.{model}.{key}"
             elif key == "images" and guide in ("masks", "rows"):
                 key = f"models.{model}.network.images"

@@ -34,7 +34,7 @@ from lib.ensemble.search import Lattice
 from lib.errors import ConfigError, DataError
 from lib.scenes import raster
 from lib.settings import Section
-from lib.tasks import IGNORE, Task
+from lib.tasks import Task, known
 
 SUBMISSION = "submission.csv"
 """Every competition writes its answers under this name; further formats lie beside it."""
@@ -72,6 +72,13 @@ class Scene:
     """What must never be split over folds (a video, a patient, a person); "": the scene stands alone."""
     pixel_size: float | None = None
     """Physical size of a pixel, in the competition's unit, where known."""
+    source: str = ""
+    """The data set that it was taken from, where that is told apart from its domain."""
+
+    @property
+    def data_source(self) -> str:
+        """What ``train.sampling.sources`` goes by: the source, or else the domain."""
+        return self.source or self.domain
 
 
 @dataclass(frozen=True)
@@ -216,7 +223,7 @@ class Competition(ABC):
         target = self.target(scene, role)
         if task.dense and target.shape != (size := raster.image_size(scene.files[self.files[0]])):
             raise DataError(f"scene {scene.id}: expected a label of its image's size {size}, got {target.shape}")
-        there = (task.truth(target) & (target != IGNORE)).any(axis=(1, 2))
+        there = (task.truth(target) & known(target)).any(axis=(1, 2))
         return Facts(dict(zip(self.flags, map(bool, there[len(there) - len(self.flags) :]), strict=True)))
 
     @cached_property

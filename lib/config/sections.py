@@ -148,6 +148,9 @@ class Loss(Section):
     """Pixels from a boundary that the term boundary_bce calls boundary."""
     aux_weight: float = Field(0.4, ge=0)
     """Weight of the same terms on a network's auxiliary head."""
+    deep_weight: float = Field(0.5, ge=0)
+    """Deep supervision: weight of the same terms on the decoder's step at half the image's size; at a quarter it is the
+    square of it, at an eighth the cube. nnU-Net has one half."""
     smoothing: float = Field(0.0, ge=0, lt=0.5)
     """Label smoothing of ce and bce; at one half, neither of two classes would be true."""
     smoothing_form: Literal["paper", "torch"] = "paper"
@@ -275,10 +278,14 @@ class Mix(Section):
 
 
 class Distill(Section):
-    """Knowledge distillation (Hinton et al. 2015): learn the averaged out-of-fold probabilities of an experiment."""
+    """Knowledge distillation (Hinton et al. 2015): learn what the networks of another experiment say of the training
+    scenes; for fold k those that were trained without fold k too."""
 
     experiment: ExperimentName
-    """Name of the teaching experiment in the same workdir, finished up to stage 05."""
+    """Name of the teaching experiment in the same workdir and of the same folds, finished up to stage 04 with
+    ``predict.logits: true``."""
+    models: tuple[str, ...] | None = Field(None, min_length=1)
+    """Its models, whose logits are averaged; none: all of this task that have logits there."""
     weight: float = Field(1.0, gt=0)
     """Weight of the term beside the others."""
     temperature: float = Field(20.0, gt=0)
@@ -313,6 +320,9 @@ class Sampling(Section):
     """Take the next scene and then a class it holds, or draw the class first and then a scene that holds it."""
     focus_probability: float = Field(0.0, ge=0, le=1)
     """Share of crops that show such a component; the others lie anywhere."""
+    sources: dict[str, Weight] = {}
+    """Data source of scenes (or their domain) -> how often each of its scenes comes, 1 for sources that are not named;
+    the length of an epoch stays as it is. 0: never."""
     balance: bool = False
     """Labels: draw the class first, so that every class comes equally often."""
     scale: tuple[float, float] | None = None
@@ -347,7 +357,7 @@ class Train(Section):
     mix: Mix = Mix()
     """Mixup and CutMix."""
     distill: Distill | None = None
-    """Learn from another experiment's probabilities too."""
+    """Learn from another experiment's networks too."""
     pseudo: Pseudo | None = None
     """Learn from unlabelled scenes too."""
     loss: Loss
@@ -440,6 +450,9 @@ class Predict(Section):
     """Multiples of the view's size whose probabilities are averaged."""
     truncate: bool = False
     """Cut probabilities to uint8 as the 2020 code did, instead of rounding."""
+    logits: bool = False
+    """Keep what each network says of the scenes that it was trained on too, for students (``train.distill``): float16,
+    about 1.3 bytes per class and pixel."""
     fallback: float | None = Field(None, ge=0, le=1)
     """Probability that every class gets for a scene that cannot be read or predicted; none: the stage stops (in a
     kernel, where nothing may stop the rest, it is 0)."""
@@ -603,6 +616,8 @@ def _at_odds(model: Model) -> Iterator[str]:
     yield from _query_faults(model)
     if options.get("aux_head") and not train.loss.aux_weight:
         yield ".train.loss.aux_weight: network.options.aux_head learns nothing at 0"
+    if options.get("deep_supervision") and not train.loss.deep_weight:
+        yield ".train.loss.deep_weight: the heads of network.options.deep_supervision learn nothing at 0"
     started = train.init != "default" or train.zero_gamma is not None
     if started and (model.network.encoder_weights != "none" or train.init_from):
         yield ".train: init and zero_gamma are for networks without pretrained weights"

@@ -14,6 +14,8 @@ from lib.errors import ConfigError
 from lib.run.cli import Run
 
 EXPECTED = "expected on unseen scenes"
+SETTINGS = 254
+"""The most settings that are shown; thousands of classes have a gain each."""
 
 
 def decision_table(run: Run) -> str:
@@ -46,7 +48,9 @@ def decision_table(run: Run) -> str:
 
 
 def _pairs(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in settings.items())
+    """Return names and values in one line, the first SETTINGS of very many."""
+    pairs = [f"{name} {value}" for name, value in settings.items()]
+    return ", ".join(pairs[:SETTINGS]) + (f" and {len(pairs) - SETTINGS} more" if len(pairs) > SETTINGS else "")
 
 
 def _matrix(name: str, table: Mapping[str, Any]) -> list[str]:

@@ -13,11 +13,13 @@ from lib.competitions.contract import Competition, Finding, Scene, summarize
 from lib.config.sections import Folds
 from lib.errors import ConfigError, DataError
 from lib.files import whole_file, write_json
-from lib.run.cli import say
+from lib.run.cli import Run, say
 from lib.scenes import audit, embed, folds, pairs
 from lib.scenes.pairs import DUPLICATE_BITS, LOOK_ALIKE, look_alikes, near_duplicates
 
 FINDINGS = "findings.csv"
+FLAGS = 254
+"""The most flags whose counts are told; thousands of classes have one each."""
 
 
 def check(competition: Competition, folder: Path, strict: bool) -> Iterator[str]:
@@ -58,7 +60,9 @@ def split(competition: Competition, section: Folds, folder: Path) -> Iterator[st
     report = audit_report(competition, table, groups, looks or looks_of(competition, scenes, section.embed))
     write_json(folder / "audit.json", report)
     for k, row in report["folds"].items():
-        yield f"  fold {k}: {row['scenes']} scenes; with " + ", ".join(f"{flag} {row[flag]}" for flag in flags)
+        more = f" and {len(flags) - FLAGS} more" if len(flags) > FLAGS else ""
+        held = ", ".join(f"{flag} {row[flag]}" for flag in flags[:FLAGS])
+        yield f"  fold {k}: {row['scenes']} scenes; with {held}{more}"
     yield from (f"  audit: {line}" for line in audit.lines(report))
 
 
@@ -108,6 +112,15 @@ def audit_lines(competition: Competition, table: pd.DataFrame) -> list[str]:
     """Audit finished folds again, in words."""
     looks = looks_of(competition, competition.scenes("train"))
     return audit.lines(audit_report(competition, table, None, looks))
+
+
+def require_same_folds(run: Run, setting: str, experiment: str, fold: int) -> None:
+    """Raise ConfigError unless another experiment divides the scenes as this one does."""
+    earlier = run.store.root.parent / experiment
+    theirs, ours = folds.read_folds(earlier / "01_folds" / "folds.csv"), run.folds()
+    if dict(zip(theirs["id"], theirs["fold"])) != dict(zip(ours["id"], ours["fold"])):
+        raise ConfigError(f"{setting}: {earlier.name} divides the scenes into other folds, so its networks for fold "
+                          f"{fold} may have seen validation scenes; take its folds.csv as folds.file")  # fmt: skip
 
 
 def _given(section: Folds, table: pd.DataFrame) -> tuple[pd.DataFrame, int]:

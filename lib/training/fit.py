@@ -29,6 +29,7 @@ from lib.run import runtime
 from lib.tasks import Task
 from lib.training import state
 from lib.training.dataset import BatchSampler, SampleStream
+from lib.training.distill import soften
 from lib.training.ema import Average, Ema, Swa
 from lib.training.losses import Criterion
 from lib.training.mix import draw, mix
@@ -156,7 +157,10 @@ class Fit:
         image = batch["image"].to(self.device, memory_format=self.layout, non_blocking=True)  # (B, 3n, h, w) uint8
         target = batch["target"].to(self.device, non_blocking=True)  # (B, h, w) uint8
         self.optimizer.zero_grad(set_to_none=True)
-        teacher = batch["teacher"].to(self.device).float() / 255 if "teacher" in batch else None
+        teacher = None
+        if train.distill:  # logits float16 (B, C, h, w)
+            logits = batch["teacher"].to(self.device, non_blocking=True)
+            teacher = soften(logits, train.distill.temperature, self.task.kind)
         mixed = mix(image, target, self.task.dense, train.mix, draw(self.seed, step), teacher)
         total = 0.0
         raw: dict[str, float] = defaultdict(float)
@@ -203,10 +207,8 @@ class Fit:
         self.epoch, self.step = self.epoch + 1, 0
         line: dict[str, Any] = {"epoch": self.epoch, "lr": self.meter.pop("lr", None)}
         line |= {name: round(value / self.steps, 6) for name, value in sorted(self.meter.items())}
-        weights = {**train.loss.terms, "aux": train.loss.aux_weight}
-        if train.distill:
-            weights["distill"] = train.distill.weight
-        line |= {f"weighted_{n}": round(w * line[f"raw_{n}"], 6) for n, w in weights.items() if f"raw_{n}" in line}
+        weights = self.loss.weights.items()
+        line |= {f"weighted_{n}": round(w * line[f"raw_{n}"], 6) for n, w in weights if f"raw_{n}" in line}
         line["amp"] = {"precision": self.arithmetic.name, **self.arithmetic.health()}
         if train.swa_from is not None and self.average is not None and self.epoch > train.swa_from:
             self.average.update(self.network)

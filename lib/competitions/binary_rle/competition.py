@@ -84,6 +84,9 @@ class BinaryRLEOptions(RunsOptions):
     domain: Expression = ""
     """Where an image comes from: a column, or else a regular expression searched in the id; or ``colour``: brightfield
     or fluorescence, told from the pixels."""
+    source: Expression = ""
+    """Which data set an image was taken from, for ``train.sampling.sources``: a column, or else a regular expression
+    searched in the id; "": its domain."""
     pixel_size: str = "pixel_size"
     """Column of the physical size of a pixel, used where it exists."""
     slice_column: str = ""
@@ -435,8 +438,9 @@ class BinaryRLE(RunsCompetition):
         table, options, ids = self._tables[split], self.options, sorted(listed)
         columns = {name for own in self._tables.values() for name in own.columns}
         named, findings = {}, []
-        for option in ("domain", "group", "slice_column"):
-            wanted, needed = getattr(options, option), split == "train" or (option != "domain" and options.slices > 1)
+        for option in ("domain", "source", "group", "slice_column"):
+            stacks = options.slices > 1 and option in ("group", "slice_column")
+            wanted, needed = getattr(options, option), split == "train" or stacks
             if not wanted or wanted in columns or option == "slice_column":
                 if wanted and wanted not in table.columns and needed and ids:
                     raise ConfigError(
@@ -453,8 +457,8 @@ class BinaryRLE(RunsCompetition):
         for key in ids:
             size = table.value(key, options.pixel_size)
             pixel_size = layout.number(f"{key}: {options.pixel_size}", size) if size else None
-            domain, group = (named[option].get(key, "") for option in ("domain", "group"))
-            scenes.append(Scene(key, listed[key], domain, group=group, pixel_size=pixel_size))
+            domain, source, group = (named[option].get(key, "") for option in ("domain", "source", "group"))
+            scenes.append(Scene(key, listed[key], domain, group=group, pixel_size=pixel_size, source=source))
         return layout.stacked(scenes, self.images, named["slice_column"].__getitem__), findings
 
     # ---- data doctor ----------------------------------------------------------------------------------
