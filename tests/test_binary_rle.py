@@ -66,13 +66,14 @@ def noisy(competition, scene, seed=0):
 
 # ---- reading ------------------------------------------------------------------------------------------
 def test_scenes_of_a_table(hubmap):
-    competition = opened(hubmap, domain="organ", group="patient", class_name="unit")
+    competition = opened(hubmap, domain="organ", group="patient", source="data_source", class_name="unit")
     scenes = competition.scenes("train")
     table = pd.read_csv(hubmap / "train.csv", dtype=str, keep_default_na=False).set_index("id")
     assert [s.id for s in scenes] == sorted(table.index) and {"0001", "1e5", "007f3a"} <= set(table.index)
     for scene in scenes:
         row = table.loc[scene.id]
         assert (scene.domain, scene.group, scene.pixel_size) == (row.organ, row.patient, float(row.pixel_size))
+        assert scene.source == scene.data_source == row.data_source
         shape = raster.image_size(scene.files["image"])
         assert shape == (int(row.img_height), int(row.img_width))
         image = competition.read(scene, "image")
@@ -397,6 +398,8 @@ def test_perfect_levels_score_one_and_empty_answers_what_the_rule_says(tmp_path,
         empty += not truth.any()
     assert competition.scores(total)["score"] == 1.0
     assert competition.scores(nothing)["score"] == pytest.approx(empty / 8) and empty == 1
+    with pytest.raises(ConfigError, match="decode.speed: unknown setting"):
+        competition.decode({"loc": np.zeros((2, 4, 4), np.uint8)}, {"speed": 1})
 
 
 AXES = {
@@ -415,8 +418,8 @@ def test_counting_a_grid_equals_decoding_every_point(nuclei, metric, axes):
     for scene in competition.scenes("train")[:3]:
         truth, levels = competition.truth(scene), noisy(competition, scene)
         counted = competition.count(levels, truth, grid)
-        assert counted.shape == (len(grid.points), 18 if metric == "object_map" else 5) and counted.dtype == np.int64
-        for point, row in zip(grid.points, counted, strict=True):
+        assert counted.shape == (len(grid), 18 if metric == "object_map" else 5) and counted.dtype == np.int64
+        for point, row in zip(grid, counted, strict=True):
             np.testing.assert_array_equal(row, competition.tally(competition.decode(levels, point), truth))
     with pytest.raises(ConfigError, match="search.axes.sharpness"):
         competition.grid({"sharpness": [1]}, {})

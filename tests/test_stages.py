@@ -64,15 +64,20 @@ def test_the_blend_is_the_mean_of_its_members(finished):
 def test_manifests_say_what_made_a_unit(finished):
     loc = json.loads((finished.root / "02_loc/loc/fold0/manifest.json").read_text())
     cls = json.loads((finished.root / "03_cls/cls/fold0/manifest.json").read_text())
-    assert loc["precision"] == {"asked": "float32", "used": "float32", "tf32": False}
-    assert cls["precision"]["asked"] == "float16"
+    assert loc["precision"] == {"asked": "float32", "used": "float32", "tf32": False, "judged": "float32"}
+    assert cls["precision"]["asked"] == "float16" and cls["precision"]["judged"] == "bfloat16"
+    probs = {role: json.loads((finished.root / f"04_probs/{role}/{role}/fold0/oof/manifest.json").read_text())
+             for role in ("loc", "cls")}  # fmt: skip
+    assert probs["loc"]["precision"] == {"asked": "float32", "used": "float32", "tf32": False}, "its task's promise"
+    assert probs["cls"]["precision"] == {"asked": "bfloat16", "used": "bfloat16", "tf32": False}
     assert cls["encoder_weights"]["source"] == "checkpoint loc of fold 0"
     assert loc["versions"]["torch"] and loc["seed"] == 3 and loc["files"]["best.safetensors"] > 0
     lines = [json.loads(line) for line in (finished.root / "03_cls/cls/fold0/log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3]
     for key in ("raw_focal", "weighted_focal", "raw_damage_dice", "lr", "gradient_norm", "images_per_second",
-                "peak_memory_mib", "amp"):  # fmt: skip
+                "peak_memory_mib", "loader_wait", "cpu_cores", "amp"):  # fmt: skip
         assert key in lines[0], key
+    assert 0 <= lines[0]["loader_wait"] <= 1 and lines[0]["cpu_cores"] > 0
     assert lines[0]["weighted_damage_dice"] == pytest.approx(lines[0]["raw_damage_dice"] / 2, abs=1e-5)
     assert {"score", "oracle_score"} <= set(lines[1]["scores"]), "the competition's score beside the 2020 oracle score"
     assert "new_best" in lines[1] and "scores" not in lines[0]

@@ -33,6 +33,8 @@ SETTINGS = {
     "object_vote": {},
     "remove_small": {"min_area": 20},
     "fill_holes": {"max_area": 9},
+    "opening": {"radius": 1.5},
+    "closing": {"radius": 1.5},
 }
 
 
@@ -217,10 +219,10 @@ def test_apply_runs_steps_in_their_order():
 @pytest.mark.parametrize(
     ("step", "says"),
     [
-        ({"name": "closing"}, "got 'closing'"),
+        ({"name": "sharpen"}, "got 'sharpen'"),
         ({"min_area": 3}, "got None"),
         ({"name": "remove_small"}, "min_area"),
-        ({"name": "object_vote", "min_area": 3}, "its options are connectivity"),
+        ({"name": "object_vote", "min_area": 3}, "min_area: unknown key"),
     ],
 )
 def test_apply_names_what_it_does_not_know(step, says):

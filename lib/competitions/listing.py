@@ -17,16 +17,16 @@ RESERVED = ("id", "fold", "group", "domain")
 
 
 # ---- types of options ---------------------------------------------------------------------------------
-def checked_classes(given: Any) -> tuple[str, ...]:
-    """Return names of 2 to 254 classes as a tuple. Raises ValueError for anything else."""
+def checked_classes(given: Any, most: int = IGNORE - 1) -> tuple[str, ...]:
+    """Return names of 2 to ``most`` classes as a tuple. Raises ValueError for anything else."""
     if not isinstance(given, Sequence) or isinstance(given, str):
         raise ValueError("expected a list of names in the order of their indices")
     if odd := [name for name in given if not isinstance(name, str)]:
         shown = ", ".join(map(str, odd[:5]))
         raise ValueError(f"expected names, found {shown}; quote them: YAML reads no, yes, on, off and numbers as "
                          "something else")  # fmt: skip
-    if not 2 <= len(given) < IGNORE:
-        raise ValueError(f"expected 2 to {IGNORE - 1} names in the order of their indices, found {len(given)}")
+    if not 2 <= len(given) <= most:
+        raise ValueError(f"expected 2 to {most} names in the order of their indices, found {len(given)}")
     columns = names_of(given)
     if len(set(columns)) < len(columns) or set(columns) & set(RESERVED):
         raise ValueError(f"expected names that differ in letters and digits and are none of {', '.join(RESERVED)}")
@@ -85,13 +85,16 @@ def _whole(pattern: str) -> str:
 
 # ---- ids ----------------------------------------------------------------------------------------------
 def find_in_ids(
-    option: str, expression: str, ids: Sequence[str], columns: Iterable[str] | None = None, strict: bool = True
+    option: str, expression: str | None, ids: Sequence[str], columns: Iterable[str] | None = None, strict: bool = True
 ) -> tuple[dict[str, str], list[Finding]]:
     """Return id -> the first group of a match, or all of it, and the ids in which nothing is found.
 
+    Nothing is looked for where there is no ``expression``.
     Raises ConfigError where nothing is found in any and this is ``strict``; ``columns``: those of the table, which
     might have been meant.
     """
+    if not expression:
+        return {}, []
     compiled = re.compile(expression)
     found = {i: (m[1] if compiled.groups else m[0]) or "" for i in ids if (m := compiled.search(i))}
     if strict and ids and not found:

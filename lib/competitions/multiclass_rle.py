@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from lib.competitions import layout, mean_dice
-from lib.competitions.contract import Answer, Finding, Grid, Levels, Row, Scene, names_of
-from lib.competitions.decoding import Setting, foreground
+from lib.competitions.contract import Answer, Finding, Lattice, Levels, Row, Scene, names_of
+from lib.competitions.decoding import Setting, foreground, morphology
 from lib.competitions.listing import Classes, Expression, find_in_ids
 from lib.competitions.runs import RunsCompetition, RunsOptions
 from lib.competitions.tables import Form, Name
@@ -64,13 +64,18 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
         self.tasks = {"loc": task((*rest, *self.classes))}
         self.settings = {f"threshold_{name}": Setting(0.5, "the class from here on", high=1) for name in self.names}
         self.settings |= {f"min_area_{name}": Setting(0, "smaller parts are erased, in pixels") for name in self.names}
+        for name in self.names:
+            own = morphology("the class", f"_{name}")
+            if options.exclusive:  # closed masks would overlap
+                del own[f"closing_{name}"]
+            self.settings |= own
 
     def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:
         """List the images of a split; "runs", the table, is a file of those that it says the truth of."""
         _ = self._header  # of which stage 06 would else be the first to ask
-        suffix, group = self._table.names_files or self.sample_table.names_files, self.options.group
+        suffix = self._table.names_files or self.sample_table.names_files
         files = layout.find_images(self.root, split, getattr(self.options, split), self.options.id, suffix)
-        group_of, findings = find_in_ids("group", group, list(files)) if group else ({}, [])
+        group_of, findings = find_in_ids("group", self.options.group, list(files))
         known = self._truths if split == "train" else {}
         rows = [row for rows in known.values() for row in rows]
         labelled = files if rows and all(runs.strip() for _, runs in rows) else known
@@ -107,20 +112,22 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
         return (truth * (numbers + 1)).max(0) if self.options.exclusive else (truth << numbers).sum(0, dtype=np.uint8)
 
     def answer(self, levels: Levels, settings: Mapping[str, Any]) -> Answer:
-        """Cut each class at its threshold, of exclusive ones the strongest of a pixel, and erase small parts."""
+        """Cut each class at its threshold, of exclusive ones the strongest of a pixel, and clean its mask."""
         return np.stack([foreground(plane, *own) for plane, own in zip(self._planes(levels), self._own(settings))])
 
-    def _own(self, settings: Mapping[str, Any]) -> list[tuple[float, float]]:
-        return [(settings[f"threshold_{name}"], settings[f"min_area_{name}"]) for name in self.names]
+    def _own(self, settings: Mapping[str, Any]) -> list[tuple[float, ...]]:
+        """Return what each class has of the settings: the arguments of ``foreground`` after the levels."""
+        parts = ("threshold", "min_area", "opening", "closing")
+        return [tuple(settings.get(f"{part}_{name}", 0) for part in parts) for name in self.names]
 
     def _planes(self, levels: Levels) -> np.ndarray:
         planes = levels["loc"][-len(self.classes) :]
         strongest = np.arange(len(planes))[:, None, None] == planes.argmax(0)
         return np.where(strongest, planes, np.uint8(0)) if self.options.exclusive else planes
 
-    def count(self, levels: Levels, truth: Answer, grid: Grid) -> np.ndarray:
+    def count(self, levels: Levels, truth: Answer, grid: Lattice) -> np.ndarray:
         """Count one image for all points: (P, 5 C) int64; a class is counted once for each of its own settings."""
-        points = [self._own(point) for point in grid.points]
+        points = [self._own(point) for point in grid]
         known = [{own: mean_dice.tally(foreground(plane, *own), true) for own in {point[c] for point in points}}
                  for c, (plane, true) in enumerate(zip(self._planes(levels), truth, strict=True))]  # fmt: skip
         return np.array([[known[c][own] for c, own in enumerate(point)] for point in points]).reshape(len(points), -1)
@@ -132,15 +139,7 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
 
     @property
     def _header(self) -> tuple[str, ...]:
-        """The columns of ids, classes and runs. DataError for a sample that has not these three in this order."""
-        table, sample = self._table, self.sample_table
-        first = sample.id_column, sample.column(layout.CLASS_COLUMNS)
-        if sample.columns and (len(sample.columns) != 3 or sample.columns[:2] != first):
-            ids, classes = ", ".join(layout.ID_COLUMNS), ", ".join(layout.CLASS_COLUMNS)
-            raise DataError(f"{sample.path}: expected columns of ids ({ids}), classes ({classes}) and runs "
-                            f"in this order, got {', '.join(sample.columns)}; remove the file or mend it")  # fmt: skip
-        own = table.id_column, table.column(layout.CLASS_COLUMNS), table.column(layout.RLE_COLUMNS)
-        return sample.columns or (own if all(own) and table.columns else ("id", "class", "segmentation"))
+        return layout.header_of_classes(self._table, self.sample_table)
 
     def rows(self, scene: Scene, answer: Answer) -> list[Row]:
         """Return a row for every class, the runs empty where there is none of it."""

@@ -6,20 +6,24 @@ of any other section leaves the result valid.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
+from lib.config.reference import Reference
 from lib.scenes.view import View
 from lib.settings import Section, did_you_mean
+from lib.tasks import Task
 
 Precision = Literal["float32", "float16", "bfloat16"]
 Views = Literal["none", "hflip", "flips", "d4"]
 BOUNDARY = "boundary_bce"
 """The loss term of every kind that trains a boundary head."""
+QUERY = ("query_class", "query_bce", "query_dice")
+"""The loss terms that train a maskformer."""
 NAME = 100
 """Most bytes of a name: with what the stages put around it, it stays a file name on every system."""
 
@@ -94,6 +98,17 @@ class Folds(Section):
     """A validation score above this runs the audit of the folds again and prints it; none: never."""
     embed: bool = True
     """The audit compares scenes by a network's features too, 30 ms an image; false: by hashes alone."""
+    cluster: bool | Annotated[float, Field(ge=0.5, le=1)] = False
+    """Scenes that look alike stay together too, whatever the scheme: near-duplicates, and scenes whose features have at
+    least this cosine; true: the audit's own bound, 0.85."""
+
+    @model_validator(mode="after")
+    def _clusters_can_be_found(self):
+        if self.cluster is not False and self.file is not None:
+            raise ValueError("cluster: folds are taken from file and not divided here; remove one of them")
+        if self.cluster is not False and not self.embed:
+            raise ValueError("cluster: needs embed, the features by which scenes look alike")
+        return self
 
 
 class Network(Section):
@@ -118,8 +133,8 @@ class Loss(Section):
 
     terms: dict[str, float]
     """Term name -> weight; binary and multilabel: dice, focal, bce, jaccard, tversky, lovasz; multiclass: ce instead
-    of bce, and more, see ``lib/training/losses.py``; for networks with a boundary head, boundary_bce. A term of weight
-    0 is reported and not trained."""
+    of bce, and more, see ``lib/training/losses.py``; for networks with a boundary head, boundary_bce; for a maskformer
+    query_class, query_bce and query_dice. A term of weight 0 is reported and not trained."""
     class_weights: tuple[float, ...] | Literal["auto"] | None = None
     """Weight of each class in the pixel terms (2020: 1, 1, 5, 3, 3); auto: from their frequency in training."""
     focal_gamma: float = Field(2.0, ge=0)
@@ -133,6 +148,9 @@ class Loss(Section):
     """Pixels from a boundary that the term boundary_bce calls boundary."""
     aux_weight: float = Field(0.4, ge=0)
     """Weight of the same terms on a network's auxiliary head."""
+    deep_weight: float = Field(0.5, ge=0)
+    """Deep supervision: weight of the same terms on the decoder's step at half the image's size; at a quarter it is the
+    square of it, at an eighth the cube. nnU-Net has one half."""
     smoothing: float = Field(0.0, ge=0, lt=0.5)
     """Label smoothing of ce and bce; at one half, neither of two classes would be true."""
     smoothing_form: Literal["paper", "torch"] = "paper"
@@ -145,6 +163,8 @@ class Loss(Section):
     """Weight of false positives in the tversky term."""
     tversky_beta: float = Field(0.7, gt=0)
     """Weight of false negatives in the tversky term."""
+    query_points: int = Field(12544, ge=4)
+    """Points of a crop at which query_bce and query_dice compare masks, drawn anew at every step."""
 
     @model_validator(mode="after")
     def _options_have_their_term(self):
@@ -258,10 +278,14 @@ class Mix(Section):
 
 
 class Distill(Section):
-    """Knowledge distillation (Hinton et al. 2015): learn the averaged out-of-fold probabilities of an experiment."""
+    """Knowledge distillation (Hinton et al. 2015): learn what the networks of another experiment say of the training
+    scenes; for fold k those that were trained without fold k too."""
 
     experiment: ExperimentName
-    """Name of the teaching experiment in the same workdir, finished up to stage 05."""
+    """Name of the teaching experiment in the same workdir and of the same folds, finished up to stage 04 with
+    ``predict.logits: true``."""
+    models: tuple[str, ...] | None = Field(None, min_length=1)
+    """Its models, whose logits are averaged; none: all of this task that have logits there."""
     weight: float = Field(1.0, gt=0)
     """Weight of the term beside the others."""
     temperature: float = Field(20.0, gt=0)
@@ -296,6 +320,9 @@ class Sampling(Section):
     """Take the next scene and then a class it holds, or draw the class first and then a scene that holds it."""
     focus_probability: float = Field(0.0, ge=0, le=1)
     """Share of crops that show such a component; the others lie anywhere."""
+    sources: dict[str, Weight] = {}
+    """Data source of scenes (or their domain) -> how often each of its scenes comes, 1 for sources that are not named;
+    the length of an epoch stays as it is. 0: never."""
     balance: bool = False
     """Labels: draw the class first, so that every class comes equally often."""
     scale: tuple[float, float] | None = None
@@ -330,7 +357,7 @@ class Train(Section):
     mix: Mix = Mix()
     """Mixup and CutMix."""
     distill: Distill | None = None
-    """Learn from another experiment's probabilities too."""
+    """Learn from another experiment's networks too."""
     pseudo: Pseudo | None = None
     """Learn from unlabelled scenes too."""
     loss: Loss
@@ -402,6 +429,9 @@ class Model(Section):
     """How it is trained."""
     folds: tuple[int, ...] | None = None
     """Folds it is trained on; none: all."""
+    precision: Precision | None = None
+    """Arithmetic of its predictions, in validation and in stage 04; none: float32 where the competition says that the
+    task must be predicted in float32, else ``predict.precision``."""
     weight: float = Field(1.0, gt=0, le=1_000_000)
     """Weight in the average over models of its task."""
 
@@ -410,7 +440,13 @@ class Predict(Section):
     """How checkpoints look at scenes in stage 04."""
 
     precision: Precision = "bfloat16"
-    """float16 becomes bfloat16 on a CPU."""
+    """Arithmetic of all models that state no ``precision`` of their own, but for tasks that must be predicted in
+    float32; float16 becomes bfloat16 on a CPU."""
+    tf32: bool = False
+    """Allow TF32 matrix products and convolutions on CUDA under float32."""
+    compile: bool = False
+    """Compile networks with ``torch.compile`` in stage 04: slow to begin, faster from then on, and answers that differ
+    from the plain ones in the last digits. It needs a C++ compiler; a kernel leaves it off."""
     tta: Views | tuple[Views, ...] = "flips"
     """Views that are predicted, undone and averaged as probabilities: one set, or several, from the smallest to the
     largest, of which stage 05 chooses out of fold (all are predicted in one go, at the price of the largest)."""
@@ -422,6 +458,9 @@ class Predict(Section):
     """Multiples of the view's size whose probabilities are averaged."""
     truncate: bool = False
     """Cut probabilities to uint8 as the 2020 code did, instead of rounding."""
+    logits: bool = False
+    """Keep what each network says of the scenes that it was trained on too, for students (``train.distill``): float16,
+    about 1.3 bytes per class and pixel."""
     fallback: float | None = Field(None, ge=0, le=1)
     """Probability that every class gets for a scene that cannot be read or predicted; none: the stage stops (in a
     kernel, where nothing may stop the rest, it is 0)."""
@@ -527,8 +566,18 @@ class Experiment(Section):
     """Decode settings that are fixed, instead of the competition's defaults."""
     search: Search | None = None
     """Search the decode settings on out-of-fold scenes; none: use the fixed ones."""
-    reference: dict[str, float] = {}
-    """Scores that the source of this experiment reports, by our names; printed beside ours, used nowhere."""
+    reference: Reference | None = None
+    """Scores that the source of this experiment reports; printed beside ours, used nowhere."""
+
+    def predict_of(self, model: Model, tasks: Mapping[str, Task]) -> Predict:
+        """Return how the networks of a model look at scenes: ``predict`` with the precision of this model.
+
+        The model's own ``precision`` if it states one, else float32 for a task that is promised it, else that of
+        ``predict``. tasks: role -> task, those of the competition.
+        """
+        promised = model.task in tasks and tasks[model.task].float32
+        precision = model.precision or ("float32" if promised else self.predict.precision)
+        return self.predict.model_copy(update={"precision": precision})
 
     @property
     def averages_are_fitted(self) -> bool:
@@ -572,8 +621,11 @@ def _at_odds(model: Model) -> Iterator[str]:
     options, train = model.network.options, model.train
     if bool(options.get("boundary")) != bool(train.loss.terms.get(BOUNDARY)):
         yield f": network.options.boundary and the loss term {BOUNDARY} go together"
+    yield from _query_faults(model)
     if options.get("aux_head") and not train.loss.aux_weight:
         yield ".train.loss.aux_weight: network.options.aux_head learns nothing at 0"
+    if options.get("deep_supervision") and not train.loss.deep_weight:
+        yield ".train.loss.deep_weight: the heads of network.options.deep_supervision learn nothing at 0"
     started = train.init != "default" or train.zero_gamma is not None
     if started and (model.network.encoder_weights != "none" or train.init_from):
         yield ".train: init and zero_gamma are for networks without pretrained weights"
@@ -586,6 +638,19 @@ def _at_odds(model: Model) -> Iterator[str]:
     folds = list(model.folds or ())
     if len(set(folds)) < len(folds):
         yield f".folds: expected each fold once, got {folds}"
+
+
+def _query_faults(model: Model) -> Iterator[str]:
+    """Yield what of the loss does not fit a network with queries, or one without."""
+    terms = model.train.loss.terms
+    if model.network.architecture != "maskformer":
+        if wrong := [name for name in QUERY if name in terms]:
+            yield f".train.loss.terms: {', '.join(wrong)} match the queries of architecture maskformer; leave them out"
+    elif not (set(QUERY) <= terms.keys() and terms["query_class"] and (terms["query_bce"] or terms["query_dice"])):
+        yield (
+            ".train.loss.terms: architecture maskformer learns by query_class and query_bce or query_dice, all three "
+            f"named (its paper: query_class 2, query_bce 5, query_dice 5), got {terms}"
+        )
 
 
 def plain(section: BaseModel) -> dict[str, Any]:

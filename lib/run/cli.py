@@ -24,7 +24,7 @@ from lib.competitions import open_competition
 from lib.competitions.contract import Competition
 from lib.config import check
 from lib.config.load import load, refusal
-from lib.config.sections import Experiment
+from lib.config.sections import Experiment, Predict
 from lib.errors import ArtifactError, ConfigError, DataError, PipelineError
 from lib.run import runtime
 from lib.run.artifacts import Store, Unit
@@ -67,6 +67,10 @@ class Run:
         other.device = device
         return other
 
+    def predict_of(self, name: str) -> Predict:
+        """Return how the networks of a model look at scenes, in the precision that holds for it."""
+        return self.config.predict_of(self.config.models[name], self.competition.tasks)
+
     def checkpoints(self, task: str) -> Iterator[Unit]:
         """Yield the checkpoints that the flags ask for: every model of the task on every fold it is trained on."""
         for name, model in self.graph.models(task, self.only).items():
@@ -75,11 +79,13 @@ class Run:
                     yield self.graph.checkpoint(name, fold)
 
     def predictions(self) -> Iterator[list[Unit]]:
-        """Yield, checkpoint by checkpoint, the splits that the flags ask to predict with it."""
+        """Yield, checkpoint by checkpoint, the splits that the flags ask to predict with it, and wanted logits."""
         for name, model in self.graph.models(only=self.only).items():
             for fold in self.config.folds_of(model):
                 if self.fold in (None, fold):
-                    yield [self.graph.probs(name, fold, split) for split in self.splits if self.has_split(split)]
+                    units = [self.graph.probs(name, fold, split) for split in self.splits if self.has_split(split)]
+                    keeps_logits = self.config.predict.logits and self.splits == SPLITS
+                    yield [*units, self.graph.logits(name, fold)] if keeps_logits else units
 
     def pending(self, units: Iterable[Unit]) -> Iterator[Unit]:
         """Yield the units that must be built, and say of every other one why it is skipped."""
@@ -192,7 +198,8 @@ def open_run(args: argparse.Namespace, task: str | None = None, inspects: bool =
     quiet()
     code = runtime.code_version()
     frozen = _attached(args.inputs)
-    config, competition = check.open_experiment(args.config, args.overrides, args.workdir, "" if frozen else code)
+    made_by = "" if frozen else f"{code} {runtime.versions()}"
+    config, competition = check.open_experiment(args.config, args.overrides, args.workdir, made_by)
     store = Store(args.workdir / config.name, tuple(args.inputs), code)
     train, test = [], competition.scenes("test")
     try:
@@ -208,6 +215,7 @@ def open_run(args: argparse.Namespace, task: str | None = None, inspects: bool =
         test_ids=[scene.id for scene in test],
         flags=_flags(args),
         teachers={} if frozen else teachers(config, args.workdir),
+        tasks=competition.tasks,
     )
     check_only(graph, task, args.only, args.fold)
     run = Run(config, competition, store, graph, args.only, args.fold, (args.split,) if args.split else SPLITS,

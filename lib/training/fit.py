@@ -26,6 +26,7 @@ from lib.training.dataset import BatchSampler, SampleStream
 from lib.training.ema import Average, Swa
 from lib.training.optim import Plateau
 from lib.training.stepper import Place, Stepper
+from lib.training.utilisation import Utilisation
 from lib.training.watch import Meter
 
 Validate = Callable[[Network], Mapping[str, float]]
@@ -75,8 +76,8 @@ class Fit:
         started = saved = time.monotonic()
         bar = tqdm(loader, f"epoch {epoch + 1}/{train.epochs}", leave=False, initial=self.step, total=self.steps,
                    disable=None if runtime.rank() == 0 else True)  # fmt: skip
-        seen = 0
-        for batch in bar:
+        seen, use = 0, Utilisation(self.device, self.say)
+        for batch in use.waits(bar):
             stepper.take(batch, epoch, self.step, self._reductions)
             self.step += 1
             seen += len(batch["id"]) * runtime.world_size()
@@ -90,7 +91,7 @@ class Fit:
         stepper.look(everything=True)
         seconds = time.monotonic() - started
         pace = round(seen / max(seconds, 1e-9), 2)
-        self._finish_epoch({"images_per_second": pace, "train_seconds": round(seconds, 1)})
+        self._finish_epoch({"images_per_second": pace, "train_seconds": round(seconds, 1), **use.line()})
 
     @property
     def _reductions(self) -> int:
@@ -105,10 +106,8 @@ class Fit:
         lr = self.stepper.lr.at(self.epoch * self.steps - 1, self._reductions)
         line: dict[str, Any] = {"epoch": self.epoch, "lr": lr}
         line |= {name: round(value / counted, 6) for name, value in sorted(sums.items()) if name != "lr"}
-        weights = {**train.loss.terms, "aux": train.loss.aux_weight}
-        if train.distill:
-            weights["distill"] = train.distill.weight
-        line |= {f"weighted_{n}": round(w * line[f"raw_{n}"], 6) for n, w in weights.items() if f"raw_{n}" in line}
+        weights = self.stepper.loss.weights.items()
+        line |= {f"weighted_{n}": round(w * line[f"raw_{n}"], 6) for n, w in weights if f"raw_{n}" in line}
         line["amp"] = {"precision": self.arithmetic.name, **self.arithmetic.health()}
         if train.swa_from is not None and self.average is not None and self.epoch > train.swa_from:
             self.average.update(self.network)

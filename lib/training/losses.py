@@ -12,17 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib.config.losses import ALIASES, loss_faults
-from lib.config.sections import BOUNDARY, Distill, Loss
+from lib.config.sections import BOUNDARY, QUERY, Distill, Loss
 from lib.errors import ConfigError
-from lib.tasks import IGNORE
+from lib.models.layers import Outputs
+from lib.tasks import known
 from lib.training.boundary import boundary_bce
 from lib.training.distill import distill
+from lib.training.queries import query_terms
 from lib.training.terms import TERMS, Pixels, Reduce, focal_one_vs_rest
 
 EPSILON = {"binary": 1e-3, "multiclass": 1e-5, "multilabel": 1e-5}
 """Smoothing of soft Dice, Jaccard and Tversky, in pixels, as in 2020."""
 MULTILABEL_CLASSES = 7
-"""A bit field of eight classes could equal ``IGNORE``."""
+"""A bit field of eight classes could equal 255, which is ignored."""
 
 
 class Criterion:
@@ -35,7 +37,8 @@ class Criterion:
     Terms. Of several classes, dice, jaccard, tversky and lovasz are means over those that have target pixels in the
     batch; false alarms of an absent class are left to ce, bce and focal, which leave no class out. Only focal, ce and
     bce use ``class_weights``, one per class, background first. ``boundary_bce`` is the plain mean of the boundary
-    head's binary cross-entropy over pixels; all other terms apply to the auxiliary head too, times ``aux_weight``.
+    head's binary cross-entropy over pixels; query_class, query_bce and query_dice train the queries of a maskformer
+    (``queries``); all other terms apply to the auxiliary head too, times ``aux_weight``.
 
     Focal losses of kind multiclass. In mode ``softmax`` alpha is one number that multiplies the whole term, so it is no
     more than another weight of the term. ``per_class``: the factor of a pixel by its true class; one number a means a
@@ -60,7 +63,9 @@ class Criterion:
         if reduce is not None and "lovasz" in loss.terms:
             raise ConfigError("loss: lovasz ranks a batch's pixels, not exact over several processes; take jaccard")
         self.kind, self.loss, self.distill = kind, loss, distill
-        self.functions = {name: TERMS[kind][ALIASES.get(name, name)] for name in loss.terms if name != BOUNDARY}
+        beside = (*QUERY, BOUNDARY)
+        self.functions = {name: TERMS[kind][ALIASES.get(name, name)] for name in loss.terms if name not in beside}
+        self.queries = [name for name in QUERY if name in loss.terms]
         if loss.focal_mode == "one_vs_rest":
             self.functions["focal"] = focal_one_vs_rest
         self.reduce = reduce or (lambda sums: sums)
@@ -68,7 +73,7 @@ class Criterion:
 
     def __call__(
         self,
-        outputs: Tensor | Mapping[str, Tensor],
+        outputs: Tensor | Outputs,
         target: Tensor,
         other: Tensor | None = None,
         lam: float = 1.0,
@@ -76,22 +81,23 @@ class Criterion:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the total and each raw term, detached: float32 scalars.
 
-        outputs: logits (B, C, H, W), any float dtype, or a mapping of ``logits`` and, where the network has such heads,
-        ``boundary`` (B, 1, H, W) and ``aux`` (B, C, H, W), logits all. target: (B, H, W) uint8, ``IGNORE`` where no
-        truth is known. An auxiliary head adds ``aux_weight`` times its weighted sum of terms, reported unscaled as
-        ``aux``. Raises ConfigError where ``boundary_bce`` finds no boundary head.
+        outputs: logits (B, C, H, W), any float dtype, or what a network with further heads gives. target: (B, H, W)
+        uint8, 255 where no truth is known, or int32 and -1. An auxiliary head adds ``aux_weight`` times its weighted
+        sum of terms, reported unscaled as ``aux``. The heads of a decoder's steps at 1/2, 1/4, ... of the size add
+        theirs against every second, fourth, ... pixel of the target, reported as ``level_2``, ``level_4``, ... Raises
+        ConfigError where ``boundary_bce`` finds no boundary head, or a query term no queries.
 
         other: the second target of mixed images; every value is then lam times that of ``target`` plus 1 - lam times
         that of ``other``, each over its own valid pixels, which for ce and bce is the loss against mixed labels. lam is
         one number for the batch, on all processes; 1 leaves ``other`` unread. teacher: (B, C, H, W) float in [0, 1],
-        probabilities for the images as they are, mixed as they are; ``distill`` leaves out pixels that either target
-        ignores.
+        softened probabilities (``distill.soften``) for the images as they are, mixed as they are; ``distill`` leaves
+        out pixels that either target ignores.
         """
         if not 0 <= lam <= 1 or (lam < 1 and other is None):
             raise ValueError(f"loss: expected lam in 0 .. 1, and below 1 a second target, got {lam}")
         if (teacher is None) != (self.distill is None):
             raise ValueError("loss: distill and a teacher's probabilities go together, got only one of them")
-        heads = {"logits": outputs} if isinstance(outputs, Tensor) else outputs
+        heads: Outputs = {"logits": outputs} if isinstance(outputs, Tensor) else outputs
         mixed = other if lam < 1 else None
         with torch.autocast(target.device.type, enabled=False):
             total, values = self._against(heads, target)
@@ -100,13 +106,13 @@ class Criterion:
                 total = lam * total + (1 - lam) * second
                 values = {name: lam * value + (1 - lam) * others[name] for name, value in values.items()}
             if self.distill is not None and teacher is not None:
-                valid = target != IGNORE if mixed is None else (target != IGNORE) & (mixed != IGNORE)
+                valid = known(target) if mixed is None else known(target) & known(mixed)
                 values["distill"] = distill(heads["logits"].float(), teacher.float(), self.distill.temperature,
                                             self.kind, valid, self.reduce)  # fmt: skip
                 total = total + self.distill.weight * values["distill"]
         return total, {name: value.detach() for name, value in values.items()}
 
-    def _against(self, heads: Mapping[str, Tensor], target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _against(self, heads: Outputs, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the total and each raw term of all heads against one target."""
         values = self._values(heads["logits"], target, list(self.functions))
         if BOUNDARY in self.loss.terms:
@@ -116,14 +122,35 @@ class Criterion:
                     f"{', '.join(heads)}; give it one, or leave the term out"
                 )
             values[BOUNDARY] = boundary_bce(heads["boundary"], target, self.loss.boundary_width, self.reduce)
+        if self.queries:
+            if "queries" not in heads:
+                raise ConfigError(f"loss: {self.queries[0]} needs a maskformer; take it or leave the term out")
+            found = query_terms(heads["queries"], target, self.loss, self.reduce)
+            values |= {name: found[name] for name in self.queries}
         total = self._weighted_sum(values)
-        if "aux" in heads:
-            trained = [name for name in self.functions if self.loss.terms[name] > 0]
-            values["aux"] = self._weighted_sum(self._values(heads["aux"], target, trained))
-            total = total + self.loss.aux_weight * values["aux"] if self.loss.aux_weight else total
+        further = {"aux": heads["aux"]} if "aux" in heads else {}
+        for level in heads.get("levels", ()):
+            further[f"level_{target.shape[-1] // level.shape[-1]}"] = level
+        trained, weights = [name for name in self.functions if self.loss.terms[name] > 0], self.weights
+        for name, logits in further.items():
+            step = target.shape[-1] // logits.shape[-1]
+            coarse = target[:, step // 2 :: step, step // 2 :: step]  # of each square of pixels, one in its middle
+            values[name] = self._weighted_sum(self._values(logits, coarse, trained))
+            total = total + weights[name] * values[name] if weights[name] else total
         return total, values
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """Return what each value that a call reports counts in the total, by name."""
+        loss, levels = self.loss, range(1, 7)
+        weights = {**loss.terms, "aux": loss.aux_weight}
+        if self.distill:
+            weights["distill"] = self.distill.weight
+        return weights | {f"level_{2**k}": loss.deep_weight**k for k in levels}
+
     def _values(self, logits: Tensor, target: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        if not names:
+            return {}
         pixels = self._pixels(logits.float(), target)
         return {name: self.functions[name](pixels) for name in names}
 
@@ -144,7 +171,7 @@ class Criterion:
             log_probs = F.logsigmoid(logits)
         classes = log_probs.shape[1]
         weights, alphas = self._class_factors(classes, logits.device)
-        valid = target != IGNORE
+        valid = known(target)
         return Pixels(
             logits=logits,
             log_probs=log_probs,

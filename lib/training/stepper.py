@@ -24,6 +24,7 @@ from lib.models.layers import Network
 from lib.run import runtime
 from lib.tasks import Task
 from lib.training.dataset import BatchSampler, SampleStream
+from lib.training.distill import soften
 from lib.training.ema import Average, Ema, Swa
 from lib.training.losses import Criterion
 from lib.training.mix import draw, mix
@@ -126,8 +127,9 @@ class Stepper:
         image = batch["image"].to(self.device, memory_format=self.layout, non_blocking=True)  # (B, 3n, h, w) uint8
         target = batch["target"].to(self.device, non_blocking=True)  # (B, h, w) uint8
         teacher = None
-        if "teacher" in batch:
-            teacher = batch["teacher"].to(self.device, non_blocking=True).float() / 255
+        if self.train.distill:  # logits float16 (B, C, h, w)
+            logits = batch["teacher"].to(self.device, non_blocking=True)
+            teacher = soften(logits, self.train.distill.temperature, self.task.kind)
         mixed = mix(image, target, self.task.dense, self.train.mix, draw(self.seed, self._position(step)), teacher)
         columns = (mixed.image, mixed.target, mixed.other, mixed.teacher)
         return list(zip(*(_chunks(column, self.accumulate) for column in columns), strict=True)), mixed.lam

@@ -15,8 +15,9 @@ import numpy as np
 import skimage  # its parts are imported when they are first used
 from pydantic import Field
 
-from lib.competitions.decoding import small_parts
-from lib.ensemble.steps import resolve
+from lib.competitions.decoding import small_parts, step_of
+from lib.ensemble import morphology
+from lib.ensemble.morphology import Radius
 
 Masks = tuple[np.ndarray, np.ndarray]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -113,7 +114,26 @@ def fill_holes(
     left, top, right, bottom = stats[:, 0], stats[:, 1], stats[:, 0] + stats[:, 2], stats[:, 1] + stats[:, 3]
     small = (left > 0) & (top > 0) & (right < width) & (bottom < height) & (stats[:, cv2.CC_STAT_AREA] <= max_area)
     small[0] = False  # the buildings
-    filled = small[gaps]
+    return _fill(localization, damage, small[gaps])
+
+
+def opening(
+    localization: np.ndarray, damage: np.ndarray, loc_levels: np.ndarray, cls_levels: np.ndarray, radius: Radius
+) -> Masks:
+    """Erase what of the footprint no disk of this radius within it covers, with its damage."""
+    opened = morphology.opening(localization, radius)
+    return opened, np.where(opened < localization, np.uint8(0), damage)
+
+
+def closing(
+    localization: np.ndarray, damage: np.ndarray, loc_levels: np.ndarray, cls_levels: np.ndarray, radius: Radius
+) -> Masks:
+    """Close cracks and bays of the footprint with a disk of this radius; they take the class of the nearest pixel."""
+    return _fill(localization, damage, morphology.closing(localization, radius) > localization)
+
+
+def _fill(localization: np.ndarray, damage: np.ndarray, filled: np.ndarray) -> Masks:
+    """Add the pixels ``filled`` (H, W) bool to the footprint; they take the class of the nearest building pixel."""
     if not filled.any():
         return localization, damage
     _, nearest = cv2.distanceTransformWithLabels(
@@ -129,6 +149,8 @@ STEPS: Mapping[str, Callable[..., Masks]] = {
     "object_vote": object_vote,
     "remove_small": remove_small,
     "fill_holes": fill_holes,
+    "opening": opening,
+    "closing": closing,
 }
 
 
@@ -141,5 +163,5 @@ def apply(
 ) -> Masks:
     """Run steps in order; each is ``{"name": <one of STEPS>, <option>: <value>, ...}``. Raises ConfigError."""
     for step in steps:
-        localization, damage = resolve(step, STEPS, 4)(localization, damage, loc_levels, cls_levels)
+        localization, damage = step_of(step, STEPS, 4)(localization, damage, loc_levels, cls_levels)
     return localization, damage
