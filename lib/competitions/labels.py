@@ -163,7 +163,7 @@ class Labels(Classification):
 
     @property
     def counted(self) -> int | None:
-        return len(self.options.classes) ** 2 + 2 if self.options.classes else None
+        return self._length if self.options.classes else None  # else their names are in the data
 
     def tally(self, answer: Answer, truth: Answer) -> np.ndarray:
         """Count one answer: per class hits, answers and truths, whether truth is among the first TOP, log-loss times
