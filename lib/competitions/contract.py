@@ -127,8 +127,7 @@ class Competition(ABC):
     settings: Mapping[str, Setting] = {}
     """The decode settings, by name."""
     steps: Mapping[str, Callable] = {}
-    """Post-processing steps, by name; each takes ``step_inputs`` arrays, then its options."""
-    step_inputs: int = 1
+    """Post-processing steps, by name; each takes and returns an answer, its options come after."""
     steps_in_search: bool = True
     """Whether a search may go on around stated post-processing, which is then run at every point."""
     max_points: int = search.MAX_POINTS
@@ -350,7 +349,7 @@ class Competition(ABC):
             ("decode.postprocess", decode.get("postprocess", ())),
             *((f"search.postprocess.{number}", chain) for number, chain in enumerate(chains)),
         ):
-            found += decoding.chain_faults(where, self.steps, self.step_inputs, chain)
+            found += decoding.chain_faults(where, self.steps, chain)
         if axes and decode.get("postprocess") and not self.steps_in_search:
             found.append(_AROUND_STEPS)
         return found + decoding.value_faults("search.unseen", self.settings, unseen)
@@ -374,7 +373,7 @@ class Competition(ABC):
     def clean(self, answer: Answer, steps: Sequence[Mapping[str, Any]], levels: Levels) -> Answer:
         """Run post-processing steps in their order; by default each maps the answer alone to an answer."""
         for step in steps:
-            answer = decoding.step_of(step, self.steps, self.step_inputs)(answer)
+            answer = decoding.step_of(step, self.steps)(answer)
         return answer
 
     def grid(self, axes: Mapping[str, Sequence[Any]], fixed: Mapping[str, Any]) -> Lattice:

@@ -41,7 +41,7 @@ from lib.competitions.tables import Form, Name, Size
 from lib.competitions.xview2 import decode as decoding
 from lib.competitions.xview2 import metric as scoring
 from lib.competitions.xview2 import pairs as official
-from lib.competitions.xview2 import postprocess
+from lib.competitions.xview2.postprocess import STEPS, Decoded
 from lib.errors import ConfigError, DataError
 from lib.scenes import polygons, raster, rle
 from lib.settings import Section
@@ -87,8 +87,7 @@ class XView2(Competition):
     labels = LABELS
     flags = (*FLAGS, "empty")
     settings = decoding.SETTINGS
-    steps = postprocess.STEPS
-    step_inputs = 4
+    steps = STEPS
     steps_in_search = False
     form = Form(("ImageId_ClassId", "EncodedPixels"))
 
@@ -162,8 +161,8 @@ class XView2(Competition):
 
     def clean(self, answer: Answer, steps: Sequence[Mapping[str, Any]], levels: Levels) -> Answer:
         """Run post-processing steps, which see the levels too."""
-        masks = answer["localization"], answer["damage"]
-        localization, damage = postprocess.apply(steps, *masks, levels["loc"][0], levels["cls"])
+        decoded = Decoded(answer["localization"], answer["damage"], levels["loc"][0], levels["cls"])
+        localization, damage, *_ = super().clean(decoded, steps, levels)
         return {"localization": localization, "damage": damage}
 
     def grid(self, axes: Mapping[str, Sequence[Any]], fixed: Mapping[str, Any]) -> Lattice:

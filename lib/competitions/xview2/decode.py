@@ -14,7 +14,7 @@ import numpy as np
 
 from lib.competitions.decoding import Setting, threshold_level
 from lib.competitions.xview2 import objects
-from lib.competitions.xview2.postprocess import watershed_vote
+from lib.competitions.xview2.postprocess import Decoded, watershed_vote
 from lib.ensemble.blend import blend
 from lib.ensemble.search import Lattice
 from lib.errors import ConfigError
@@ -87,7 +87,7 @@ def selim2020(loc: np.ndarray, cls: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     strongest = np.maximum(none, 2.0 * np.maximum(np.maximum(minor, major), destroyed))
     localization = ((strongest > background) | (loc[0] / 255.0 > 0.25)).view(np.uint8)
     damage = cls[1:].argmax(axis=0).astype(np.uint8) + np.uint8(1)
-    return watershed_vote(localization, damage, loc[0], cls, faithful=True)
+    return watershed_vote(Decoded(localization, damage, loc[0], cls), faithful=True)[:2]
 
 
 def count_grid(
