@@ -50,6 +50,15 @@ Answer = Any
 Levels = Mapping[str, np.ndarray]
 """Blended probabilities of one scene: task role -> (C, H, W) uint8, level / 255 = probability."""
 
+Params = Mapping[str, Any]
+"""Decode settings by name, and under ``postprocess`` a chain of steps."""
+
+Axes = Mapping[str, Sequence[Any]]
+"""Decode setting -> the values that a search tries."""
+
+Chain = Sequence[Mapping[str, Any]]
+"""Post-processing steps in their order, each ``{"name": ..., <option>: <value>}``."""
+
 Row = Sequence[str]
 """A row of a submission, all text."""
 
@@ -100,7 +109,7 @@ APART = ("per_domain", "seen", "unseen")
 """Keys of chosen settings that say for which scenes other settings hold."""
 
 
-def settings_for(scene: Scene, params: Mapping[str, Any]) -> dict[str, Any]:
+def settings_for(scene: Scene, params: Params) -> dict[str, Any]:
     """Return the decode settings of a scene: ``params``, and over them what holds for its domain.
 
     That is in ``params["per_domain"]``, or is ``params["unseen"]`` where ``params["seen"]`` does not list the domain.
@@ -329,18 +338,11 @@ class Competition(ABC):
         """Return the decode settings used where no search has run."""
         return {name: setting.default for name, setting in self.settings.items() if setting.default is not None}
 
-    def faults(
-        self,
-        decode: Mapping[str, Any],
-        axes: Mapping[str, Sequence[Any]],
-        chains: Sequence[Sequence[Mapping[str, Any]]] = (),
-        unseen: Mapping[str, Any] = {},
-    ) -> list[str]:
+    def faults(self, decode: Params, axes: Axes, chains: Sequence[Chain] = (), unseen: Mapping = {}) -> list[str]:
         """Return what is wrong with what an experiment asks of ``decode``, in sentences; reads no data.
 
-        ``decode``: stated settings and, under ``postprocess``, a chain of steps. ``axes``: setting -> values to search.
-        ``chains``: the chains of steps to try, each step ``{"name": ..., <option>: <value>}``. ``unseen``: settings for
-        new domains.
+        ``decode``: stated settings. ``axes``: searched ones. ``chains``: the chains of steps to try. ``unseen``:
+        settings for new domains.
         """
         stated = {name: value for name, value in decode.items() if name != "postprocess"}
         found = decoding.value_faults("decode", self.settings, stated)
@@ -355,11 +357,10 @@ class Competition(ABC):
         return found + decoding.value_faults("search.unseen", self.settings, unseen)
 
     # ---- answers --------------------------------------------------------------------------------------
-    def decode(self, levels: Levels, params: Mapping[str, Any]) -> Answer:
+    def decode(self, levels: Levels, params: Params) -> Answer:
         """Turn one scene's blended probabilities into its answer, and clean it.
 
-        ``params``: settings, missing ones as in ``defaults``, and under ``postprocess`` a chain of steps. Raises
-        ConfigError for anything else.
+        Missing settings are as in ``defaults``. Raises ConfigError for others than the competition has.
         """
         given = dict(params)
         steps = given.pop("postprocess", ())
@@ -367,16 +368,16 @@ class Competition(ABC):
         return self.clean(self.answer(levels, self.defaults() | given), steps, levels)
 
     @abstractmethod
-    def answer(self, levels: Levels, settings: Mapping[str, Any]) -> Answer:
+    def answer(self, levels: Levels, settings: Params) -> Answer:
         """Turn one scene's blended probabilities into its answer; ``settings`` are complete and within their ranges."""
 
-    def clean(self, answer: Answer, steps: Sequence[Mapping[str, Any]], levels: Levels) -> Answer:
+    def clean(self, answer: Answer, steps: Chain, levels: Levels) -> Answer:
         """Run post-processing steps in their order; by default each maps the answer alone to an answer."""
         for step in steps:
             answer = decoding.step_of(step, self.steps)(answer)
         return answer
 
-    def grid(self, axes: Mapping[str, Sequence[Any]], fixed: Mapping[str, Any]) -> Lattice:
+    def grid(self, axes: Axes, fixed: Params) -> Lattice:
         """Return the lattice of decode settings spanned by the named ``axes``; all others are as in ``fixed``."""
         if fixed.get("postprocess") and not self.steps_in_search:
             raise ConfigError(_AROUND_STEPS)

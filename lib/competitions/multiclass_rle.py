@@ -16,15 +16,14 @@ Severstal (Kaggle 2019, its evaluation page). UW-Madison (2022) weighs a Dice by
 is not computed here, by 0.6. Answer: (C, H, W) uint8 in {0, 1}.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lib.competitions import layout, mean_dice
-from lib.competitions.contract import Answer, Finding, Lattice, Levels, Row, Scene, names_of
+from lib.competitions.contract import Answer, Finding, Lattice, Levels, Params, Row, Scene, names_of
 from lib.competitions.decoding import Setting, foreground
 from lib.competitions.listing import Classes, Expression, find_in_ids
 from lib.competitions.runs import RunsCompetition, RunsOptions
@@ -106,11 +105,11 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
         truth = self.truth(scene)
         return (truth * (numbers + 1)).max(0) if self.options.exclusive else (truth << numbers).sum(0, dtype=np.uint8)
 
-    def answer(self, levels: Levels, settings: Mapping[str, Any]) -> Answer:
+    def answer(self, levels: Levels, settings: Params) -> Answer:
         """Cut each class at its threshold, of exclusive ones the strongest of a pixel, and erase small parts."""
         return np.stack([foreground(plane, *own) for plane, own in zip(self._planes(levels), self._own(settings))])
 
-    def _own(self, settings: Mapping[str, Any]) -> list[tuple[float, float]]:
+    def _own(self, settings: Params) -> list[tuple[float, float]]:
         return [(settings[f"threshold_{name}"], settings[f"min_area_{name}"]) for name in self.names]
 
     def _planes(self, levels: Levels) -> np.ndarray:

@@ -36,7 +36,7 @@ from lib import metrics as masks
 from lib.competitions import layout, mean_dice
 from lib.competitions.binary_rle import instances as objects
 from lib.competitions.binary_rle import metric as scoring
-from lib.competitions.contract import Answer, Finding, Lattice, Levels, Row, Scene
+from lib.competitions.contract import Answer, Finding, Lattice, Levels, Params, Row, Scene
 from lib.competitions.facts import Facts
 from lib.competitions.listing import Expression, by_pattern, find_in_ids, is_picture
 from lib.competitions.runs import RunsCompetition, RunsOptions
@@ -263,7 +263,7 @@ class BinaryRLE(RunsCompetition):
         return float(np.median([share for share in shares if share] or [0.0]))
 
     # ---- answers --------------------------------------------------------------------------------------
-    def answer(self, levels: Levels, settings: Mapping[str, Any]) -> Answer:
+    def answer(self, levels: Levels, settings: Params) -> Answer:
         """Turn levels into a mask, or with ``instances`` into objects, as ``instances.py`` says.
 
         The threshold "otsu" is told from the scene's own levels.
@@ -271,7 +271,7 @@ class BinaryRLE(RunsCompetition):
         return objects.decode(levels["loc"], self._resolved(levels, settings))
 
     @staticmethod
-    def _resolved(levels: Levels, settings: Mapping[str, Any]) -> dict[str, Any]:
+    def _resolved(levels: Levels, settings: Params) -> dict[str, Any]:
         found = dict(settings)
         if found["threshold"] == OTSU:
             found["threshold"] = of_scene(levels["loc"][0], objects.DEFAULTS["threshold"])

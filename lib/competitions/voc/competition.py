@@ -27,7 +27,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from lib import metrics as scoring
 from lib.competitions import contract, tables
-from lib.competitions.contract import SUBMISSION, Answer, Competition, Finding, Levels, Row, Scene
+from lib.competitions.contract import SUBMISSION, Answer, Competition, Finding, Levels, Params, Row, Scene
 from lib.competitions.decoding import Setting, gains
 from lib.competitions.listing import SUFFIXES, Classes, Expression, Pattern, by_pattern, find_in_ids
 from lib.competitions.tables import Form, Name
@@ -286,7 +286,7 @@ class VOC(Competition):
         return by_split, {scene_id: split for scene_id, (split, _) in first.items()}, findings
 
     # ---- answers --------------------------------------------------------------------------------------
-    def answer(self, levels: Levels, settings: Mapping[str, Any]) -> Answer:
+    def answer(self, levels: Levels, settings: Params) -> Answer:
         """Give every pixel the class with the highest level times its gain (ties: the lower), drop small parts."""
         answer = label_map.winner(levels["loc"], [settings[f"gain_{name}"] for name in self.names])
         return label_map.remove_small(answer, settings["min_area"])
