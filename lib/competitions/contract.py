@@ -13,6 +13,7 @@ Beside them stand a few attributes: ``name``, ``Options``, ``tasks``, ``images``
 Ids are strings; images are uint8; probabilities cross this border as uint8 *levels* (level / 255 = probability).
 """
 
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -202,7 +203,7 @@ class Competition(ABC):
 
     def facts(self, scene: Scene) -> Facts:
         """Return what the label of a scene says, read the first time it is asked for."""
-        key = "|".join([scene.id, *map(self._relative, scene.files.values())])
+        key = "|".join([scene.id, *(os.path.relpath(path, self.root) for path in scene.files.values())])
         if key not in self._facts:
             state = state_of(self.fact_files(scene)) if self._memo else []
             known = self._memo.get(key, state) if self._memo else None
@@ -270,9 +271,6 @@ class Competition(ABC):
             return self.read_facts(scene)
         except DataError as error:
             return Facts(error=str(error))
-
-    def _relative(self, path: Path) -> str:
-        return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
 
     # ---- data doctor ----------------------------------------------------------------------------------
     def inspect(self) -> list[Finding]:

@@ -97,10 +97,8 @@ class Graph:
         """Stages 02 and 03: one model trained on one fold."""
         model = self.config.models[name]
         folder, script = STAGE_OF_TASK[model.task]
-        upstream = [self.folds()]
-        for other in dict.fromkeys((model.train.init_from, model.train.localization)):
-            if other is not None:
-                upstream.append(self.checkpoint(other, fold))
+        others = dict.fromkeys((model.train.init_from, model.train.localization))
+        upstream = (self.folds(), *(self.checkpoint(other, fold) for other in others if other is not None))
         facts = {
             "task": model.task,
             "fold": fold,
@@ -118,7 +116,7 @@ class Graph:
             facts["judged"] = {"precision": predict.precision, "tile": predict.tile, "overlap": predict.overlap,
                                "decode": self.config.decode}  # fmt: skip
         command = self._command(script, f"--only {name} --fold {fold}")
-        return Unit(f"{folder}/{name}/fold{fold}", _json(facts), command, tuple(upstream))
+        return Unit(f"{folder}/{name}/fold{fold}", _json(facts), command, upstream)
 
     def probs(self, name: str, fold: int, split: str) -> Unit:
         """Stage 04: probabilities of one checkpoint, on its own validation scenes (oof) or on the test scenes."""
