@@ -127,13 +127,12 @@ class Classification(Competition):
         if (folder := self._folder("test")) is None:
             return [], []
         paths, known = list(self._walk(folder)), self._test_ids
-        direct = [path for path in paths if path.parent == folder]
         whole = any(PurePosixPath(name).suffix.lower() in self.suffixes for name in known)
-        if any("/" in name for name in known):
-            ids = [self._keys(path.relative_to(folder).as_posix())[0 if whole else -1] for path in paths]
-        else:
-            paths = direct or paths
-            ids = [self._keys(path.name)[0 if whole else -1] for path in paths]
+        names = [path.relative_to(folder).as_posix() for path in paths]
+        if not any("/" in name for name in known):
+            paths = [path for path in paths if path.parent == folder] or paths
+            names = [path.name for path in paths]
+        ids = [self._keys(name)[0 if whole else -1] for name in names]
         named, findings = self._named(ids, strict=False)
         scenes: dict[str, Scene] = {}
         for row_id, path in zip(ids, paths, strict=True):

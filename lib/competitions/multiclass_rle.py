@@ -78,8 +78,8 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
         findings += [Finding("truth without image", key) for key in sorted(known.keys() - files.keys())]
         own = {True: {"runs": self._table.path}, False: {}}
         scenes = [Scene(k, {"image": p, **own[k in labelled]}, group=group_of.get(k, "")) for k, p in files.items()]
-        stack_of = {key: f"{name}|{files[key].parent}" for key, name in group_of.items()}
-        return layout.stacked(scenes, self.images, stack_of=lambda scene: stack_of.get(scene.id, "")), findings
+        stacks = {key: f"{name}|{files[key].parent}" for key, name in group_of.items()}
+        return layout.stacked(scenes, self.images, stacks), findings
 
     @cached_property
     def _table(self) -> layout.Table:

@@ -128,7 +128,6 @@ class BinaryRLE(RunsCompetition):
         names = (options.class_name,)
         self.tasks = {"loc": MultilabelMask((*names, "border")) if options.border else BinaryMask(names)}
         self.settings = objects.settings(instances=int(self.metric == "object_map"))
-        self._named_files: dict[str, tuple[dict[str, layout.Files], list[Finding]]] = {}
         self.stain = options.stain and stain.StainStats(options.stain.mean, options.stain.std)
 
     # ---- data -----------------------------------------------------------------------------------------
@@ -138,10 +137,11 @@ class BinaryRLE(RunsCompetition):
         Pixels are read only for the domain ``colour``. Raises ConfigError when an option needs a column that is not
         there, or objects one by one where there is only one mask per image.
         """
-        files, findings = self._files(split)
         if split == "test":
+            files, findings = self._images(split)
             scenes, odd = self._describe(split, files)
             return scenes, findings + odd
+        files, findings = self._training
         lonely = sorted(self._runs.keys() - files.keys())
         findings = findings + [Finding("truth without image", key, "in the table only") for key in lonely]
         known = {key: own for key, own in files.items() if self._has_truth(key, own)}
@@ -156,7 +156,7 @@ class BinaryRLE(RunsCompetition):
 
     def labelled(self, scene: Scene) -> bool:
         """Tell whether an image has a mask file or rows of runs."""
-        return self._has_truth(scene.id, scene.files) and scene.id in self._files("train")[0]
+        return self._has_truth(scene.id, scene.files) and scene.id in self._training[0]
 
     def fact_files(self, scene: Scene) -> list[Path]:
         own = [path for role, path in scene.files.items() if role in ("image", "mask", "masks")]
@@ -233,13 +233,13 @@ class BinaryRLE(RunsCompetition):
     @cached_property
     def one_by_one(self) -> bool:
         """Whether the truth tells objects apart: a folder of masks per image, or ids with several rows."""
-        listed = self._files("train")[0]
+        listed = self._training[0]
         if any("masks" in files for files in listed.values()):
             return True
         return any(len(texts) > 1 for key, texts in self._runs.items() if "mask" not in listed.get(key, ()))
 
     def labelled_runs(self) -> list[tuple[Scene, str]]:
-        listed = (Scene(key, files) for key, files in sorted(self._files("train")[0].items()))
+        listed = (Scene(key, files) for key, files in sorted(self._training[0].items()))
         return [(scene, text) for scene in listed for text in self._runs.get(scene.id, ())]
 
     @cached_property
@@ -332,7 +332,7 @@ class BinaryRLE(RunsCompetition):
             return self.sample_table.id_column, next(iter(self.sample_table.others), "rle")
         if self._runs:
             return self._tables["train"].id_column, self._rle_column
-        nested = any("masks" in files for files in self._files("train")[0].values())
+        nested = any("masks" in files for files in self._training[0].values())
         return ("ImageId", "EncodedPixels") if nested else ("id", "rle")
 
     @property
@@ -361,20 +361,21 @@ class BinaryRLE(RunsCompetition):
         return super().lint(path, asked, sample)
 
     # ---- files ----------------------------------------------------------------------------------------
-    def _files(self, split: str) -> tuple[dict[str, layout.Files], list[Finding]]:
-        """Return id -> files of a split, sorted, and what is strange about the names. Raises DataError."""
-        if split not in self._named_files:
-            folder = layout.image_folder(self.root, split, getattr(self.options, split))
-            listed, findings = ({}, []) if folder is None else layout.list_images(folder)
-            if split == "train":
-                mask_of = self._mask_of()
-                for key, files in listed.items():
-                    if self.options.masks is None:
-                        files.pop("masks", None)
-                    elif key in mask_of and "masks" not in files:
-                        files["mask"] = mask_of[key]
-            self._named_files[split] = listed, findings
-        return self._named_files[split]
+    def _images(self, split: str) -> tuple[dict[str, layout.Files], list[Finding]]:
+        """Return id -> files of a split, and what is strange about the names. Raises DataError."""
+        folder = layout.image_folder(self.root, split, getattr(self.options, split))
+        return ({}, []) if folder is None else layout.list_images(folder)
+
+    @cached_property
+    def _training(self) -> tuple[dict[str, layout.Files], list[Finding]]:
+        """The labelled images with their masks, as ``_images`` gives them."""
+        (listed, findings), mask_of = self._images("train"), self._mask_of()
+        for key, files in listed.items():
+            if self.options.masks is None:
+                files.pop("masks", None)
+            elif key in mask_of and "masks" not in files:
+                files["mask"] = mask_of[key]
+        return listed, findings
 
     def _mask_of(self) -> dict[str, Path]:
         """Return id -> mask file. Raises DataError where masks are stated and not there."""
@@ -446,7 +447,7 @@ class BinaryRLE(RunsCompetition):
             pixel_size = layout.number(f"{key}: {options.pixel_size}", size) if size else None
             domain, group = (named[option].get(key, "") for option in ("domain", "group"))
             scenes.append(Scene(key, listed[key], domain, group=group, pixel_size=pixel_size))
-        return layout.stacked(scenes, self.images, named["slice_column"].__getitem__), findings
+        return layout.stacked(scenes, self.images, named["group"], named["slice_column"]), findings
 
     # ---- data doctor ----------------------------------------------------------------------------------
     def inspect_scene(self, scene: Scene, split: str) -> list[Finding]:
