@@ -97,6 +97,10 @@ class Classification(Competition):
     odd_label: ClassVar[str] = "label is none of the classes"
     """The finding of a label that ``index_of`` does not know."""
 
+    def __init__(self, root: Path, options: Any, memo: Path | None = None):
+        super().__init__(root, options, memo)
+        self._row_ids: dict[str, str] = {}  # scene id -> the id as the table and the submission write it
+
     @property
     @abstractmethod
     def table(self) -> Path:
@@ -143,6 +147,7 @@ class Classification(Competition):
 
     def scene(self, row_id: str, path: Path, more: Mapping[str, str]) -> Scene:
         """Return the scene of an id and a file."""
+        self._row_ids[_flat(row_id)] = row_id
         return Scene(_flat(row_id), {self.files[0]: path}, more.get("domain", ""), group=more.get("group", ""))
 
     def labelled(self, scene: Scene) -> bool:
@@ -178,14 +183,7 @@ class Classification(Competition):
     # ---- submission -----------------------------------------------------------------------------------
     def row_id(self, scene: Scene) -> str:
         """Return a scene's id as the table and the submission write it."""
-        path = scene.files.get(self.files[0])
-        if path is None or not self._ids_are_paths:
-            return scene.id
-        for option in ("test", "train"):
-            if (folder := self._folder(option)) and path.is_relative_to(folder):
-                keys = self._keys(path.relative_to(folder).as_posix())
-                return next((key for key in keys if _flat(key) == scene.id), scene.id)
-        return scene.id
+        return self._row_ids.get(scene.id, scene.id)
 
     def row_names(self, scene: Scene) -> list[Name]:
         return [(self.row_id(scene),)]
@@ -232,11 +230,6 @@ class Classification(Competition):
         """Ids as the sample has them, or else the table."""
         sample = [row[0] for row in list(tables.read_rows(self.sample))[1:] if row] if self.sample else []
         return sample or [row.get(self.options.columns.id, "") for row in self._rows[1]]
-
-    @cached_property
-    def _ids_are_paths(self) -> bool:
-        own = (row.get(self.options.columns.id, "") for row in self._rows[1])
-        return any("/" in name for name in (*own, *self._test_ids))
 
     def _named(self, ids: Sequence[str], strict: bool = True) -> tuple[dict[str, dict[str, str]], list[Finding]]:
         """Return group and domain of ids, where an option asks for what is found in them and for no column."""
