@@ -99,6 +99,25 @@ def agree(decision: bool) -> bool:
     return box[0]
 
 
+def gather(value: Any) -> list[Any]:
+    """Return what each process gave, in the order of their numbers, in every process; alone, [value]."""
+    if (group := _group()) is None:
+        return [value]
+    box: list[Any] = [None] * group.get_world_size()
+    group.all_gather_object(box, value)
+    return box
+
+
+def copy_from_first(network: "torch.nn.Module") -> None:
+    """Give every process the parameters and buffers of the first one's network, in place.
+
+    Norm statistics differ from process to process where no norm is computed over all of them (gloo).
+    """
+    if (group := _group()) is not None:
+        for tensor in (*network.parameters(), *network.buffers()):
+            group.broadcast(tensor.detach(), src=0)
+
+
 def _group() -> Any:
     """Return torch.distributed where this process has joined a group, else None."""
     if world_size() == 1 and "torch.distributed" not in sys.modules:
@@ -139,6 +158,19 @@ def use_tf32(allowed: bool) -> None:
 
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextmanager
+def tf32(allowed: bool):
+    """Allow or forbid TF32 as ``use_tf32`` for the time of a block; afterwards it is as before."""
+    import torch
+
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    use_tf32(allowed)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def deterministic() -> None:
