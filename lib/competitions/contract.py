@@ -502,7 +502,7 @@ class Competition(ABC):
             sample = self.sample
         asked = self._answered(path) if scenes is None and sample is None else scenes
         sizes = None if asked is None else {name: self.size(s) for s in asked for name in self.row_names(s)}
-        faults = tables.lint(path, self.form, sizes, sample, None if self.form.origin is not None else self.row_fault)
+        faults = tables.lint(path, self.form, sizes, sample, self.row_fault)
         if faults:
             return faults
         for scene in scenes or ():

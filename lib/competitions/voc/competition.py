@@ -158,11 +158,14 @@ class VOC(Competition):
         return findings
 
     def target(self, scene: Scene, task: str) -> np.ndarray:
-        """Return (H, W) uint8 class indices, 255 where the mask holds an ignored value."""
+        """Return (H, W) uint8 class indices, 255 where the mask holds an ignored value (in masks of classes: 0)."""
         if not self.labelled(scene):
             raise DataError(f"scene {scene.id}: expected a mask, found none; has this scene a truth?")
         if self._by_class:
-            return self._joined(scene)
+            joined = np.zeros(raster.image_size(scene.files["image"]), np.uint8)
+            for index, drawn in self._masks(scene):
+                joined[drawn > 0] = index
+            return joined
         path = scene.files[MASK]
         mask = read_mask(path, self.colours)
         mask[np.isin(mask, self.options.ignore)] = IGNORE
@@ -201,13 +204,6 @@ class VOC(Competition):
             if mask.shape != shape:
                 raise DataError(f"scene {scene.id}: {path}: expected the picture's size {shape}, got {mask.shape}")
             yield self.options.classes.index(name), ((mask > 0) & ~np.isin(mask, self.options.ignore)).view(np.uint8)
-
-    def _joined(self, scene: Scene) -> np.ndarray:
-        """Join the masks of classes into (H, W) uint8 class indices; ignored values are 0."""
-        joined = np.zeros(raster.image_size(scene.files["image"]), np.uint8)
-        for index, mask in self._masks(scene):
-            joined[mask > 0] = index
-        return joined
 
     @property
     def _is_split(self) -> bool:
