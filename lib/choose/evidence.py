@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lib.choose.choice import Choice, Variant, Weights
-from lib.competitions.contract import Answer, Competition, Levels, Scene, settings_for
+from lib.competitions.contract import Answer, Levels, Scene, settings_for
 from lib.config.sections import Experiment, Search
 from lib.ensemble import blend as blending
 from lib.ensemble import calibration, crf
@@ -183,19 +183,11 @@ class OutOfFold:
         if not scenes:
             raise DataError("no out-of-fold scene has been predicted; run stage 04 with --split oof")
         self.run, self.fold_of, self.scenes, self.members = run, fold_of, scenes, members
+        self.competition = run.competition
+        self.search = run.config.search or Search(axes={})  # without a search one that has no axes
         self.folds = sorted({fold_of[scene.id] for scene in scenes})
         self._truths = tempfile.SpooledTemporaryFile(TRUTHS_IN_MEMORY, dir=None if folder is None else str(folder))
         self._places: dict[str, tuple[int, int]] = {}
-
-    @property
-    def competition(self) -> Competition:
-        """Return the competition that decodes and counts."""
-        return self.run.competition
-
-    @property
-    def search(self) -> Search:
-        """Return what is searched; without a search one that has no axes."""
-        return self.run.config.search or Search(axes={})
 
     def each(self, title: str, every: int = 1) -> Iterator["OutOfFoldScene"]:
         """Yield every scene, or every so many, with a progress bar of that title."""
