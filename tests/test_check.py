@@ -11,7 +11,9 @@ import yaml
 from conftest import TINY, stage
 from sisters import COMMON, EXPERIMENTS
 
+from lib.competitions.contract import Scene
 from lib.config import check, losses, strict
+from lib.config.load import load
 from lib.config.sections import Loss
 from lib.errors import ConfigError
 from lib.tasks import BinaryMask, MulticlassMask, MultilabelMask
@@ -309,6 +311,23 @@ def test_options_that_no_network_has_are_told(options, words, tmp_path):
         written(tmp_path, yaml.safe_dump(TREE, sort_keys=False)), f"models.loc.network.options={options}"
     )
     assert said.startswith("models.loc.network") and words in said
+
+
+@pytest.mark.parametrize(("places", "words"), [
+    (("HPA", "HPA"), "expected one of HPA, got 'HuBMAP'"),
+    (("", ""), "expected one of (no scene says where it is from), got 'HuBMAP'"),
+    (("HPA", "HuBMAP"), None), ((), None),
+])  # fmt: skip
+def test_weights_of_sources_that_no_scene_is_from_are_refused(places, words, tmp_path):
+    path = written(tmp_path, yaml.safe_dump(TREE, sort_keys=False))
+    experiment = load(path, ["models.loc.train.sampling.sources={HuBMAP: 2}"])
+    for scenes in ([Scene(str(k), {}, place) for k, place in enumerate(places)],
+                   [Scene(str(k), {}, "organ", source=place) for k, place in enumerate(places) if place]):  # fmt: skip
+        if scenes or not places:
+            said = check.scene_faults(experiment, scenes)
+            assert said == ([f"models.loc.train.sampling.sources: {words}"] if words else [])
+    for wrong in ("{HPA: -1}", "{HPA: much}"):
+        assert "sampling.sources" in faults(path, f"models.loc.train.sampling.sources={wrong}")[0]
 
 
 # ---- remembered -------------------------------------------------------------------------------------------

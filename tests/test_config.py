@@ -188,3 +188,13 @@ def test_a_boundary_head_and_its_loss_go_together(change, tmp_path):
     path.write_text(yaml.safe_dump(TINY))
     with pytest.raises(ConfigError, match="go together"):
         load(path, [change])
+
+
+@pytest.mark.parametrize(("option", "weight"), [("aux_head", "aux_weight"), ("deep_supervision", "deep_weight")])
+def test_heads_whose_loss_counts_nothing_are_refused(option, weight, tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    asked = f"models.loc.network.options.{option}=true"
+    load(path, [asked])
+    with pytest.raises(ConfigError, match=f"{weight}: .*{option}.* learns? nothing at 0"):
+        load(path, [asked, f"models.loc.train.loss.{weight}=0"])

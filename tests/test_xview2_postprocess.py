@@ -19,7 +19,7 @@ def on_arrays(step):
 
 
 STEPS = {name: on_arrays(step) for name, step in postprocess.STEPS.items()}
-watershed_vote, object_vote, remove_small, fill_holes = STEPS.values()
+watershed_vote, object_vote, remove_small, fill_holes, *_ = STEPS.values()
 
 
 def apply(steps, localization, damage, loc_levels, cls_levels):
@@ -51,6 +51,8 @@ SETTINGS = {
     "object_vote": {},
     "remove_small": {"min_area": 20},
     "fill_holes": {"max_area": 9},
+    "opening": {"radius": 1.5},
+    "closing": {"radius": 1.5},
 }
 
 
@@ -235,7 +237,7 @@ def test_apply_runs_steps_in_their_order():
 @pytest.mark.parametrize(
     ("step", "says"),
     [
-        ({"name": "closing"}, "got 'closing'"),
+        ({"name": "sharpen"}, "got 'sharpen'"),
         ({"min_area": 3}, "got None"),
         ({"name": "remove_small"}, "min_area"),
         ({"name": "object_vote", "min_area": 3}, "min_area: unknown key"),

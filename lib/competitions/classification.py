@@ -32,6 +32,10 @@ Folders = str | tuple[str, ...]
 """A folder, or the first one of several that is there."""
 
 
+ROLES = ("domain", "group", "source")
+"""What an option may find in a column or in the id."""
+
+
 class Columns(Section):
     """Names of the columns of a table of labels; only the first two must be there, and those that are stated."""
 
@@ -43,6 +47,8 @@ class Columns(Section):
     """What must stay together in a fold."""
     domain: str = "domain"
     """Where it comes from."""
+    source: str = "source"
+    """Which data set it was taken from."""
     split: str = "split"
     """The split it was shipped in, for the audit."""
 
@@ -61,6 +67,9 @@ class ClassificationOptions(Section):
     all of the match)."""
     domain: Expression | None = None
     """Where a scene comes from: a column, or else a regular expression searched in the id."""
+    source: Expression | None = None
+    """Which data set a scene was taken from, for ``train.sampling.sources``: a column, or else a regular expression
+    searched in the id; without either, its domain."""
     sample: str | None = "sample_submission.csv"
     """Sample submission, whose order of rows is kept."""
 
@@ -73,7 +82,7 @@ class Record:
     label: str
     paths: Sequence[Path]
     more: Mapping[str, str] = field(default_factory=dict)
-    """Column -> text, those that are known out of group, domain, split."""
+    """Column -> text, those that are known out of group, domain, source, split."""
     span: tuple[int, int] | None = None
     """First and last frame that belong to it, where a folder holds several scenes."""
 
@@ -147,8 +156,9 @@ class Classification(Competition):
 
     def scene(self, row_id: str, path: Path, more: Mapping[str, str]) -> Scene:
         """Return the scene of an id and a file."""
+        domain, group, source = (more.get(role, "") for role in ROLES)
         self._row_ids[_flat(row_id)] = row_id
-        return Scene(_flat(row_id), {self.files[0]: path}, more.get("domain", ""), group=more.get("group", ""))
+        return Scene(_flat(row_id), {self.files[0]: path}, domain, group=group, source=source)
 
     def labelled(self, scene: Scene) -> bool:
         known = self._joined[0].get(scene.id)
@@ -164,8 +174,8 @@ class Classification(Competition):
         return [*scene.files.values(), self.table]
 
     def target(self, scene: Scene, task: str) -> np.ndarray:
-        """Return (1, 1) uint8: the index of the class."""
-        return np.full((1, 1), self.truth(scene), np.uint8)
+        """Return (1, 1) uint8, of more than 254 classes int32: the index of the class."""
+        return self.tasks[task].as_target(np.full((1, 1), self.truth(scene)))
 
     def truth(self, scene: Scene) -> Answer:
         """Return the index of the class. Raises DataError for a scene without a label."""
@@ -232,9 +242,9 @@ class Classification(Competition):
         return sample or [row.get(self.options.columns.id, "") for row in self._rows[1]]
 
     def _named(self, ids: Sequence[str], strict: bool = True) -> tuple[dict[str, dict[str, str]], list[Finding]]:
-        """Return group and domain of ids, where an option asks for what is found in them and for no column."""
+        """Return ROLES of ids, where an option asks for what is found in them and for no column."""
         named, findings = {}, []
-        for option in ("group", "domain"):
+        for option in ROLES:
             wanted, columns = getattr(self.options, option), self._rows[0]
             if wanted is not None and wanted not in columns:
                 named[option], odd = find_in_ids(option, wanted, ids, columns, strict)
@@ -257,7 +267,7 @@ class Classification(Competition):
             raise DataError(f"{self.table}: expected the columns {', '.join(must)}, found no "
                             f"{' and no '.join(missing)}; set data.options.columns")  # fmt: skip
         names, places = self._by_id(train), roles.model_dump()
-        places |= {role: stated for role in ("group", "domain") if (stated := getattr(self.options, role)) in columns}
+        places |= {role: stated for role in ROLES if (stated := getattr(self.options, role)) in columns}
         texts = [{role: row.get(column, "") for role, column in places.items()} for row in rows]
         return [Record(row["id"], row["label"], names.get(row["id"], ()), row) for row in texts]
 

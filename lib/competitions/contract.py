@@ -35,7 +35,7 @@ from lib.ensemble.search import Lattice
 from lib.errors import ConfigError, DataError
 from lib.scenes import raster
 from lib.settings import Section
-from lib.tasks import IGNORE, Task
+from lib.tasks import Task, known
 
 SUBMISSION = "submission.csv"
 """Every competition writes its answers under this name; further formats lie beside it."""
@@ -82,6 +82,13 @@ class Scene:
     """What must never be split over folds (a video, a patient, a person); "": the scene stands alone."""
     pixel_size: float | None = None
     """Physical size of a pixel, in the competition's unit, where known."""
+    source: str = ""
+    """The data set that it was taken from, where that is told apart from its domain."""
+
+    @property
+    def data_source(self) -> str:
+        """What ``train.sampling.sources`` goes by: the source, or else the domain."""
+        return self.source or self.domain
 
 
 @dataclass(frozen=True)
@@ -225,7 +232,7 @@ class Competition(ABC):
         target = self.target(scene, role)
         if task.dense and target.shape != (size := raster.image_size(scene.files[self.files[0]])):
             raise DataError(f"scene {scene.id}: expected a label of its image's size {size}, got {target.shape}")
-        there = (task.truth(target) & (target != IGNORE)).any(axis=(1, 2))
+        there = (task.truth(target) & known(target)).any(axis=(1, 2))
         return Facts(dict(zip(self.flags, map(bool, there[len(there) - len(self.flags) :]), strict=True)))
 
     @cached_property
@@ -307,6 +314,15 @@ class Competition(ABC):
         """Return what was told from the data rather than stated, in sentences; stage 01 prints them."""
         return []
 
+    def caveats(self, scenes: Sequence[Scene]) -> list[str]:
+        """Return what of these scenes is read otherwise than was asked for, in sentences; a kernel prints them."""
+        return []
+
+    @property
+    def carried(self) -> Mapping[str, Path]:
+        """Files beside the data that inference reads: key below ``data.options`` -> path. A kernel takes them along."""
+        return {}
+
     # ---- images and labels ----------------------------------------------------------------------------
     def read(self, scene: Scene, image: str) -> np.ndarray:
         """Read one image of a scene as (H, W, 3) uint8 RGB; for a label task its F frames, (F, H, W, 3).
@@ -333,8 +349,13 @@ class Competition(ABC):
 
     # ---- decode settings ------------------------------------------------------------------------------
     def defaults(self) -> dict[str, Any]:
-        """Return the decode settings used where no search has run."""
-        return {name: setting.default for name, setting in self.settings.items() if setting.default is not None}
+        """Return the decode settings used where no search has run, but for those that are ``quiet``."""
+        return {name: value for name, value in self.complete({}).items() if not self.settings[name].quiet}
+
+    def complete(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return decode settings with the default of every one that is not given."""
+        known = {name: setting.default for name, setting in self.settings.items() if setting.default is not None}
+        return known | dict(given)
 
     def faults(self, decode: Params, axes: Axes, chains: Sequence[Chain] = (), unseen: Mapping = {}) -> list[str]:
         """Return what is wrong with what an experiment asks of ``decode``, in sentences; reads no data.
@@ -363,7 +384,7 @@ class Competition(ABC):
         given = dict(params)
         steps = given.pop("postprocess", ())
         decoding.refuse(decoding.value_faults("decode", self.settings, given))
-        return self.clean(self.answer(levels, self.defaults() | given), steps, levels)
+        return self.clean(self.answer(levels, self.complete(given)), steps, levels)
 
     @abstractmethod
     def answer(self, levels: Levels, settings: Params) -> Answer:
@@ -406,6 +427,15 @@ class Competition(ABC):
         return {
             name: float(value) for name, value in {"score": self.score(counts), **self.named_scores(counts)}.items()
         }
+
+    @property
+    def counted(self) -> int | None:
+        """How many numbers a tally has; None where that is not known before data are read."""
+        return None
+
+    def score_names(self) -> tuple[str, ...]:
+        """Return the names of ``scores`` without any data; () where ``counted`` is not known."""
+        return () if self.counted is None else tuple(self.scores(np.zeros(self.counted, np.int64)))
 
     def named_scores(self, counts: np.ndarray) -> Mapping[str, Any]:
         """Return what is to be told beside the score, by name, the official scores under their official keys."""

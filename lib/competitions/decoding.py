@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from pydantic import ValidationError, create_model
 
+from lib.ensemble.morphology import open_and_close
 from lib.errors import ConfigError
 from lib.settings import Section, did_you_mean, one_of, sentences
 
@@ -39,6 +40,9 @@ class Setting:
     """Instead of a range: all that it may be."""
     words: tuple[str, ...] = ()
     """Besides the range: what may be stated, but not searched."""
+    quiet: bool = False
+    """Not written among the settings unless it is stated or searched: so a setting that a later version adds leaves
+    finished results as they are."""
 
     def fault(self, value: Any, searched: bool = False) -> str:
         """Return "expected ..., got ..." for a value that is not allowed, otherwise an empty text."""
@@ -58,6 +62,27 @@ class Setting:
 def gains(names: Sequence[str]) -> dict[str, Setting]:
     """Return a setting ``gain_<name>`` for each class."""
     return {f"gain_{n}": Setting(1.0, f"factor on the level of {n}, to a thousandth", high=1000) for n in names}
+
+
+def morphology(what: str, ending: str = "") -> dict[str, Setting]:
+    """Return the settings ``opening`` and ``closing``, for the class that ``ending`` names; ``what``: the objects."""
+    return {
+        f"opening{ending}": Setting(0, f"radius in pixels of the disk that opens {what}; below 1: none", high=100,
+                                    quiet=True),
+        f"closing{ending}": Setting(0, f"radius in pixels of the disk that closes {what}; below 1: none", high=100,
+                                    quiet=True),
+    }  # fmt: skip
+
+
+def settings_of_masks(names: Sequence[str], exclusive: bool) -> dict[str, Setting]:
+    """Return the settings of ``foreground`` for each class; exclusive ones are not closed, or they would overlap."""
+    found = {f"threshold_{name}": Setting(0.5, "the class from here on", high=1) for name in names}
+    found |= {f"min_area_{name}": Setting(0, "smaller parts are erased, in pixels") for name in names}
+    for name in names:
+        found |= morphology("the class", f"_{name}")
+        if exclusive:
+            del found[f"closing_{name}"]
+    return found
 
 
 def value_faults(where: str, settings: Mapping[str, Setting], values: Mapping[str, Any]) -> list[str]:
@@ -122,12 +147,15 @@ def threshold_level(probability: float) -> int:
     return int(np.searchsorted(_PROBABILITIES, probability))
 
 
-def foreground(levels: np.ndarray, threshold: float, min_area: float = 0) -> np.ndarray:
+def foreground(
+    levels: np.ndarray, threshold: float, min_area: float = 0, opened: float = 0, closed: float = 0
+) -> np.ndarray:
     """Return where levels (H, W) uint8 reach a threshold, as (H, W) uint8 in {0, 1}; level 0 never does.
 
-    Parts (8 neighbours) of fewer than ``min_area`` pixels are left out.
+    The mask is opened and closed with these radii. Then parts (8 neighbours) of fewer than ``min_area`` pixels are left
+    out.
     """
-    mask = (levels >= max(1, threshold_level(threshold))).view(np.uint8)
+    mask = open_and_close((levels >= max(1, threshold_level(threshold))).view(np.uint8), opened, closed)
     if min_area > 1:
         mask[small_parts(mask, min_area)] = 0
     return mask

@@ -24,7 +24,7 @@ import numpy as np
 
 from lib.competitions import layout, mean_dice
 from lib.competitions.contract import Answer, Finding, Lattice, Levels, Params, Row, Scene, names_of
-from lib.competitions.decoding import Setting, foreground
+from lib.competitions.decoding import foreground, settings_of_masks
 from lib.competitions.listing import Classes, Expression, find_in_ids
 from lib.competitions.runs import RunsCompetition, RunsOptions
 from lib.competitions.tables import Form, Name
@@ -61,8 +61,7 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
             raise ConfigError(f"data.options.classes: expected at most seven that may overlap, got {len(self.classes)}")
         task, rest = (MulticlassMask, ("background",)) if options.exclusive else (MultilabelMask, ())
         self.tasks = {"loc": task((*rest, *self.classes))}
-        self.settings = {f"threshold_{name}": Setting(0.5, "the class from here on", high=1) for name in self.names}
-        self.settings |= {f"min_area_{name}": Setting(0, "smaller parts are erased, in pixels") for name in self.names}
+        self.settings = settings_of_masks(self.names, options.exclusive)
 
     def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:
         """List the images of a split; "runs", the table, is a file of those that it says the truth of."""
@@ -106,11 +105,13 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
         return (truth * (numbers + 1)).max(0) if self.options.exclusive else (truth << numbers).sum(0, dtype=np.uint8)
 
     def answer(self, levels: Levels, settings: Params) -> Answer:
-        """Cut each class at its threshold, of exclusive ones the strongest of a pixel, and erase small parts."""
+        """Cut each class at its threshold, of exclusive ones the strongest of a pixel, and clean its mask."""
         return np.stack([foreground(plane, *own) for plane, own in zip(self._planes(levels), self._own(settings))])
 
-    def _own(self, settings: Params) -> list[tuple[float, float]]:
-        return [(settings[f"threshold_{name}"], settings[f"min_area_{name}"]) for name in self.names]
+    def _own(self, settings: Params) -> list[tuple[float, ...]]:
+        """Return what each class has of the settings: the arguments of ``foreground`` after the levels."""
+        parts = ("threshold", "min_area", "opening", "closing")
+        return [tuple(settings.get(f"{part}_{name}", 0) for part in parts) for name in self.names]
 
     def _planes(self, levels: Levels) -> np.ndarray:
         planes = levels["loc"][-len(self.classes) :]

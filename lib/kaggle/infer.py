@@ -6,7 +6,7 @@ import os
 import shutil
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from math import inf
@@ -57,9 +57,9 @@ def open_job(config: Path, args: argparse.Namespace, clock: Callable[[], float])
 
     Of several sets of views only the one is left that was chosen out of fold. ``clock``: seconds since the start.
     """
-    changes = settings(load(config), args)
+    changes = [*carried(args.weights), *settings(load(config), args)]
     check_device()
-    data = find_data(config, args)
+    data = find_data(config, args, changes)
     wanted = ["--config", config, "--workdir", args.scratch, "--inputs", args.weights, "--split", "test"]
     for change in (f"data.root={json.dumps(str(data))}", "data.synthetic=null", *changes):
         wanted += ["--set", change]
@@ -72,6 +72,8 @@ def open_job(config: Path, args: argparse.Namespace, clock: Callable[[], float])
     minutes = run.config.predict.budget_minutes
     say(f"kernel: {len(scenes)} test scenes in {data}; predicted by {workers(pool)}"
         + (f" in {minutes:g} minutes" if minutes else ""))  # fmt: skip
+    for caveat in run.competition.caveats(scenes):
+        say(f"kernel: ! {caveat}")
     return Job(run, full, compared, pool, Budget(60 * minutes if minutes else inf, clock))
 
 
@@ -126,12 +128,18 @@ def present() -> bool:
     return any(Path("/proc/driver/nvidia/gpus").glob("*"))
 
 
-def find_data(config: Path, args: argparse.Namespace) -> Path:
+def carried(weights: Path) -> Iterator[str]:
+    """Yield the changes by which options of the competition name the files that came along with the weights."""
+    for file in sorted((weights / gates.CARRIED).glob("*/*")):
+        yield f"data.options.{file.parent.name}={json.dumps(str(file.resolve()))}"
+
+
+def find_data(config: Path, args: argparse.Namespace, changes: Sequence[str] = ()) -> Path:
     """Return the folder of the competition's data: as given, by its name, or the only one with test scenes.
 
     DataError where there is none, or more than one.
     """
-    experiment = load(config)
+    experiment = load(config, changes)
 
     def fits(folder: Path) -> bool:
         try:

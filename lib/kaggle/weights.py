@@ -34,7 +34,7 @@ HALF_LOSS = 0.0005
 
 
 def pack(run: Run, folder: Path, half: bool = False) -> None:
-    """Copy folds, checkpoints and decode settings of a finished experiment to ``folder``, which must be new.
+    """Copy folds, checkpoints, decode settings and what the competition carries to ``folder``, which must be new.
 
     half: weights as float16, but for models whose task is promised float32 (``whole_models``).
     """
@@ -43,6 +43,10 @@ def pack(run: Run, folder: Path, half: bool = False) -> None:
     model_of = {
         graph.checkpoint(name, k): name for name, model in config.models.items() for k in config.folds_of(model)
     }
+    for key, path in run.competition.carried.items():
+        target = folder / gates.CARRIED / key / path.name
+        target.parent.mkdir(parents=True)
+        shutil.copyfile(path, target)
     for unit in (graph.folds(), *model_of, graph.decode()):
         source, target = run.store.require(unit), folder / unit.key
         target.mkdir(parents=True)

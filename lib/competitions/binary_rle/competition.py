@@ -84,6 +84,9 @@ class BinaryRLEOptions(RunsOptions):
     domain: Expression = ""
     """Where an image comes from: a column, or else a regular expression searched in the id; or ``colour``: brightfield
     or fluorescence, told from the pixels."""
+    source: Expression = ""
+    """Which data set an image was taken from, for ``train.sampling.sources``: a column, or else a regular expression
+    searched in the id; "": its domain."""
     pixel_size: str = "pixel_size"
     """Column of the physical size of a pixel, used where it exists."""
     slice_column: str = ""
@@ -279,13 +282,18 @@ class BinaryRLE(RunsCompetition):
 
     def count(self, levels: Levels, truth: Answer, grid: Lattice) -> np.ndarray:
         """Count one scene for all points: (P, K) int64; where only the threshold matters, from one histogram."""
-        points = [self._resolved(levels, {"postprocess": (), **point}) for point in grid]
+        points = [self._resolved(levels, {"postprocess": (), **self.complete(point)}) for point in grid]
         if self.metric != "object_map" and not any(
-            p["fill_holes"] or p["instances"] or p["min_area"] > 1 or p["postprocess"] for p in points
+            p["fill_holes"]
+            or p["instances"]
+            or p["min_area"] > 1
+            or p["postprocess"]
+            or max(p["opening"], p["closing"])
+            for p in points
         ):
             thresholds = [point["threshold"] for point in points]
             return mean_dice.count(objects.count_thresholds(levels["loc"][0], truth, thresholds))
-        counts = np.zeros((len(points), mean_dice.K + scoring.K * (self.metric == "object_map")), np.int64)
+        counts = np.zeros((len(points), self.counted), np.int64)
         wanted = [{k: v for k, v in point.items() if k not in ("min_area", "postprocess")} for point in points]
         last: dict[str, Any] | None = None
         whole: Any = None  # the objects at the settings ``last``
@@ -295,6 +303,10 @@ class BinaryRLE(RunsCompetition):
             steps = [{"name": "remove_small", "min_area": points[i]["min_area"]}, *points[i]["postprocess"]]
             counts[i] = self.tally(self.clean(whole, steps, levels), truth)
         return counts
+
+    @property
+    def counted(self) -> int:
+        return mean_dice.K + scoring.K * (self.metric == "object_map")
 
     def tally(self, answer: Answer, truth: Answer) -> np.ndarray:
         """Count one answer: (5,) int64 as ``mean_dice`` has them, (18,) with the objects."""
@@ -427,8 +439,9 @@ class BinaryRLE(RunsCompetition):
         table, options, ids = self._tables[split], self.options, sorted(listed)
         columns = {name for own in self._tables.values() for name in own.columns}
         named, findings = {}, []
-        for option in ("domain", "group", "slice_column"):
-            wanted, needed = getattr(options, option), split == "train" or (option != "domain" and options.slices > 1)
+        for option in ("domain", "source", "group", "slice_column"):
+            stacks = options.slices > 1 and option in ("group", "slice_column")
+            wanted, needed = getattr(options, option), split == "train" or stacks
             if not wanted or wanted in columns or option == "slice_column":
                 if wanted and wanted not in table.columns and needed and ids:
                     raise ConfigError(
@@ -445,8 +458,8 @@ class BinaryRLE(RunsCompetition):
         for key in ids:
             size = table.value(key, options.pixel_size)
             pixel_size = layout.number(f"{key}: {options.pixel_size}", size) if size else None
-            domain, group = (named[option].get(key, "") for option in ("domain", "group"))
-            scenes.append(Scene(key, listed[key], domain, group=group, pixel_size=pixel_size))
+            domain, source, group = (named[option].get(key, "") for option in ("domain", "source", "group"))
+            scenes.append(Scene(key, listed[key], domain, group=group, pixel_size=pixel_size, source=source))
         return layout.stacked(scenes, self.images, named["group"], named["slice_column"]), findings
 
     # ---- data doctor ----------------------------------------------------------------------------------

@@ -28,10 +28,11 @@ from pydantic import Field, ValidationInfo, field_validator
 from lib import metrics as scoring
 from lib.competitions import contract, tables
 from lib.competitions.contract import SUBMISSION, Answer, Competition, Finding, Levels, Params, Row, Scene
-from lib.competitions.decoding import Setting, gains
+from lib.competitions.decoding import Setting, gains, morphology
 from lib.competitions.listing import SUFFIXES, Classes, Expression, Pattern, by_pattern, find_in_ids
 from lib.competitions.tables import Form, Name
 from lib.competitions.voc import label_map
+from lib.ensemble.morphology import open_and_close
 from lib.errors import DataError
 from lib.scenes import raster, rle
 from lib.settings import Section
@@ -108,6 +109,7 @@ class VOC(Competition):
         self.tasks = {"loc": MulticlassMask(options.classes)}
         self.names = contract.names_of(options.classes)
         self.settings = gains(self.names) | {"min_area": Setting(0, "parts of a class of fewer pixels become class 0")}
+        self.settings |= morphology("every class but 0")
 
     # ---- scenes ---------------------------------------------------------------------------------------
     def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:
@@ -283,9 +285,14 @@ class VOC(Competition):
 
     # ---- answers --------------------------------------------------------------------------------------
     def answer(self, levels: Levels, settings: Params) -> Answer:
-        """Give every pixel the class with the highest level times its gain (ties: the lower), drop small parts."""
+        """Give every pixel the class with the highest level times its gain (ties: the lower), then clean the map."""
         answer = label_map.winner(levels["loc"], [settings[f"gain_{name}"] for name in self.names])
+        answer = open_and_close(answer, settings["opening"], settings["closing"])
         return label_map.remove_small(answer, settings["min_area"])
+
+    @property
+    def counted(self) -> int:
+        return 3 * len(self.names)
 
     def tally(self, answer: Answer, truth: Answer) -> np.ndarray:
         """Count one answer: (3 C,) int64, for each class the pixels of intersection, answer and truth."""

@@ -174,6 +174,10 @@ class XView2(Competition):
         """Count one scene for all points at once: (P, 15) int64, laid out as ``metric.py`` says."""
         return decoding.count_grid(levels["loc"], levels["cls"], truth["localization"], truth["damage"], grid)
 
+    @property
+    def counted(self) -> int:
+        return 15
+
     def tally(self, answer: Answer, truth: Answer) -> np.ndarray:
         """Count one answer: (15,) int64."""
         return scoring.count(answer["localization"], answer["damage"], truth["localization"], truth["damage"])

@@ -13,6 +13,8 @@ import skimage  # its parts are imported when they are first used
 from pydantic import Field
 
 from lib.competitions.decoding import small_parts
+from lib.ensemble import morphology
+from lib.ensemble.morphology import Radius
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Area = Annotated[int, Field(ge=0)]
@@ -97,13 +99,29 @@ def fill_holes(decoded: Decoded, max_area: Area) -> Decoded:
 
     A hole is a 4-connected part of the background (buildings being 8-connected) that does not touch the border.
     """
-    localization, damage = decoded[:2]
-    height, width = localization.shape
-    _, gaps, stats, _ = cv2.connectedComponentsWithStats((localization == 0).astype(np.uint8), connectivity=4)
+    height, width = decoded.localization.shape
+    _, gaps, stats, _ = cv2.connectedComponentsWithStats((decoded.localization == 0).astype(np.uint8), connectivity=4)
     left, top, right, bottom = stats[:, 0], stats[:, 1], stats[:, 0] + stats[:, 2], stats[:, 1] + stats[:, 3]
     small = (left > 0) & (top > 0) & (right < width) & (bottom < height) & (stats[:, cv2.CC_STAT_AREA] <= max_area)
     small[0] = False  # the buildings
-    filled = small[gaps]
+    return _fill(decoded, small[gaps])
+
+
+def opening(decoded: Decoded, radius: Radius) -> Decoded:
+    """Erase what of the footprint no disk of this radius within it covers, with its damage."""
+    opened = morphology.opening(decoded.localization, radius)
+    damage = np.where(opened < decoded.localization, np.uint8(0), decoded.damage)
+    return decoded._replace(localization=opened, damage=damage)
+
+
+def closing(decoded: Decoded, radius: Radius) -> Decoded:
+    """Close cracks and bays of the footprint with a disk of this radius; they take the class of the nearest pixel."""
+    return _fill(decoded, morphology.closing(decoded.localization, radius) > decoded.localization)
+
+
+def _fill(decoded: Decoded, filled: np.ndarray) -> Decoded:
+    """Add the pixels ``filled`` (H, W) bool to the footprint; they take the class of the nearest building pixel."""
+    localization, damage = decoded[:2]
     if not filled.any():
         return decoded
     _, nearest = cv2.distanceTransformWithLabels(
@@ -120,4 +138,6 @@ STEPS: Mapping[str, Callable[..., Decoded]] = {
     "object_vote": object_vote,
     "remove_small": remove_small,
     "fill_holes": fill_holes,
+    "opening": opening,
+    "closing": closing,
 }
