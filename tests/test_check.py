@@ -72,6 +72,13 @@ LATE = {
     "models.loc.train.loss.terms={ce: 1}":
         "models.loc.train.loss.terms: expected one of dice, focal, bce, jaccard, tversky, lovasz, boundary_bce, "
         "got 'ce'; did you mean bce?",
+    "models.loc.train.loss.terms={dice: 1, query_class: 2}":
+        "models.loc.train.loss.terms: query_class match the queries of architecture maskformer; leave them out",
+    "models.loc.network={architecture: maskformer, images: [post], encoder: resnet18}":
+        "models.loc.train.loss.terms: architecture maskformer learns by query_class and query_bce or query_dice, all "
+        "three named (its paper: query_class 2, query_bce 5, query_dice 5), got {'dice': 1.0, 'focal': 1.0}",
+    "models.loc.train.loss.query_points=2":
+        "models.loc.train.loss.query_points: expected greater than or equal to 4, got 2",
     "models.loc.train.loss.class_weights=[1, 2, 3]":
         "models.loc.train.loss.class_weights: expected 2 numbers of at least 0 (background, building), got [1.0, "
         "2.0, 3.0]",
@@ -278,7 +285,8 @@ def test_every_shipped_experiment_passes(path, tmp_path):
     "predict.tile=4096",
     "models.loc.view={size: 48}",
     "models.loc.train.sampling.scale=[1, 1]",
-    "models.loc.network={architecture: maskformer, images: [post], encoder: resnet18}",
+    "models.loc={task: loc, network: {architecture: maskformer, images: [post], encoder: resnet18}, train: {epochs: 1, "
+    "batch_size: 2, crop: 64, optimizer: {lr: 1.0e-4}, loss: {terms: {query_class: 2, query_bce: 5, query_dice: 5}}}}",
     "models.loc.network={architecture: segmentation, images: [post], encoder: mit_b0, options: {decoder: segformer}}",
     "models.loc.train.crop=4096",
 ])  # fmt: skip

@@ -103,8 +103,10 @@ def competition_faults(experiment: Experiment, competition: Competition) -> list
     faults += competition.faults(experiment.decode, axes, chains, unseen)
     if experiment.reference is not None and (names := competition.score_names()):
         faults += experiment.reference.faults(names)
-    if experiment.blend.crf is not None:
-        faults += _crf_faults(experiment.blend.crf)
+    try:
+        Crf.model_validate(experiment.blend.crf or {})
+    except ValidationError as error:
+        faults += sentences(error, "blend.crf")
     if (file := experiment.folds.file) is not None and not file.is_file():
         faults.append(f"folds.file: expected a folds.csv of an earlier run, found no file {file}; correct the path")
     return faults
@@ -165,14 +167,6 @@ def _auxiliary_faults(model: Model, role: str, loss: Loss, others: Mapping[str, 
             yield f"{role}.loss.terms: {', '.join(beside)} belongs to the network's own task; leave it out"
         for fault in loss_faults(loss, task.kind, task.classes):
             yield f"{role}.loss.{fault}"
-
-
-def _crf_faults(options: dict[str, int | float]) -> list[str]:
-    try:
-        Crf.model_validate(options)
-    except ValidationError as error:
-        return sentences(error, "blend.crf")
-    return []
 
 
 def scene_faults(experiment: Experiment, scenes: Collection[Scene]) -> list[str]:

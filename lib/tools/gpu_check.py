@@ -132,7 +132,7 @@ class Checks:
         part = self.subject.part
 
         def seconds(channels_last: bool, compiles: bool = False) -> float:
-            step = measure.Step(self.subject, compiles, channels_last=channels_last)
+            step = measure.Step(self.subject, compile=compiles, channels_last=channels_last)
             return measure.seconds_per_call(lambda: step(part), self.subject.device, self.options.seconds)
 
         own = self.train.channels_last
@@ -203,10 +203,11 @@ class Checks:
             yield self.line("loader", f"{pace:.1f} crops/s", NOTE, "no step to compare it with", **numbers)
             return
         wanted = self.subject.part / self.step_seconds
-        good = pace >= wanted
-        yield self.line("loader", f"{pace:.1f} crops/s, steps take {wanted:.1f}", OK if good else BAD,
-                        "" if good else f"the device waits: raise train.workers ({self.train.workers}) or train.cache",
-                        **numbers, step_samples_per_second=wanted)  # fmt: skip
+        numbers["step_samples_per_second"] = wanted
+        why = f"the device waits: raise train.workers ({self.train.workers}) or keep scenes with train.cache"
+        verdict = OK if pace >= wanted else BAD if self.on_gpu else NOTE
+        said = "" if pace >= wanted else why if self.on_gpu else "they share the processors here"
+        yield self.line("loader", f"{pace:.1f} crops/s, steps take {wanted:.1f}", verdict, said, **numbers)
 
 
 # ---- the experiment -----------------------------------------------------------------------------------

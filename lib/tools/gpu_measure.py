@@ -15,12 +15,12 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from lib.config.sections import Model, Predict, Train
+from lib.errors import ArtifactError
 from lib.inference.predict import FRAMES, Predictor
 from lib.models import build, checkpoint
 from lib.models.layers import Network
@@ -28,7 +28,7 @@ from lib.run import runtime
 from lib.scenes.probs import quantise
 from lib.tasks import Task
 from lib.training.dataset import BatchSampler, SampleStream
-from lib.training.fit import Fit, Place
+from lib.training.stepper import Place, Stepper, share_norms
 
 BLOCK = 8
 """Pixels of a random image that have one colour, along each axis."""
@@ -86,11 +86,12 @@ class Subject:
         return blocks.repeat_interleave(BLOCK, -1).repeat_interleave(BLOCK, -2)[..., :side, :side].contiguous()
 
     def targets(self, count: int) -> Tensor:
-        """Return random targets (count, side, side) uint8 in the form of the task; a label's are (count, 1, 1)."""
+        """Return random targets (count, side, side) in the form and type of the task; a label's are (count, 1, 1)."""
         side = self.model.train.crop if self.task.dense else 1
         classes = self.task.channels
         most = {"binary": 2, "multiclass": classes, "multilabel": 1 << classes}[self.task.kind]
-        drawn = np.random.default_rng(1).integers(0, most, (count, side, side), np.uint8)
+        drawn = np.random.default_rng(1).integers(0, most, (count, side, side))
+        drawn = drawn.astype(np.int32 if self.task.is_wide else np.uint8)
         return torch.from_numpy(drawn).to(self.device)
 
 
@@ -100,7 +101,7 @@ def sync_batchnorm_difference(subject: Subject) -> float:
     """Return by how much the logits of a network change when its norms are converted for several GPUs, at most."""
     network, images = subject.network(), subject.images(1)
     before = network(images).float()
-    return float((convert_sync_batchnorm(copy.deepcopy(network)).eval()(images).float() - before).abs().max())
+    return float((share_norms(copy.deepcopy(network)).eval()(images).float() - before).abs().max())
 
 
 @dataclass(frozen=True)
@@ -160,33 +161,58 @@ def seconds_per_call(call: Callable[[], Any], device: torch.device, budget: floa
     return median(times)
 
 
-class Step:
-    """One step of training on random crops, with all that ``Fit`` makes of the settings, and without the loader."""
+class Crops:
+    """Random crops in place of the stream of samples."""
 
-    def __init__(self, subject: Subject, compiles: bool = False, **changes: Any):
+    def __init__(self, subject: Subject):
+        self.subject = subject
+
+    def __len__(self) -> int:
+        return MOST
+
+    def __getitem__(self, _: int) -> dict[str, Any]:
+        return {name: value[0] for name, value in self.batch(1).items()}
+
+    def batch(self, count: int) -> dict[str, Any]:
+        """Return a batch of so many crops, on the device, so that nothing of a step is spent on making it."""
+        subject = self.subject
+        found: dict[str, Any] = {"id": ["random"] * count, "image": subject.images(count)}
+        found["target"] = target = subject.targets(count)
+        if subject.model.train.distill:
+            shape = (count, subject.task.channels, *target.shape[1:])
+            found["teacher"] = torch.randn(shape, device=subject.device).half()  # logits
+        return found
+
+
+class Step:
+    """Steps of training as ``Fit`` makes them, on random crops, a batch in one part and with all weights learning."""
+
+    def __init__(self, subject: Subject, **changes: Any):
         """changes: settings of ``train`` in place of the model's own."""
-        wanted = subject.model.train.model_copy(update=changes)
-        self.subject, self.train = subject, _without_auto(wanted)
-        unread = cast(SampleStream, range(MOST))  # its length is all that is asked of it
-        self.fit = Fit(subject.network(), subject.task, unread, lambda _: {}, self.train,
-                       Place(Path(), subject.device, 0, lambda _: None))  # fmt: skip
-        self.fit.network.train()
-        self.forward = torch.compile(self.fit.network) if compiles else self.fit.network
+        changes = {"accumulate": 1, "freeze_encoder_epochs": 0, **changes}
+        train = _without_auto(subject.model.train.model_copy(update=changes))
+        self.crops, self.number = Crops(subject), 0
+        stream = cast(SampleStream, self.crops)
+        place = Place(Path(), subject.device, 0, lambda _: None)
+        self.stepper = Stepper(subject.network(), subject.task, stream, train, place)
+        self.stepper.network.train()
+        self.stepper.prepare(0)
+        self.batch: dict[str, Any] = {"id": []}
 
     def __call__(self, batch: int) -> None:
-        """Move the weights once by a batch of so many crops."""
-        fit, subject = self.fit, self.subject
-        image, target = subject.images(batch).contiguous(memory_format=fit.layout), subject.targets(batch)
-        teacher = None
-        if self.train.distill:
-            teacher = torch.rand(batch, subject.task.channels, *target.shape[1:], device=subject.device)
-        fit.optimizer.zero_grad(set_to_none=True)
-        with fit.arithmetic.autocast():
-            outputs = self.forward(image)
-        loss, _ = fit.loss(outputs, target, None, 1.0, teacher)
-        fit.arithmetic.scaler.scale(loss).backward()
-        fit.arithmetic.scaler.step(fit.optimizer)
-        fit.arithmetic.scaler.update()
+        """Move the weights once by a batch of so many crops. Raises torch.OutOfMemoryError where these do not fit."""
+        stepper = self.stepper
+        if len(self.batch["id"]) != batch:
+            self.batch = {"id": []}  # makes room first
+            self.batch = self.crops.batch(batch)
+        try:
+            stepper.take(self.batch, 0, self.number % len(stepper.sampler), 0)
+        except ArtifactError as error:
+            raise error.__cause__ or error from None
+        self.number += 1
+        if stepper.accumulate > 1:  # it did not fit, and was computed in parts
+            stepper.accumulate = 1
+            raise torch.OutOfMemoryError(f"{batch} crops do not fit")
 
 
 def _without_auto(train: Train) -> Train:
