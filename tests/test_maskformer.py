@@ -144,6 +144,16 @@ def test_the_pyramid_by_its_definition():
     torch.testing.assert_close(pixels, F.conv2d(expected[-1], pyramid.pixels.weight, pyramid.pixels.bias, padding=1))
 
 
+def test_what_is_computed_again_gives_the_same_gradients():
+    target, gradients = torch.randint(0, 3, (2, 64, 64), dtype=torch.uint8), []
+    for again in (False, True):
+        net = tiny(grad_checkpointing=again)
+        criterion()(net(picture()), target)[0].backward()
+        gradients.append({name: parameter.grad for name, parameter in net.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
 def test_queries_and_tables_do_not_decay():
     net = tiny()
     groups = param_groups(net, Optimizer(lr=1e-3, weight_decay=0.05), 1e-3)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from lib.errors import ArtifactError, ConfigError
 from lib.models.layers import Normalize, Outputs, Queries, take, use_group_norm
 from lib.models.masked_attention import QueryDecoder, Transformer
+from lib.models.recompute import recompute
 from lib.models.segmentation import Design, NetworkParts, SegmentationNet, build_parts
 
 TINY = 1e-30
@@ -138,6 +139,8 @@ def build(*, classes: int, images: int, **options: Any) -> MaskFormer:
     parts = build_parts(classes, 3 * images, design)
     pixels = PixelDecoder(parts.encoder.out_channels[2:], sizes.channels)
     parts.decoder, parts.head = MaskDecoder(pixels, QueryDecoder(inside, sizes)), nn.Identity()
+    if design.grad_checkpointing:
+        recompute(parts.decoder)
     return MaskFormer(parts, Normalize(design.encoder, images), classes)
 
 
