@@ -126,7 +126,7 @@ def test_the_bag_of_tricks_adds_what_its_source_adds():
         "distill.experiment bag_teacher",
     ]
     assert trees[0]["models"]["net"]["network"]["encoder"] == "resnet50a"
-    assert [round(100 * tree["reference"]["score"], 2) for tree in trees] == [
+    assert [round(100 * tree["reference"]["scores"]["score"], 2) for tree in trees] == [
         75.87, 76.21, 76.66, 76.87, 77.16, 77.91, 78.31, 78.67, 79.15, 79.29]  # fmt: skip
     taught = {rung.path.stem for rung in climbed if rung.teachers}
     assert taught == {"7_distill", "9_distill_mixup"} and [path.stem for path in others] == ["teacher"]

@@ -1,6 +1,7 @@
 """Figures of a source stand beside our scores, with the source and the difference, and never among them."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from conftest import ROOT
 from invented import build, decoded, experiment
 from sisters import EXPERIMENTS
 
+from lib.choose.choice import Decision
 from lib.competitions import open_competition
 from lib.config.check import competition_faults
 from lib.config.load import load
@@ -15,6 +17,7 @@ from lib.config.reference import Reference, difference
 from lib.config.sections import plain
 from lib.errors import ConfigError
 from lib.report import __main__ as report
+from lib.report import tables
 from lib.report.tables import compare
 from lib.tools import sheet
 
@@ -158,3 +161,15 @@ def test_a_file_without_a_reference_is_refused_with_a_sentence(tmp_path, capsys)
     root = finished(tmp_path, "a", 0.35)
     assert report.main([str(ROOT / "configs/demo.yaml"), str(root)]) == 2
     assert "reference: expected the figures of the experiment's source" in capsys.readouterr().err
+
+
+def test_a_figure_that_is_none_of_our_scores_is_said_at_the_end(monkeypatch):
+    monkeypatch.setattr(
+        Decision, "of", lambda run: Decision(**decoded(0.6, per_fold={"0": {"scenes": 7, "score": 0.6}}))
+    )
+    config = SimpleNamespace(reference=reference(score=0.7, top5=0.9), models={})
+    lines = tables.decision_table(SimpleNamespace(config=config)).splitlines()
+    assert "  the source's top5: none of our scores here" in lines
+    assert "  beside the figures of a paper, table 2, measured on its validation split:" in lines
+    ours = [line for line in lines if line.startswith("  score  ")]
+    assert [line.split() for line in ours] == [["score", "0.6000"]]  # a line of its own, without the source's figure

@@ -30,7 +30,9 @@ def decision_table(run: Run) -> str:
         shown = "unknown (one fold only)" if decision.expected is None else f"{decision.expected:.4f}"
         lines.append(f"  {EXPECTED:32s} {shown}  (nested cross-validation)")
     if reference is not None:
-        lines += [f"  {line}" for line in (*reference.beside(decision.scores), *reference.faults(decision.scores))]
+        lines += [f"  {line}" for line in reference.beside(decision.scores)]
+        if absent := [name for name in reference.scores if name not in decision.scores]:
+            lines.append(f"  the source's {' and '.join(absent)}: none of our scores here")
     params = decision.params
     lines.append("  settings: " + _pairs({name: value for name, value in params.items() if name not in APART}))
     apart = params.get("per_domain", {}) | ({"unseen domains": params["unseen"]} if "unseen" in params else {})

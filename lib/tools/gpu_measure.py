@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,10 @@ from lib.run import runtime
 from lib.scenes.probs import quantise
 from lib.tasks import Task
 from lib.training.dataset import BatchSampler, SampleStream
-from lib.training.fit import Fit, Place
+from lib.training.ema import Ema
+from lib.training.losses import Criterion
+from lib.training.optim import build_optimizer, peak_lr
+from lib.training.precision import Arithmetic
 
 BLOCK = 8
 """Pixels of a random image that have one colour, along each axis."""
@@ -86,11 +89,12 @@ class Subject:
         return blocks.repeat_interleave(BLOCK, -1).repeat_interleave(BLOCK, -2)[..., :side, :side].contiguous()
 
     def targets(self, count: int) -> Tensor:
-        """Return random targets (count, side, side) uint8 in the form of the task; a label's are (count, 1, 1)."""
+        """Return random targets (count, side, side) in the form and type of the task; a label's are (count, 1, 1)."""
         side = self.model.train.crop if self.task.dense else 1
         classes = self.task.channels
         most = {"binary": 2, "multiclass": classes, "multilabel": 1 << classes}[self.task.kind]
-        drawn = np.random.default_rng(1).integers(0, most, (count, side, side), np.uint8)
+        drawn = np.random.default_rng(1).integers(0, most, (count, side, side))
+        drawn = drawn.astype(np.int32 if self.task.is_wide else np.uint8)
         return torch.from_numpy(drawn).to(self.device)
 
 
@@ -161,32 +165,42 @@ def seconds_per_call(call: Callable[[], Any], device: torch.device, budget: floa
 
 
 class Step:
-    """One step of training on random crops, with all that ``Fit`` makes of the settings, and without the loader."""
+    """Steps of training on random crops, in the model's precision, with its loss, optimizer and average; no loader."""
 
-    def __init__(self, subject: Subject, compiles: bool = False, **changes: Any):
-        """changes: settings of ``train`` in place of the model's own."""
-        wanted = subject.model.train.model_copy(update=changes)
-        self.subject, self.train = subject, _without_auto(wanted)
-        unread = cast(SampleStream, range(MOST))  # its length is all that is asked of it
-        self.fit = Fit(subject.network(), subject.task, unread, lambda _: {}, self.train,
-                       Place(Path(), subject.device, 0, lambda _: None))  # fmt: skip
-        self.fit.network.train()
-        self.forward = torch.compile(self.fit.network) if compiles else self.fit.network
+    def __init__(self, subject: Subject, compiles: bool = False, channels_last: bool | None = None):
+        """channels_last: in place of the model's own setting."""
+        self.subject, self.train = subject, _without_auto(subject.model.train)
+        train, device = self.train, subject.device
+        last = train.channels_last if channels_last is None else channels_last
+        self.layout = torch.channels_last if last else torch.contiguous_format
+        network = subject.network().train().to(memory_format=self.layout)
+        self.arithmetic = Arithmetic(runtime.precision_on(device, train.precision, train.cpu_precision), device)
+        runtime.use_tf32(train.tf32)
+        self.loss = Criterion(subject.task.kind, train.loss, train.distill)
+        self.optimizer = build_optimizer(network, train.optimizer, peak_lr(train.optimizer, train.batch_size))
+        self.average = Ema(network, train.ema) if train.ema else None
+        self.batch: tuple[Tensor, Tensor] | None = None
+        self.network, self.forward = network, torch.compile(network) if compiles else network
 
     def __call__(self, batch: int) -> None:
         """Move the weights once by a batch of so many crops."""
-        fit, subject = self.fit, self.subject
-        image, target = subject.images(batch).contiguous(memory_format=fit.layout), subject.targets(batch)
+        subject, scaler = self.subject, self.arithmetic.scaler
+        if self.batch is None or len(self.batch[0]) != batch:
+            self.batch = None  # makes room first
+            self.batch = subject.images(batch).contiguous(memory_format=self.layout), subject.targets(batch)
+        image, target = self.batch
         teacher = None
         if self.train.distill:
             teacher = torch.rand(batch, subject.task.channels, *target.shape[1:], device=subject.device)
-        fit.optimizer.zero_grad(set_to_none=True)
-        with fit.arithmetic.autocast():
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.arithmetic.autocast():
             outputs = self.forward(image)
-        loss, _ = fit.loss(outputs, target, None, 1.0, teacher)
-        fit.arithmetic.scaler.scale(loss).backward()
-        fit.arithmetic.scaler.step(fit.optimizer)
-        fit.arithmetic.scaler.update()
+        loss, _ = self.loss(outputs, target, None, 1.0, teacher)
+        scaler.scale(loss).backward()
+        scaler.step(self.optimizer)
+        scaler.update()
+        if self.average:
+            self.average.update(self.network)
 
 
 def _without_auto(train: Train) -> Train:

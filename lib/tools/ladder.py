@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from lib.config.load import load
+from lib.config.reference import Reference
 from lib.errors import ConfigError
 from lib.run import cli, runtime
 from lib.tools import sweep, table
@@ -173,8 +174,9 @@ def ablation(climbed: Sequence[Rung], of_rung: Mapping[Path, Sequence[Combinatio
             "seeds": found["seeds"], "seconds": found["seconds"],
         })  # fmt: skip
         before = now
-        if (source := now.get("reference", {}).get("score")) is not None:
-            rows[-1]["source"] = source
+        theirs = Reference.model_validate(now["reference"]).scores if now.get("reference") else {}
+        if "score" in theirs:
+            rows[-1]["source"] = theirs["score"]
     return rows
 
 
