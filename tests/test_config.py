@@ -210,9 +210,9 @@ def test_heads_whose_loss_counts_nothing_are_refused(option, weight, tmp_path):
     ("demo", "loc", "float16"),  # for speed, and said there
 ])  # fmt: skip
 def test_the_precision_in_which_shipped_experiments_predict(path, role, precision):
-    from lib.competitions.xview2.competition import Competition
+    from lib.competitions.xview2.competition import XView2
 
     experiment = load(next(found for found in CONFIGS if found.stem == path))
-    tasks = Competition.tasks if experiment.competition == "xview2" else {}
+    tasks = XView2.tasks if experiment.competition == "xview2" else {}
     found = {experiment.predict_of(m, tasks).precision for m in experiment.models.values() if m.task == role}
     assert found == {precision}

@@ -386,10 +386,18 @@ class Train(Section):
     """Arithmetic of the forward pass; float16 scales the loss."""
     cpu_precision: Precision = "bfloat16"
     """What ``precision: float16`` becomes on a CPU, where true float16 is very slow."""
+    max_skipped_steps: int = Field(30, ge=1, le=100_000)
+    """Steps in a row that float16 may skip because a loss or a gradient is not finite; then the run stops. The scale of
+    the loss is halved at each, so a scale that was only too large is right long before."""
     tf32: bool = False
     """Allow TF32 matrix products on CUDA under float32."""
     channels_last: bool = True
     """Memory format of images and weights."""
+    deterministic: bool = True
+    """On a GPU: the same algorithms every time, so the same inputs give the same results; false: cuDNN times its
+    algorithms and takes the fastest."""
+    compile: bool = False
+    """Train what torch.compile makes of the network: minutes at the start, faster steps on a GPU from there on."""
     validate_every: int = Field(1, ge=1)
     """Epochs between validations; the last epoch is always validated."""
     select: Literal["score", "dice2020", "last"] = "score"

@@ -83,7 +83,7 @@ def query_terms(layers: Sequence[Queries], target: Tensor, loss: Loss, reduce: R
 def target_at(target: Tensor, spots: Tensor) -> Tensor:
     """Return the target (B, H, W) at spots (N, 2), x and y in 0 .. 1: (B, N), of the pixels that hold them."""
     height, width = target.shape[1:]
-    x, y = (spots * spots.new_tensor([width, height])).long().unbind(1)
+    x, y = (spots[:, 0] * width).long(), (spots[:, 1] * height).long()
     return target[:, y.clamp(max=height - 1), x.clamp(max=width - 1)]
 
 
@@ -138,7 +138,9 @@ def match(costs: Tensor, present: Tensor) -> Tensor:
 def _class_sums(logits: Tensor, owner: Tensor, present: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
     """Return the sum of weighted losses and of weights over the queries; logits (B, Q, K + 1), owner (B, K)."""
     images, queries, answers = logits.shape
-    weights = logits.new_tensor([*(loss.class_weights or [1.0] * (answers - 1)), NO_OBJECT])
+    weights = logits.new_ones(answers)
+    for place, weight in enumerate([*(loss.class_weights or [1.0] * (answers - 1)), NO_OBJECT]):
+        weights[place : place + 1].fill_(weight)  # a tensor of Python's numbers would be a copy that the host waits for
     wanted = torch.full((images, queries + 1), answers - 1, device=logits.device)
     wanted.scatter_(1, owner, torch.arange(answers - 1, device=logits.device).expand(images, -1))  # absent: beyond Q
     wanted = wanted[:, :queries]
