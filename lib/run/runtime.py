@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from lib.errors import ConfigError
 
@@ -209,7 +209,7 @@ def compiled(module: "nn.Module") -> "nn.Module":
     import torch._dynamo
 
     torch._dynamo.reset()
-    return torch.compile(module, dynamic=False)
+    return cast("nn.Module", torch.compile(module, dynamic=False))
 
 
 @contextmanager
@@ -220,7 +220,7 @@ def compiling(setting: str) -> Iterator[None]:
     try:
         yield
     except TorchDynamoException as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__  # then come traces and advice
         raise ConfigError(f"{setting}: torch could not compile the network here ({reason}); set it to false") from error
 
 
