@@ -133,7 +133,7 @@ def in_processes(folder, count, options, section):
 
 @pytest.mark.slow
 def test_the_norms_of_averaged_weights_are_those_of_one_process(tmp_path):
-    """The steps are too small to move a weight: gloo has no norms over processes, and weights that move would differ."""
+    """The steps are too small to move a weight: gloo shares no norms, so weights that move would differ."""
     section = {"epochs": 3, "swa_from": 1, "swa_batches": 2, "validate_every": 1, "optimizer": {"lr": 1e-25}}
     _, one, _ = in_processes(tmp_path / "one", 1, {}, section)
     _, two, ranks = in_processes(tmp_path / "two", 2, {}, section)
