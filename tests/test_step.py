@@ -19,7 +19,7 @@ from lib.training.optim import build_optimizer
 from lib.training.precision import Arithmetic, FiniteStatistics
 from lib.training.stepper import Stepper
 from lib.training.update import make_state, move, stands_still
-from lib.training.watch import Meter, Step, Watch
+from lib.training.watch import Meter, PastStep, Watch
 
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "lift_fresh")
 """Operations for which a host waits for its GPU: those that read a number, those whose result has a size that depends
@@ -127,7 +127,7 @@ def test_numbers_are_given_out_so_many_steps_later():
     watch = Watch(CPU, lag=2)
     seen = []
     for number in range(5):
-        watch.put(Step(0, number, ()), ("loss",), torch.tensor([number], dtype=torch.float64))
+        watch.put(PastStep(0, number, ()), ("loss",), torch.tensor([number], dtype=torch.float64))
         seen.append([(step.number, numbers["loss"]) for step, numbers in watch.seen()])
     assert seen == [[], [], [(0, 0.0)], [(1, 1.0)], [(2, 2.0)]]
     assert [step.number for step, _ in watch.seen(everything=True)] == [3, 4]
