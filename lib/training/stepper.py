@@ -222,7 +222,7 @@ class Stepper:
         """Return the first layer of a step that was not finite; for its forward pass, the batch is made once more."""
         if math.isfinite(numbers["loss"]):
             place = int(numbers["parameter"]) if step.parameters else -1
-            return f"{step.parameters[place]} (gradient)" if place >= 0 else "none (the gradient alone)"
+            return f"{step.parameters[place]} (gradient)" if place >= 0 else "none (only the gradient is not finite)"
         self.sampler.set_epoch(step.epoch)
         batch = default_collate([self.dataset[number] for number in list(self.sampler)[step.number]])
         parts, _ = self._parts(batch, step)
