@@ -106,6 +106,10 @@ class Classification(Competition):
     odd_label: ClassVar[str] = "label is none of the classes"
     """The finding of a label that ``index_of`` does not know."""
 
+    def __init__(self, root: Path, options: Any, memo: Path | None = None):
+        super().__init__(root, options, memo)
+        self._row_ids: dict[str, str] = {}  # scene id -> the id as the table and the submission write it
+
     @property
     @abstractmethod
     def table(self) -> Path:
@@ -136,13 +140,12 @@ class Classification(Competition):
         if (folder := self._folder("test")) is None:
             return [], []
         paths, known = list(self._walk(folder)), self._test_ids
-        direct = [path for path in paths if path.parent == folder]
         whole = any(PurePosixPath(name).suffix.lower() in self.suffixes for name in known)
-        if any("/" in name for name in known):
-            ids = [self._keys(path.relative_to(folder).as_posix())[0 if whole else -1] for path in paths]
-        else:
-            paths = direct or paths
-            ids = [self._keys(path.name)[0 if whole else -1] for path in paths]
+        names = [path.relative_to(folder).as_posix() for path in paths]
+        if not any("/" in name for name in known):
+            paths = [path for path in paths if path.parent == folder] or paths
+            names = [path.name for path in paths]
+        ids = [self._keys(name)[0 if whole else -1] for name in names]
         named, findings = self._named(ids, strict=False)
         scenes: dict[str, Scene] = {}
         for row_id, path in zip(ids, paths, strict=True):
@@ -154,6 +157,7 @@ class Classification(Competition):
     def scene(self, row_id: str, path: Path, more: Mapping[str, str]) -> Scene:
         """Return the scene of an id and a file."""
         domain, group, source = (more.get(role, "") for role in ROLES)
+        self._row_ids[_flat(row_id)] = row_id
         return Scene(_flat(row_id), {self.files[0]: path}, domain, group=group, source=source)
 
     def labelled(self, scene: Scene) -> bool:
@@ -189,14 +193,7 @@ class Classification(Competition):
     # ---- submission -----------------------------------------------------------------------------------
     def row_id(self, scene: Scene) -> str:
         """Return a scene's id as the table and the submission write it."""
-        path = scene.files.get(self.files[0])
-        if path is None or not self._ids_are_paths:
-            return scene.id
-        for option in ("test", "train"):
-            if (folder := self._folder(option)) and path.is_relative_to(folder):
-                keys = self._keys(path.relative_to(folder).as_posix())
-                return next((key for key in keys if _flat(key) == scene.id), scene.id)
-        return scene.id
+        return self._row_ids.get(scene.id, scene.id)
 
     def row_names(self, scene: Scene) -> list[Name]:
         return [(self.row_id(scene),)]
@@ -243,11 +240,6 @@ class Classification(Competition):
         """Ids as the sample has them, or else the table."""
         sample = [row[0] for row in list(tables.read_rows(self.sample))[1:] if row] if self.sample else []
         return sample or [row.get(self.options.columns.id, "") for row in self._rows[1]]
-
-    @cached_property
-    def _ids_are_paths(self) -> bool:
-        own = (row.get(self.options.columns.id, "") for row in self._rows[1])
-        return any("/" in name for name in (*own, *self._test_ids))
 
     def _named(self, ids: Sequence[str], strict: bool = True) -> tuple[dict[str, dict[str, str]], list[Finding]]:
         """Return ROLES of ids, where an option asks for what is found in them and for no column."""

@@ -74,6 +74,17 @@ def morphology(what: str, ending: str = "") -> dict[str, Setting]:
     }  # fmt: skip
 
 
+def settings_of_masks(names: Sequence[str], exclusive: bool) -> dict[str, Setting]:
+    """Return the settings of ``foreground`` for each class; exclusive ones are not closed, or they would overlap."""
+    found = {f"threshold_{name}": Setting(0.5, "the class from here on", high=1) for name in names}
+    found |= {f"min_area_{name}": Setting(0, "smaller parts are erased, in pixels") for name in names}
+    for name in names:
+        found |= morphology("the class", f"_{name}")
+        if exclusive:
+            del found[f"closing_{name}"]
+    return found
+
+
 def value_faults(where: str, settings: Mapping[str, Setting], values: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with decode settings that stand under the key ``where``."""
     found = [f"{where}.{name}: {fault}" for name, value in values.items()
@@ -100,8 +111,8 @@ def axis_faults(settings: Mapping[str, Setting], axes: Mapping[str, Sequence[Any
     return found
 
 
-def chain_faults(where: str, steps: Mapping[str, Callable], inputs: int, chain: Any) -> list[str]:
-    """Return what is wrong with a chain of post-processing steps; ``inputs``: the arrays that every step is given."""
+def chain_faults(where: str, steps: Mapping[str, Callable], chain: Any) -> list[str]:
+    """Return what is wrong with a chain of post-processing steps."""
     if not isinstance(chain, Sequence) or isinstance(chain, str) or not all(isinstance(s, Mapping) for s in chain):
         return [f"{where}: expected a list of steps such as {{name: {next(iter(steps), '...')}}}, got {chain!r}"]
     found = []
@@ -113,15 +124,15 @@ def chain_faults(where: str, steps: Mapping[str, Callable], inputs: int, chain: 
             found.append(one_of(f"{place}.name", name, steps))
         else:
             try:
-                _options(steps[name], inputs).model_validate({k: v for k, v in step.items() if k != "name"})
+                _options(steps[name]).model_validate({k: v for k, v in step.items() if k != "name"})
             except ValidationError as error:
                 found += sentences(error, place)
     return found
 
 
-def step_of(step: Mapping[str, Any], steps: Mapping[str, Callable], inputs: int) -> Callable:
-    """Return what a post-processing step does, a function of ``inputs`` arrays. Raises ConfigError for a faulty one."""
-    refuse(chain_faults("decode.postprocess", steps, inputs, [step]))
+def step_of(step: Mapping[str, Any], steps: Mapping[str, Callable]) -> Callable[[Any], Any]:
+    """Return what a post-processing step does to an answer. Raises ConfigError for a faulty one."""
+    refuse(chain_faults("decode.postprocess", steps, [step]))
     return partial(steps[step["name"]], **{name: value for name, value in step.items() if name != "name"})
 
 
@@ -159,10 +170,10 @@ def small_parts(mask: np.ndarray, min_area: float, connectivity: int = 8) -> np.
 
 
 @cache
-def _options(step: Callable, inputs: int) -> type[Section]:
-    """Return a step's options as a section: its parameters after the arrays, as they are annotated."""
+def _options(step: Callable) -> type[Section]:
+    """Return a step's options as a section: its parameters after the answer, as they are annotated."""
     hints = get_type_hints(step, include_extras=True)
-    parameters = list(inspect.signature(step).parameters.values())[inputs:]
+    parameters = list(inspect.signature(step).parameters.values())[1:]
     fields: dict[str, Any] = {p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in parameters}
     return create_model(step.__name__, __base__=Section, **fields)
 

@@ -24,7 +24,7 @@ from pydantic import BeforeValidator
 from lib import metrics as scoring
 from lib.competitions import contract, tables
 from lib.competitions.classification import Classification, ClassificationOptions
-from lib.competitions.contract import SUBMISSION, Answer, Finding, Lattice, Levels, Row, Scene
+from lib.competitions.contract import SUBMISSION, Answer, Axes, Chain, Finding, Lattice, Levels, Params, Row, Scene
 from lib.competitions.decoding import GAIN_STEPS, Setting, gains
 from lib.competitions.listing import SUFFIXES, checked_classes, is_picture
 from lib.competitions.tables import Form
@@ -123,13 +123,7 @@ class Labels(Classification):
         return super().read(scene, image)[None]
 
     # ---- answers --------------------------------------------------------------------------------------
-    def faults(
-        self,
-        decode: Mapping[str, Any],
-        axes: Mapping[str, Sequence[Any]],
-        chains: Sequence[Sequence[Mapping[str, Any]]] = (),
-        unseen: Mapping[str, Any] = {},
-    ) -> list[str]:
+    def faults(self, decode: Params, axes: Axes, chains: Sequence[Chain] = (), unseen: Mapping = {}) -> list[str]:
         """Return what is wrong with settings; where no classes are stated, any name of a class is taken for right."""
         known = copy(self)
         if not self.options.classes:  # their names are in the data, which is not read here
@@ -138,11 +132,11 @@ class Labels(Classification):
             known.flags = contract.names_of(known.classes)
         return super(Labels, known).faults(decode, axes, chains, unseen)
 
-    def answer(self, levels: Levels, settings: Mapping[str, Any]) -> Answer:
+    def answer(self, levels: Levels, settings: Params) -> Answer:
         """Turn levels (C, 1, F) uint8 into probabilities (C,): level times gain, divided by their sum."""
         return self._decode(levels, [settings])[0]
 
-    def _decode(self, levels: Levels, points: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    def _decode(self, levels: Levels, points: Sequence[Params]) -> np.ndarray:
         """Decode under several settings: (P, C) float64 of 6 decimals; equal shares where all is 0."""
         gains = np.array([[round(point[f"gain_{name}"] * GAIN_STEPS) for name in self.flags] for point in points])
         weighed = levels["cls"].sum((1, 2), dtype=np.int64) * gains  # (P, C)

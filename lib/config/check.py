@@ -102,8 +102,10 @@ def competition_faults(experiment: Experiment, competition: Competition) -> list
     faults += competition.faults(experiment.decode, axes, chains, unseen)
     if experiment.reference is not None and (names := competition.score_names()):
         faults += experiment.reference.faults(names)
-    if experiment.blend.crf is not None:
-        faults += _crf_faults(experiment.blend.crf)
+    try:
+        Crf.model_validate(experiment.blend.crf or {})
+    except ValidationError as error:
+        faults += sentences(error, "blend.crf")
     if (file := experiment.folds.file) is not None and not file.is_file():
         faults.append(f"folds.file: expected a folds.csv of an earlier run, found no file {file}; correct the path")
     return faults
@@ -141,14 +143,6 @@ def _model_faults(model: Model, competition: Competition) -> Iterator[str]:
         yield "train.sampling.focus: expected {}, it is for masks; labels are balanced by train.sampling.balance"
     for fault in loss_faults(model.train.loss, task.kind, task.classes):
         yield f"train.loss.{fault}"
-
-
-def _crf_faults(options: dict[str, int | float]) -> list[str]:
-    try:
-        Crf.model_validate(options)
-    except ValidationError as error:
-        return sentences(error, "blend.crf")
-    return []
 
 
 def scene_faults(experiment: Experiment, scenes: Collection[Scene]) -> list[str]:

@@ -17,7 +17,7 @@ import torch
 
 from lib.choose.choice import Decision, Subset
 from lib.competitions import open_competition
-from lib.competitions.contract import Answer, Competition, Scene
+from lib.competitions.contract import SUBMISSION, Answer, Competition, Scene
 from lib.config.load import load
 from lib.config.sections import Experiment
 from lib.errors import ArtifactError, ConfigError, DataError, PipelineError
@@ -32,7 +32,6 @@ from lib.run.executor import STARTS, Pool
 from lib.stages import ensemble, submit
 from lib.stages.predict import open_pool, told
 
-SUBMISSION = "submission.csv"
 SAMPLES = "*sample_submission*.csv"
 BYTES_PER_LEVEL = 0.5
 """Disk that one level takes, compressed; measured 0.4 on xBD."""
@@ -190,7 +189,10 @@ def predict(job: Job, working: Path) -> int:
     target, run, budget = working / SUBMISSION, job.run, job.budget
 
     def hand_in(part: Run) -> None:
-        make_submission(part, target)
+        """Average, decode, write and lint what the networks have predicted, then put it in place."""
+        part.make("05", ensemble.units(part), partial(ensemble.write, part))
+        part.make("06", submit.units(part), partial(submit.write, part))
+        put(part.store.require(part.graph.submission("test")) / SUBMISSION, target)
         say(f"kernel: {target} holds the predictions of {len(part.graph.test_ids)} scenes by {networks(part)}, linted")
 
     try:
@@ -223,13 +225,6 @@ def networks(run: Run) -> str:
     """Say how many networks a run averages."""
     count = sum(len(run.config.folds_of(model)) for model in run.config.models.values())
     return f"{count} network{'s' * (count > 1)}"
-
-
-def make_submission(run: Run, target: Path) -> None:
-    """Average, decode, write and lint what a run's networks have predicted, then put it in place."""
-    run.make("05", ensemble.units(run), partial(ensemble.write, run))
-    run.make("06", submit.units(run), partial(submit.write, run))
-    put(run.store.require(run.graph.submission("test")) / SUBMISSION, target)
 
 
 def first_submission(run: Run, target: Path) -> str:

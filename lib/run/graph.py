@@ -129,16 +129,14 @@ class Graph:
             "folds": {key: value for key, value in plain(config.folds).items() if key not in ("too_good", "embed")},
             "train": self.train_ids,
         }
-        return Unit("01_folds", _json(facts), self._command("01_prepare_folds.py"))
+        return Unit("01_folds", facts, self._command("01_prepare_folds.py"))
 
     def checkpoint(self, name: str, fold: int) -> Unit:
         """Stages 02 and 03: one model trained on one fold."""
         model = self.config.models[name]
         folder, script = STAGE_OF_TASK[model.task]
-        upstream = [self.folds()]
-        for other in dict.fromkeys((model.train.init_from, model.train.localization)):
-            if other is not None:
-                upstream.append(self.checkpoint(other, fold))
+        others = dict.fromkeys((model.train.init_from, model.train.localization))
+        upstream = (self.folds(), *(self.checkpoint(other, fold) for other in others if other is not None))
         facts = {
             "task": model.task,
             "fold": fold,
@@ -157,7 +155,7 @@ class Graph:
             facts["judged"] = {"precision": stated, "tile": predict.tile, "overlap": predict.overlap,
                                "decode": self.config.decode}  # fmt: skip
         command = self._command(script, f"--only {name} --fold {fold}")
-        return Unit(f"{folder}/{name}/fold{fold}", _json(facts), command, tuple(upstream))
+        return Unit(f"{folder}/{name}/fold{fold}", facts, command, upstream)
 
     def probs(self, name: str, fold: int, split: str) -> Unit:
         """Stage 04: probabilities of one checkpoint, on its own validation scenes (oof) or on the test scenes."""
@@ -168,9 +166,7 @@ class Graph:
         task = self.config.models[name].task
         command = self._command("04_predict_tta.py", f"--only {name} --fold {fold} --split {split}")
         upstream = (self.checkpoint(name, fold),)
-        return Unit(
-            f"04_probs/{task}/{name}/fold{fold}/{split}", _json(facts), command, upstream, portable=split == "oof"
-        )
+        return Unit(f"04_probs/{task}/{name}/fold{fold}/{split}", facts, command, upstream, portable=split == "oof")
 
     def _looks(self, name: str, *apart: str) -> dict[str, Any]:
         """Return how the networks of a model look at scenes, as facts, without what is ``apart``."""
@@ -191,7 +187,7 @@ class Graph:
         if self.config.averages_are_fitted:  # decode.json holds weights, temperatures, views
             upstream = (*upstream, self.decode())
         command = self._command("05_ensemble.py", f"--split {split}")
-        return Unit(f"05_ensemble/{split}", _json(self._blend_facts()), command, upstream, portable=split == "oof")
+        return Unit(f"05_ensemble/{split}", self._blend_facts(), command, upstream, portable=split == "oof")
 
     def decode(self) -> Unit:
         """Stage 05: decode.json, what is chosen on out-of-fold scenes (settings, weights) and what to expect of it."""
@@ -199,7 +195,7 @@ class Graph:
         facts = {"decode": config.decode, "search": plain(config.search) if config.search else None}
         upstream = (*self._members("oof"), self.folds())
         command = self._command("05_ensemble.py", "--split oof")
-        return Unit("05_ensemble/decode", _json(facts | self._blend_facts()), command, upstream)
+        return Unit("05_ensemble/decode", facts | self._blend_facts(), command, upstream)
 
     def _members(self, split: str) -> tuple[Unit, ...]:
         """Return the probabilities that are averaged."""
@@ -215,10 +211,6 @@ class Graph:
         upstream = (self.blend(split), self.decode())
         command = self._command("06_make_submission.py", f"--split {split}")
         return Unit(f"06_submission/{split}", {"split": split}, command, upstream, portable=False)
-
-
-def _json(facts: dict[str, Any]) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in facts.items()}
 
 
 def check_only(graph: Graph, task: str | None, only: str | None, fold: int | None) -> None:

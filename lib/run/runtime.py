@@ -129,14 +129,6 @@ def gather(value: Any) -> list[Any]:
     return box
 
 
-def copy_from_first(network: "nn.Module") -> None:
-    """Give every process the parameters and buffers of the first one's network, in place.
-
-    Norm statistics differ from process to process where no norm is computed over all of them (gloo).
-    """
-    share([*network.parameters(), *network.buffers()])
-
-
 def _group() -> Any:
     """Return torch.distributed where this process has joined a group, else None."""
     if world_size() == 1 and "torch.distributed" not in sys.modules:

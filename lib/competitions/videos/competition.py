@@ -31,7 +31,7 @@ from pydantic import Field
 
 from lib.competitions import tables
 from lib.competitions.classification import Classification, ClassificationOptions, Columns, Folders, Record
-from lib.competitions.contract import SUBMISSION, Answer, Finding, Levels, Row, Scene, confusion_table
+from lib.competitions.contract import SUBMISSION, Answer, Finding, Levels, Params, Row, Scene, confusion_table
 from lib.competitions.decoding import Setting
 from lib.competitions.facts import Facts
 from lib.competitions.tables import Form
@@ -290,7 +290,7 @@ class Videos(Classification):
         return self.known(scene).record.span if self.options.annotations and self.labelled(scene) else None
 
     # ---- answers --------------------------------------------------------------------------------------
-    def answer(self, levels: Levels, settings: Mapping[str, Any]) -> Answer:
+    def answer(self, levels: Levels, settings: Params) -> Answer:
         """Turn the levels of a video's frames, (1, 1, F) uint8, into its score."""
         score = np.asarray(score_of_frames(levels["cls"].ravel() / 255, **settings))
         return int(scoring.per_mille(score)) / scoring.STEPS

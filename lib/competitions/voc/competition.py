@@ -27,7 +27,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from lib import metrics as scoring
 from lib.competitions import contract, tables
-from lib.competitions.contract import SUBMISSION, Answer, Competition, Finding, Levels, Row, Scene
+from lib.competitions.contract import SUBMISSION, Answer, Competition, Finding, Levels, Params, Row, Scene
 from lib.competitions.decoding import Setting, gains, morphology
 from lib.competitions.listing import SUFFIXES, Classes, Expression, Pattern, by_pattern, find_in_ids
 from lib.competitions.tables import Form, Name
@@ -160,11 +160,14 @@ class VOC(Competition):
         return findings
 
     def target(self, scene: Scene, task: str) -> np.ndarray:
-        """Return (H, W) uint8 class indices, 255 where the mask holds an ignored value."""
+        """Return (H, W) uint8 class indices, 255 where the mask holds an ignored value (in masks of classes: 0)."""
         if not self.labelled(scene):
             raise DataError(f"scene {scene.id}: expected a mask, found none; has this scene a truth?")
         if self._by_class:
-            return self._joined(scene)
+            joined = np.zeros(raster.image_size(scene.files["image"]), np.uint8)
+            for index, drawn in self._masks(scene):
+                joined[drawn > 0] = index
+            return joined
         path = scene.files[MASK]
         mask = read_mask(path, self.colours)
         mask[np.isin(mask, self.options.ignore)] = IGNORE
@@ -203,13 +206,6 @@ class VOC(Competition):
             if mask.shape != shape:
                 raise DataError(f"scene {scene.id}: {path}: expected the picture's size {shape}, got {mask.shape}")
             yield self.options.classes.index(name), ((mask > 0) & ~np.isin(mask, self.options.ignore)).view(np.uint8)
-
-    def _joined(self, scene: Scene) -> np.ndarray:
-        """Join the masks of classes into (H, W) uint8 class indices; ignored values are 0."""
-        joined = np.zeros(raster.image_size(scene.files["image"]), np.uint8)
-        for index, mask in self._masks(scene):
-            joined[mask > 0] = index
-        return joined
 
     @property
     def _is_split(self) -> bool:
@@ -288,7 +284,7 @@ class VOC(Competition):
         return by_split, {scene_id: split for scene_id, (split, _) in first.items()}, findings
 
     # ---- answers --------------------------------------------------------------------------------------
-    def answer(self, levels: Levels, settings: Mapping[str, Any]) -> Answer:
+    def answer(self, levels: Levels, settings: Params) -> Answer:
         """Give every pixel the class with the highest level times its gain (ties: the lower), then clean the map."""
         answer = label_map.winner(levels["loc"], [settings[f"gain_{name}"] for name in self.names])
         answer = open_and_close(answer, settings["opening"], settings["closing"])
