@@ -184,6 +184,17 @@ class Loss(Section):
         return self
 
 
+class Auxiliary(Section):
+    """A further task that the encoder learns beside the network's own."""
+
+    loss: Loss
+    """Its weighted loss terms."""
+    weight: float = Field(1.0, gt=0)
+    """Weight of this loss beside the network's own."""
+    branch: Literal["head", "decoder"] = "head"
+    """What the task has for itself: a head on the decoder of both, or a decoder with its head."""
+
+
 class Optimizer(Section):
     """Who moves the weights."""
 
@@ -362,6 +373,8 @@ class Train(Section):
     """Learn from unlabelled scenes too."""
     loss: Loss
     """The weighted loss terms."""
+    auxiliary: dict[str, Auxiliary] = {}
+    """Further tasks of the competition, by name, that the same encoder learns; none is predicted."""
     optimizer: Optimizer
     """Who moves the weights."""
     schedule: Schedule = Schedule()
@@ -626,6 +639,10 @@ def _at_odds(model: Model) -> Iterator[str]:
         yield ".train.loss.aux_weight: network.options.aux_head learns nothing at 0"
     if options.get("deep_supervision") and not train.loss.deep_weight:
         yield ".train.loss.deep_weight: the heads of network.options.deep_supervision learn nothing at 0"
+    if "auxiliary" in options:
+        yield ".network.options.auxiliary: follows from train.auxiliary; set it there"
+    if train.auxiliary and train.pseudo:
+        yield ".train: choose one of auxiliary and pseudo: pseudo-labels are of one task"
     started = train.init != "default" or train.zero_gamma is not None
     if started and (model.network.encoder_weights != "none" or train.init_from):
         yield ".train: init and zero_gamma are for networks without pretrained weights"

@@ -26,10 +26,10 @@ from lib.tasks import Task
 from lib.training.dataset import BatchSampler, SampleStream
 from lib.training.distill import soften
 from lib.training.ema import Average, Ema, Swa
-from lib.training.losses import Criterion
 from lib.training.mix import draw, mix
 from lib.training.optim import LearningRate, build_optimizer, freeze, peak_lr, set_lr, unfreeze
 from lib.training.precision import Arithmetic, FiniteStatistics, first_nonfinite, last_nonfinite_gradient
+from lib.training.tasks import build_criterion
 from lib.training.watch import Meter, PastStep, Watch
 
 Part = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
@@ -64,7 +64,8 @@ class Stepper:
         self.synchronised = runtime.world_size() > 1 and self.device.type == "cuda"
         if self.synchronised:
             self.network = share_norms(self.network)
-        self.loss = Criterion(task.kind, train.loss, train.distill, all_sum if runtime.world_size() > 1 else None)
+        auxiliary = {name: task for name, (task, _) in dataset.data.auxiliary.items()} if train.auxiliary else {}
+        self.loss = build_criterion(task, auxiliary, train, all_sum if runtime.world_size() > 1 else None)
         self.sampler = BatchSampler(len(dataset), train.batch_size, runtime.rank(), runtime.world_size())
         peak = peak_lr(train.optimizer, train.batch_size)
         self.lr = LearningRate(train.schedule, peak, train.epochs, len(self.sampler))
