@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lib.errors import ConfigError
 from lib.models.heads import boundary_head
-from lib.models.layers import Normalize, head, take, use_group_norm
+from lib.models.layers import head, take, use_group_norm
 from lib.models.segmentation import Design, SegmentationNet, build_parts
 
 MERGES = ("add", "concat", "weighted")
@@ -119,7 +119,7 @@ def build(*, classes: int, images: int, dropout: float = 0.0, **options: Any) ->
     parts.decoder = HybridDecoder(aspp, parts.decoder, pyramid)
     parts.head = head(pyramid.out_channels, classes, kernel=3, upsampling=design.upsample_logits)
     parts.boundary = boundary_head(parts.head) if design.boundary else None
-    return SegmentationNet(parts, Normalize(design.encoder, images), dropout)
+    return SegmentationNet(parts, design.normalization(images), dropout)
 
 
 def _convolve(inputs: int, outputs: int) -> nn.Sequential:

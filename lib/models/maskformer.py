@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.errors import ConfigError
-from lib.models.layers import Normalize, take
+from lib.models.layers import take
 from lib.models.segmentation import Design, SegmentationNet, build_parts
 
 TINY = 1e-6
@@ -118,4 +118,4 @@ def build(*, classes: int, images: int, **options: Any) -> SegmentationNet:
     parts = build_parts(classes, 3 * images, design)
     parts.decoder = MaskDecoder(parts.decoder, parts.encoder.out_channels[-1], classes, sizes)
     parts.head = nn.Upsample(scale_factor=4, mode="bilinear", align_corners=False)
-    return SegmentationNet(parts, Normalize(design.encoder, images))
+    return SegmentationNet(parts, design.normalization(images))

@@ -79,7 +79,7 @@ def build(*, classes: int, images: int, dropout: float = 0.0, **options: Any) ->
         return fused_channels(channels, fusion.fusion, fusion.bottleneck)
 
     parts = build_parts(classes, 3, design, fused)
-    return SiameseNet(parts, Normalize(design.encoder, images), dropout, fusion)
+    return SiameseNet(parts, design.normalization(images), dropout, fusion)
 
 
 def fuse(pre: Sequence[Tensor], post: Sequence[Tensor], fusion: str, bottleneck: str) -> list[Tensor]:
