@@ -98,11 +98,13 @@ def predicted(
 
 
 def _folders(run: Run, split: str) -> dict[str, Folders]:
-    """Return scene id -> where everything lies that is averaged for it."""
+    """Return scene id -> where everything lies that is averaged for it; models without folds are left out."""
     found: dict[str, Folders] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     covered: dict[str, set[str]] = {}
     table = run.folds() if split == "oof" else None
     for name, model in run.config.models.items():
+        if not run.config.folds_of(model):
+            continue
         covered[name] = set()
         for fold in run.config.folds_of(model):
             source = run.store.require(run.graph.probs(name, fold, split))
@@ -112,11 +114,18 @@ def _folders(run: Run, split: str) -> dict[str, Folders]:
                 covered[name].add(scene)
                 found[scene][model.task][name].append(source)
     first, *others = covered
+    if split == "oof" and run.config.blend.scenes == "common":
+        common = set.intersection(*covered.values())
+        if not common:
+            raise ArtifactError("blend.scenes: there is no scene that every model has predicted out of fold; set the "
+                                "models' folds so that they have one in common")  # fmt: skip
+        return {scene: own for scene, own in found.items() if scene in common}
     for other in others:
         if odd := covered[first] ^ covered[other]:
             raise ArtifactError(
                 f"{other} and {first} do not cover the same {split} scenes ({len(odd)} differ, e.g. {min(odd)}): "
-                "an ensemble needs equal scenes; train and predict the missing folds, or set the models' folds alike"
+                "an ensemble needs equal scenes; train and predict the missing folds, set the models' folds alike, or "
+                "take the scenes that all cover (blend.scenes: common)"
             )
     return found
 

@@ -116,8 +116,7 @@ def _tried(model: Model, task: Task) -> tuple[int, list[str]]:
 def _built(spec: Network, task: Task) -> layers.Network:
     """Build a network without memory, in evaluation mode."""
     with torch.device("meta"), _ShapesAlone():
-        network = build(spec.architecture, classes=task.channels, images=len(spec.images), encoder=spec.encoder,
-                        **spec.options)  # fmt: skip
+        network = build(**spec.arguments(task.channels))
     shapeless: Any
     for shapeless in (module for module in network.modules() if isinstance(module, SHAPELESS)):
         shapeless.forward = _unchanged

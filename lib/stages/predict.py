@@ -134,7 +134,7 @@ class Networks:
         model = run.config.models[name]
         activate = run.competition.tasks[model.task].activate
         network = checkpoint.load_network(folder)
-        self.predictor = Predictor(network, activate, run.config.predict, model.view, self.device)
+        self.predictor = Predictor(network, activate, run.config.predict, model.view, self.device, model.pad)
         return self.predictor.precision
 
     def predict(self, scene: Scene, out: Path) -> Outcome:

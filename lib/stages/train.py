@@ -42,7 +42,7 @@ def train(run: Run, unit: Unit) -> None:
         judge = Judge(run.competition, model, validation, run.config.predict, run.config.decode,
                       localization(run, model, fold))  # fmt: skip
         settings = with_class_weights(run, model, task, training, record)
-        fit = Fit(network, task, dataset, judge, settings, Place(folder, run.device, run.config.seed, say))
+        fit = Fit(network, task, dataset, judge, settings, Place(folder, run.device, run.config.seed_of(model), say))
         extra = len(dataset.scenes) - len(training)
         say(f"  {len(training)} scenes to train on{f' and {extra} pseudo-labelled' if extra else ''}, "
             f"{len(validation)} to validate; {len(dataset)} samples an epoch, "
@@ -66,10 +66,9 @@ def split(run: Run, fold: int) -> tuple[list[Scene], list[Scene]]:
 
 def start_network(run: Run, model: Model, fold: int, task: Task, folder: Path) -> tuple[Network, dict[str, Any]]:
     """Build the network with its starting weights, write its description, and say where the weights came from."""
-    torch.manual_seed(run.config.seed * 1_000_003 + fold)
+    torch.manual_seed(run.config.seed_of(model) * 1_000_003 + fold)
     spec = model.network
-    arguments = {"architecture": spec.architecture, "classes": task.channels, "images": len(spec.images),
-                 "encoder": spec.encoder, **spec.options}  # fmt: skip
+    arguments = spec.arguments(task.channels)
     source = None if model.train.init_from else spec.encoder_weights
     network = build(encoder_weights=source or "none", **arguments)
     if model.train.init != "default" or model.train.zero_gamma is not None:
@@ -143,7 +142,7 @@ def samples(run: Run, model: Model, scenes: list[Scene], fold: int) -> SampleStr
     )
     augment = build_augment(train.augment, train.crop, model.network.images, sampling.scale, train.colour)
     kind = CropDataset if task.dense else FrameDataset
-    return kind(data, augment, sampling, run.config.seed, train.cache)
+    return kind(data, augment, sampling, run.config.seed_of(model), train.cache)
 
 
 def with_class_weights(run: Run, model: Model, task: Task, scenes: list[Scene], record: dict[str, Any]) -> Train:

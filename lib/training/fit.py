@@ -102,7 +102,10 @@ class Fit:
 
     def _epoch(self, forward: nn.Module, interrupted: Callable[[], bool]) -> None:
         train, epoch = self.train, self.epoch
-        (freeze if epoch < train.freeze_encoder_epochs else unfreeze)(self.network.encoder)
+        if epoch < train.freeze_encoder_epochs:
+            freeze(self.network.encoder, train.freeze_norms)
+        else:
+            unfreeze(self.network.encoder)
         self.network.train()
         if train.precision == "float32":
             self.arithmetic.assert_float32(self.network, train.tf32)

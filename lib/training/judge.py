@@ -1,8 +1,9 @@
 """Scores of a network on the full validation scenes of its fold; the key ``select`` decides which epoch is kept.
 
 Every number is named for what it is. ``oracle_...`` scores a network together with a perfect answer to the other tasks,
-which is more than the competition's score; ``dice2020`` is the mean of each image's Dice, as in the 2020 codes, and
-``pixel_f1`` the Dice of all pixels together.
+which is more than the competition's score; ``argmax_...`` scores the argmax of a network of several classes, whose
+foreground is the answer to the other tasks, as the 2nd place of xView2 2020 chose its epochs; ``dice2020`` is the mean
+of each image's Dice, as in the 2020 codes, and ``pixel_f1`` the Dice of all pixels together.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -52,6 +53,17 @@ def is_collapsed(shares: np.ndarray) -> bool:
     return bool(varied.any() and constant.all())
 
 
+def argmax_levels(levels: np.ndarray, task: Task, role: str, rest: Sequence[str]) -> Levels:
+    """Return the levels of a network that is sure of its argmax: all or nothing, (C, H, W) uint8.
+
+    levels: (C, H, W) uint8 of exclusive classes, background first. The tasks of ``rest``, of one class each, are
+    answered by its foreground (1, H, W). Feed it to a decoding without settings and every pixel is its argmax.
+    """
+    called = task.called(levels)
+    foreground = np.where(called[1:].any(0, keepdims=True), 255, 0).astype(np.uint8)
+    return {role: np.where(called, 255, 0).astype(np.uint8), **dict.fromkeys(rest, foreground)}
+
+
 class Judge:
     """Scores networks of one model on the validation scenes of one fold.
 
@@ -70,7 +82,7 @@ class Judge:
         """Return the scores of ``network``; the network's training mode is left as it was."""
         training, task = network.training, self.task
         predict = plain_predictor(network, task.activate, self.predict, self.model.view)
-        judged: dict[str, list[np.ndarray]] = {"official": [], "oracle": []}
+        judged: dict[str, list[np.ndarray]] = {"official": [], "oracle": [], "argmax": []}
         counts, shares = [], np.zeros((task.channels, 3), np.int64)
         for scene in self.scenes:
             image = read_stack(self.competition, scene, self.model.network.images)
@@ -94,6 +106,9 @@ class Judge:
             oracle = {name: true_levels(competition.target(scene, name), competition.tasks[name]) for name in rest}
             answer = competition.decode({self.model.task: levels, **oracle}, params)
             judged["oracle"].append(competition.tally(answer, truth))
+        if self.model.train.select == "argmax":
+            plain = competition.decode(argmax_levels(levels, self.task, self.model.task, rest), competition.defaults())
+            judged["argmax"].append(competition.tally(plain, truth))
 
     def _scores(self, judged: Mapping[str, list[np.ndarray]], counts: list[np.ndarray]) -> dict[str, float]:
         scores: dict[str, float] = {}
@@ -115,6 +130,8 @@ class Judge:
         """
         if self.model.train.select == "dice2020":
             wanted: tuple[str, ...] = ("dice2020", "oracle_score")
+        elif self.model.train.select == "argmax":
+            wanted = ("argmax_score_present_classes", "argmax_score")
         else:
             wanted = ("score_present_classes", "score", "pixel_f1", "oracle_score_present_classes", "oracle_score")
         return next(scores[name] for name in wanted if name in scores)
