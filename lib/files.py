@@ -1,4 +1,4 @@
-"""Whole files: a file appears under its name only when all of it is on the disk; and what a file is known by."""
+"""Whole files: a file appears under its name only when all of it is on the disk; and what files and values hash to."""
 
 import hashlib
 import json
@@ -44,6 +44,12 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write a value as a whole JSON file, indented, in UTF-8."""
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def digest(value: Any) -> str:
+    """Hash a JSON value: 16 hex digits, equal for equal values whatever the order of keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def sha256(path: str | Path) -> str:

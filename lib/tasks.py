@@ -28,7 +28,7 @@ class Task:
 
     classes: tuple[str, ...]
     float32: bool = False
-    """Must be trained and judged in float32."""
+    """Must be trained in float32, and is judged and predicted in it unless a model states another precision."""
     dense = True
     """One answer per pixel; else one per frame, and probs are (B, C, 1, 1)."""
 

@@ -9,7 +9,8 @@ import time
 import pytest
 
 from lib.errors import ArtifactError
-from lib.run.artifacts import MANIFEST, Store, Unit, digest
+from lib.files import digest
+from lib.run.artifacts import MANIFEST, Store, Unit
 
 
 def unit(key="01_folds", upstream=(), **facts):

@@ -397,6 +397,8 @@ def test_perfect_levels_score_one_and_empty_answers_what_the_rule_says(tmp_path,
         empty += not truth.any()
     assert competition.scores(total)["score"] == 1.0
     assert competition.scores(nothing)["score"] == pytest.approx(empty / 8) and empty == 1
+    with pytest.raises(ConfigError, match="decode.speed: unknown setting"):
+        competition.decode({"loc": np.zeros((2, 4, 4), np.uint8)}, {"speed": 1})
 
 
 AXES = {
@@ -415,8 +417,8 @@ def test_counting_a_grid_equals_decoding_every_point(nuclei, metric, axes):
     for scene in competition.scenes("train")[:3]:
         truth, levels = competition.truth(scene), noisy(competition, scene)
         counted = competition.count(levels, truth, grid)
-        assert counted.shape == (len(grid.points), 18 if metric == "object_map" else 5) and counted.dtype == np.int64
-        for point, row in zip(grid.points, counted, strict=True):
+        assert counted.shape == (len(grid), 18 if metric == "object_map" else 5) and counted.dtype == np.int64
+        for point, row in zip(grid, counted, strict=True):
             np.testing.assert_array_equal(row, competition.tally(competition.decode(levels, point), truth))
     with pytest.raises(ConfigError, match="search.axes.sharpness"):
         competition.grid({"sharpness": [1]}, {})

@@ -323,9 +323,6 @@ def test_networks_are_built_again_only_when_something_changed(tmp_path, monkeypa
         before = len(built)
         check.open_experiment(path, changes, workdir, code)
         assert len(built) == before + 1, (changes, code)
-    monkeypatch.setattr(check, "_version", lambda package: "0.0")
-    check.open_experiment(path, ["predict.tile=512"], workdir, "code")
-    assert len(built) == 4
 
 
 def test_faults_of_networks_are_said_again(tmp_path):

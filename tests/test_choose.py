@@ -14,7 +14,7 @@ from lib.choose.joint import Candidates, choose_among
 from lib.choose.medians import take_medians
 from lib.choose.postprocess import choose_postprocessing
 from lib.choose.unseen import add_unseen_settings
-from lib.competitions.contract import Grid, Scene, settings_for
+from lib.competitions.contract import Scene, settings_for
 from lib.config.sections import Blend, Predict, Search
 from lib.ensemble import search as searching
 from lib.ensemble.thresholds import spread
@@ -31,8 +31,7 @@ class Accuracy:
         return {"threshold": 0.5}
 
     def grid(self, axes, fixed):
-        points = searching.lattice(axes, {**self.defaults(), **fixed})
-        return Grid(points, points.shape)
+        return searching.lattice(axes, {**self.defaults(), **fixed})
 
     def truth(self, scene):
         self.drawn.append(scene.id)
@@ -47,8 +46,8 @@ class Accuracy:
         return np.array([(answer == truth).sum(), truth.size])
 
     def count(self, levels, truth, grid):
-        self.counted.append(len(grid.points))
-        return np.stack([self.tally(self.decode(levels, point), truth) for point in grid.points])
+        self.counted.append(len(grid))
+        return np.stack([self.tally(self.decode(levels, point), truth) for point in grid])
 
     def score(self, counts):
         return counts[..., 0] / counts[..., 1]

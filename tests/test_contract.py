@@ -213,7 +213,7 @@ def test_counts_of_a_grid_are_tallies_of_decoded_points(root):
     grid = competition.grid({"gain": (0.5, 1.0, 2.0)}, {"mode": "b", "postprocess": [{"name": "cut", "size": 4}]})
     counts = competition.count(LEVELS, truth, grid)
     assert counts.shape == (3, 2) and grid.shape == (3,)
-    for point, row in zip(grid.points, counts, strict=True):
+    for point, row in zip(grid, counts, strict=True):
         answer = competition.decode(LEVELS, {"gain": point["gain"]})
         answer[4:] = 0
         np.testing.assert_array_equal(row, competition.tally(answer, truth))

@@ -9,7 +9,7 @@ from torch import nn
 
 from lib.competitions.contract import Scene
 from lib.config.sections import Predict
-from lib.errors import ArtifactError, DataError
+from lib.errors import ArtifactError, ConfigError, DataError
 from lib.inference.predict import Predictor
 from lib.inference.scene import sizes
 from lib.scenes.probs import read_levels
@@ -126,3 +126,16 @@ def test_the_fallback_has_the_size_and_classes_of_the_scene(scenes, tmp_path, ta
 def test_the_first_failures_are_told():
     assert told({"a": "x"}) == "a (x)"
     assert told(dict.fromkeys("abcde", "x")) == "a (x); b (x); c (x); and 2 more"
+
+
+def test_a_fault_of_the_settings_is_no_scene_s_fault(tmp_path):
+    """A fallback stands for scenes that cannot be read; a network that cannot be compiled would fail at every one."""
+
+    class Refused(Small):
+        def forward(self, x):
+            raise ConfigError("predict.compile: torch.compile fails here")
+
+    found = predictor(64, 16)
+    found.answer = found.network = Refused()
+    with pytest.raises(ConfigError, match="predict.compile"):
+        networks(found, fallback=0).predict(Scene("s", {}), tmp_path)

@@ -7,13 +7,17 @@ import pytest
 from lib.config.load import load
 from lib.run.artifacts import Store
 from lib.run.graph import Graph
+from lib.tasks import BinaryMask, MulticlassMask
 
 DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 
 
+TASKS = {"loc": BinaryMask(("building",), float32=True), "cls": MulticlassMask(("a", "b"))}
+
+
 def units(overrides=(), train=("a", "b", "c"), test=("t",)):
     config = load(DEMO, list(overrides))
-    graph = Graph(config, train, test)
+    graph = Graph(config, train, test, tasks=TASKS)
     found = [graph.folds()]
     for name, model in config.models.items():
         for fold in config.folds_of(model):
@@ -51,6 +55,12 @@ OF_CLS = {k for k in ALL if k.startswith(("03_cls", "04_probs/cls"))}
     ("models.cls_lite0.weight=2", AFTER_04),
     ("predict.tta=none", {k for k in ALL if k.startswith("04_")} | AFTER_04),
     ("predict.fallback=0.5", {k for k in ALL if k.startswith("04_")} | AFTER_04),
+    ("models.loc_lite0.precision=null", {k for k in ALL if k.startswith("04_probs/loc")} | AFTER_04),  # float32
+    ("models.loc_lite0.precision=float32", {k for k in ALL if k.startswith("04_probs/loc")} | AFTER_04),
+    ("models.cls_lite0.precision=float32", {k for k in ALL if k.startswith("04_probs/cls")} | AFTER_04),
+    ("models.cls_lite0.precision=float16", set()),  # as predict.precision said
+    ("predict.tf32=true", {k for k in ALL if k.startswith("04_")} | AFTER_04),
+    ("predict.compile=true", {k for k in ALL if k.startswith("04_")} | AFTER_04),
     ("predict.workers=2", set()),
     ("predict.budget_minutes=9", set()),
     ("blend.truncate=true", AFTER_04),
@@ -81,3 +91,28 @@ def test_what_decides_the_kept_epoch_makes_a_checkpoint_stale(finished):
     after = units(overrides=[kept_by_score, "predict.tile=512"])["02_loc/loc_lite0/fold0"]
     assert before.facts != after.facts
     assert "02_loc/loc_lite0/fold0" not in stale(finished, overrides=["predict.tile=512"])  # select: last
+
+
+def test_a_task_that_is_promised_float32_is_predicted_in_it_unless_its_model_asks_otherwise():
+    def precision(role, overrides):
+        config = load(DEMO, overrides)
+        model = next(model for model in config.models.values() if model.task == role)
+        return config.predict_of(model, TASKS).precision
+
+    silent = "models.loc_lite0.precision=null"
+    assert precision("loc", []) == precision("cls", []) == "float16", "as the file says"
+    assert precision("loc", [silent]) == "float32" and precision("cls", [silent]) == "float16"
+    assert precision("loc", [silent, "predict.precision=bfloat16"]) == "float32"
+    assert precision("loc", ["models.loc_lite0.precision=bfloat16", "predict.precision=float32"]) == "bfloat16"
+    assert precision("cls", ["models.cls_lite0.precision=float32"]) == "float32"
+
+
+def test_no_network_is_trained_anew_because_validation_keeps_the_promise_of_float32(finished):
+    """Checkpoints of earlier versions were judged in ``predict.precision``; new ones of the same file are not stale."""
+    kept_by_score, silent = "models.loc_lite0.train.select=score", "models.loc_lite0.precision=null"
+    key = "02_loc/loc_lite0/fold0"
+    stated, unstated, other = (
+        units(overrides=[kept_by_score, change])[key].facts
+        for change in ("seed=0", silent, "models.loc_lite0.precision=float32")
+    )
+    assert stated == unstated and stated != other

@@ -1,4 +1,4 @@
-"""The hybrid (ASPP + U-Net + FPN) and the small MaskFormer: their parts by definition, and what must be refused."""
+"""The hybrid (ASPP + U-Net + FPN): its parts by definition, and what must be refused."""
 
 import math
 
@@ -13,20 +13,14 @@ from lib.config.sections import Optimizer
 from lib.errors import ConfigError
 from lib.models import build, checkpoint
 from lib.models.hybrid import MERGES, Pyramid
-from lib.models.maskformer import combine, positions
 from lib.training.optim import param_groups
 
 HYBRID = {"decoder_channels": [16, 16, 8, 8, 8], "aspp_channels": 12, "fpn_channels": 8}
-MASKFORMER = {"channels": 16, "heads": 2, "queries": 6, "layers": 2, "dropout": 0.0, "decoder_dropout": 0.0,
-              "decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32}  # fmt: skip
-TINY = {"hybrid": HYBRID, "maskformer": MASKFORMER}
-BOTH = pytest.mark.parametrize("architecture", ["hybrid", "maskformer"])
 
 
-def tiny(architecture="hybrid", **options):
+def tiny(**options):
     torch.manual_seed(0)
-    basics = {"classes": 3, "images": 1, "encoder": "tu-test_efficientnet"}
-    return build(architecture, **basics | TINY[architecture] | options)
+    return build("hybrid", **{"classes": 3, "images": 1, "encoder": "tu-test_efficientnet"} | HYBRID | options)
 
 
 def picture(batch=2, size=64, channels=3):
@@ -34,9 +28,8 @@ def picture(batch=2, size=64, channels=3):
     return torch.randint(0, 256, (batch, channels, size, size), dtype=torch.uint8, generator=generator)
 
 
-@BOTH
-def test_logits_at_the_size_of_the_input_and_a_gradient_everywhere(architecture):
-    net = tiny(architecture, images=2)
+def test_logits_at_the_size_of_the_input_and_a_gradient_everywhere():
+    net = tiny(images=2)
     logits = net(picture(channels=6)[..., :32])
     assert logits.shape == (2, 3, 64, 32)
     assert (net.stride, net.source) == (32, None)
@@ -49,17 +42,15 @@ def test_logits_at_the_size_of_the_input_and_a_gradient_everywhere(architecture)
     }
 
 
-@BOTH
 @pytest.mark.parametrize("encoder", ["tu-test_convnext", "tu-swin_tiny_patch4_window7_224", "mobilenet_v2"])
-def test_encoders_of_every_kind(architecture, encoder):
+def test_encoders_of_every_kind(encoder):
     swin = {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8)}  # its level at 1/2 has no channels
     options = {"encoder_options": swin} if "swin" in encoder else {}
     with torch.inference_mode():
-        assert tiny(architecture, encoder=encoder, **options).eval()(picture(1)).shape == (1, 3, 64, 64)
+        assert tiny(encoder=encoder, **options).eval()(picture(1)).shape == (1, 3, 64, 64)
 
 
-@BOTH
-def test_one_batch_can_be_overfitted(architecture):
+def test_one_batch_can_be_overfitted():
     x = picture() // 4
     target = torch.zeros(2, 64, 64, dtype=torch.long)
     for value in (1, 2):
@@ -67,15 +58,14 @@ def test_one_batch_can_be_overfitted(architecture):
         target[place] = value
         x[:, :, 8:56, 24 * value - 12 : 24 * value + 4] += 80 * value
     short = {"upsample_logits": 4, "decoder_channels": [16, 16, 8], "aspp_dropout": 0.0}
-    net = tiny(architecture, **(short if architecture == "hybrid" else {}))
-    overfit(net, x, target, lr=1e-2 if architecture == "hybrid" else 3e-3, steps=30)
+    net = tiny(**short)
+    overfit(net, x, target, lr=1e-2, steps=30)
     assert (net(x).argmax(1) == target).float().mean() > 0.95
 
 
-@BOTH
-def test_a_checkpoint_gives_the_network_back(architecture, tmp_path):
-    arguments = {"architecture": architecture, "classes": 3, "images": 1, "encoder": "tu-test_resnet"}
-    arguments |= TINY[architecture] | ({"merge": "weighted"} if architecture == "hybrid" else {})
+def test_a_checkpoint_gives_the_network_back(tmp_path):
+    arguments = {"architecture": "hybrid", "classes": 3, "images": 1, "encoder": "tu-test_resnet"}
+    arguments |= HYBRID | {"merge": "weighted"}
     net = build(**arguments)
     checkpoint.describe(tmp_path, arguments, ("image",), ("a", "b", "c"))
     checkpoint.save_weights(tmp_path, net.state_dict())
@@ -148,93 +138,23 @@ def test_further_heads_speak_in_training_only():
     assert net.eval()(picture()).shape == (2, 3, 64, 64)
 
 
-# ---- maskformer ---------------------------------------------------------------------------------------
-
-
-def numbers(classes, queries=5, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randn(2, queries, max(2, classes) + 1, generator=generator)
-    return labels, 3 * torch.randn(2, queries, 4, 4, generator=generator)
-
-
-def sums(labels, masks):
-    """Every query's probability of each class times its mask, one after the other."""
-    total = np.zeros((2, labels.shape[-1] - 1, 4, 4))
-    for b, q in np.ndindex(*labels.shape[:2]):
-        exponentials = np.exp(labels[b, q].double().numpy())
-        for k in range(labels.shape[-1] - 1):
-            probability = exponentials[k] / exponentials.sum()
-            total[b, k] += probability / (1 + np.exp(-masks[b, q].double().numpy()))
-    return total
-
-
-def test_semantic_inference_by_its_definition():
-    labels, masks = numbers(4)
-    expected = sums(labels, masks)
-    logits = combine(labels, masks, 4)
-    np.testing.assert_allclose(logits.exp().numpy(), expected, rtol=1e-4)
-    np.testing.assert_allclose(logits.softmax(1).numpy(), expected / expected.sum(1, keepdims=True), rtol=1e-4)
-
-
-def test_one_class_gives_the_logit_of_its_share():
-    labels, masks = numbers(1)
-    expected = sums(labels, masks)
-    probability = combine(labels, masks, 1).sigmoid().numpy()
-    assert probability.shape == (2, 1, 4, 4)
-    np.testing.assert_allclose(probability[:, 0], expected[:, 1] / expected.sum(1), rtol=1e-4)
-
-
-def test_logits_stay_finite_and_float32_where_no_query_speaks():
-    labels, masks = numbers(3)
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = combine(labels.bfloat16(), masks.bfloat16() - 1000, 3)
-    assert logits.dtype == torch.float32
-    assert logits.isfinite().all()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert tiny("maskformer")(picture()).dtype == torch.float32
-
-
-def test_the_order_of_the_queries_does_not_matter():
-    net = tiny("maskformer").eval()
-    with torch.inference_mode():
-        before = net(picture())
-        net.decoder.queries.weight.copy_(net.decoder.queries.weight.flip(0))
-        torch.testing.assert_close(net(picture()), before, rtol=1e-4, atol=1e-4)
-        net.decoder.queries.weight.mul_(-1)
-        assert not net(picture()).allclose(before, atol=1e-3)
-
-
-def test_positions_by_their_formula():
-    got = positions(8, 3, 5).numpy()
-    assert got.shape == (8, 3, 5)
-    for row, column in np.ndindex(3, 5):
-        y, x = 2 * math.pi * (row + 0.5) / 3, 2 * math.pi * (column + 0.5) / 5
-        expected = [f(a * w) for a in (y, x) for f in (math.sin, math.cos) for w in (1, 0.01)]
-        np.testing.assert_allclose(got[:, row, column], expected, atol=1e-6)
-
-
 # ---- refusals -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("architecture", "options", "words"),
+    ("options", "words"),
     [
-        ("hybrid", {"merge": "mean"}, "merge: expected one of add, concat, weighted, got 'mean'"),
-        ("hybrid", {"atrous_rates": [6, 12]}, "atrous_rates: expected three"),
-        ("hybrid", {"atrous_rates": [0, 6, 12]}, "atrous_rates: expected three positive"),
-        ("hybrid", {"fpn_channels": 0}, "fpn_channels: expected a whole number from 1 up"),
-        ("hybrid", {"decoder": "fpn"}, "architecture hybrid: decoder follows from it"),
-        ("hybrid", {"boundary": 1}, "boundary: expected false, or true"),
-        ("hybrid", {"encoder_depth": 4}, "architecture hybrid: encoder_depth follows from it"),
-        ("hybrid", {"norm": "layer"}, "norm: expected one of batch, group"),
-        ("hybrid", {"decoder_chanels": [8]}, "unknown option decoder_chanels for decoder unet"),
-        ("maskformer", {"boundary": True}, "architecture maskformer: boundary follows from it"),
-        ("maskformer", {"channels": 18}, r"channels: expected a multiple of 4 and of heads \(2\), got 18"),
-        ("maskformer", {"queries": 0}, "queries: expected a whole number from 1 up"),
-        ("maskformer", {"upsample_logits": 2}, "with decoder unet or manet"),
-        ("maskformer", {"query": 3}, "unknown option query for decoder fpn"),
+        ({"merge": "mean"}, "merge: expected one of add, concat, weighted, got 'mean'"),
+        ({"atrous_rates": [6, 12]}, "atrous_rates: expected three"),
+        ({"atrous_rates": [0, 6, 12]}, "atrous_rates: expected three positive"),
+        ({"fpn_channels": 0}, "fpn_channels: expected a whole number from 1 up"),
+        ({"decoder": "fpn"}, "architecture hybrid: decoder follows from it"),
+        ({"boundary": 1}, "boundary: expected false, or true"),
+        ({"encoder_depth": 4}, "architecture hybrid: encoder_depth follows from it"),
+        ({"norm": "layer"}, "norm: expected one of batch, group"),
+        ({"decoder_chanels": [8]}, "unknown option decoder_chanels for decoder unet"),
     ],
 )
-def test_what_cannot_be_built_is_said_in_the_users_words(architecture, options, words):
+def test_what_cannot_be_built_is_said_in_the_users_words(options, words):
     with pytest.raises(ConfigError, match=words):
-        tiny(architecture, **options)
+        tiny(**options)

@@ -1,4 +1,10 @@
-"""What a validation looks at besides the score: does a network still tell classes apart?"""
+"""What a validation looks at besides the score, and that several processes find what one finds."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,3 +56,51 @@ def test_true_levels_are_called_as_the_truth(task):
 def test_bits_of_a_multilabel_target():
     truth = MultilabelMask(("a", "b", "c")).truth(np.array([[0, 1, 2, 3, 5]], np.uint8))
     assert truth.astype(int).tolist() == [[[0, 1, 0, 1, 1]], [[0, 0, 1, 1, 0]], [[0, 0, 0, 0, 1]]]
+
+
+# ---- several processes ---------------------------------------------------------------------------------
+def judge_in(folder: Path, processes: int) -> list[dict]:
+    """Run tests/judging.py in so many processes (gloo); returns what each of them found."""
+    folder.mkdir()
+    script = Path(__file__).with_name("judging.py")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *(launcher if processes > 1 else ()), str(script), str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=script.parents[1], check=True, env=environment, timeout=300)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory) -> tuple[dict, list[dict]]:
+    """What one process finds, and what each of two finds."""
+    folder = tmp_path_factory.mktemp("judging")
+    return judge_in(folder / "one", 1)[0], judge_in(folder / "two", 2)
+
+
+@pytest.mark.parametrize("role", ["loc", "cls"])
+def test_two_processes_score_as_one_to_the_bit(processes, role):
+    """Five scenes over two processes: an odd number; the tallies are floats whose sum depends on its order."""
+    one, two = processes
+    assert two[0][role]["scores"] == two[1][role]["scores"] == one[role]["scores"]
+    assert one[role]["scores"]["oracle_score" if role == "cls" else "pixel_f1"] > 0
+    assert {found[role]["training"] for found in two} == {True}, "the mode is left as it was"
+
+
+def test_each_process_asks_for_localization_of_its_own_scenes_alone(processes):
+    one, two = processes
+    assert one["cls"]["asked"] == ["s0", "s1", "s2", "s3", "s4"]
+    assert [found["cls"]["asked"] for found in two] == [["s0", "s2", "s4"], ["s1", "s3"]]
+
+
+def test_all_processes_judge_the_network_of_the_first(processes):
+    """Norm statistics differ without SyncBN; rank 0's are what is saved, so they are what is judged."""
+    one, two = processes
+    assert two[0]["loc"]["mean"] == two[1]["loc"]["mean"] == one["loc"]["mean"] == [0.0]
+
+
+def test_a_scene_that_fails_in_one_process_ends_the_validation_in_all(processes):
+    one, two = processes
+    assert one["broken"]["error"] == "OSError: no such picture"
+    assert [found["broken"]["error"] for found in two] == [
+        "ArtifactError: validation failed in process 1: OSError: no such picture", "OSError: no such picture",
+    ]  # fmt: skip

@@ -669,5 +669,8 @@ def test_float16_weights_are_taken_where_the_out_of_fold_score_allows(finished, 
     assert bundle["score_float32"] == decode["scores"]["score"]
     allowed = bundle["score_float16"] >= bundle["score_float32"] - weights.HALF_LOSS
     assert (bundle["dtype"] == "float16") == allowed and "taken" in capsys.readouterr().out
-    stored = checkpoint.read_weights(tmp_path / "kernel/weights/02_loc/loc/fold0")
-    assert (torch.float16 in {tensor.dtype for tensor in stored.values()}) == allowed
+    stored = {stage: {tensor.dtype for tensor in checkpoint.read_weights(tmp_path / "kernel/weights" / stage).values()}
+              for stage in ("02_loc/loc/fold0", "03_cls/cls/fold0")}  # fmt: skip
+    assert (torch.float16 in stored["03_cls/cls/fold0"]) == allowed
+    assert torch.float16 not in stored["02_loc/loc/fold0"], "localization is predicted in float32"
+    assert bundle["float32_models"] == ["loc"]

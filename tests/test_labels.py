@@ -303,7 +303,7 @@ def test_counting_a_grid_is_tallying_every_point(drawn):
     rng = np.random.default_rng(1)
     for truth in range(4):
         some = {"cls": rng.integers(0, 256, (4, 1, 3), np.uint8)}
-        expected = [competition.tally(competition.decode(some, point), truth) for point in grid.points]
+        expected = [competition.tally(competition.decode(some, point), truth) for point in grid]
         np.testing.assert_array_equal(competition.count(some, truth, grid), expected)
     tables = competition.tables(competition.detail(competition.decode(levels(0, 0, 9, 0), {}), 1))
     assert tables["confusion"]["checks"] == {"blots": 0, "checks": 0, "rings": 1, "stripes": 0}

@@ -242,7 +242,7 @@ def test_counting_a_grid_equals_decoding_every_point(organs, exclusive):
         truth, levels = competition.truth(scene), noisy(competition, scene)
         counted = competition.count(levels, truth, grid)
         assert counted.shape == (12, 15) and counted.dtype == np.int64 and len(np.unique(counted, axis=0)) > 6
-        for point, row in zip(grid.points, counted, strict=True):
+        for point, row in zip(grid, counted, strict=True):
             np.testing.assert_array_equal(row, competition.tally(competition.decode(levels, point), truth))
 
 

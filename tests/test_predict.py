@@ -1,12 +1,17 @@
 """The predictor: probabilities whatever the memory layout of the image, in the precision that was asked for."""
 
+import shutil
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from lib.config.sections import Predict
+from lib.errors import ConfigError
 from lib.inference.predict import FRAMES, Predictor
+from lib.models import build
 from lib.scenes.view import View, resize
 
 
@@ -127,3 +132,73 @@ def test_every_set_of_views_is_predicted_as_if_alone(options):
             probs, Predictor(Corner(), lambda z: z, looks(tta=name, **options), view)(image())
         )
     assert not np.array_equal(found["none"], found["d4"])
+
+
+# ---- float32 without TF32 ------------------------------------------------------------------------------
+@pytest.mark.parametrize("allowed", [False, True])
+def test_tf32_is_as_the_settings_say_while_it_predicts_and_as_before_afterwards(allowed):
+    """torch lets cuDNN use TF32 unless it is told otherwise, which is not the float32 that was promised."""
+
+    def flags():
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    class Seen(Watched):
+        def forward(self, x):
+            self.flags = flags()
+            return super().forward(x)
+
+    before, network = flags(), Seen()
+    Predictor(network, torch.sigmoid, looks(tf32=allowed))(image())
+    assert network.flags == (allowed, allowed) and flags() == before
+
+
+# ---- compiled ------------------------------------------------------------------------------------------
+class Deep(nn.Module):
+    """Convolution, norm, activation, a smaller scale and back."""
+
+    stride = 32
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        smaller = [nn.Conv2d(6, 8, 3, padding=1), nn.BatchNorm2d(8), nn.SiLU(), nn.MaxPool2d(2)]
+        larger = [nn.Conv2d(8, 2, 3, padding=1), nn.Upsample(scale_factor=2, mode="bilinear")]
+        self.layers = nn.Sequential(*smaller, *larger)
+
+    def forward(self, x):
+        return self.layers(x.float() / 255)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize(("precision", "close"), [("float32", 1e-5), ("bfloat16", 0.02)])
+def test_a_compiled_network_answers_as_the_plain_one(precision, close):
+    plain, fast = (Predictor(Deep(), torch.sigmoid, looks(tta="hflip", precision=precision, compile=compiles, tile=64))
+                   for compiles in (False, True))  # fmt: skip
+    for shape in ((6, 64, 96), (6, 32, 40)):  # another size is another graph
+        scene = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        np.testing.assert_allclose(fast(scene), plain(scene), atol=close)
+
+
+def test_a_network_of_the_pipeline_is_compiled_without_a_break(monkeypatch):
+    """One graph from the first layer to the last, traced as for any backend; the answers are the same."""
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    network = build("siamese", classes=2, images=2, encoder="resnet18", encoder_weights="none",
+                    decoder="unet", decoder_channels=[16, 16, 8, 8, 8], fusion="concat", bottleneck="both")  # fmt: skip
+    plain, fast = (Predictor(network, torch.sigmoid, looks(tile=64, compile=compiles)) for compiles in (False, True))
+    np.testing.assert_allclose(fast(image()), plain(image()), atol=1e-5)
+    assert len(graphs) == 1
+
+
+def test_a_network_that_cannot_be_compiled_says_so(monkeypatch):
+    def backend(*_):
+        raise RuntimeError("no compiler here\nand more")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    with pytest.raises(ConfigError, match="predict.compile: torch.compile fails here .*no compiler here.*false"):
+        Predictor(Deep(), torch.sigmoid, looks(compile=True))(image())

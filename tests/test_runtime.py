@@ -1,10 +1,13 @@
 """The machine: which GPU is refused before anything runs on it, and what becomes of a precision."""
 
+from importlib import metadata
+
 import pytest
 import torch
 
+from lib.config import check
 from lib.errors import ConfigError
-from lib.run import runtime
+from lib.run import cli, runtime
 
 CU130 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 
@@ -35,3 +38,19 @@ def test_float16_is_what_the_config_says_on_a_cpu_and_itself_on_a_gpu():
     assert runtime.precision_on(torch.device("cpu"), "float16") == "bfloat16"
     assert runtime.precision_on(torch.device("cpu"), "float16", "float32") == "float32"
     assert runtime.precision_on(torch.device("cuda"), "float16") == "float16"
+
+
+def test_versions_are_those_of_the_environment(monkeypatch):
+    monkeypatch.setattr(runtime, "PACKAGES", ("torch", "no-such-package"))
+    assert runtime.versions() == {"torch": metadata.version("torch"), "no-such-package": "absent"}
+
+
+def test_networks_are_looked_at_again_with_other_packages(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(check, "open_experiment", lambda *given: asked.append(given[-1]) or (_ for _ in ()).throw(
+        ConfigError("enough")))  # fmt: skip
+    for version in ("2.14", "2.15"):
+        monkeypatch.setattr(runtime, "versions", lambda version=version: {"torch": version})
+        with pytest.raises(ConfigError, match="enough"):
+            cli.start("", ["--workdir", str(tmp_path)])
+    assert asked[0] and asked[1] and asked[0] != asked[1]

@@ -257,4 +257,4 @@ def test_masks_train_in_half_precision_where_their_task_allows_it(tmp_path):
     sister = Sister(tmp_path, "binary_rle", models=models)
     assert sister.run("01_prepare_folds") == 0 and sister.run("02_train_loc", "--fold", "0") == 0
     manifest = sister.json("02_loc/patch/fold0/manifest.json")
-    assert manifest["precision"] == {"asked": "bfloat16", "used": "bfloat16", "tf32": False}
+    assert manifest["precision"] == {"asked": "bfloat16", "used": "bfloat16", "tf32": False, "judged": "bfloat16"}

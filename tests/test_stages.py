@@ -64,8 +64,12 @@ def test_the_blend_is_the_mean_of_its_members(finished):
 def test_manifests_say_what_made_a_unit(finished):
     loc = json.loads((finished.root / "02_loc/loc/fold0/manifest.json").read_text())
     cls = json.loads((finished.root / "03_cls/cls/fold0/manifest.json").read_text())
-    assert loc["precision"] == {"asked": "float32", "used": "float32", "tf32": False}
-    assert cls["precision"]["asked"] == "float16"
+    assert loc["precision"] == {"asked": "float32", "used": "float32", "tf32": False, "judged": "float32"}
+    assert cls["precision"]["asked"] == "float16" and cls["precision"]["judged"] == "bfloat16"
+    probs = {role: json.loads((finished.root / f"04_probs/{role}/{role}/fold0/oof/manifest.json").read_text())
+             for role in ("loc", "cls")}  # fmt: skip
+    assert probs["loc"]["precision"] == {"asked": "float32", "used": "float32", "tf32": False}, "its task's promise"
+    assert probs["cls"]["precision"] == {"asked": "bfloat16", "used": "bfloat16", "tf32": False}
     assert cls["encoder_weights"]["source"] == "checkpoint loc of fold 0"
     assert loc["versions"]["torch"] and loc["seed"] == 3 and loc["files"]["best.safetensors"] > 0
     lines = [json.loads(line) for line in (finished.root / "03_cls/cls/fold0/log.jsonl").read_text().splitlines()]

@@ -372,7 +372,7 @@ def test_count_is_tally_of_decode_at_every_point(tmp_path):
         levels = {"cls": rng.integers(0, 256, (1, 1, 7), dtype=np.uint8)}
         counts = competition.count(levels, truth, grid)
         assert counts.shape == (12, 2002) and counts.dtype == np.int64 and (counts.sum(1) == 1).all()
-        for row, point in zip(counts, grid.points):
+        for row, point in zip(counts, grid):
             np.testing.assert_array_equal(row, competition.tally(competition.decode(levels, point), truth))
     assert competition.decode({"cls": np.array([[[255, 0, 0]]], np.uint8)}, {}) == 0.333
     with pytest.raises(ConfigError, match="at most 5,000"):

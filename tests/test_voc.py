@@ -377,8 +377,6 @@ def test_winner_takes_gains_and_ties_go_to_the_lower_class():
     gains = [0.7, 1.25, 1, 2, 0.1]
     thousandths = levels.astype(int) * np.array([700, 1250, 1000, 2000, 100])[:, None, None]
     np.testing.assert_array_equal(label_map.winner(levels, gains), thousandths.argmax(0))
-    with pytest.raises(ConfigError, match="gains"):
-        label_map.winner(levels, [-1, 1, 1, 1, 1])
 
 
 def test_small_parts_become_background_and_the_majority_rules():
@@ -400,9 +398,9 @@ def test_small_parts_become_background_and_the_majority_rules():
     assert label_map.object_vote(parts).tolist() == voted
     assert label_map.object_vote(np.zeros((2, 2), np.uint8)).tolist() == [[0, 0], [0, 0]]
     competition = Competition("nowhere", classes=ABC)
-    with pytest.raises(ConfigError, match="name out of"):
+    with pytest.raises(ConfigError, match="expected one of remove_small, majority, object_vote, got 'blur'"):
         competition.decode(perfect(drawn, 3), {"postprocess": [{"name": "blur"}]})
-    with pytest.raises(ConfigError, match="its options are radius"):
+    with pytest.raises(ConfigError, match="radius: required, but missing"):
         competition.decode(perfect(drawn, 3), {"postprocess": [{"name": "majority", "size": 2}]})
 
 
@@ -417,9 +415,11 @@ def test_perfect_levels_score_one_and_the_table_equals_decoded_points(tmp_path):
     grid = competition.grid({"gain_cat": [0.5, 1.0, 2.0], "min_area": [0, 4]}, competition.defaults())
     table = competition.count(levels, truth, grid)
     assert grid.shape == (3, 2) and table.shape == (6, 9) and table.dtype == np.int64
-    for point, counts in zip(grid.points, table):
+    for point, counts in zip(grid, table):
         np.testing.assert_array_equal(competition.tally(competition.decode(levels, point), truth), counts)
     assert len(np.unique(table, axis=0)) == 6
+    with pytest.raises(ConfigError, match="decode.gain_cat: expected a number from 0 to 1000, got -1"):
+        competition.decode(levels, {"gain_cat": -1})
     with pytest.raises(ConfigError, match="gain_dog"):
         competition.decode(levels, {"gain_dog": 2})
     steps = {"postprocess": [{"name": "majority", "radius": 2}]}

@@ -388,8 +388,8 @@ def test_counts_of_the_grid_equal_tallies_of_decoded_points(case):
     grid = competition.grid(axes, competition.defaults() | {"loc_threshold_damaged": 0.2})
     counts = competition.count(levels, truth, grid)
     assert grid.shape == (2, 3, 2) and counts.shape == (12, 15)
-    assert grid.points[11]["w_minor"] == 2.0 and grid.points[11]["loc_threshold_damaged"] == 0.2
-    for point, row in zip(grid.points, counts):
+    assert grid[11]["w_minor"] == 2.0 and grid[11]["loc_threshold_damaged"] == 0.2
+    for point, row in zip(grid, counts):
         np.testing.assert_array_equal(row, competition.tally(competition.decode(levels, point), truth))
     assert len(np.unique(counts, axis=0)) > 6
     assert competition.score(counts).shape == (12,) and competition.class_scores(counts).shape == (12, 5)
@@ -411,8 +411,15 @@ def test_decode_fills_in_defaults_and_refuses_the_unknown(case):
     competition, _, levels = case
     for key, mask in competition.decode(levels, competition.defaults()).items():
         np.testing.assert_array_equal(mask, competition.decode(levels, {})[key])
-    for params in ({"w_minr": 2.0}, {"preset": "first2020"}, {"preset": "selim2020", "w_minor": 2.0}):
-        with pytest.raises(ConfigError):
+    for params, says in (
+        ({"w_minr": 2.0}, "decode.w_minr: unknown setting; did you mean w_minor"),
+        ({"loc_threshold": 1.5}, "decode.loc_threshold: expected a number from 0 to 1, got 1.5"),
+        ({"fuse": -0.1}, "decode.fuse: expected a number from 0 to 1, got -0.1"),
+        ({"w_minor": -1}, "decode.w_minor: expected a number from 0 to 1000, got -1"),
+        ({"preset": "first2020"}, "decode.preset: expected one of selim2020"),
+        ({"preset": "selim2020", "w_minor": 2.0}, "fixes every setting, got also w_minor"),
+    ):
+        with pytest.raises(ConfigError, match=says):
             competition.decode(levels, params)
     with pytest.raises(ConfigError, match="preset"):
         competition.grid({"w_minor": (1.0, 2.0)}, {"preset": "selim2020"})

@@ -220,7 +220,7 @@ def test_apply_runs_steps_in_their_order():
         ({"name": "closing"}, "got 'closing'"),
         ({"min_area": 3}, "got None"),
         ({"name": "remove_small"}, "min_area"),
-        ({"name": "object_vote", "min_area": 3}, "its options are connectivity"),
+        ({"name": "object_vote", "min_area": 3}, "min_area: unknown key"),
     ],
 )
 def test_apply_names_what_it_does_not_know(step, says):

@@ -20,10 +20,11 @@ import numpy as np
 from tqdm import tqdm
 
 from lib.choose.choice import Choice, Variant, Weights
-from lib.competitions.contract import Answer, Competition, Grid, Levels, Scene, settings_for
+from lib.competitions.contract import Answer, Competition, Levels, Scene, settings_for
 from lib.config.sections import Experiment, Search
 from lib.ensemble import blend as blending
 from lib.ensemble import calibration, crf
+from lib.ensemble.search import Lattice
 from lib.errors import ArtifactError, DataError
 from lib.run.cli import Run
 from lib.scenes.probs import levels_path, read_levels
@@ -185,7 +186,7 @@ def weights_to_try(config: Experiment) -> list[dict[str, float]]:
     return [{name: w for part in combination for name, w in part.items()} for combination in product(*lists)]
 
 
-def settings_to_try(run: Run, fixed: Choice) -> Grid:
+def settings_to_try(run: Run, fixed: Choice) -> Lattice:
     """Return the lattice of settings that is searched around the fixed ones; a single point without a search."""
     common = {name: value for name, value in fixed.params.items() if name != "per_domain"}
     return run.competition.grid(run.config.search.axes if run.config.search else {}, common)
@@ -266,7 +267,7 @@ class OutOfFoldScene:
             self._averaged = weights, variant, self.members.average(weights, variant)
         return self._averaged[2]
 
-    def count(self, weights: Weights, variant: Variant, grid: Grid) -> np.ndarray:
+    def count(self, weights: Weights, variant: Variant, grid: Lattice) -> np.ndarray:
         """Count every point of a grid of decode settings: (P, K) int64."""
         return self._source.competition.count(self.average(weights, variant), self.truth, grid)
 

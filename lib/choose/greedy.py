@@ -27,7 +27,7 @@ def choose_greedily(scenes: OutOfFold, chosen: Chosen) -> Chosen:
         return tables
 
     def choice(weights: Weights, point: int) -> Choice:
-        return Choice(weights, dict(grid.points[point]), variant)
+        return Choice(weights, grid[point], variant)
 
     tasks = dict.fromkeys(model.task for model in run.config.models.values())
     groups = [list(run.graph.models(task)) for task in tasks]
@@ -37,7 +37,7 @@ def choose_greedily(scenes: OutOfFold, chosen: Chosen) -> Chosen:
         fold: choice(*found.without[fold]) for fold in scenes.folds if fold in found.without
     }
     notes = {
-        "points": found.evaluated * len(grid.points),
+        "points": found.evaluated * len(grid),
         "score_without_search": float(competition.score(total(baseline.values()))),
         "searched_score": found.in_sample,
         "expected_with_equal_weights": found.equal,

@@ -9,7 +9,6 @@ import numpy as np
 
 from lib.choose.choice import Choice, Chosen, Variant, Weights
 from lib.choose.evidence import OutOfFold, OutOfFoldScene, settings_to_try, variants, weights_to_try
-from lib.competitions.contract import Grid
 from lib.ensemble import search as searching
 from lib.run.cli import say
 
@@ -26,16 +25,16 @@ class Candidates:
 
     variants: Sequence[Variant]
     weights: Sequence[Weights]
-    grid: Grid
+    grid: searching.Lattice
 
     def __len__(self) -> int:
-        return len(self.variants) * len(self.weights) * len(self.grid.points)
+        return len(self.variants) * len(self.weights) * len(self.grid)
 
     def __getitem__(self, point: int) -> Choice:
         """Return the choice that a point stands for."""
-        average, settings = divmod(point, len(self.grid.points))
+        average, settings = divmod(point, len(self.grid))
         variant, weights = divmod(average, len(self.weights))
-        return Choice(self.weights[weights], dict(self.grid.points[settings]), self.variants[variant])
+        return Choice(self.weights[weights], self.grid[settings], self.variants[variant])
 
     def count(self, item: OutOfFoldScene) -> np.ndarray:
         """Count one scene for all points: (P, K) int64."""
@@ -46,7 +45,7 @@ class Candidates:
         if choice.weights not in self.weights or choice.variant not in self.variants:
             return None
         average = self.variants.index(choice.variant) * len(self.weights) + self.weights.index(choice.weights)
-        return slice(average * len(self.grid.points), (average + 1) * len(self.grid.points))
+        return slice(average * len(self.grid), (average + 1) * len(self.grid))
 
 
 def choose_jointly(scenes: OutOfFold, chosen: Chosen) -> Chosen:
@@ -122,8 +121,8 @@ class _Domains:
         if sum(self.scenes_in[place] for place in places) < MIN_SCENES:
             return common
         grid = self.candidates.grid
-        first = common // len(grid.points) * len(grid.points)  # the first point under the common weights and variant
-        table = searching.total(self.counts[place][first : first + len(grid.points)] for place in places)
+        first = common // len(grid) * len(grid)  # the first point under the common weights and variant
+        table = searching.total(self.counts[place][first : first + len(grid)] for place in places)
         return first + searching.choose(table, self.scenes.competition.score, grid.shape, self.scenes.search.plateau)
 
     def choice(self, common: int, left_out: int | None = None) -> Choice:

@@ -11,7 +11,6 @@ import numpy as np
 
 from lib.choose.choice import Choice, Chosen
 from lib.choose.evidence import OutOfFold, settings_to_try
-from lib.competitions.contract import Grid
 from lib.ensemble import search as searching
 from lib.run.cli import say
 
@@ -36,7 +35,7 @@ def add_unseen_settings(scenes: OutOfFold, chosen: Chosen) -> Chosen:
     }
     replaced = []
     for item in scenes.each("unseen domains"):
-        common = dict(grid.points[points[item.scene.domain]])
+        common = grid[points[item.scene.domain]]
         replaced.append(item.tally(replace(choice, params={**common, **stated})))
     scores = {
         "common_settings": float(
@@ -58,7 +57,7 @@ def add_unseen_settings(scenes: OutOfFold, chosen: Chosen) -> Chosen:
     return chosen.settle({fold: with_unseen(own, fold) for fold, own in chosen.every().items()}, notes)
 
 
-def _count_domains(scenes: OutOfFold, choice: Choice, grid: Grid) -> Mapping[str, np.ndarray]:
+def _count_domains(scenes: OutOfFold, choice: Choice, grid: searching.Lattice) -> Mapping[str, np.ndarray]:
     """Count the grid under a choice's weights and variant: domain -> (P, K)."""
     tables: dict[str, np.ndarray] = {}
     for item in scenes.each("domains"):

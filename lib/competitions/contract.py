@@ -30,7 +30,7 @@ from lib.competitions.decoding import Setting
 from lib.competitions.facts import Facts, Memo, state_of
 from lib.competitions.tables import Form, Name, Size
 from lib.ensemble import search
-from lib.ensemble.steps import resolve
+from lib.ensemble.search import Lattice
 from lib.errors import ConfigError, DataError
 from lib.scenes import raster
 from lib.settings import Section
@@ -109,15 +109,6 @@ def settings_for(scene: Scene, params: Mapping[str, Any]) -> dict[str, Any]:
     if "unseen" in params and scene.domain not in params["seen"]:
         return common | dict(params["unseen"])
     return common | dict(params.get("per_domain", {}).get(scene.domain, {}))
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The decode settings a search tries: ``points[p]`` is a dict that ``decode`` accepts; ``shape`` orders them
-    as a lattice (row-major) so that neighbours of a point are known to the plateau rule."""
-
-    points: Sequence[Mapping[str, Any]]
-    shape: tuple[int, ...]
 
 
 class Competition(ABC):
@@ -383,23 +374,22 @@ class Competition(ABC):
     def clean(self, answer: Answer, steps: Sequence[Mapping[str, Any]], levels: Levels) -> Answer:
         """Run post-processing steps in their order; by default each maps the answer alone to an answer."""
         for step in steps:
-            answer = resolve(step, self.steps, self.step_inputs)(answer)
+            answer = decoding.step_of(step, self.steps, self.step_inputs)(answer)
         return answer
 
-    def grid(self, axes: Mapping[str, Sequence[Any]], fixed: Mapping[str, Any]) -> Grid:
+    def grid(self, axes: Mapping[str, Sequence[Any]], fixed: Mapping[str, Any]) -> Lattice:
         """Return the lattice of decode settings spanned by the named ``axes``; all others are as in ``fixed``."""
         if fixed.get("postprocess") and not self.steps_in_search:
             raise ConfigError(_AROUND_STEPS)
         decoding.refuse(decoding.axis_faults(self.settings, axes, self.max_points))
-        points = search.lattice(axes, self.defaults() | dict(fixed))
-        return Grid(points, points.shape)
+        return search.lattice(axes, self.defaults() | dict(fixed))
 
-    def count(self, levels: Levels, truth: Answer, grid: Grid) -> np.ndarray:
+    def count(self, levels: Levels, truth: Answer, grid: Lattice) -> np.ndarray:
         """Count one scene for every point of the grid: (P, K) int64. Counts of scenes are added before scoring.
 
         By default every point is decoded and tallied; a metric that can be had faster overrides this.
         """
-        return np.stack([self.tally(self.decode(levels, point), truth) for point in grid.points])
+        return np.stack([self.tally(self.decode(levels, point), truth) for point in grid])
 
     @abstractmethod
     def tally(self, answer: Answer, truth: Answer) -> np.ndarray:

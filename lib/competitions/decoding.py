@@ -6,7 +6,7 @@ Nothing here reads data, so an experiment can be refused before work begins.
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from math import inf, prod
 from numbers import Real
 from typing import Any, get_type_hints
@@ -105,6 +105,12 @@ def chain_faults(where: str, steps: Mapping[str, Callable], inputs: int, chain: 
     return found
 
 
+def step_of(step: Mapping[str, Any], steps: Mapping[str, Callable], inputs: int) -> Callable:
+    """Return what a post-processing step does, a function of ``inputs`` arrays. Raises ConfigError for a faulty one."""
+    refuse(chain_faults("decode.postprocess", steps, inputs, [step]))
+    return partial(steps[step["name"]], **{name: value for name, value in step.items() if name != "name"})
+
+
 def refuse(faults: Sequence[str]) -> None:
     """Raise ConfigError where there are faults."""
     if faults:
@@ -113,8 +119,6 @@ def refuse(faults: Sequence[str]) -> None:
 
 def threshold_level(probability: float) -> int:
     """Return the lowest level whose probability is at least the given one: ceil(255 p), 0.2 being exactly level 51."""
-    if not 0 <= probability <= 1:
-        raise ConfigError(f"decode threshold: expected a probability in 0..1, got {probability}")
     return int(np.searchsorted(_PROBABILITIES, probability))
 
 

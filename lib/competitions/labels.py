@@ -22,7 +22,7 @@ import numpy as np
 from lib import metrics as scoring
 from lib.competitions import contract, tables
 from lib.competitions.classification import Classification, ClassificationOptions
-from lib.competitions.contract import SUBMISSION, Answer, Finding, Grid, Levels, Row, Scene
+from lib.competitions.contract import SUBMISSION, Answer, Finding, Lattice, Levels, Row, Scene
 from lib.competitions.decoding import GAIN_STEPS, Setting, gains
 from lib.competitions.listing import SUFFIXES, Classes, checked_classes, is_picture
 from lib.competitions.tables import Form
@@ -146,9 +146,9 @@ class Labels(Classification):
     def _length(self) -> int:
         return len(self.classes) ** 2 + 2
 
-    def count(self, levels: Levels, truth: Answer, grid: Grid) -> np.ndarray:
+    def count(self, levels: Levels, truth: Answer, grid: Lattice) -> np.ndarray:
         """Count one picture for every point: (P, C * C + 2) int64."""
-        return self._tally(self._decode(levels, list(grid.points)), truth)
+        return self._tally(self._decode(levels, grid), truth)
 
     def tally(self, answer: Answer, truth: Answer) -> np.ndarray:
         """Count one answer: the confusion, truth by rows, whether truth is among the first TOP, log-loss times UNIT."""

@@ -82,6 +82,20 @@ def read_table(path: Path | None, id_column: str = "") -> Table:
     return replace(table, rows=rows)
 
 
+def header_of_classes(table: Table, sample: Table) -> tuple[str, ...]:
+    """Return the columns of ids, classes and runs of a submission: the sample's, else the table's, else Kaggle's.
+
+    Raises DataError for a sample that has not these three in this order.
+    """
+    first_two = sample.id_column, sample.column(CLASS_COLUMNS)
+    if sample.columns and (len(sample.columns) != 3 or sample.columns[:2] != first_two):
+        raise DataError(f"{sample.path}: expected columns of ids ({', '.join(ID_COLUMNS)}), classes "
+                        f"({', '.join(CLASS_COLUMNS)}) and runs in this order, got {', '.join(sample.columns)}; remove "
+                        "the file or mend it")  # fmt: skip
+    own = table.id_column, table.column(CLASS_COLUMNS), table.column(RLE_COLUMNS)
+    return sample.columns or (own if all(own) and table.columns else ("id", "class", "segmentation"))
+
+
 def first(root: Path, names: Iterable[str]) -> Path | None:
     """Return the first of the names that exists under ``root``."""
     return next((root / name for name in names if (root / name).exists()), None)

@@ -85,13 +85,16 @@ def _whole(pattern: str) -> str:
 
 # ---- ids ----------------------------------------------------------------------------------------------
 def find_in_ids(
-    option: str, expression: str, ids: Sequence[str], columns: Iterable[str] | None = None, strict: bool = True
+    option: str, expression: str | None, ids: Sequence[str], columns: Iterable[str] | None = None, strict: bool = True
 ) -> tuple[dict[str, str], list[Finding]]:
     """Return id -> the first group of a match, or all of it, and the ids in which nothing is found.
 
+    Nothing is looked for where there is no ``expression``.
     Raises ConfigError where nothing is found in any and this is ``strict``; ``columns``: those of the table, which
     might have been meant.
     """
+    if not expression:
+        return {}, []
     compiled = re.compile(expression)
     found = {i: (m[1] if compiled.groups else m[0]) or "" for i in ids if (m := compiled.search(i))}
     if strict and ids and not found:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from lib.competitions import layout, mean_dice
-from lib.competitions.contract import Answer, Finding, Grid, Levels, Row, Scene, names_of
+from lib.competitions.contract import Answer, Finding, Lattice, Levels, Row, Scene, names_of
 from lib.competitions.decoding import Setting, foreground
 from lib.competitions.listing import Classes, Expression, find_in_ids
 from lib.competitions.runs import RunsCompetition, RunsOptions
@@ -68,9 +68,9 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
     def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:
         """List the images of a split; "runs", the table, is a file of those that it says the truth of."""
         _ = self._header  # of which stage 06 would else be the first to ask
-        suffix, group = self._table.names_files or self.sample_table.names_files, self.options.group
+        suffix = self._table.names_files or self.sample_table.names_files
         files = layout.find_images(self.root, split, getattr(self.options, split), self.options.id, suffix)
-        group_of, findings = find_in_ids("group", group, list(files)) if group else ({}, [])
+        group_of, findings = find_in_ids("group", self.options.group, list(files))
         known = self._truths if split == "train" else {}
         rows = [row for rows in known.values() for row in rows]
         labelled = files if rows and all(runs.strip() for _, runs in rows) else known
@@ -118,9 +118,9 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
         strongest = np.arange(len(planes))[:, None, None] == planes.argmax(0)
         return np.where(strongest, planes, np.uint8(0)) if self.options.exclusive else planes
 
-    def count(self, levels: Levels, truth: Answer, grid: Grid) -> np.ndarray:
+    def count(self, levels: Levels, truth: Answer, grid: Lattice) -> np.ndarray:
         """Count one image for all points: (P, 5 C) int64; a class is counted once for each of its own settings."""
-        points = [self._own(point) for point in grid.points]
+        points = [self._own(point) for point in grid]
         known = [{own: mean_dice.tally(foreground(plane, *own), true) for own in {point[c] for point in points}}
                  for c, (plane, true) in enumerate(zip(self._planes(levels), truth, strict=True))]  # fmt: skip
         return np.array([[known[c][own] for c, own in enumerate(point)] for point in points]).reshape(len(points), -1)
@@ -132,15 +132,7 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
 
     @property
     def _header(self) -> tuple[str, ...]:
-        """The columns of ids, classes and runs. DataError for a sample that has not these three in this order."""
-        table, sample = self._table, self.sample_table
-        first = sample.id_column, sample.column(layout.CLASS_COLUMNS)
-        if sample.columns and (len(sample.columns) != 3 or sample.columns[:2] != first):
-            ids, classes = ", ".join(layout.ID_COLUMNS), ", ".join(layout.CLASS_COLUMNS)
-            raise DataError(f"{sample.path}: expected columns of ids ({ids}), classes ({classes}) and runs "
-                            f"in this order, got {', '.join(sample.columns)}; remove the file or mend it")  # fmt: skip
-        own = table.id_column, table.column(layout.CLASS_COLUMNS), table.column(layout.RLE_COLUMNS)
-        return sample.columns or (own if all(own) and table.columns else ("id", "class", "segmentation"))
+        return layout.header_of_classes(self._table, self.sample_table)
 
     def rows(self, scene: Scene, answer: Answer) -> list[Row]:
         """Return a row for every class, the runs empty where there is none of it."""

@@ -7,13 +7,9 @@ remembered in the experiment's folder that nothing was wrong, until a model, the
 """
 
 import contextlib
-import hashlib
 import json
 import re
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,45 +23,13 @@ from lib.config.losses import loss_faults
 from lib.config.sections import Experiment, Model, plain
 from lib.ensemble.crf import Crf
 from lib.errors import ConfigError, DataError
-from lib.files import write_json
+from lib.files import digest, write_json
 from lib.settings import one_of, sentences
 
 MEMORY = ".checked.json"
 """In an experiment's folder: the mark of the networks in which nothing was wrong."""
 FACTS = ".facts.json"
 """In an experiment's folder: what labels say, so that a stage reads only those that changed."""
-PACKAGES = ("torch", "timm", "segmentation-models-pytorch", "albumentations")
-"""What the verdict on networks depends on besides the experiment and the code."""
-
-
-@dataclass(frozen=True)
-class Memory:
-    """A file that remembers for which networks nothing was wrong."""
-
-    file: Path
-    code: str
-    """Marks the sources that found so."""
-    networks: Any
-    """All that the finding depends on, as JSON values."""
-
-    def holds(self) -> bool:
-        """Tell whether nothing was wrong with these very networks."""
-        try:
-            return json.loads(self.file.read_text(encoding="utf-8")) == self._digest
-        except (OSError, ValueError):
-            return False
-
-    def keep(self) -> None:
-        """Remember that nothing is wrong; where nothing can be written, the networks are built again next time."""
-        if not self.holds():
-            with contextlib.suppress(OSError):
-                self.file.parent.mkdir(parents=True, exist_ok=True)
-                write_json(self.file, self._digest)
-
-    @cached_property
-    def _digest(self) -> str:
-        versions = [_version(name) for name in PACKAGES]
-        return hashlib.sha256(json.dumps([self.networks, self.code, versions]).encode()).hexdigest()
 
 
 def open_experiment(
@@ -73,9 +37,9 @@ def open_experiment(
 ) -> tuple[Experiment, Competition]:
     """Read an experiment file and open its competition; where ``data.synthetic`` asks for it, the data are written.
 
-    workdir: where results lie. code: marks the sources; without it the networks are not looked at, since they come
-    finished from elsewhere. Raises ConfigError with one line per fault, DataError where the competition's files do not
-    even tell its classes.
+    workdir: where results lie. code: marks the sources and packages; without it the networks are not looked at, since
+    they come finished from elsewhere. Raises ConfigError with one line per fault, DataError where the competition's
+    files do not even tell its classes.
     """
     experiment, faults = examine(read(path, overrides))
     if experiment is None:
@@ -94,17 +58,19 @@ def open_experiment(
         raise
     if competition is None:
         raise refusal(path, faults + wrong)
-    memory = Memory(workdir / experiment.name / MEMORY, code, _networks(experiment, competition))
     wrong += competition_faults(experiment, competition)
-    if code and not memory.holds():
+    memory, seen = workdir / experiment.name / MEMORY, digest([_networks(experiment, competition), code])
+    if code and not _holds(memory, seen):
         from lib.config.networks import network_faults  # here, since it imports torch and the libraries of networks
 
         wrong += network_faults(experiment, competition)
     faults += [fault for fault in wrong if not about(fault, said)]
     if faults:
         raise refusal(path, faults)
-    if code:
-        memory.keep()
+    if code and not _holds(memory, seen):
+        with contextlib.suppress(OSError):  # where nothing can be written, the networks are built again next time
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            write_json(memory, seen)
     return experiment, competition
 
 
@@ -202,6 +168,14 @@ def scene_faults(experiment: Experiment, scenes: Collection[Scene]) -> list[str]
     ]
 
 
+def _holds(memory: Path, seen: str) -> bool:
+    """Tell whether a file says that nothing was wrong with these very networks."""
+    try:
+        return bool(json.loads(memory.read_bytes()) == seen)
+    except (OSError, ValueError):
+        return False
+
+
 def _networks(experiment: Experiment, competition: Competition) -> dict[str, Any]:
     """Return all that ``networks.network_faults`` looks at, as JSON values."""
     return {
@@ -214,10 +188,3 @@ def _networks(experiment: Experiment, competition: Competition) -> dict[str, Any
         "images": competition.images,
         "windows": [experiment.predict.tile, experiment.predict.overlap],
     }  # fmt: skip
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "absent"

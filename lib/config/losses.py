@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from lib.config.sections import BOUNDARY, Loss
+from lib.config.sections import BOUNDARY, QUERY, Loss
 from lib.settings import one_of
 
 LOSS_TERMS = {
@@ -11,7 +11,7 @@ LOSS_TERMS = {
                    "tversky", "lovasz"),
     "multilabel": ("dice", "focal", "bce", "jaccard", "tversky", "lovasz"),
 }  # fmt: skip
-"""Kind of a task -> the terms it may have beside that of the boundary head; ``lib/training/terms.py`` defines them."""
+"""Kind of a task -> the terms it may have beside those of further heads; ``lib/training/terms.py`` defines them."""
 ALIASES = {
     "damage_ce": "class_ce",
     "damage_dice": "class_dice",
@@ -23,9 +23,12 @@ ALIASES = {
 
 def loss_faults(loss: Loss, kind: str, classes: tuple[str, ...] = ()) -> Iterator[str]:
     """Yield what of a loss does not fit the kind of a task and, where they are known, its classes."""
-    known = (*LOSS_TERMS[kind], BOUNDARY)
+    queries = () if kind == "multilabel" else QUERY
+    known = (*LOSS_TERMS[kind], *queries, BOUNDARY)
     for name in loss.terms:
-        if ALIASES.get(name, name) not in known:
+        if name in QUERY and not queries:
+            yield f"terms: {name} needs exclusive classes, this task's may overlap; take another architecture"
+        elif ALIASES.get(name, name) not in known:
             yield one_of("terms", name, known)
     named = ("background", *classes) if kind == "binary" and classes else classes
     weights = loss.class_weights

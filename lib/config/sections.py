@@ -6,7 +6,7 @@ of any other section leaves the result valid.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,11 +15,14 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from lib.scenes.view import View
 from lib.settings import Section, did_you_mean
+from lib.tasks import Task
 
 Precision = Literal["float32", "float16", "bfloat16"]
 Views = Literal["none", "hflip", "flips", "d4"]
 BOUNDARY = "boundary_bce"
 """The loss term of every kind that trains a boundary head."""
+QUERY = ("query_class", "query_bce", "query_dice")
+"""The loss terms that train a maskformer."""
 NAME = 100
 """Most bytes of a name: with what the stages put around it, it stays a file name on every system."""
 
@@ -123,8 +126,8 @@ class Loss(Section):
 
     terms: dict[str, float]
     """Term name -> weight; binary and multilabel: dice, focal, bce, jaccard, tversky, lovasz; multiclass: ce instead
-    of bce, and more, see ``lib/training/losses.py``; for networks with a boundary head, boundary_bce. A term of weight
-    0 is reported and not trained."""
+    of bce, and more, see ``lib/training/losses.py``; for networks with a boundary head, boundary_bce; for a maskformer
+    query_class, query_bce and query_dice. A term of weight 0 is reported and not trained."""
     class_weights: tuple[float, ...] | Literal["auto"] | None = None
     """Weight of each class in the pixel terms (2020: 1, 1, 5, 3, 3); auto: from their frequency in training."""
     focal_gamma: float = Field(2.0, ge=0)
@@ -153,6 +156,8 @@ class Loss(Section):
     """Weight of false positives in the tversky term."""
     tversky_beta: float = Field(0.7, gt=0)
     """Weight of false negatives in the tversky term."""
+    query_points: int = Field(12544, ge=4)
+    """Points of a crop at which query_bce and query_dice compare masks, drawn anew at every step."""
 
     @model_validator(mode="after")
     def _options_have_their_term(self):
@@ -416,6 +421,9 @@ class Model(Section):
     """Seed of its training; none: the experiment's."""
     pad: int = Field(0, ge=0, le=1024)
     """Pixels that a scene is mirrored outward on each side before stage 04 predicts it (2020: 16 for the DPN)."""
+    precision: Precision | None = None
+    """Arithmetic of its predictions, in validation and in stage 04; none: float32 where the competition says that the
+    task must be predicted in float32, else ``predict.precision``."""
     weight: float = Field(1.0, gt=0, le=1_000_000)
     """Weight in the average over models of its task."""
 
@@ -424,7 +432,13 @@ class Predict(Section):
     """How checkpoints look at scenes in stage 04."""
 
     precision: Precision = "bfloat16"
-    """float16 becomes bfloat16 on a CPU."""
+    """Arithmetic of all models that state no ``precision`` of their own, but for tasks that must be predicted in
+    float32; float16 becomes bfloat16 on a CPU."""
+    tf32: bool = False
+    """Allow TF32 matrix products and convolutions on CUDA under float32."""
+    compile: bool = False
+    """Compile networks with ``torch.compile`` in stage 04: slow to begin, faster from then on, and answers that differ
+    from the plain ones in the last digits. It needs a C++ compiler; a kernel leaves it off."""
     tta: Views | tuple[Views, ...] = "flips"
     """Views that are predicted, undone and averaged as probabilities: one set, or several, from the smallest to the
     largest, of which stage 05 chooses out of fold (all are predicted in one go, at the price of the largest)."""
@@ -547,6 +561,16 @@ class Experiment(Section):
     reference: dict[str, float] = {}
     """Scores that the source of this experiment reports, by our names; printed beside ours, used nowhere."""
 
+    def predict_of(self, model: Model, tasks: Mapping[str, Task]) -> Predict:
+        """Return how the networks of a model look at scenes: ``predict`` with the precision of this model.
+
+        The model's own ``precision`` if it states one, else float32 for a task that is promised it, else that of
+        ``predict``. tasks: role -> task, those of the competition.
+        """
+        promised = model.task in tasks and tasks[model.task].float32
+        precision = model.precision or ("float32" if promised else self.predict.precision)
+        return self.predict.model_copy(update={"precision": precision})
+
     @property
     def averages_are_fitted(self) -> bool:
         """Whether the averages of stage 05 depend on what decode.json chose."""
@@ -599,6 +623,7 @@ def _at_odds(model: Model) -> Iterator[str]:
     options, train = model.network.options, model.train
     if bool(options.get("boundary")) != bool(train.loss.terms.get(BOUNDARY)):
         yield f": network.options.boundary and the loss term {BOUNDARY} go together"
+    yield from _query_faults(model)
     if options.get("aux_head") and not train.loss.aux_weight:
         yield ".train.loss.aux_weight: network.options.aux_head learns nothing at 0"
     started = train.init != "default" or train.zero_gamma is not None
@@ -613,6 +638,19 @@ def _at_odds(model: Model) -> Iterator[str]:
     folds = list(model.folds or ())
     if len(set(folds)) < len(folds):
         yield f".folds: expected each fold once, got {folds}"
+
+
+def _query_faults(model: Model) -> Iterator[str]:
+    """Yield what of the loss does not fit a network with queries, or one without."""
+    terms = model.train.loss.terms
+    if model.network.architecture != "maskformer":
+        if wrong := [name for name in QUERY if name in terms]:
+            yield f".train.loss.terms: {', '.join(wrong)} match the queries of architecture maskformer; leave them out"
+    elif not (set(QUERY) <= terms.keys() and terms["query_class"] and (terms["query_bce"] or terms["query_dice"])):
+        yield (
+            ".train.loss.terms: architecture maskformer learns by query_class and query_bce or query_dice, all three "
+            f"named (its paper: query_class 2, query_bce 5, query_dice 5), got {terms}"
+        )
 
 
 def plain(section: BaseModel) -> dict[str, Any]:

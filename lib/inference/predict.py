@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib.config.sections import Predict
 from lib.errors import ConfigError
@@ -27,9 +27,10 @@ class Predictor:
     network: forward(x (B, C, h, w) in 0..255) -> logits, ``stride`` = the multiple its input sides must be.
     activate: logits float32 -> probs, a task's ``activate``. settings: windows, sets of views, scales (whose
     probabilities, each brought back to the scene's own size, are averaged) and precision; ``precision`` is what is
-    really used on the device. view: the size at which the network was trained to see scenes. pad: pixels that a scene,
-    at that size, is mirrored outward on each side before it is predicted, as the 2nd place of xView2 2020 did for its
-    DPN; fewer where it is no larger.
+    really used on the device, and under float32 no TF32 unless ``tf32`` allows it. With ``compile`` the network is
+    compiled at the first scene, and ConfigError says why where that fails. view: the size at which the network was
+    trained to see scenes. pad: pixels that a scene, at that size, is mirrored outward on each side before it is
+    predicted, as the 2nd place of xView2 2020 did for its DPN; fewer where it is no larger.
     The network's weights keep their memory format, since it may be in training.
     """
 
@@ -41,10 +42,12 @@ class Predictor:
         self.dtype, self.pad = getattr(torch, self.precision), pad
         self.sets, self.scales = settings.tta_sets, settings.scales
         self.tile, self.overlap = settings.tile, int(settings.tile * settings.overlap)
+        self.tf32 = settings.tf32
+        self.answer = compiled(self.network) if settings.compile else self.network
 
     def forward(self, x: Tensor) -> Tensor:
         """Turn x (B, C, h, w) into probs (B, K, h, w) float32, one plain pass."""
-        return self.activate(self.network(x.contiguous(memory_format=torch.channels_last)).float())
+        return self.activate(self.answer(x.contiguous(memory_format=torch.channels_last)).float())
 
     def views_of(self, x: Tensor) -> Tensor:
         """Turn x (B, C, h, w) into probs (B, S * K, h, w): the averages over each of the S sets of views."""
@@ -67,7 +70,8 @@ class Predictor:
         height, width = self.view.whole(native, pixel_size)
         predict = self._frames if image.ndim == 4 else self._image
         total: Any = None
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        with runtime.tf32(self.tf32), autocast:
             for scale in self.scales:
                 probs = predict(image, (max(1, round(height * scale)), max(1, round(width * scale))))
                 total = probs if total is None else total + probs
@@ -102,6 +106,27 @@ class Predictor:
             x = torch.stack([mirror(torch.from_numpy(frame), height, width) for frame in some])  # (B, C, height, width)
             found.append(self.views_of(x)[:, :, 0, 0].float().cpu().numpy())  # (B, K)
         return np.concatenate(found).T[:, None]  # (K, 1, F)
+
+
+def compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return the network's forward as ``torch.compile`` makes it, anew for the first shapes that it is given.
+
+    Raises ConfigError, when it is called, where compiling fails.
+    """
+    from torch._dynamo.exc import TorchDynamoException  # here, since it takes seconds; backends raise what is one, too
+
+    forward = torch.compile(network)
+
+    def answer(x: Tensor) -> Tensor:
+        try:
+            return forward(x)
+        except TorchDynamoException as error:
+            said = " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])
+            raise ConfigError(
+                f"predict.compile: torch.compile fails here ({said or type(error).__name__}); set it to false"
+            ) from error
+
+    return answer
 
 
 def _resized(planes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -62,7 +62,9 @@ def main(argv=None):
                 "{dtype} taken".format(**precision))  # fmt: skip
     else:
         weights.pack(run, folder, half=args.half == "always")
-        precision = {"dtype": "float16" if args.half else "float32"}
+        precision = {"dtype": "float16" if args.half else "float32", "float32_models": weights.whole_models(run)}
+    if args.half and (whole := precision["float32_models"]):
+        cli.say(f"{', '.join(whole)}: weights stay float32, in which the task must be predicted")
     weights.add_wheels(args.wheel, folder)
     bundle = weights.seal(run, folder, requires, sources.PYTHON, precision)
     about = text.dataset_metadata(args.user, f"{name}-weights", f"{title} weights", args.license)

@@ -97,6 +97,8 @@ def settings(experiment: Experiment, args: argparse.Namespace) -> Iterator[str]:
             if not 0 < number < inf:
                 raise ConfigError(f"KERNEL_{name.upper()}: expected a number above 0, or nothing, got {value!r}")
             yield f"predict.{name}={number}"
+    if experiment.predict.compile:
+        yield "predict.compile=false"  # a machine without a compiler would predict nothing
     if experiment.predict.fallback is None:
         yield "predict.fallback=0"  # nothing may stop the rest
 

@@ -43,7 +43,8 @@ class Budget:
 def reduced_run(run: Run, subset: Subset, folds: int | None = None) -> Run:
     """Return the run of a reduced experiment on the same data and store."""
     config = reduced(run.config, subset, folds)
-    graph = Graph(config, run.graph.train_ids, run.graph.test_ids, run.graph.flags, run.graph.teachers)
+    known = run.graph
+    graph = Graph(config, known.train_ids, known.test_ids, known.flags, known.teachers, known.tasks)
     return replace(run, config=config, graph=graph)
 
 

@@ -18,11 +18,11 @@ import torch
 from lib.choose.choice import DECODE, Decision
 from lib.competitions.contract import settings_for
 from lib.errors import ArtifactError, ConfigError
-from lib.files import sha256, write_json
+from lib.files import digest, sha256, write_json
 from lib.kaggle import gates, passes, plan
 from lib.models import checkpoint
 from lib.run import cli, runtime
-from lib.run.artifacts import MANIFEST, digest, read_json
+from lib.run.artifacts import MANIFEST, read_json
 from lib.run.cli import Run
 from lib.stages import ensemble
 from lib.stages.predict import predict
@@ -36,19 +36,32 @@ HALF_LOSS = 0.0005
 
 
 def pack(run: Run, folder: Path, half: bool = False) -> None:
-    """Copy folds, checkpoints and decode settings of a finished experiment to ``folder``, which must be new."""
+    """Copy folds, checkpoints and decode settings of a finished experiment to ``folder``, which must be new.
+
+    half: weights as float16, but for models whose task is promised float32 (``whole_models``).
+    """
     graph, config = run.graph, run.config
-    units = [graph.checkpoint(name, k) for name, model in config.models.items() for k in config.folds_of(model)]
-    for unit in (graph.folds(), *units, graph.decode()):
+    whole = whole_models(run)
+    model_of = {
+        graph.checkpoint(name, k): name for name, model in config.models.items() for k in config.folds_of(model)
+    }
+    for unit in (graph.folds(), *model_of, graph.decode()):
         source, target = run.store.require(unit), folder / unit.key
         target.mkdir(parents=True)
         for name in FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, target / name)
-        if half and unit in units:
+        if half and unit in model_of and model_of[unit] not in whole:
             checkpoint.save_weights(target, halved(source))
         sizes = {path.name: path.stat().st_size for path in sorted(target.iterdir())}
         write_json(target / MANIFEST, {**read_json(source / MANIFEST), "files": sizes})
+
+
+def whole_models(run: Run) -> list[str]:
+    """Return the models whose weights stay float32: those predicted in float32 because their task is promised it."""
+    tasks = run.competition.tasks
+    return [name for name, model in run.config.models.items()
+            if tasks[model.task].float32 and run.predict_of(name).precision == "float32"]  # fmt: skip
 
 
 def halved(folder: Path) -> dict[str, torch.Tensor]:
@@ -88,7 +101,7 @@ def out_of_fold(config: Path, overrides: Sequence[str], weights: Path) -> dict[s
 def choose_half(run: Run, config: Path, overrides: Sequence[str], folder: Path) -> dict[str, Any]:
     """Pack float16 weights, score them out of fold, and pack float32 instead where they cost too much.
 
-    Returns what bundle.json records: both scores, and which weights were taken.
+    Returns what bundle.json records: both scores, which weights were taken, and the models that keep float32.
     """
     pack(run, folder, half=True)
     before = Decision.of(run).score
@@ -98,7 +111,7 @@ def choose_half(run: Run, config: Path, overrides: Sequence[str], folder: Path) 
         shutil.rmtree(folder)
         pack(run, folder)
     return {"dtype": "float16" if taken else "float32", "score_float32": before, "score_float16": after,
-            "allowed_loss": HALF_LOSS}  # fmt: skip
+            "allowed_loss": HALF_LOSS, "float32_models": whole_models(run)}  # fmt: skip
 
 
 def add_wheels(wheels: Sequence[Path], folder: Path) -> None:

@@ -16,15 +16,15 @@ ARCHITECTURES: dict[str, Callable[..., Network]] = {
     "maskformer": maskformer.build,
     "classifier": classifier.build,
 }
-FIXED = {"hybrid": {"decoder", "encoder_depth"}, "maskformer": {"decoder", "encoder_depth", "boundary"}}
+FIXED = {"hybrid": {"decoder", "encoder_depth"}, "maskformer": {"decoder", "encoder_depth", "boundary", "aux_head"}}
 """Fields of ``segmentation.Design`` that an architecture settles itself, beside its channels and their fusion."""
 
 
 def build(architecture: str, *, classes: int, images: int, encoder: str, **options: Any) -> Network:
     """Build a network: forward(x (B, 3 * images, H, W) uint8 or float in 0..255) -> logits (B, classes, H, W).
 
-    A ``classifier`` gives (B, classes, 1, 1). A network with further heads gives, in training mode only, a dict with
-    "logits" and what it has of "boundary" (B, 1, H, W) and "aux" (B, classes, H, W).
+    A ``classifier`` gives (B, classes, 1, 1). A network with further heads gives, in training mode only,
+    ``layers.Outputs``.
 
     It has ``stride`` (what H and W must be multiples of), ``encoder`` (a module, for freezing) and ``source`` (where
     the encoder's pretrained weights came from, or None). Options are those that the architecture's own module declares.

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypedDict, TypeVar, cast
 
 import segmentation_models_pytorch as smp
 import timm
@@ -23,6 +23,34 @@ STATISTICS = ("encoder", "imagenet")
 """By what an input is normalised."""
 
 Kind = TypeVar("Kind")
+
+
+class Queries(NamedTuple):
+    """What the queries of a mask classification network propose: one mask each, and what it is of."""
+
+    classes: Tensor
+    """(B, Q, K + 1) logits of K exclusive classes and, last, of "no object"."""
+    masks: Tensor
+    """(B, Q, h, w) logits, one for each pixel and query; h and w may be a part of the image's size."""
+
+
+class _Logits(TypedDict):
+    logits: Tensor
+
+
+class Outputs(_Logits, total=False):
+    """What a network with more than logits gives while it trains; in evaluation every network gives its logits alone.
+
+    A plain dict, since DDP, torch.compile and pytree walk dicts and would not look into a class of ours. All tensors
+    are logits, ``logits`` itself (B, C, H, W). A network has only the keys of the heads that it has.
+    """
+
+    boundary: Tensor
+    """(B, 1, H, W), of the boundaries of objects."""
+    aux: Tensor
+    """(B, C, H, W), of an auxiliary head on the encoder."""
+    queries: list[Queries]
+    """Of every layer of a transformer decoder, the last one last."""
 
 
 class Network(nn.Module):

@@ -1,121 +1,147 @@
-"""A small MaskFormer (Cheng et al. 2021, arXiv 2107.06278): queries that each propose a mask and say what it is of.
+"""MaskFormer with masked attention (Mask2Former, Cheng et al. 2022, arXiv 2112.01527), for semantic masks.
 
-Encoder -> FPN to 1/4, the pixel embeddings; learned queries look at the features at 1/32 through a transformer decoder
-and become class probabilities and mask embeddings. It is the paper's *semantic inference* that makes one probability
-per class and pixel of them, in training too: the network is trained by the pixel losses of the others, not by matching
-masks to objects, so a query need not stand for one object, and the "no object" class only takes weight away. It is made
-for exclusive classes or one. It starts more slowly than a U-Net and wants a smaller learning rate (the paper's: 1e-4).
+A feature pyramid makes three levels of features, 1/32, 1/16 and 1/8, and embeddings of the pixels at 1/4. Learned
+queries look at the levels in turn (``masked_attention``); each proposes one mask and says what it is of, or that it is
+of nothing. In training the network gives the proposals of every layer, which the loss terms query_class, query_bce and
+query_dice match to the classes of the target (``lib/training/queries.py``). In evaluation ``semantic_logits`` makes one
+probability per class and pixel of the last layer's.
+
+Differences from the paper: a plain feature pyramid (that of MaskFormer, Cheng et al. 2021, arXiv 2107.06278) takes the
+place of deformable attention in the pixel decoder, and each class of a crop is one segment, since targets are semantic.
+Classes are exclusive, or there is one class and the background. It wants a smaller learning rate than a U-Net (the
+paper's: 1e-4, a tenth of it for the encoder) and clipped gradients (the paper's: 0.01).
 """
 
-import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.errors import ConfigError
-from lib.models.layers import take
-from lib.models.segmentation import Design, SegmentationNet, build_parts
+from lib.errors import ArtifactError, ConfigError
+from lib.models.layers import Normalize, Outputs, Queries, take, use_group_norm
+from lib.models.masked_attention import QueryDecoder, Transformer
+from lib.models.segmentation import Design, NetworkParts, SegmentationNet, build_parts
 
-TINY = 1e-6
-"""Added to probabilities before their logarithm."""
+TINY = 1e-30
+"""Added to scores before their logarithm: finite where no query speaks, no matter anywhere else."""
+QUERIES_AT_ONCE = 16
+"""Masks that are brought to full size together; all hundred of a large image would take a gigabyte."""
 
 
-@dataclass(frozen=True)
-class Transformer:
-    """The transformer decoder of a MaskFormer. Raises ConfigError for numbers that do not go together."""
+class PixelDecoder(nn.Module):
+    """A feature pyramid (Lin et al. 2017) as in MaskFormer, with group norms.
 
-    queries: int = 100
-    """How many masks are proposed."""
-    channels: int = 256
-    """Of queries and embeddings, a multiple of 4 and of ``heads``."""
-    layers: int = 3
-    heads: int = 8
-    dropout: float = 0.1
+    channels: of the features at 1/4, 1/8, 1/16, 1/32. From the deepest level on, a level is a 3x3 convolution of the
+    sum of its own features, after a 1x1 convolution, and the enlarged level below.
+    """
 
-    def __post_init__(self) -> None:
-        for name in ("queries", "layers", "heads", "channels"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name}: expected a whole number from 1 up, got {value!r}")
-        if self.channels % math.lcm(4, self.heads):
-            raise ConfigError(f"channels: expected a multiple of 4 and of heads ({self.heads}), got {self.channels}")
+    def __init__(self, channels: Sequence[int], width: int):
+        super().__init__()
+        *finer, deepest = channels
+        self.lateral = nn.ModuleList(_convolve(c, width, 1) for c in reversed(finer))
+        self.smooth = nn.ModuleList(
+            nn.Sequential(_convolve(c, width, 3), nn.ReLU()) for c in (deepest, *[width] * len(finer))
+        )
+        self.pixels = nn.Conv2d(width, width, 3, padding=1)
+        use_group_norm(self)
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Return levels [1/32, 1/16, 1/8] and embeddings of the pixels (1/4), all of ``width`` channels."""
+        *finer, deepest = features
+        levels = [self.smooth[0](deepest)]
+        for level, lateral, smooth in zip(reversed(finer), self.lateral, self.smooth[1:]):
+            enlarged = F.interpolate(levels[-1], level.shape[-2:], mode="nearest")
+            levels.append(smooth(lateral(level) + enlarged))
+        return levels[:-1], self.pixels(levels[-1])
 
 
 class MaskDecoder(nn.Module):
-    """Decode encoder features [1/1, ..., 1/32] into logits (B, classes, H/4, W/4), float32.
+    """Decode encoder features [1/1, ..., 1/32] into what the queries propose, layer by layer."""
 
-    s_k = sum over queries q of softmax(class logits)_qk * sigmoid(mask logits)_q, and the logits are log s_k, so that
-    their softmax is s_k / sum s. With one class there is a second one inside, the background, and the logit is
-    log s_1 - log s_0, so that its sigmoid is the same share.
-    """
-
-    def __init__(self, pixels: Any, deepest_channels: int, classes: int, sizes: Transformer):
-        """``pixels`` makes the embeddings of pixels out of features; ``deepest_channels`` are those of the last one."""
+    def __init__(self, pixels: PixelDecoder, queries: QueryDecoder):
         super().__init__()
-        channels, dropout = sizes.channels, sizes.dropout
-        self.pixels, self.classes = pixels, classes
-        self.pixel_embedding = nn.Conv2d(pixels.out_channels, channels, 3, padding=1)
-        self.memory = nn.Conv2d(deepest_channels, channels, 1)
-        self.queries = nn.Embedding(sizes.queries, channels)
-        layer = nn.TransformerDecoderLayer(
-            channels, sizes.heads, 4 * channels, dropout, batch_first=True, norm_first=True
-        )
-        self.transformer = nn.TransformerDecoder(layer, sizes.layers, norm=nn.LayerNorm(channels))
-        self.label = nn.Linear(channels, max(2, classes) + 1)  # the last is "no object"
-        self.mask_embedding = nn.Sequential(
-            nn.Linear(channels, channels), nn.ReLU(),
-            nn.Linear(channels, channels), nn.ReLU(),
-            nn.Linear(channels, channels),
-        )  # fmt: skip
+        self.pixels, self.queries = pixels, queries
 
-    def forward(self, features: list[Tensor]) -> Tensor:
-        memory = self.memory(features[-1])  # (B, D, h, w)
-        _, channels, height, width = memory.shape
-        memory = memory + positions(channels, height, width, memory.device).to(memory.dtype)
-        queries = self.queries.weight.expand(len(memory), -1, -1)  # (B, Q, D)
-        queries = self.transformer(queries, memory.flatten(2).transpose(1, 2))
-        pixels = self.pixel_embedding(self.pixels(features))  # (B, D, H/4, W/4)
-        masks = torch.einsum("bqd,bdhw->bqhw", self.mask_embedding(queries), pixels)
-        return combine(self.label(queries), masks, self.classes)  # (B, classes, H/4, W/4)
+    def forward(self, features: Sequence[Tensor]) -> list[Queries]:
+        return self.queries(*self.pixels(features[2:]))
 
 
-def combine(labels: Tensor, masks: Tensor, classes: int) -> Tensor:
-    """Turn class logits (B, Q, K + 1) and mask logits (B, Q, h, w) into logits (B, classes, h, w), in float32.
+class MaskFormer(SegmentationNet):
+    """Encoder, pixel decoder and queries.
 
-    K is ``classes``, or 2 where that is 1; see ``MaskDecoder``.
+    forward: as ``SegmentationNet``; in training ``Outputs`` with ``queries``. Its ``logits``, which only pixel terms of
+    a loss read, then come from masks at 1/4 and are enlarged, a sixteenth of the work.
     """
-    with torch.autocast(masks.device.type, enabled=False):
-        labels = labels.float().softmax(-1)[..., :-1]  # (B, Q, K)
-        sums = torch.einsum("bqk,bqhw->bkhw", labels, masks.float().sigmoid())
-        logits = torch.log(sums + TINY)
+
+    def __init__(self, parts: NetworkParts, normalize: Normalize, classes: int):
+        super().__init__(parts, normalize)
+        self.classes = classes
+
+    def forward(self, x: Tensor) -> Tensor | Outputs:
+        found = self.decoder(self.features(x))
+        size = x.shape[-2:]
+        if not self.training:
+            return semantic_logits(found[-1], size, self.classes)
+        coarse = semantic_logits(found[-1], found[-1].masks.shape[-2:], self.classes)
+        logits = F.interpolate(coarse, size, mode="bilinear", align_corners=False)
+        return {"logits": logits, "queries": found}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load weights; ArtifactError for those of the network that had this name and knew no matching."""
+        if "decoder.memory.weight" in state_dict:
+            raise ArtifactError(
+                "maskformer: expected weights of a network with masked attention, got those of the earlier network of "
+                "this name, which was trained by pixel losses; train it again"
+            )
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+
+def semantic_logits(found: Queries, size: Sequence[int], classes: int) -> Tensor:
+    """Turn proposals into logits (B, classes, H, W) of ``size``, float32: the paper's semantic inference.
+
+    The score of class k is s_k = sum over queries q of softmax(class logits)_qk * sigmoid(mask logits)_q, the mask
+    logits enlarged before their sigmoid. Logits are log s_k, so their softmax is s_k / sum s and the class of the
+    largest logit is that of the largest score. With one class there is a second one inside, the background, and the
+    logit is log s_1 - log s_0, so its sigmoid is s_1 / (s_0 + s_1).
+    """
+    with torch.autocast(found.masks.device.type, enabled=False):
+        shares = found.classes.float().softmax(-1)[..., :-1]  # (B, Q, K)
+        scores = []
+        for share, masks in zip(shares.split(QUERIES_AT_ONCE, dim=1), found.masks.split(QUERIES_AT_ONCE, dim=1)):
+            masks = F.interpolate(masks.float(), tuple(size), mode="bilinear", align_corners=False).sigmoid()
+            scores.append(torch.einsum("bqk,bqhw->bkhw", share, masks))
+        logits = torch.log(sum(scores[1:], scores[0]) + TINY)
         return logits if classes > 1 else logits[:, 1:] - logits[:, :1]
 
 
-def positions(channels: int, height: int, width: int, device: torch.device | None = None) -> Tensor:
-    """Return the sine embedding of DETR (Carion et al. 2020), (channels, height, width) float32 in -1..1.
+def build(*, classes: int, images: int, **options: Any) -> MaskFormer:
+    """Build a MaskFormer; it sees all ``images`` at once, as 3 * images input channels.
 
-    The first half tells rows, the second columns, as sines and cosines of 2 pi times the place in the map (0..1).
-    """
-    steps = channels // 4
-    frequencies = 10_000.0 ** (-torch.arange(steps, device=device, dtype=torch.float32) / steps)
-    waves = []
-    for size in (height, width):
-        angle = (torch.arange(size, device=device) + 0.5) / size * 2 * math.pi * frequencies[:, None]  # (steps, size)
-        waves.append(torch.cat([angle.sin(), angle.cos()]))
-    rows, columns = waves
-    return torch.cat([rows[:, :, None].expand(-1, -1, width), columns[:, None].expand(-1, height, -1)])
-
-
-def build(*, classes: int, images: int, **options: Any) -> SegmentationNet:
-    """Build a small MaskFormer; it sees all ``images`` at once, as 3 * images input channels.
-
-    Options as in ``Transformer`` and, for decoder fpn, in ``segmentation.Design``.
+    Options as in ``Transformer`` and, for the encoder, in ``segmentation.Design``. Raises ConfigError for others, and
+    for fewer queries than classes.
     """
     sizes, others = take(Transformer, options)
+    own, inside = {field.name for field in fields(Transformer)}, max(2, classes)
+    of_decoder = {"decoder_options", "attention_gates", "upsample_logits"}  # there is no U-Net
+    known = (own | {field.name for field in fields(Design)}) - of_decoder - {"decoder", "boundary", "aux_head"}
+    if unknown := others.keys() - known:
+        raise ConfigError(
+            f"model: unknown option {', '.join(sorted(unknown))} for maskformer; it has {', '.join(sorted(known))} (a "
+            "checkpoint with other options is of the earlier network of this name: train it again)"
+        )
+    if sizes.queries < inside:
+        raise ConfigError(f"queries: expected one for each of {inside} classes at least, got {sizes.queries}")
     design = Design.of(**others, decoder="fpn")
     parts = build_parts(classes, 3 * images, design)
-    parts.decoder = MaskDecoder(parts.decoder, parts.encoder.out_channels[-1], classes, sizes)
-    parts.head = nn.Upsample(scale_factor=4, mode="bilinear", align_corners=False)
-    return SegmentationNet(parts, design.normalization(images))
+    pixels = PixelDecoder(parts.encoder.out_channels[2:], sizes.channels)
+    parts.decoder, parts.head = MaskDecoder(pixels, QueryDecoder(inside, sizes)), nn.Identity()
+    return MaskFormer(parts, design.normalization(images), classes)
+
+
+def _convolve(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+    nn.init.kaiming_uniform_(convolution.weight, a=1)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs))

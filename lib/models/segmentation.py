@@ -21,7 +21,16 @@ from lib.errors import ConfigError
 from lib.models import heads, weights
 from lib.models.dpn import is_dpn, norm_the_end
 from lib.models.gates import gate_skips
-from lib.models.layers import STATISTICS, Network, Normalize, head, take, train_depthwise_in_float32, use_group_norm
+from lib.models.layers import (
+    STATISTICS,
+    Network,
+    Normalize,
+    Outputs,
+    head,
+    take,
+    train_depthwise_in_float32,
+    use_group_norm,
+)
 from lib.models.taps import SKIPS, tap_expansions, tap_stem
 from lib.models.unet2020 import UNet2020Options, build_decoder
 
@@ -53,7 +62,7 @@ class SegmentationNet(Network):
     """Normalise, encode, decode, and give logits at the input's size.
 
     forward: (B, 3 * images, H, W) uint8 or float in 0..255, H and W multiples of ``stride`` -> (B, classes, H, W).
-    With further heads, while it trains, a dict: ``logits``, ``boundary`` (B, 1, H, W), ``aux`` (B, classes, H, W).
+    With further heads, while it trains, ``Outputs``.
     """
 
     def __init__(self, parts: NetworkParts, normalize: Normalize, dropout: float = 0.0):
@@ -71,16 +80,20 @@ class SegmentationNet(Network):
         """Return the features at 1/1, 1/2, ... of the input's size (DPT: features and prefix tokens)."""
         return self.encoder(x)
 
-    def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
+    def features(self, x: Tensor) -> Any:
+        """Return what ``encode`` gives for images as they come. ValueError for sides that it cannot take."""
         if x.shape[-2] % self.stride or x.shape[-1] % self.stride:
             raise ValueError(f"network input: expected sides in multiples of {self.stride}, got {tuple(x.shape)}")
-        features = self.encode(self.normalize(x))
+        return self.encode(self.normalize(x))
+
+    def forward(self, x: Tensor) -> Tensor | Outputs:
+        features = self.features(x)
         decoded = self.decoder(*features) if isinstance(features, tuple) else self.decoder(features)
         decoded = self.dropout(decoded)
         logits = self.head(decoded)
         if not self.training or (self.boundary is None and self.aux is None):
             return logits
-        outputs = {"logits": logits}
+        outputs: Outputs = {"logits": logits}
         if self.boundary is not None:
             outputs["boundary"] = self.boundary(decoded)
         if self.aux is not None:

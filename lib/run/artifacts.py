@@ -8,7 +8,6 @@ says what made it. A unit found under a read-only ``--inputs`` root is *frozen*:
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import ArtifactError
-from lib.files import write_json
+from lib.files import digest, write_json
 
 MANIFEST = "manifest.json"
 
@@ -44,12 +43,6 @@ class Unit:
     def name(self) -> str:
         """Return the last part of its path, which is the split where a unit has one."""
         return self.key.rsplit("/", 1)[-1]
-
-
-def digest(value: Any) -> str:
-    """Hash a JSON value: 16 hex digits, equal for equal values whatever the order of keys."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def read_json(path: Path) -> Any:

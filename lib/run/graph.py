@@ -10,7 +10,9 @@ from typing import Any
 
 from lib.config.sections import Experiment, Model, plain
 from lib.errors import ArtifactError
-from lib.run.artifacts import MANIFEST, Unit, digest, read_json
+from lib.files import digest
+from lib.run.artifacts import MANIFEST, Unit, read_json
+from lib.tasks import Task
 
 STAGE_OF_TASK = {"loc": ("02_loc", "02_train_loc.py"), "cls": ("03_cls", "03_train_cls.py")}
 """Role of a task -> folder of its checkpoints and the script that trains them."""
@@ -65,10 +67,12 @@ class Graph:
     """The units of one experiment. ``flags`` is the common part of every command, e.g. ``--config configs/x.yaml``."""
 
     def __init__(self, config: Experiment, train_ids: Sequence[str], test_ids: Sequence[str], flags: str = "",
-                 teachers: Mapping[str, str | None] | None = None):  # fmt: skip
-        """``teachers``: experiment -> fingerprint of the probabilities that students of it learn from."""
+                 teachers: Mapping[str, str | None] | None = None,
+                 tasks: Mapping[str, Task] | None = None):  # fmt: skip
+        """``teachers``: experiment -> fingerprint of the probabilities that students of it learn from. ``tasks``: role
+        -> task of the competition, which says what is predicted in float32."""
         self.config, self.train_ids, self.test_ids, self.flags = config, tuple(train_ids), tuple(test_ids), flags
-        self.teachers = teachers or {}
+        self.teachers, self.tasks = teachers or {}, tasks or {}
 
     def _command(self, script: str, extra: str = "") -> str:
         return " ".join(part for part in ("python", script, self.flags, extra) if part)
@@ -113,15 +117,17 @@ class Graph:
         if model.train.pseudo:
             facts["pseudo"] = self.teachers.get(_pseudo_key(model, fold))
         if model.train.select != "last" or model.train.patience:  # how validation decodes decides what is kept
-            predict = self.config.predict
-            facts["judged"] = {"precision": predict.precision, "tile": predict.tile, "overlap": predict.overlap,
+            # the precision that the file states: a network that was chosen in another one is worth no new training
+            predict, stated = self.config.predict, model.precision or self.config.predict.precision
+            facts["judged"] = {"precision": stated, "tile": predict.tile, "overlap": predict.overlap,
                                "decode": self.config.decode}  # fmt: skip
         command = self._command(script, f"--only {name} --fold {fold}")
         return Unit(f"{folder}/{name}/fold{fold}", _json(facts), command, tuple(upstream))
 
     def probs(self, name: str, fold: int, split: str) -> Unit:
         """Stage 04: probabilities of one checkpoint, on its own validation scenes (oof) or on the test scenes."""
-        predict = {k: v for k, v in plain(self.config.predict).items() if k not in ("workers", "budget_minutes")}
+        asked = plain(self.config.predict_of(self.config.models[name], self.tasks))
+        predict = {k: v for k, v in asked.items() if k not in ("workers", "budget_minutes")}
         facts: dict[str, Any] = {"predict": predict, "split": split}
         if split == "test":
             facts["scenes"] = self.test_ids

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
@@ -99,6 +99,25 @@ def agree(decision: bool) -> bool:
     return box[0]
 
 
+def gather(value: Any) -> list[Any]:
+    """Return what each process gave, in the order of their numbers, in every process; alone, [value]."""
+    if (group := _group()) is None:
+        return [value]
+    box: list[Any] = [None] * group.get_world_size()
+    group.all_gather_object(box, value)
+    return box
+
+
+def copy_from_first(network: "torch.nn.Module") -> None:
+    """Give every process the parameters and buffers of the first one's network, in place.
+
+    Norm statistics differ from process to process where no norm is computed over all of them (gloo).
+    """
+    if (group := _group()) is not None:
+        for tensor in (*network.parameters(), *network.buffers()):
+            group.broadcast(tensor.detach(), src=0)
+
+
 def _group() -> Any:
     """Return torch.distributed where this process has joined a group, else None."""
     if world_size() == 1 and "torch.distributed" not in sys.modules:
@@ -141,6 +160,19 @@ def use_tf32(allowed: bool) -> None:
     torch.backends.cudnn.allow_tf32 = allowed
 
 
+@contextmanager
+def tf32(allowed: bool):
+    """Allow or forbid TF32 as ``use_tf32`` for the time of a block; afterwards it is as before."""
+    import torch
+
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    use_tf32(allowed)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
 def deterministic() -> None:
     """Ask for the same result from the same inputs; cuDNN may not pick algorithms by timing."""
     import torch
@@ -178,18 +210,20 @@ def provenance(device: "torch.device") -> dict[str, Any]:
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "git": git,
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": versions(),
         "device": f"{device.type}: {gpu}",
         "threads": torch.get_num_threads(),
         "processes": world_size(),
     }
 
 
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "absent"
+def versions() -> dict[str, str]:
+    """Return package -> its version here, or "absent"."""
+    found = dict.fromkeys(PACKAGES, "absent")
+    for name in found:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def _git(*arguments: str) -> str:

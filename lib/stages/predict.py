@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from lib.competitions.contract import Scene
-from lib.errors import ArtifactError, PipelineError
+from lib.errors import ArtifactError, ConfigError, PipelineError
 from lib.inference.predict import Predictor
 from lib.inference.scene import read_stack, sizes
 from lib.models import checkpoint
@@ -43,12 +43,13 @@ def predict(run: Run, units: list[Unit], pool: Pool | None = None, tick: Callabl
     _, _, name, place, _ = units[0].key.split("/")
     fold = int(place.removeprefix("fold"))
     pool = Pool(Networks, [run.device]) if pool is None else pool
-    asked = run.config.predict.precision
+    looks = run.predict_of(name)
     used = pool.each("load", run, name, fold)[0]
-    if used != asked:
-        say(f"  {asked} asked, {used} used on this CPU")
+    if line := precision_line(run, name, used):
+        say(f"  {line}")
     for unit in units:
-        record: dict[str, Any] = {"stage": "04", "precision": {"asked": asked, "used": used}}
+        record: dict[str, Any] = {"stage": "04", "precision": {"asked": looks.precision, "used": used,
+                                                               "tf32": looks.tf32}}  # fmt: skip
         with run.build(unit, record) as out:
             scenes = scenes_of(run, unit.key.rsplit("/", 1)[1], fold)
             record["scenes"] = len(scenes)
@@ -65,6 +66,15 @@ def predict(run: Run, units: list[Unit], pool: Pool | None = None, tick: Callabl
                 record["failed"] = fall_back(run, name, scenes, failed, out)
             if timed := sorted(filter(None, seconds)):
                 record["seconds_per_scene"] = round(timed[len(timed) // 2], 4)  # the median: the first one warms up
+
+
+def precision_line(run: Run, name: str, used: str) -> str:
+    """Say where a model does not predict in what was asked for, or not in the float32 that its task is promised."""
+    model, asked = run.config.models[name], run.predict_of(name).precision
+    said = [f"{asked} asked, {used} used on this CPU"] if used != asked else []
+    if run.competition.tasks[model.task].float32 and used != "float32":
+        said.append(f"task {model.task} is float32 but where a model asks otherwise, as models.{name}.precision does")
+    return "; ".join(said)
 
 
 def fall_back(run: Run, name: str, scenes: list[Scene], failed: Mapping[str, str], out: Path) -> dict[str, str]:
@@ -134,13 +144,14 @@ class Networks:
         model = run.config.models[name]
         activate = run.competition.tasks[model.task].activate
         network = checkpoint.load_network(folder)
-        self.predictor = Predictor(network, activate, run.config.predict, model.view, self.device, model.pad)
+        self.predictor = Predictor(network, activate, run.predict_of(name), model.view, self.device, model.pad)
         return self.predictor.precision
 
     def predict(self, scene: Scene, out: Path) -> Outcome:
         """Write the levels of one scene, one file per set of views, if they are not there.
 
-        An error of the scene is returned where there is a fallback; an error of the disk or of the GPU is raised.
+        An error of the scene is returned where there is a fallback; one of the disk, of the GPU or of the settings is
+        raised.
         """
         predict = self.run.config.predict
         paths = self.paths(out, scene)
@@ -150,7 +161,7 @@ class Networks:
         try:
             levels = self.levels(scene, self.read(scene))
         except Exception as error:  # noqa: BLE001 whatever is wrong with this scene, the others go on
-            if predict.fallback is None:
+            if predict.fallback is None or isinstance(error, ConfigError):
                 raise
             return Outcome(scene.id, time.perf_counter() - started, self.reason(error))
         self.write(levels, paths)

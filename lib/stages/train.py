@@ -39,16 +39,18 @@ def train(run: Run, unit: Unit) -> None:
         training, validation = split(run, fold)
         network, arrived = start_network(run, model, fold, task, folder)
         dataset = samples(run, model, training, fold)
-        judge = Judge(run.competition, model, validation, run.config.predict, run.config.decode,
+        judge = Judge(run.competition, model, validation, run.predict_of(name), run.config.decode,
                       localization(run, model, fold))  # fmt: skip
         settings = with_class_weights(run, model, task, training, record)
         fit = Fit(network, task, dataset, judge, settings, Place(folder, run.device, run.config.seed_of(model), say))
         extra = len(dataset.scenes) - len(training)
+        judged = runtime.precision_on(run.device, judge.predict.precision)
         say(f"  {len(training)} scenes to train on{f' and {extra} pseudo-labelled' if extra else ''}, "
             f"{len(validation)} to validate; {len(dataset)} samples an epoch, "
-            f"{fit.steps} steps; {_precision_line(model, fit.arithmetic.name)}; "
+            f"{fit.steps} steps; {_precision_line(model, fit.arithmetic.name)}, judged in {judged}; "
             f"encoder weights: {arrived['source']}")  # fmt: skip
-        record["precision"] = {"asked": model.train.precision, "used": fit.arithmetic.name, "tf32": model.train.tf32}
+        record["precision"] = {"asked": model.train.precision, "used": fit.arithmetic.name, "tf32": model.train.tf32,
+                               "judged": judged}  # fmt: skip
         record["encoder_weights"] = arrived
         if warning := licences.warning(model.network.encoder, model.network.encoder_weights):
             say(f"  {warning}")
@@ -168,7 +170,8 @@ def alarm(run: Run, scores: dict[str, Any]) -> None:
 
 
 def localization(run: Run, model: Model, fold: int) -> dict[str, Any]:
-    """Return the out-of-fold localization levels that the selection score needs, each scene predicted once."""
+    """Return the out-of-fold localization levels that the selection score needs, each scene predicted once, and by the
+    process that judges it."""
     name = model.train.localization
     if name is None:
         return {}
@@ -176,7 +179,7 @@ def localization(run: Run, model: Model, fold: int) -> dict[str, Any]:
     network, images = checkpoint.load_network(folder), checkpoint.read_description(folder)["images"]
     activate = run.competition.tasks["loc"].activate
     view = run.config.models[name].view
-    predict = plain_predictor(network.to(run.device), activate, run.config.predict, view)
+    predict = plain_predictor(network.to(run.device), activate, run.predict_of(name), view)
     known: dict[str, np.ndarray] = {}
 
     def levels(scene: Scene) -> np.ndarray:

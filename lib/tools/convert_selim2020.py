@@ -209,7 +209,7 @@ def main(argv=None):
             raise ConfigError(f"models.{one.model}.network.encoder: expected one of his, {', '.join(ENCODERS)}")
     table = pd.DataFrame({"id": [], "fold": []}, dtype=str) if args.folds is None else _folds(args.folds, config)
     store = Store(args.out, code=runtime.code_version())
-    graph = Graph(config, list(table["id"]), [])
+    graph = Graph(config, list(table["id"]), [], tasks=competition.tasks)
     write(store, graph.folds(), lambda folder: write_folds(folder / "folds.csv", table), {"scenes": len(table)})
     for one in released:
         source = {"file": one.path.name, "sha256": sha256(one.path)}

@@ -29,8 +29,8 @@ import yaml
 
 from lib.config.load import load
 from lib.errors import ConfigError
+from lib.files import digest
 from lib.run import cli, runtime
-from lib.run.artifacts import digest
 from lib.tools import table
 from lib.tools.sheet import FINISHED, sheet
 

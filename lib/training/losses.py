@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib.config.losses import ALIASES, loss_faults
-from lib.config.sections import BOUNDARY, Distill, Loss
+from lib.config.sections import BOUNDARY, QUERY, Distill, Loss
 from lib.errors import ConfigError
+from lib.models.layers import Outputs
 from lib.tasks import IGNORE
 from lib.training.boundary import boundary_bce
 from lib.training.distill import distill
+from lib.training.queries import query_terms
 from lib.training.terms import TERMS, Pixels, Reduce, focal_one_vs_rest
 
 EPSILON = {"binary": 1e-3, "multiclass": 1e-5, "multilabel": 1e-5}
@@ -35,7 +37,8 @@ class Criterion:
     Terms. Of several classes, dice, jaccard, tversky and lovasz are means over those that have target pixels in the
     batch; false alarms of an absent class are left to ce, bce and focal, which leave no class out. Only focal, ce and
     bce use ``class_weights``, one per class, background first. ``boundary_bce`` is the plain mean of the boundary
-    head's binary cross-entropy over pixels; all other terms apply to the auxiliary head too, times ``aux_weight``.
+    head's binary cross-entropy over pixels; query_class, query_bce and query_dice train the queries of a maskformer
+    (``queries``); all other terms apply to the auxiliary head too, times ``aux_weight``.
 
     Focal losses of kind multiclass. In mode ``softmax`` alpha is one number that multiplies the whole term, so it is no
     more than another weight of the term. ``per_class``: the factor of a pixel by its true class; one number a means a
@@ -60,14 +63,16 @@ class Criterion:
         if reduce is not None and "lovasz" in loss.terms:
             raise ConfigError("loss: lovasz ranks a batch's pixels, not exact over several processes; take jaccard")
         self.kind, self.loss, self.distill = kind, loss, distill
-        self.functions = {name: TERMS[kind][ALIASES.get(name, name)] for name in loss.terms if name != BOUNDARY}
+        beside = (*QUERY, BOUNDARY)
+        self.functions = {name: TERMS[kind][ALIASES.get(name, name)] for name in loss.terms if name not in beside}
+        self.queries = [name for name in QUERY if name in loss.terms]
         if loss.focal_mode == "one_vs_rest":
             self.functions["focal"] = focal_one_vs_rest
         self.reduce = reduce or (lambda sums: sums)
 
     def __call__(
         self,
-        outputs: Tensor | Mapping[str, Tensor],
+        outputs: Tensor | Outputs,
         target: Tensor,
         other: Tensor | None = None,
         lam: float = 1.0,
@@ -75,10 +80,10 @@ class Criterion:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the total and each raw term, detached: float32 scalars.
 
-        outputs: logits (B, C, H, W), any float dtype, or a mapping of ``logits`` and, where the network has such heads,
-        ``boundary`` (B, 1, H, W) and ``aux`` (B, C, H, W), logits all. target: (B, H, W) uint8, ``IGNORE`` where no
-        truth is known. An auxiliary head adds ``aux_weight`` times its weighted sum of terms, reported unscaled as
-        ``aux``. Raises ConfigError where ``boundary_bce`` finds no boundary head.
+        outputs: logits (B, C, H, W), any float dtype, or what a network with further heads gives. target: (B, H, W)
+        uint8, ``IGNORE`` where no truth is known. An auxiliary head adds ``aux_weight`` times its weighted sum of
+        terms, reported unscaled as ``aux``. Raises ConfigError where ``boundary_bce`` finds no boundary head, or a
+        query term no queries.
 
         other: the second target of mixed images; every value is then lam times that of ``target`` plus 1 - lam times
         that of ``other``, each over its own valid pixels, which for ce and bce is the loss against mixed labels. lam is
@@ -90,7 +95,7 @@ class Criterion:
             raise ValueError(f"loss: expected lam in 0 .. 1, and below 1 a second target, got {lam}")
         if (teacher is None) != (self.distill is None):
             raise ValueError("loss: distill and a teacher's probabilities go together, got only one of them")
-        heads = {"logits": outputs} if isinstance(outputs, Tensor) else outputs
+        heads: Outputs = {"logits": outputs} if isinstance(outputs, Tensor) else outputs
         mixed = other if lam < 1 else None
         with torch.autocast(target.device.type, enabled=False):
             total, values = self._against(heads, target)
@@ -105,7 +110,7 @@ class Criterion:
                 total = total + self.distill.weight * values["distill"]
         return total, {name: value.detach() for name, value in values.items()}
 
-    def _against(self, heads: Mapping[str, Tensor], target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _against(self, heads: Outputs, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the total and each raw term of all heads against one target."""
         values = self._values(heads["logits"], target, list(self.functions))
         if BOUNDARY in self.loss.terms:
@@ -115,6 +120,11 @@ class Criterion:
                     f"{', '.join(heads)}; give it one, or leave the term out"
                 )
             values[BOUNDARY] = boundary_bce(heads["boundary"], target, self.loss.boundary_width, self.reduce)
+        if self.queries:
+            if "queries" not in heads:
+                raise ConfigError(f"loss: {self.queries[0]} needs a maskformer; take it or leave the term out")
+            found = query_terms(heads["queries"], target, self.loss, self.reduce)
+            values |= {name: found[name] for name in self.queries}
         total = self._weighted_sum(values)
         if "aux" in heads:
             trained = [name for name in self.functions if self.loss.terms[name] > 0]
@@ -123,6 +133,8 @@ class Criterion:
         return total, values
 
     def _values(self, logits: Tensor, target: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        if not names:
+            return {}
         pixels = self._pixels(logits.float(), target)
         return {name: self.functions[name](pixels) for name in names}
 

@@ -18,8 +18,8 @@ from lib.models.layers import Network
 
 MOMENTUM = 0.9
 """Of sgd."""
-NO_DECAY = ("relative_position_bias_table", "pos_embed", "cls_token")
-"""Transformers' tables of positions, which their papers do not decay."""
+NO_DECAY = ("relative_position_bias_table", "pos_embed", "cls_token", "query_embed", "level_embed")
+"""Transformers' tables of positions, queries and levels, which their papers do not decay."""
 
 
 def peak_lr(optimizer: Optimizer, batch: int) -> float:

@@ -36,7 +36,7 @@ from lib import metrics as masks
 from lib.competitions import layout, mean_dice
 from lib.competitions.binary_rle import instances as objects
 from lib.competitions.binary_rle import metric as scoring
-from lib.competitions.contract import Answer, Finding, Grid, Levels, Row, Scene
+from lib.competitions.contract import Answer, Finding, Lattice, Levels, Row, Scene
 from lib.competitions.facts import Facts
 from lib.competitions.listing import Expression, by_pattern, find_in_ids, is_picture
 from lib.competitions.runs import RunsCompetition, RunsOptions
@@ -277,9 +277,9 @@ class BinaryRLE(RunsCompetition):
             found["threshold"] = of_scene(levels["loc"][0], objects.DEFAULTS["threshold"])
         return found
 
-    def count(self, levels: Levels, truth: Answer, grid: Grid) -> np.ndarray:
+    def count(self, levels: Levels, truth: Answer, grid: Lattice) -> np.ndarray:
         """Count one scene for all points: (P, K) int64; where only the threshold matters, from one histogram."""
-        points = [self._resolved(levels, {"postprocess": (), **point}) for point in grid.points]
+        points = [self._resolved(levels, {"postprocess": (), **point}) for point in grid]
         if self.metric != "object_map" and not any(
             p["fill_holes"] or p["instances"] or p["min_area"] > 1 or p["postprocess"] for p in points
         ):

@@ -15,7 +15,6 @@ from pydantic import Field
 from scipy import ndimage
 
 from lib.competitions.decoding import Setting, threshold_level
-from lib.errors import ConfigError
 
 SETTINGS: dict[str, Setting] = {
     "threshold": Setting(
@@ -36,9 +35,7 @@ def settings(instances: int) -> dict[str, Setting]:
 
 
 def decode(levels: np.ndarray, settings: Mapping[str, Any]) -> np.ndarray:
-    """Decode one image with settings like DEFAULTS, all of them given. Raises ConfigError on unknown ones."""
-    if odd := settings.keys() ^ DEFAULTS.keys():
-        raise ConfigError(f"decode: expected settings {', '.join(DEFAULTS)}, got a difference in {', '.join(odd)}")
+    """Decode one image with settings like DEFAULTS, all of them given and within their ranges in SETTINGS."""
     mask = (levels[0] >= threshold_level(settings["threshold"])).view(np.uint8)
     if settings["fill_holes"]:
         mask = fill_holes(mask)

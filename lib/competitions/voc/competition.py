@@ -264,12 +264,9 @@ class VOC(Competition):
         splits = self._splits()
         pictures = {split: by_pattern(self.root, _several(self.options.images), split) for split in splits}
         ids = list(dict.fromkeys(i for split, listed in splits.items() for i in listed if i in pictures[split]))
-        named: dict[str, dict[str, str]] = {"group": {}, "domain": {}}
-        findings: list[Finding] = []
-        for option in named:
-            if expression := getattr(self.options, option):
-                named[option], odd = find_in_ids(option, expression, ids)
-                findings += odd
+        groups, findings = find_in_ids("group", self.options.group, ids)
+        domains, odd = find_in_ids("domain", self.options.domain, ids)
+        findings += odd
         by_split: dict[str, list[Scene]] = {}
         first: dict[str, tuple[str, Scene]] = {}
         missing: dict[str, str] = {}
@@ -280,8 +277,8 @@ class VOC(Competition):
                     missing.setdefault(scene_id, split)
                     continue
                 files = {"image": pictures[split][scene_id], **masks.get(scene_id, {})}
-                group = named["group"].get(scene_id, "")
-                scene = Scene(scene_id, files, named["domain"].get(scene_id) or group, group=group)
+                group = groups.get(scene_id, "")
+                scene = Scene(scene_id, files, domains.get(scene_id) or group, group=group)
                 by_split[split].append(scene)
                 findings += _strange(scene, split, *first.setdefault(scene_id, (split, scene)))
         absent = {scene_id: split for scene_id, split in missing.items() if scene_id not in first}

@@ -28,21 +28,20 @@ import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import shapely
 from pydantic import Field
 
 from lib.competitions import tables
-from lib.competitions.contract import SUBMISSION, Answer, Competition, Finding, Grid, Levels, Row, Scene
+from lib.competitions.contract import SUBMISSION, Answer, Competition, Finding, Lattice, Levels, Row, Scene
 from lib.competitions.facts import Facts
 from lib.competitions.tables import Form, Name, Size
 from lib.competitions.xview2 import decode as decoding
 from lib.competitions.xview2 import metric as scoring
 from lib.competitions.xview2 import pairs as official
 from lib.competitions.xview2 import postprocess
-from lib.ensemble.search import Lattice
 from lib.errors import ConfigError, DataError
 from lib.scenes import polygons, raster, rle
 from lib.settings import Section
@@ -167,17 +166,15 @@ class XView2(Competition):
         localization, damage = postprocess.apply(steps, *masks, levels["loc"][0], levels["cls"])
         return {"localization": localization, "damage": damage}
 
-    def grid(self, axes: Mapping[str, Sequence[Any]], fixed: Mapping[str, Any]) -> Grid:
+    def grid(self, axes: Mapping[str, Sequence[Any]], fixed: Mapping[str, Any]) -> Lattice:
         """Return the lattice of decode settings; ``fixed`` may hold no preset and no post-processing."""
         if fixed.get("preset"):
             raise ConfigError("decode.preset: cannot be searched around; remove it, or leave out search")
         return super().grid(axes, fixed)
 
-    def count(self, levels: Levels, truth: Answer, grid: Grid) -> np.ndarray:
+    def count(self, levels: Levels, truth: Answer, grid: Lattice) -> np.ndarray:
         """Count one scene for all points at once: (P, 15) int64, laid out as ``metric.py`` says."""
-        loc, cls = levels["loc"], levels["cls"]
-        lattice = cast(Lattice, grid.points)  # as ``grid`` makes it
-        return decoding.count_grid(loc, cls, truth["localization"], truth["damage"], lattice)
+        return decoding.count_grid(levels["loc"], levels["cls"], truth["localization"], truth["damage"], grid)
 
     def tally(self, answer: Answer, truth: Answer) -> np.ndarray:
         """Count one answer: (15,) int64."""

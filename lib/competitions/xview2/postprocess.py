@@ -15,8 +15,7 @@ import numpy as np
 import skimage  # its parts are imported when they are first used
 from pydantic import Field
 
-from lib.competitions.decoding import small_parts
-from lib.ensemble.steps import resolve
+from lib.competitions.decoding import small_parts, step_of
 
 Masks = tuple[np.ndarray, np.ndarray]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -141,5 +140,5 @@ def apply(
 ) -> Masks:
     """Run steps in order; each is ``{"name": <one of STEPS>, <option>: <value>, ...}``. Raises ConfigError."""
     for step in steps:
-        localization, damage = resolve(step, STEPS, 4)(localization, damage, loc_levels, cls_levels)
+        localization, damage = step_of(step, STEPS, 4)(localization, damage, loc_levels, cls_levels)
     return localization, damage
