@@ -1,7 +1,7 @@
-"""The networks of xView2's second place 2020 by the names of their tensors: his, in released files, and ours.
+"""Networks of 2020 by the names of their tensors: those of published files, and ours.
 
-Source of the names: github.com/selimsef/xview2_solution, ``models/``. Layers, order and shapes are the same in both, so
-a tensor only changes its name.
+They are those of xView2's second place, Selim Seferbekov; source of the names: github.com/selimsef/xview2_solution,
+``models/``. Layers, their order and their shapes are the same in both, so a tensor only changes its name.
 """
 
 from collections.abc import Callable, Mapping

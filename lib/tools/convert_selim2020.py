@@ -132,10 +132,12 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
 
 
 def _said(error: Exception) -> str:
-    """Return what of an error of torch's names the reason: the last sentence about what was not allowed, if any."""
+    """Return in a few words what torch found wrong with a file."""
     text = " ".join(str(error).split())
-    found = re.search(r"WeightsUnpickler error: (.+?)(?:\. |$)", text) or re.search(r"(.+?)(?:\. |$)", text)
-    return found[1].strip() if found else type(error).__name__
+    if asked := re.search(r"(?i)unsupported global:?(?: global)? (\S+)", text):
+        return f"it asks for {asked[1]}"
+    found = re.search(r"WeightsUnpickler error: (.+?)(?: Check the documentation|$)", text) or re.match(r"[^.]+", text)
+    return found[found.re.groups].strip() if found else type(error).__name__
 
 
 # ---- the folder ---------------------------------------------------------------------------------------
