@@ -11,6 +11,7 @@ import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from lib.config.sections import plain
 from lib.report import tables
 from lib.run import cli
 from lib.stages import ensemble
@@ -24,7 +25,8 @@ def main(argv=None):
         if unit == run.graph.decode():
             from lib.choose import fit  # here, since it takes seconds and there may be nothing to do
 
-            return {"scores": fit.choose(run, folder).scores}
+            theirs = {"reference": plain(run.config.reference)} if run.config.reference else {}
+            return {"scores": fit.choose(run, folder).scores, **theirs}
         return ensemble.write(run, unit, folder)
 
     run.make("05", ensemble.units(run), write)

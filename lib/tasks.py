@@ -4,7 +4,7 @@ logits: (B, C, ...) any float dtype. probs: (B, C, ...) float32 in [0, 1], chann
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,10 +12,18 @@ if TYPE_CHECKING:  # torch takes seconds to import, and most who ask for the cla
     from torch import Tensor
 
 IGNORE = 255
-"""Target value that no loss and no score looks at."""
+"""Target value that no loss and no score looks at; so a uint8 target holds at most 254 classes."""
+
+WIDE_IGNORE = -1
+"""The same in the int32 targets of labels with more classes."""
 
 HALF = 128
 """The lowest level (level / 255) above one half."""
+
+
+def known(target: Any) -> Any:
+    """Tell where a target, an array or a tensor, holds a truth: bool of its shape, False where it is ignored."""
+    return target != (IGNORE if target.itemsize == 1 else WIDE_IGNORE)
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,16 @@ class Task:
     def channels(self) -> int:
         """Number of logits a network gives for this task."""
         return len(self.classes)
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether the classes are too many for uint8 targets."""
+        return self.kind == "multiclass" and self.channels >= IGNORE
+
+    def as_target(self, values: np.ndarray, valid: np.ndarray | bool = True) -> np.ndarray:
+        """Turn whole numbers in the form of the task into a target of its dtype, ignored where not ``valid``."""
+        ignore, dtype = (WIDE_IGNORE, np.int32) if self.is_wide else (IGNORE, np.uint8)
+        return np.where(valid, values, ignore).astype(dtype)
 
     def activate(self, logits: "Tensor") -> "Tensor":
         """Turn logits (B, C, ...) into probs (B, C, ...) float32 in [0, 1]."""
@@ -107,7 +125,8 @@ class MultilabelMask(Task):
 class Label(Task):
     """One label for a whole frame, a mask of one pixel: logits (B, C, 1, 1), target (1, 1) uint8.
 
-    One class is a yes or no, more are exclusive. The probabilities of a scene of F frames are (C, 1, F).
+    Of more than 254 classes the target is int32, and -1 is ignored. One class is a yes or no, more are exclusive. The
+    probabilities of a scene of F frames are (C, 1, F).
     """
 
     dense = False

@@ -89,7 +89,7 @@ def test_a_shift_moves_all_images_but_the_first_and_never_the_mask():
 
 @pytest.mark.parametrize("preset", NAMES)
 def test_what_is_known_of_a_scene_moves_with_it_and_keeps_its_values(preset):
-    """Planes of other names, as a teacher's levels: bent like an image, neither recoloured nor shaken."""
+    """Planes of other names, as a teacher's logits: bent like an image, neither recoloured nor shaken."""
     images, row, column = coordinates()
     augment, plain = build(preset, 48, PAIR), geometry(preset, 48, shift=0.0)
     for seed in range(12):

@@ -66,13 +66,14 @@ def noisy(competition, scene, seed=0):
 
 # ---- reading ------------------------------------------------------------------------------------------
 def test_scenes_of_a_table(hubmap):
-    competition = opened(hubmap, domain="organ", group="patient", class_name="unit")
+    competition = opened(hubmap, domain="organ", group="patient", source="data_source", class_name="unit")
     scenes = competition.scenes("train")
     table = pd.read_csv(hubmap / "train.csv", dtype=str, keep_default_na=False).set_index("id")
     assert [s.id for s in scenes] == sorted(table.index) and {"0001", "1e5", "007f3a"} <= set(table.index)
     for scene in scenes:
         row = table.loc[scene.id]
         assert (scene.domain, scene.group, scene.pixel_size) == (row.organ, row.patient, float(row.pixel_size))
+        assert scene.source == scene.data_source == row.data_source
         shape = raster.image_size(scene.files["image"])
         assert shape == (int(row.img_height), int(row.img_width))
         image = competition.read(scene, "image")

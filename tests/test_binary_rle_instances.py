@@ -213,10 +213,10 @@ def test_decode_settings_and_steps():
     assert instances.decode(levels, instances.DEFAULTS | {"threshold": 0.4, "min_area": 2}).sum() == 48
     assert instances.decode(levels, instances.DEFAULTS | {"fill_holes": 1}).sum() == 49
     assert instances.remove_small(instances.fill_holes(plain), 50).sum() == 0
-    with pytest.raises(ConfigError, match="fill_holes, got 'sharpen'"):
-        step_of({"name": "sharpen"}, instances.STEPS, 1)
+    with pytest.raises(ConfigError, match="remove_small, fill_holes, .*, got 'sharpen'"):
+        step_of({"name": "sharpen"}, instances.STEPS)
     with pytest.raises(ConfigError, match="max_area: unknown key; did you mean min_area"):
-        step_of({"name": "remove_small", "max_area": 3}, instances.STEPS, 1)
+        step_of({"name": "remove_small", "max_area": 3}, instances.STEPS)
 
 
 def test_thresholds_counted_at_once_equal_one_by_one():

@@ -11,7 +11,9 @@ import yaml
 from conftest import TINY, stage
 from sisters import COMMON, EXPERIMENTS
 
+from lib.competitions.contract import Scene
 from lib.config import check, losses, strict
+from lib.config.load import load
 from lib.config.sections import Loss
 from lib.errors import ConfigError
 from lib.tasks import BinaryMask, MulticlassMask, MultilabelMask
@@ -70,6 +72,13 @@ LATE = {
     "models.loc.train.loss.terms={ce: 1}":
         "models.loc.train.loss.terms: expected one of dice, focal, bce, jaccard, tversky, lovasz, boundary_bce, "
         "got 'ce'; did you mean bce?",
+    "models.loc.train.loss.terms={dice: 1, query_class: 2}":
+        "models.loc.train.loss.terms: query_class match the queries of architecture maskformer; leave them out",
+    "models.loc.network={architecture: maskformer, images: [post], encoder: resnet18}":
+        "models.loc.train.loss.terms: architecture maskformer learns by query_class and query_bce or query_dice, all "
+        "three named (its paper: query_class 2, query_bce 5, query_dice 5), got {'dice': 1.0, 'focal': 1.0}",
+    "models.loc.train.loss.query_points=2":
+        "models.loc.train.loss.query_points: expected greater than or equal to 4, got 2",
     "models.loc.train.loss.class_weights=[1, 2, 3]":
         "models.loc.train.loss.class_weights: expected 2 numbers of at least 0 (background, building), got [1.0, "
         "2.0, 3.0]",
@@ -288,7 +297,8 @@ def test_every_shipped_experiment_passes(path, tmp_path):
     "predict.tile=4096",
     "models.loc.view={size: 48}",
     "models.loc.train.sampling.scale=[1, 1]",
-    "models.loc.network={architecture: maskformer, images: [post], encoder: resnet18}",
+    "models.loc={task: loc, network: {architecture: maskformer, images: [post], encoder: resnet18}, train: {epochs: 1, "
+    "batch_size: 2, crop: 64, optimizer: {lr: 1.0e-4}, loss: {terms: {query_class: 2, query_bce: 5, query_dice: 5}}}}",
     "models.loc.network={architecture: segmentation, images: [post], encoder: mit_b0, options: {decoder: segformer}}",
     "models.loc.train.crop=4096",
 ])  # fmt: skip
@@ -321,6 +331,23 @@ def test_options_that_no_network_has_are_told(options, words, tmp_path):
         written(tmp_path, yaml.safe_dump(TREE, sort_keys=False)), f"models.loc.network.options={options}"
     )
     assert said.startswith("models.loc.network") and words in said
+
+
+@pytest.mark.parametrize(("places", "words"), [
+    (("HPA", "HPA"), "expected one of HPA, got 'HuBMAP'"),
+    (("", ""), "expected one of (no scene says where it is from), got 'HuBMAP'"),
+    (("HPA", "HuBMAP"), None), ((), None),
+])  # fmt: skip
+def test_weights_of_sources_that_no_scene_is_from_are_refused(places, words, tmp_path):
+    path = written(tmp_path, yaml.safe_dump(TREE, sort_keys=False))
+    experiment = load(path, ["models.loc.train.sampling.sources={HuBMAP: 2}"])
+    for scenes in ([Scene(str(k), {}, place) for k, place in enumerate(places)],
+                   [Scene(str(k), {}, "organ", source=place) for k, place in enumerate(places) if place]):  # fmt: skip
+        if scenes or not places:
+            said = check.scene_faults(experiment, scenes)
+            assert said == ([f"models.loc.train.sampling.sources: {words}"] if words else [])
+    for wrong in ("{HPA: -1}", "{HPA: much}"):
+        assert "sampling.sources" in faults(path, f"models.loc.train.sampling.sources={wrong}")[0]
 
 
 # ---- remembered -------------------------------------------------------------------------------------------

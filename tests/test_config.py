@@ -188,3 +188,31 @@ def test_a_boundary_head_and_its_loss_go_together(change, tmp_path):
     path.write_text(yaml.safe_dump(TINY))
     with pytest.raises(ConfigError, match="go together"):
         load(path, [change])
+
+
+@pytest.mark.parametrize(("option", "weight"), [("aux_head", "aux_weight"), ("deep_supervision", "deep_weight")])
+def test_heads_whose_loss_counts_nothing_are_refused(option, weight, tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    asked = f"models.loc.network.options.{option}=true"
+    load(path, [asked])
+    with pytest.raises(ConfigError, match=f"{weight}: .*{option}.* learns? nothing at 0"):
+        load(path, [asked, f"models.loc.train.loss.{weight}=0"])
+
+
+@pytest.mark.parametrize(("path", "role", "precision"), [
+    ("animals_unet", "loc", "float32"),
+    ("animals_attention_unet", "loc", "float32"),
+    ("animals_effnetb3", "loc", "float32"),
+    ("xview2", "loc", "float32"),
+    ("xview2", "cls", "float16"),
+    ("xview2_selim2020", "loc", "float32"),
+    ("demo", "loc", "float16"),  # for speed, and said there
+])  # fmt: skip
+def test_the_precision_in_which_shipped_experiments_predict(path, role, precision):
+    from lib.competitions.xview2.competition import Competition
+
+    experiment = load(next(found for found in CONFIGS if found.stem == path))
+    tasks = Competition.tasks if experiment.competition == "xview2" else {}
+    found = {experiment.predict_of(m, tasks).precision for m in experiment.models.values() if m.task == role}
+    assert found == {precision}

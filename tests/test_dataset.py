@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from lib.competitions.contract import Scene
 from lib.config.sections import Sampling
 from lib.errors import ConfigError, DataError
 from lib.scenes.augment import build
@@ -22,18 +23,14 @@ from lib.training.dataset import (
     components,
     focus_values,
     repeat_scenes,
+    source_weights,
 )
 
 PAIR = ("pre", "post")
 CLASSES = ("background", "no-damage", "minor-damage", "major-damage", "destroyed")
 
 
-@dataclass(frozen=True)
-class Scene:
-    id: str
-
-
-SCENES = [Scene(f"{number:08d}") for number in range(7)]
+SCENES = [Scene(f"{number:08d}", {}) for number in range(7)]
 
 
 def read(scene: Scene, image: str) -> np.ndarray:
@@ -50,11 +47,11 @@ def target(scene: Scene) -> np.ndarray:
 
 
 def stream(kind, read, target, scenes, images, preset="none", *, seed, order=None, teacher=None, cache="none",
-           focus=None, **sampling):  # fmt: skip
+           focus=None, weights=None, **sampling):  # fmt: skip
     """A stream of samples; ``focus`` by class index, and then of every crop where nothing else is said."""
     if focus:
         sampling = {"focus": {CLASSES[value]: w for value, w in focus.items()}, "focus_probability": 1.0} | sampling
-    source = TrainingSet(MulticlassMask(CLASSES), scenes, images, read, target, order, teacher)
+    source = TrainingSet(MulticlassMask(CLASSES), scenes, images, read, target, order, weights, teacher)
     return kind(source, build(preset, 32, images), Sampling(**sampling), seed, cache)
 
 
@@ -112,6 +109,62 @@ def test_workers_and_epochs_do_not_change_the_stream():
     for workers in (1, 2):
         for a, b in zip(alone, two_epochs(workers), strict=True):
             assert torch.equal(a["image"], b["image"]) and torch.equal(a["target"], b["target"]) and a["id"] == b["id"]
+
+
+FROM = ("HPA", "HuBMAP", "HPA", "", "HPA", "HuBMAP", "extra")
+
+
+def weighted(kind=CropDataset, target=target, order=None, sources=None, **options):
+    sources = {"HuBMAP": 2.5, "extra": 0} if sources is None else sources
+    scenes = [replace(scene, source=name) for scene, name in zip(SCENES, FROM, strict=True)]
+    weights = source_weights(scenes, sources, range(7) if order is None else order)
+    images, look = (PAIR, read) if kind is CropDataset else (("frames",), frames)
+    return stream(kind, look, target, scenes, images, order=order, weights=weights, **({"seed": 5} | options))
+
+
+def test_scenes_come_as_often_as_their_source_weighs():
+    """Row H28. Weights 1, 2.5, 1, 1, 1, 2.5 and 0 of seven scenes; the sixth part of 9 is one of six in a round."""
+    data = weighted()
+    assert len(data) == 6 and [data.scene_of(i) for i in range(60)] != [data.scene_of(i + 60) for i in range(60)]
+    rounds = [Counter(data.scene_of(6 * number + i) for i in range(6)) for number in range(600)]
+    expected = {0: 6 / 9, 1: 15 / 9, 2: 6 / 9, 3: 6 / 9, 4: 6 / 9, 5: 15 / 9}
+    for scene, often in expected.items():
+        counts = [count[scene] for count in rounds]
+        assert set(counts) <= {int(often), int(often) + 1}
+        assert np.mean(counts) == pytest.approx(often, abs=0.06)  # three standard deviations of a mean of 600
+    assert sum(count[6] for count in rounds) == 0
+    again = weighted()
+    assert [again.scene_of(i) for i in reversed(range(600))] == [data.scene_of(i) for i in range(600)][::-1]
+
+
+def test_without_weights_and_with_equal_ones_a_round_holds_every_scene_once():
+    assert weighted(sources={}).weights is None
+    for data in (weighted(sources={}), weighted(sources={"HPA": 1.0}), weighted(sources={name: 3 for name in FROM})):
+        assert all(sorted(data.scene_of(7 * k + i) for i in range(7)) == list(range(7)) for k in range(20))
+    plain = dataset()
+    assert [plain.scene_of(i) for i in range(50)] == [weighted(sources={}).scene_of(i) for i in range(50)]
+
+
+def test_weights_of_sources_go_with_repetition_balance_and_focus():
+    drawn = Counter(weighted(order=[0, 0, 1, 2]).scene_of(i) for i in range(4 * 500))  # of 5.5: 2, 2.5 and 1
+    assert [drawn[k] / 500 for k in (0, 1, 2)] == pytest.approx([4 * 2 / 5.5, 4 * 2.5 / 5.5, 4 / 5.5], abs=0.08)
+    balanced = weighted(FrameDataset, classes_of, balance=True)  # scene 0 to 3 are class 0: 1, 2.5, 1, 1
+    drawn = Counter(balanced.scene_of(i) for i in range(2 * 1000))
+    assert [drawn[k] / 1000 for k in (0, 1, 4)] == pytest.approx([1 / 5.5, 2.5 / 5.5, 1], abs=0.05) and not drawn[6]
+    focused = weighted(focus={1: 1.0}, focus_first="class")
+    rng = np.random.default_rng(0)
+    drawn = Counter(focused.draw_class(rng)[0] for _ in range(3000))  # class 1 is in scenes 3, 4, 5 and 6
+    assert [drawn[k] / 3000 for k in (3, 4, 5, 6)] == pytest.approx([1 / 4.5, 1 / 4.5, 2.5 / 4.5, 0], abs=0.03)
+
+
+def test_scenes_that_are_added_keep_their_share_and_nothing_left_is_refused():
+    """Pseudo-labelled scenes of weight 1 beside labelled ones whose weights have the mean 1."""
+    scenes = [Scene(str(k), {}, name) for k, name in enumerate("aabb")]
+    weights = source_weights(scenes, {"a": 9.0}, [0, 1, 2, 3])
+    assert np.mean(weights) == pytest.approx(1) and weights[0] == pytest.approx(9 * weights[2])
+    assert source_weights(scenes, {}, [0, 1]) is None
+    with pytest.raises(DataError, match="sampling.sources: expected training scenes with a weight above 0"):
+        source_weights(scenes, {"a": 0.0}, [0, 1])
 
 
 def test_workers_do_not_wait_for_opencvs_threads():
@@ -406,9 +459,9 @@ def test_balance_draws_the_class_first_and_then_a_scene_of_it(cache):
 
 
 @pytest.mark.parametrize("cache", ["none", "memory"])
-def test_a_teachers_levels_are_cut_like_the_target(cache):
+def test_a_teachers_logits_are_cut_like_the_target(cache):
     def teacher(scene):
-        return np.stack([target(scene) * 40, 200 - target(scene) * 40])
+        return np.stack([target(scene) * 40.5, 200.25 - target(scene) * 40.5]).astype(np.float16)
 
     options = {"seed": 5, "focus": {1: 1.0}, "cache": cache}
     for preset in ("none", "selim2020_loc"):
@@ -417,20 +470,20 @@ def test_a_teachers_levels_are_cut_like_the_target(cache):
         for i in range(10):
             item = data[i]
             assert samples_equal(item, plain[i]) and "teacher" not in plain[i]
-            assert item["teacher"].shape == (2, 32, 32) and item["teacher"].dtype == torch.uint8
+            assert item["teacher"].shape == (2, 32, 32) and item["teacher"].dtype == torch.float16
             known = item["target"] != 255
-            first, second = item["teacher"].int()
-            assert ((first + second)[known] - 200).abs().max() <= 1
+            first, second = item["teacher"].float()
+            assert ((first + second)[known] - 200.25).abs().max() <= 0.2  # float16 of two numbers up to 200
             if preset == "none":
-                assert first[known].equal(item["target"].int()[known] * 40)
+                assert first[known].equal(item["target"][known] * 40.5)
             elif (item["target"] == 1).sum() > 20:  # blurred at the edges, the same inside
-                assert (first[item["target"] == 1] == 40).any()
+                assert (first[item["target"] == 1] == 40.5).any()
 
 
-def test_a_teachers_levels_of_frames_follow_the_frame():
+def test_a_teachers_logits_of_frames_follow_the_frame():
     def teacher(scene):  # (C, 1, F)
         colours = frames(scene, "frames")[:, 0, 0, 0]
-        return np.stack([colours, 255 - colours])[:, None]
+        return np.stack([colours, 255 - colours])[:, None].astype(np.float16)
 
     data = stream(FrameDataset, frames, classes_of, SCENES, ("frames",), seed=3,
                         teacher=teacher)  # fmt: skip
@@ -442,11 +495,11 @@ def test_a_teachers_levels_of_frames_follow_the_frame():
 
 def test_a_teacher_of_another_size_is_refused():
     def wrong(scene):
-        return np.zeros((2, 59, 70), np.uint8)
+        return np.zeros((2, 59, 70), np.float16)
 
-    with pytest.raises(DataError, match=r"teacher: expected levels uint8 \(C, 60, 70\), got .* \(2, 59, 70\)"):
+    with pytest.raises(DataError, match=r"teacher: expected logits float16 \(C, 60, 70\), got .* \(2, 59, 70\)"):
         stream(CropDataset, read, target, SCENES, PAIR, seed=0, teacher=wrong)[0]
-    with pytest.raises(DataError, match=r"expected levels uint8 \(C, 1, \d\)"):
+    with pytest.raises(DataError, match=r"expected logits float16 \(C, 1, \d\)"):
         stream(FrameDataset, frames, classes_of, SCENES, ("frames",), seed=0, teacher=wrong)[0]
 
 

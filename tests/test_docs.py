@@ -190,7 +190,7 @@ def defaults(guide: str, tmp_path: Path) -> dict:
     options = load(ROOT / f"docs/examples/{guide}.yaml").data.options
     if GUIDES[guide] == "labels":
         options = {**options, "classes": ["cat", "dog"]}
-    return open_competition(GUIDES[guide], tmp_path, options).defaults()
+    return open_competition(GUIDES[guide], tmp_path, options).complete({})
 
 
 @pytest.mark.parametrize("guide", GUIDES)
@@ -232,7 +232,7 @@ def test_what_a_guide_tells_to_write_is_taken(guide, tmp_path):
             if not re.match(r"[\w.]+: ", code):
                 continue
             ((key, value),) = yaml.safe_load(code).items()
-            if key in ("view", "train.sampling.focus"):
+            if key in ("view", "train.sampling.focus", "train.sampling.sources"):
                 key = f"models.{model}.{key}"
             elif key == "images" and guide in ("masks", "rows"):
                 key = f"models.{model}.network.images"

@@ -50,7 +50,7 @@ MASKS = {
                 "workers": 1},
     "blend": {"calibrate": True, "crf": {"iterations": 1}, "choose_crf": True},
     "search": {"axes": {"threshold": [0.4, 0.5]}, "choose": "median", "unseen": {"threshold": "otsu"}},
-    "reference": {"score": 0.9},
+    "reference": {"source": "nobody", "data": "these scenes", "scores": {"score": 0.9}},
 }  # fmt: skip
 CLASSES = {
     "models": {
@@ -71,6 +71,7 @@ PICTURES = {
     },
 }  # fmt: skip
 ELSEWHERE = {
+    "folds.cluster": "test_cluster.py::test_look_alikes_lie_in_one_fold_and_the_audit_finds_none_across",
     "folds.file": "test_fields.py::test_settings_of_classes_and_given_folds",
     "models.*.train.pseudo.experiment": "test_sisters.py::test_a_round_of_pseudo_labels_uses_for_each_fold_the_networks"
                                         "_that_have_not_seen_it",
@@ -139,9 +140,13 @@ def log_of(path: Path) -> list[dict]:
 @pytest.mark.slow
 def test_settings_of_masks_from_training_to_submission(tmp_path, capsys):
     own = Sister(tmp_path, "binary_rle", **MASKS)
+    said = {}
     for name in STAGES:
         assert own.run(name) == 0, name
-    assert "(source: 0.9)" in capsys.readouterr().out
+        said[name] = capsys.readouterr().out
+    for name in ("02_train_loc", "05_ensemble", "06_make_submission"):
+        assert "figures of nobody, measured on these scenes" in said[name] and "source 0.9" in said[name], name
+    assert own.json("05_ensemble/decode/manifest.json")["reference"]["scores"] == {"score": 0.9}
     log = log_of(own.root / "02_loc/patch/fold0")
     assert all(line["raw_tversky"] > 0 for line in log)
     weights = own.json("02_loc/patch/fold0/manifest.json")["facts"]["train"]

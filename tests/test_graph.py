@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+from invented import experiment
 
 from lib.config.load import load
+from lib.errors import ArtifactError
 from lib.run.artifacts import Store
-from lib.run.graph import Graph
+from lib.run.graph import Graph, teachers
 from lib.tasks import BinaryMask, MulticlassMask
 
 DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
@@ -62,6 +64,7 @@ OF_CLS = {k for k in ALL if k.startswith(("03_cls", "04_probs/cls"))}
     ("predict.tf32=true", {k for k in ALL if k.startswith("04_")} | AFTER_04),
     ("predict.compile=true", {k for k in ALL if k.startswith("04_")} | AFTER_04),
     ("predict.workers=2", set()),
+    ("predict.logits=true", set()),
     ("predict.budget_minutes=9", set()),
     ("blend.truncate=true", AFTER_04),
     ("search.plateau=0.01", AFTER_04 - {"05_ensemble/oof", "05_ensemble/test"}),
@@ -77,6 +80,53 @@ def test_a_new_training_scene_changes_all_and_a_new_test_scene_the_test_side_onl
     assert stale(finished, train=("a", "b", "c", "d")) == ALL
     test_side = {k for k in ALL if k.startswith("04_") and k.endswith("test")}
     assert stale(finished, test=("t", "u")) == test_side | {"05_ensemble/test", "06_submission/test"}
+
+
+def test_logits_become_stale_with_their_checkpoint_and_with_how_it_looks_at_scenes():
+    def fingerprint(*overrides):
+        graph = Graph(load(DEMO, list(overrides)), ("a", "b"), ("t",))
+        return Store(Path("none")).fingerprint(graph.logits("loc_lite0", 0))
+
+    own = fingerprint()
+    assert own == fingerprint("predict.logits=true") == fingerprint("predict.fallback=0.5")
+    assert len({own, fingerprint("models.loc_lite0.train.epochs=5"), fingerprint("predict.tta=none")}) == 3
+
+
+def test_a_student_follows_its_teachers_logits_and_refuses_old_ones(tmp_path):
+    """Fold by fold; ``models`` and the order of folders do not matter, what lies in them does."""
+
+    def student(**more):
+        return experiment("student", train={"distill": {"experiment": "teacher", **more}})
+
+    def finish(*units):
+        for unit in units:
+            with store.build(unit, {}):
+                pass
+
+    teacher, store = experiment("teacher"), Store(tmp_path / "teacher")
+    graph = Graph(teacher, ["a", "b"], [])
+    with pytest.raises(ArtifactError, match="teacher: the teacher has no logits of the scenes of fold 0 for loc"):
+        teachers(student(), tmp_path)
+    for fold in (0, 1):
+        finish(graph.folds(), graph.checkpoint("net", fold), graph.logits("net", fold))
+    found = teachers(student(), tmp_path)
+    assert len(set(found.values())) == len(found) == 2
+    assert list(teachers(student(models=("net",)), tmp_path).values()) == list(found.values())
+    with pytest.raises(ArtifactError, match=r"fold0/logits: the teacher has no such logits.*train.distill.models"):
+        teachers(student(models=("other",)), tmp_path)
+    units = {}
+    for name, known in (("before", found), ("after", {**found, next(iter(found)): "another"})):
+        own = Graph(student(), ["a", "b"], [], teachers=known)
+        units[name] = [Store(tmp_path / "student").fingerprint(own.checkpoint("net", fold)) for fold in (0, 1)]
+    assert units["before"][0] != units["after"][0] and units["before"][1] == units["after"][1]
+
+    longer = Graph(experiment("teacher", lr=0.5), ["a", "b"], [])
+    finish(longer.checkpoint("net", 1))
+    with pytest.raises(ArtifactError, match=r"fold1/logits: these logits are not those of today's 02_loc/net/fold1"):
+        teachers(student(), tmp_path)
+    finish(longer.logits("net", 1))
+    again = teachers(student(), tmp_path)
+    assert [a == b for a, b in zip(found.values(), again.values(), strict=True)] == [True, False]
 
 
 def test_commands_repeat_the_flags_they_were_called_with():

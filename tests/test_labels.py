@@ -115,7 +115,7 @@ def test_ids_may_carry_a_suffix_and_columns_other_names(root):
 @pytest.mark.parametrize(("options", "words"), [
     ({"metric": "eer"}, "metric: expected 'accuracy'"), ({"submit": "rle"}, "submit: expected 'label'"),
     ({"columns": {"lable": "x"}}, "columns.lable: unknown key; did you mean label"),
-    ({"classes": ["one"]}, "2 to 254 names"), ({"classes": [str(k) for k in range(255)]}, "found 255"),
+    ({"classes": ["one"]}, "2 to 30000 names"), ({"classes": [str(k) for k in range(30_001)]}, "found 30001"),
     ({"classes": ["a", "a"]}, "differ in letters"), ({"classes": ["a b", "a-b"]}, "differ in letters"),
     ({"classes": ["fold", "x"]}, "none of id, fold, group, domain"),
     ({"classes": [False, True]}, "found False, True; quote them: YAML reads no, yes, on, off"),
@@ -164,6 +164,17 @@ def test_group_and_domain_may_be_found_in_the_id(root):
     with pytest.raises(ConfigError, match=r"data.options.group: expected a column of the table \(id, label, thing\)"):
         Competition(root, group="person").scenes("train")
     assert ("id in which group finds nothing", "010") in found(Competition(root, group="^00"))
+
+
+def test_a_data_source_is_a_column_or_in_the_id_or_else_the_domain(root):
+    relabel(
+        root, lambda rows: [rows[0] + ",source", *(f"{row},{'web' if k % 2 else ''}" for k, row in enumerate(rows[1:]))]
+    )
+    assert [scene.data_source for scene in Competition(root).scenes("train")[7:10]] == ["web", "dusk", "web"]
+    scenes = Competition(root, source="^0(.)").scenes("train")
+    assert {scene.id[1] for scene in scenes} == {"0", "1"} and all(s.data_source == s.id[1] for s in scenes)
+    assert Competition(root, source="group").scenes("train")[9].data_source == "object_04"
+    assert Competition(root, source="group").scenes("train")[9].domain == "dusk"
 
 
 def test_groups_from_file_names_in_a_folder_per_class(tmp_path):

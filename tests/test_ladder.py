@@ -10,6 +10,7 @@ from lib.config.load import load
 from lib.errors import ConfigError
 from lib.tools import ladder, sweep
 
+BAG = Path(__file__).resolve().parents[1] / "configs" / "bag_of_tricks"
 LR = "models.net.train.optimizer.lr"
 CROP = "models.net.train.crop"
 
@@ -27,9 +28,9 @@ def folder(tmp_path) -> Path:
     folder = tmp_path / "steps"
     folder.mkdir()
     write(folder, "0_plain")
-    write(folder, "1_split", folds={"n": 2, "seed": 9})
+    write(folder, "1_split", folds={"n": 2, "seed": 9}, reference={"score": 0.65})
     write(folder, "2_fixed", folds={"n": 2, "seed": 9}, decode={"min_area": 5})
-    write(folder, "other")
+    write(folder, "other", predict={"logits": True})
     return folder
 
 
@@ -71,6 +72,8 @@ def test_a_teacher_is_trained_first_with_the_same_seed(folder):
     taught["net"]["train"] = {**taught["net"]["train"], "distill": {"experiment": "other"}}
     write(folder, "2_fixed", models=taught)
     key = "models.net.train.distill.experiment"
+    with pytest.raises(ConfigError, match=r"other.yaml: predict.logits: expected true, since 2_fixed.yaml is taught"):
+        ladder.rungs(folder, ["other:predict.logits=false"])
     climbed, others = ladder.rungs(folder)
     assert climbed[2].teachers == {key: folder / "other.yaml"} and not climbed[0].teachers
     todo, of_rung = ladder.experiments(climbed, others, [0, 1])
@@ -102,9 +105,37 @@ def test_the_table_has_mean_spread_and_gain_of_every_rung(folder, tmp_path, caps
     assert [row["spread"] for row in rows] == [pytest.approx(0.1 / 2**0.5), pytest.approx(0.2 / 2**0.5), None]
     assert [row["expected"] for row in rows] == pytest.approx([0.45, 0.6, 0.8])
     assert [row["changed"] for row in rows] == ["", "folds.seed 9", "decode.min_area 5"]
+    assert [row.get("source") for row in rows] == [None, 0.65, None]
     assert [row["seeds"] for row in rows] == [2, 2, 1] and rows[0]["seconds"] > rows[2]["seconds"] > 0
     assert list(failed) == ["fixed_seed1"] and "01_prepare_folds.py" in failed["fixed_seed1"]
     assert asked[:6] == [("plain_seed0", f"0{k}") for k in range(1, 6)] + [("split_seed0", "01")]
+
+
+def test_the_bag_of_tricks_adds_what_its_source_adds():
+    """He et al. 2019, tables 4 to 6: each rung changes its trick and nothing else; the figures are the source's."""
+    climbed, others = ladder.rungs(BAG)
+    trees = [ladder.tree(rung) for rung in climbed]
+    assert [ladder.changes(a, b) for a, b in zip(trees, trees[1:])][1:] == [
+        "network.encoder resnet50 (not resnet50a)",
+        "network.encoder resnet50c (not resnet50)",
+        "network.encoder resnet50d (not resnet50c)",
+        "no schedule.kind, no factors.30, no factors.60, no factors.90",  # cosine is the default
+        "loss.smoothing 0.1",
+        "distill.experiment bag_teacher",
+        "train.epochs 200 (not 120), mix.mixup 0.2, no distill.experiment",
+        "distill.experiment bag_teacher",
+    ]
+    assert trees[0]["models"]["net"]["network"]["encoder"] == "resnet50a"
+    assert [round(100 * tree["reference"]["scores"]["score"], 2) for tree in trees] == [
+        75.87, 76.21, 76.66, 76.87, 77.16, 77.91, 78.31, 78.67, 79.15, 79.29]  # fmt: skip
+    taught = {rung.path.stem for rung in climbed if rung.teachers}
+    assert taught == {"7_distill", "9_distill_mixup"} and [path.stem for path in others] == ["teacher"]
+    todo, _ = ladder.experiments(climbed, others, [0])
+    assert [one.name for one in todo][6:9] == [
+        "bag_6_label_smoothing_seed0",
+        "bag_teacher_seed0",
+        "bag_7_distill_seed0",
+    ]
 
 
 def test_an_interrupt_ends_the_climb(folder, tmp_path):

@@ -377,7 +377,7 @@ def test_one_batch_can_be_overfitted():
         ({"in_channels": 9}, "in_channels follows from it"),
         ({"norm": "layer"}, "norm: expected one of batch, group"),
         ({"encoder": "resnet18", "encoder_options": {"drop_path_rate": 0.1}}, "need a tu- encoder"),
-        ({"encoder": "resnet18", "grad_checkpointing": True}, "grad_checkpointing"),
+        ({"encoder": "vgg11", "grad_checkpointing": True}, "grad_checkpointing: encoder vgg11 is not made of blocks"),
         ({"encoder_options": {"drop_pth_rate": 0.1}}, "drop_pth_rate"),
     ],
 )  # fmt: skip

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lib.errors import ArtifactError, NonFiniteError
-from lib.scenes.probs import quantise, read_levels, write_levels
+from lib.scenes.probs import quantise, read_levels, read_logits, write_levels, write_logits
 
 NAMES = ("background", "no-damage", "minor-damage")
 
@@ -26,6 +26,36 @@ def test_levels_round_trip(tmp_path, channels, height, width):
     np.testing.assert_array_equal(read, written)
     assert read.dtype == np.uint8 and names == NAMES[:channels]
     assert os.listdir(tmp_path) == ["scene.tif"]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 254, 255, 1000])
+def test_logits_round_trip_as_float16(tmp_path, channels):
+    """More than 254 classes are rows of one band; nothing of that is seen outside."""
+    names = tuple(f"klasse {k}, ä" for k in range(channels))
+    written = np.random.default_rng(0).normal(0, 30, (channels, 1, 7)).astype(np.float32)
+    written[0, 0, :2] = 1e9, -1e9
+    write_logits(tmp_path / "a.tif", written, names)
+    read, found = read_logits(tmp_path / "a.tif")
+    np.testing.assert_array_equal(read, np.clip(written, -65504, 65504).astype(np.float16))
+    assert read.dtype == np.float16 and found == names
+    written = levels(channels, 2, 5)
+    write_levels(tmp_path / "b.tif", written, names)
+    read, found = read_levels(tmp_path / "b.tif")
+    np.testing.assert_array_equal(read, written)
+    assert found == names
+
+
+def test_logits_and_levels_are_not_taken_for_each_other(tmp_path):
+    write_logits(tmp_path / "a.tif", np.zeros((3, 4, 4)), NAMES)
+    write_levels(tmp_path / "b.tif", levels(3, 4, 4), NAMES)
+    with pytest.raises(ArtifactError, match="expected uint8 bands"):
+        read_levels(tmp_path / "a.tif")
+    with pytest.raises(ArtifactError, match="expected float32 bands"):
+        read_logits(tmp_path / "b.tif")
+    for bad in (np.nan, np.inf):
+        with pytest.raises(NonFiniteError, match="expected finite numbers"):
+            write_logits(tmp_path / "c.tif", np.full((3, 4, 4), bad), NAMES)
+    assert sorted(os.listdir(tmp_path)) == ["a.tif", "b.tif"]
 
 
 def test_floats_are_rounded_to_the_nearest_level(tmp_path):

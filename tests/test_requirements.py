@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STATED = sources.requirements()
 DEVELOPMENT = sources.requirements(ROOT / "requirements-dev.txt")
 NOTEBOOK = sources.requirements(ROOT / "requirements-notebook.txt")
+GPU = sources.requirements(ROOT / "requirements-gpu.txt")
 OLDEST = sources.requirements(ROOT / "requirements-oldest.txt")
 
 
@@ -25,13 +26,13 @@ def test_every_range_begins_at_the_oldest_version_that_is_tested():
 
 
 def test_every_range_has_an_end():
-    everything = STATED | DEVELOPMENT | NOTEBOOK
+    everything = STATED | DEVELOPMENT | NOTEBOOK | GPU
     assert [name for name, spec in everything.items() if "<" not in spec and not spec.startswith("==")] == []
 
 
 def test_what_runs_a_competition_does_not_install_what_tests_and_lint_need():
     assert {"pytest", "pytest-cov", "ruff", "mypy"} <= DEVELOPMENT.keys()
-    assert not STATED.keys() & (DEVELOPMENT | NOTEBOOK).keys()
+    assert not STATED.keys() & (DEVELOPMENT | NOTEBOOK | GPU).keys()
 
 
 def test_the_suite_runs_within_the_ranges():

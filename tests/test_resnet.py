@@ -63,6 +63,22 @@ def test_b_has_as_many_weights_but_more_to_compute():
     assert counts["resnet50a"][1] < counts["resnet50"][1]
 
 
+@pytest.mark.parametrize(("name", "stem", "giga"), [
+    ("resnet50a", [64], 3.8), ("resnet50", [64], 4.1), ("resnet50c", [32, 32, 64], 4.3),
+    ("resnet50d", [32, 32, 64], 4.3),
+])  # fmt: skip
+def test_the_whole_networks_cost_what_the_source_says(name, stem, giga):
+    """He et al. 2019, table 5: 3.8, 4.1, 4.3, 4.3 GFLOPs (products and sums as one), counted on shapes alone."""
+    with torch.device("meta"):
+        network, products = timm.create_model(name).eval(), []
+        for layer in (m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))):
+            layer.register_forward_hook(lambda m, x, y: products.append(y[0, 0].numel() * m.weight.numel()))
+        network(torch.empty(1, 3, 224, 224))
+    assert sum(products) / 1e9 == pytest.approx(giga, abs=0.1)
+    first = [m for m in network.conv1.modules() if isinstance(m, nn.Conv2d)]
+    assert [m.out_channels for m in first] == stem and [m.stride[0] for m in first] == [2, 1, 1][: len(stem)]
+
+
 @pytest.mark.parametrize("kind", [{"architecture": "classifier"}, {"architecture": "segmentation", "decoder": "fpn"}])
 def test_it_is_an_encoder_and_takes_the_weights_of_b(tmp_path, kind):
     state = {name: torch.rand_like(t) for name, t in tiny("resnet50").state_dict().items() if t.is_floating_point()}

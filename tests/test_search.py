@@ -111,10 +111,15 @@ def random_groups(seed, names="abcd", points=12):
     return {name: rng.integers(0, 50, (points, 2)) for name in names}
 
 
+def nothing(groups):
+    """A baseline that every point beats: no hit in one try."""
+    return {name: np.array([0, 1]) for name in groups}
+
+
 def test_nested_equals_a_plain_loop():
     groups, shape = random_groups(1), (3, 4)
     pick = partial(choose, score=share, shape=shape, plateau=0.01)
-    result = nested(groups, share, pick)
+    result = nested(groups, share, pick, nothing(groups))
     held_out, chosen = np.zeros(2, int), {}
     for left_out in groups:
         rest = np.zeros((12, 2), int)
@@ -141,8 +146,9 @@ def test_settings_without_a_search_are_kept_where_nothing_scores_higher_by_each_
 def test_nested_does_not_depend_on_the_order_or_names_of_groups():
     groups = random_groups(2)
     pick = partial(choose, score=share, shape=(12,), plateau=0.01)
-    result = nested(groups, share, pick)
-    renamed = nested({name.upper(): groups[name] for name in "dbca"}, share, pick)
+    result = nested(groups, share, pick, nothing(groups))
+    others = {name.upper(): groups[name] for name in "dbca"}
+    renamed = nested(others, share, pick, nothing(others))
     assert (renamed.point, renamed.in_sample, renamed.expected) == (result.point, result.in_sample, result.expected)
     assert renamed.chosen == {name.upper(): point for name, point in result.chosen.items()}
 
@@ -153,7 +159,7 @@ def test_nested_exposes_a_gain_that_is_only_noise():
     for _ in range(30):
         hits = rng.binomial(40, 0.5, (4, 200))  # every point is as good as any other
         groups = {fold: np.stack([row, 40 - row], axis=-1) for fold, row in enumerate(hits)}
-        result = nested(groups, share, partial(choose, score=share, shape=(200,), plateau=0.0))
+        result = nested(groups, share, partial(choose, score=share, shape=(200,), plateau=0.0), nothing(groups))
         optimism.append((result.in_sample - 0.5, result.expected - 0.5))
     in_sample, expected = np.mean(optimism, axis=0)
     assert in_sample > 0.08 and abs(expected) < 0.03
@@ -161,7 +167,7 @@ def test_nested_exposes_a_gain_that_is_only_noise():
 
 def test_nested_needs_two_groups_and_a_whole_baseline():
     with pytest.raises(ValueError, match="at least 2 groups"):
-        nested(random_groups(4, "a"), share, np.argmax)
+        nested(random_groups(4, "a"), share, np.argmax, {"a": np.ones(2)})
     with pytest.raises(ValueError, match="baseline"):
         nested(random_groups(4, "ab"), share, np.argmax, baseline={"a": np.ones(2)})
 
@@ -221,6 +227,6 @@ def test_nested_choice_of_a_variant_never_sees_the_fold_it_is_scored_on():
     folds = {0: np.array([[9, 9], [1, 1]]), 1: np.array([[1, 1], [2, 2]]), 2: np.array([[1, 1], [2, 2]])}
     pick = partial(choose_variant, variants=2, score=two_classes, class_scores=lambda c: c / 10, shape=(1,),
                    plateau=0.0)  # fmt: skip
-    found = nested(folds, two_classes, pick)
+    found = nested(folds, two_classes, pick, {k: np.zeros(2, int) for k in folds})
     assert found.point == 0 and found.chosen == {0: 1, 1: 0, 2: 0}
     assert found.expected == two_classes(np.array([1 + 1 + 1, 3]))

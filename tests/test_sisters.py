@@ -5,14 +5,17 @@ import pickle
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import STAGES, stage
 from sisters import COMMON, EXPERIMENTS
 
 from lib.competitions import NAMES
+from lib.models import checkpoint
 from lib.run import cli
-from lib.stages import train
+from lib.stages import train as stage_train
 
 
 class Sister:
@@ -72,7 +75,7 @@ def test_samples_can_be_sent_to_loader_processes_that_are_not_forked(sister):
     """Python 3.14 no longer forks them."""
     run = cli.start("", [*sister.flags])
     (model,) = run.config.models.values()
-    dataset = train.samples(run, model, run.competition.scenes("train"), 0)
+    dataset = stage_train.samples(run, model, run.competition.scenes("train"), 0)
     sent = pickle.loads(pickle.dumps(dataset))
     assert sent[5]["image"].equal(dataset[5]["image"]) and sent[5]["target"].equal(dataset[5]["target"])
 
@@ -200,25 +203,66 @@ def test_views_crf_thresholds_and_settings_for_new_domains_are_chosen_out_of_fol
 
 
 @pytest.mark.slow
-def test_a_student_learns_from_another_experiments_probabilities(tmp_path, capsys):
-    """Teacher and student share a workdir; a teacher trained anew makes the student stale."""
+def test_a_student_learns_from_networks_that_have_not_seen_its_validation_fold(tmp_path, capsys):
+    """Teacher and student share a workdir; a teacher that looks otherwise makes the student stale."""
     teacher = Sister(tmp_path, "labels")
     model = EXPERIMENTS["labels"]["models"]["pictures"]
     train = {**model["train"], "distill": {"experiment": "labels", "temperature": 4}, "mix": {"mixup": 0.2},
              "loss": {"terms": {"ce": 1}, "smoothing": 0.1}}  # fmt: skip
     student = Sister(tmp_path, "labels", name="student", models={"pictures": {**model, "train": train}})
-    assert teacher.run("01_prepare_folds") == 0 and student.run("01_prepare_folds") == 2
-    assert "the teacher labels has no out-of-fold probabilities; run it first" in capsys.readouterr().err
-    for name in STAGES[1:5]:
+    logits = ("--set", "predict.logits=true")
+    for name in STAGES[:4]:
         assert teacher.run(name) == 0, name
+    assert student.run("01_prepare_folds") == 2
+    assert "labels: the teacher has no logits of the scenes of fold 0 for cls" in capsys.readouterr().err
+    assert teacher.run("04_predict_tta", *logits) == 0
+    told = capsys.readouterr().out
+    assert "fold0/oof: skipped, done" in told and "fold0/logits: building" in told
+    assert teacher.run("04_predict_tta", *logits) == 0
+    assert "building" not in capsys.readouterr().out
     for name in STAGES[:5]:
         assert student.run(name) == 0, name
+    run = cli.start("", [*student.flags])
+    table = run.folds().set_index("id")["fold"]
+    for fold in (0, 1):
+        folder = teacher.root / f"04_probs/cls/pictures/fold{fold}/logits"
+        assert {path.stem for path in folder.glob("*.tif")} == set(table.index[table != fold])
+        dataset = stage_train.samples(run, run.config.models["pictures"], stage_train.split(run, fold)[0], fold)
+        assert dataset.data.teacher.__self__.teachers == (folder,)
+        network = checkpoint.load_network(teacher.root / f"03_cls/pictures/fold{fold}")
+        for scene in dataset.scenes:
+            (frame,) = run.config.models["pictures"].view.image(run.competition.read(scene))
+            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+                said = network(torch.from_numpy(frame).permute(2, 0, 1)[None].contiguous()).float()[0, :, :, 0].numpy()
+            np.testing.assert_allclose(dataset.data.teacher(scene)[..., 0], said - said.max(0), atol=0.06)
     log = [json.loads(line) for line in (student.root / "03_cls/pictures/fold0/log.jsonl").read_text().splitlines()]
     assert all(line["raw_distill"] > 0 and line["weighted_distill"] == line["raw_distill"] for line in log)
     capsys.readouterr()
-    assert teacher.run("05_ensemble", "--set", "blend.truncate=true") == 0
-    assert student.run("03_train_cls", "--fold", "0") == 0
-    assert "stale" in capsys.readouterr().out
+    assert teacher.run("04_predict_tta", *logits, "--set", "predict.tta=hflip", "--fold", "0") == 0
+    capsys.readouterr()
+    assert student.run("03_train_cls") == 0
+    told = capsys.readouterr().out
+    assert "fold0: stale" in told and "fold1: skipped" in told
+    # other folds may not be mixed up
+    assert student.run("01_prepare_folds", "--set", "folds.seed=5") == 0
+    assert student.run("03_train_cls", "--set", "folds.seed=5") == 2
+    assert "train.distill: labels divides the scenes into other folds" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_training_draws_scenes_by_the_weight_of_their_source(tmp_path, capsys):
+    sister = Sister(tmp_path, "labels")
+    assert sister.run("01_prepare_folds") == 0
+    asked = ("--set", "models.pictures.train.sampling.sources={dusk: 3}")
+    run = cli.start("", [*sister.flags, *asked])
+    scenes, _ = stage_train.split(run, 0)
+    dataset = stage_train.samples(run, run.config.models["pictures"], scenes, 0)
+    drawn = [scenes[dataset.scene_of(k)].domain for k in range(50 * len(scenes))]
+    dusk = sum(scene.domain == "dusk" for scene in scenes)
+    assert drawn.count("dusk") / len(drawn) == pytest.approx(3 * dusk / (len(scenes) + 2 * dusk), abs=0.02)
+    capsys.readouterr()
+    assert sister.run("03_train_cls", "--set", "models.pictures.train.sampling.sources={dawn: 3}") == 2
+    assert "sampling.sources: expected one of day, dusk, got 'dawn'" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -237,7 +281,7 @@ def test_a_round_of_pseudo_labels_uses_for_each_fold_the_networks_that_have_not_
     assert "4 scenes to train on and 3 pseudo-labelled" in capsys.readouterr().out
     run = cli.start("", [*later.flags])
     labelled = [run.competition.scenes("train")[k] for k in (0, 1, 2, 3)]
-    dataset = train.samples(run, run.config.models["patch"], labelled, 1)
+    dataset = stage_train.samples(run, run.config.models["patch"], labelled, 1)
     seen = [dataset[k]["id"] for k in range(8)]  # one round: four labelled, four others
     assert sorted(set(seen) - {s.id for s in labelled}) == [s.id for s in run.competition.scenes("test")]
     assert sum(name in {s.id for s in labelled} for name in seen) == 4

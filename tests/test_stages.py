@@ -75,8 +75,9 @@ def test_manifests_say_what_made_a_unit(finished):
     lines = [json.loads(line) for line in (finished.root / "03_cls/cls/fold0/log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3]
     for key in ("raw_focal", "weighted_focal", "raw_damage_dice", "lr", "gradient_norm", "images_per_second",
-                "peak_memory_mib", "amp"):  # fmt: skip
+                "peak_memory_mib", "loader_wait", "cpu_cores", "amp"):  # fmt: skip
         assert key in lines[0], key
+    assert 0 <= lines[0]["loader_wait"] <= 1 and lines[0]["cpu_cores"] > 0
     assert lines[0]["weighted_damage_dice"] == pytest.approx(lines[0]["raw_damage_dice"] / 2, abs=1e-5)
     assert {"score", "oracle_score"} <= set(lines[1]["scores"]), "the competition's score beside the 2020 oracle score"
     assert "new_best" in lines[1] and "scores" not in lines[0]

@@ -14,13 +14,12 @@ from fractions import Fraction
 from functools import cached_property
 from itertools import islice, product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from lib.choose.choice import Choice, Variant, Weights
-from lib.competitions.contract import Answer, Competition, Levels, Scene, settings_for
+from lib.competitions.contract import Answer, Levels, Scene, settings_for
 from lib.config.sections import Experiment, Search
 from lib.ensemble import blend as blending
 from lib.ensemble import calibration, crf
@@ -34,10 +33,6 @@ TRUTHS_IN_MEMORY = 1 << 28
 
 Folders = dict[str, dict[str, list[Path]]]
 """Task -> model -> the folders of levels of one scene: one of its own fold, or all folds' for a test scene."""
-Calibrate = Callable[[str, str, np.ndarray], np.ndarray]
-"""(Task, model, levels) -> levels; done to the levels of each network."""
-Refine = Callable[[str, np.ndarray], np.ndarray]
-"""(Task, levels) -> levels; done to each average of a variant with a CRF."""
 
 
 # ---- what networks predicted --------------------------------------------------------------------------
@@ -45,12 +40,11 @@ Refine = Callable[[str, np.ndarray], np.ndarray]
 class Members:
     """The levels of one scene's networks, each read once, averaged under any weights and variant."""
 
-    config: Experiment
-    """How they were predicted."""
+    run: Run
     scene: Scene
     folders: Folders
-    calibrate: Calibrate | None = None
-    refine: Refine | None = None
+    temperatures: Mapping[str, float]
+    """Model -> its temperature; 1 where none is stated."""
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Task -> names of its channels, of what has been read."""
     _read: dict[str, dict[str, list[tuple[str, int, np.ndarray]]]] = field(default_factory=dict)
@@ -62,12 +56,14 @@ class Members:
         return self._read[tta]
 
     def _levels(self, tta: str, task: str, folders: dict[str, list[Path]]) -> Iterator[tuple[str, int, np.ndarray]]:
+        exclusive = self.run.competition.tasks[task].kind == "multiclass"
         for model, sources in folders.items():
             for source in sources:
-                levels, names = read_levels(levels_path(source, self.config.predict.tta_sets, tta, self.scene.id))
+                path = levels_path(source, self.run.config.predict.tta_sets, tta, self.scene.id)
+                levels, names = read_levels(path)
                 if self.names.setdefault(task, names) != names:
                     raise ArtifactError(f"{source}: expected channels {self.names[task]}, got {names}")
-                yield model, len(sources), self.calibrate(task, model, levels) if self.calibrate else levels
+                yield model, len(sources), calibration.apply(levels, self.temperatures.get(model, 1), exclusive)
 
     def average(self, weights: Weights, variant: Variant) -> Levels:
         """Return task -> (C, H, W) uint8; the folds of a model share its weight, models without a weight are out."""
@@ -75,10 +71,22 @@ class Members:
         for task, members in self.levels(variant.tta).items():
             kept = [(Fraction(str(weights[model])) / folds, own) for model, folds, own in members if model in weights]
             shares, levels = [share for share, _ in kept], [own for _, own in kept]
-            averaged[task] = blending.blend(levels, shares, self.config.blend.truncate)
-            if variant.crf and self.refine:
-                averaged[task] = self.refine(task, averaged[task])
+            averaged[task] = blending.blend(levels, shares, self.run.config.blend.truncate)
+            if variant.crf:
+                averaged[task] = self._refined(task, averaged[task])
         return averaged
+
+    def _refined(self, task: str, levels: np.ndarray) -> np.ndarray:
+        """Refine an average by the CRF on the scene's first image, where it is on and the scene can be read."""
+        competition, options = self.run.competition, self.run.config.blend.crf
+        if options is None or not competition.tasks[task].dense:
+            return levels
+        try:
+            image = competition.read(self.scene, competition.images[0])
+        except DataError:  # its levels are the fallback of stage 04
+            return levels
+        settings = crf.Crf.model_validate(options)
+        return crf.refine(levels, image, competition.tasks[task].kind == "multiclass", settings)
 
 
 def predicted(
@@ -89,11 +97,11 @@ def predicted(
     temperatures: of its models. ArtifactError where the models do not cover the same scenes, or a scene is in two
     folds' out-of-fold predictions.
     """
-    folders, calibrate = _folders(run, split), _calibrate(run, temperatures or {})
+    folders = _folders(run, split)
     scenes = [scene for scene in run.competition.scenes("train" if split == "oof" else "test") if scene.id in folders]
 
     def members(scene: Scene) -> Members:
-        return Members(run.config, scene, folders[scene.id], calibrate, _refine(run, scene))
+        return Members(run, scene, folders[scene.id], temperatures or {})
 
     return scenes, members
 
@@ -129,33 +137,6 @@ def _folders(run: Run, split: str) -> dict[str, Folders]:
                 "take the scenes that all cover (blend.scenes: common)"
             )
     return found
-
-
-def _calibrate(run: Run, temperatures: Mapping[str, float]) -> Calibrate | None:
-    """Return what gives each model its temperature, None where none has one."""
-    tasks = run.competition.tasks
-    if all(temperature == 1 for temperature in temperatures.values()):
-        return None
-    return lambda task, model, levels: calibration.apply(levels, temperatures[model], tasks[task].kind == "multiclass")
-
-
-def _refine(run: Run, scene: Scene) -> Refine | None:
-    """Return the CRF on the scene's first image, None where it is off."""
-    options: Mapping[str, Any] | None = run.config.blend.crf
-    tasks = run.competition.tasks
-    if options is None:
-        return None
-
-    def refine(task: str, levels: np.ndarray) -> np.ndarray:
-        if not tasks[task].dense:
-            return levels
-        try:
-            image = run.competition.read(scene, run.competition.images[0])
-        except DataError:  # its levels are the fallback of stage 04
-            return levels
-        return crf.refine(levels, image, tasks[task].kind == "multiclass", crf.Crf(**options))
-
-    return refine
 
 
 # ---- what can be chosen -------------------------------------------------------------------------------
@@ -211,19 +192,11 @@ class OutOfFold:
         if not scenes:
             raise DataError("no out-of-fold scene has been predicted; run stage 04 with --split oof")
         self.run, self.fold_of, self.scenes, self.members = run, fold_of, scenes, members
+        self.competition = run.competition
+        self.search = run.config.search or Search(axes={})  # without a search one that has no axes
         self.folds = sorted({fold_of[scene.id] for scene in scenes})
         self._truths = tempfile.SpooledTemporaryFile(TRUTHS_IN_MEMORY, dir=None if folder is None else str(folder))
         self._places: dict[str, tuple[int, int]] = {}
-
-    @property
-    def competition(self) -> Competition:
-        """Return the competition that decodes and counts."""
-        return self.run.competition
-
-    @property
-    def search(self) -> Search:
-        """Return what is searched; without a search one that has no axes."""
-        return self.run.config.search or Search(axes={})
 
     def each(self, title: str, every: int = 1) -> Iterator["OutOfFoldScene"]:
         """Yield every scene, or every so many, with a progress bar of that title."""

@@ -32,6 +32,10 @@ Folders = str | tuple[str, ...]
 """A folder, or the first one of several that is there."""
 
 
+ROLES = ("domain", "group", "source")
+"""What an option may find in a column or in the id."""
+
+
 class Columns(Section):
     """Names of the columns of a table of labels; only the first two must be there, and those that are stated."""
 
@@ -43,6 +47,8 @@ class Columns(Section):
     """What must stay together in a fold."""
     domain: str = "domain"
     """Where it comes from."""
+    source: str = "source"
+    """Which data set it was taken from."""
     split: str = "split"
     """The split it was shipped in, for the audit."""
 
@@ -61,6 +67,9 @@ class ClassificationOptions(Section):
     all of the match)."""
     domain: Expression | None = None
     """Where a scene comes from: a column, or else a regular expression searched in the id."""
+    source: Expression | None = None
+    """Which data set a scene was taken from, for ``train.sampling.sources``: a column, or else a regular expression
+    searched in the id; without either, its domain."""
     sample: str | None = "sample_submission.csv"
     """Sample submission, whose order of rows is kept."""
 
@@ -73,7 +82,7 @@ class Record:
     label: str
     paths: Sequence[Path]
     more: Mapping[str, str] = field(default_factory=dict)
-    """Column -> text, those that are known out of group, domain, split."""
+    """Column -> text, those that are known out of group, domain, source, split."""
     span: tuple[int, int] | None = None
     """First and last frame that belong to it, where a folder holds several scenes."""
 
@@ -96,6 +105,10 @@ class Classification(Competition):
     """Suffixes that an id may do without."""
     odd_label: ClassVar[str] = "label is none of the classes"
     """The finding of a label that ``index_of`` does not know."""
+
+    def __init__(self, root: Path, options: Any, memo: Path | None = None):
+        super().__init__(root, options, memo)
+        self._row_ids: dict[str, str] = {}  # scene id -> the id as the table and the submission write it
 
     @property
     @abstractmethod
@@ -127,13 +140,12 @@ class Classification(Competition):
         if (folder := self._folder("test")) is None:
             return [], []
         paths, known = list(self._walk(folder)), self._test_ids
-        direct = [path for path in paths if path.parent == folder]
         whole = any(PurePosixPath(name).suffix.lower() in self.suffixes for name in known)
-        if any("/" in name for name in known):
-            ids = [self._keys(path.relative_to(folder).as_posix())[0 if whole else -1] for path in paths]
-        else:
-            paths = direct or paths
-            ids = [self._keys(path.name)[0 if whole else -1] for path in paths]
+        names = [path.relative_to(folder).as_posix() for path in paths]
+        if not any("/" in name for name in known):
+            paths = [path for path in paths if path.parent == folder] or paths
+            names = [path.name for path in paths]
+        ids = [self._keys(name)[0 if whole else -1] for name in names]
         named, findings = self._named(ids, strict=False)
         scenes: dict[str, Scene] = {}
         for row_id, path in zip(ids, paths, strict=True):
@@ -144,7 +156,9 @@ class Classification(Competition):
 
     def scene(self, row_id: str, path: Path, more: Mapping[str, str]) -> Scene:
         """Return the scene of an id and a file."""
-        return Scene(_flat(row_id), {self.files[0]: path}, more.get("domain", ""), group=more.get("group", ""))
+        domain, group, source = (more.get(role, "") for role in ROLES)
+        self._row_ids[_flat(row_id)] = row_id
+        return Scene(_flat(row_id), {self.files[0]: path}, domain, group=group, source=source)
 
     def labelled(self, scene: Scene) -> bool:
         known = self._joined[0].get(scene.id)
@@ -160,8 +174,8 @@ class Classification(Competition):
         return [*scene.files.values(), self.table]
 
     def target(self, scene: Scene, task: str) -> np.ndarray:
-        """Return (1, 1) uint8: the index of the class."""
-        return np.full((1, 1), self.truth(scene), np.uint8)
+        """Return (1, 1) uint8, of more than 254 classes int32: the index of the class."""
+        return self.tasks[task].as_target(np.full((1, 1), self.truth(scene)))
 
     def truth(self, scene: Scene) -> Answer:
         """Return the index of the class. Raises DataError for a scene without a label."""
@@ -179,14 +193,7 @@ class Classification(Competition):
     # ---- submission -----------------------------------------------------------------------------------
     def row_id(self, scene: Scene) -> str:
         """Return a scene's id as the table and the submission write it."""
-        path = scene.files.get(self.files[0])
-        if path is None or not self._ids_are_paths:
-            return scene.id
-        for option in ("test", "train"):
-            if (folder := self._folder(option)) and path.is_relative_to(folder):
-                keys = self._keys(path.relative_to(folder).as_posix())
-                return next((key for key in keys if _flat(key) == scene.id), scene.id)
-        return scene.id
+        return self._row_ids.get(scene.id, scene.id)
 
     def row_names(self, scene: Scene) -> list[Name]:
         return [(self.row_id(scene),)]
@@ -234,15 +241,10 @@ class Classification(Competition):
         sample = [row[0] for row in list(tables.read_rows(self.sample))[1:] if row] if self.sample else []
         return sample or [row.get(self.options.columns.id, "") for row in self._rows[1]]
 
-    @cached_property
-    def _ids_are_paths(self) -> bool:
-        own = (row.get(self.options.columns.id, "") for row in self._rows[1])
-        return any("/" in name for name in (*own, *self._test_ids))
-
     def _named(self, ids: Sequence[str], strict: bool = True) -> tuple[dict[str, dict[str, str]], list[Finding]]:
-        """Return group and domain of ids, where an option asks for what is found in them and for no column."""
+        """Return ROLES of ids, where an option asks for what is found in them and for no column."""
         named, findings = {}, []
-        for option in ("group", "domain"):
+        for option in ROLES:
             wanted, columns = getattr(self.options, option), self._rows[0]
             if wanted is not None and wanted not in columns:
                 named[option], odd = find_in_ids(option, wanted, ids, columns, strict)
@@ -265,7 +267,7 @@ class Classification(Competition):
             raise DataError(f"{self.table}: expected the columns {', '.join(must)}, found no "
                             f"{' and no '.join(missing)}; set data.options.columns")  # fmt: skip
         names, places = self._by_id(train), roles.model_dump()
-        places |= {role: stated for role in ("group", "domain") if (stated := getattr(self.options, role)) in columns}
+        places |= {role: stated for role in ROLES if (stated := getattr(self.options, role)) in columns}
         texts = [{role: row.get(column, "") for role, column in places.items()} for row in rows]
         return [Record(row["id"], row["label"], names.get(row["id"], ()), row) for row in texts]
 

@@ -13,6 +13,7 @@ Beside them stand a few attributes: ``name``, ``Options``, ``tasks``, ``images``
 Ids are strings; images are uint8; probabilities cross this border as uint8 *levels* (level / 255 = probability).
 """
 
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,7 +35,7 @@ from lib.ensemble.search import Lattice
 from lib.errors import ConfigError, DataError
 from lib.scenes import raster
 from lib.settings import Section
-from lib.tasks import IGNORE, Task
+from lib.tasks import Task, known
 
 SUBMISSION = "submission.csv"
 """Every competition writes its answers under this name; further formats lie beside it."""
@@ -49,6 +50,15 @@ Answer = Any
 
 Levels = Mapping[str, np.ndarray]
 """Blended probabilities of one scene: task role -> (C, H, W) uint8, level / 255 = probability."""
+
+Params = Mapping[str, Any]
+"""Decode settings by name, and under ``postprocess`` a chain of steps."""
+
+Axes = Mapping[str, Sequence[Any]]
+"""Decode setting -> the values that a search tries."""
+
+Chain = Sequence[Mapping[str, Any]]
+"""Post-processing steps in their order, each ``{"name": ..., <option>: <value>}``."""
 
 Row = Sequence[str]
 """A row of a submission, all text."""
@@ -72,6 +82,13 @@ class Scene:
     """What must never be split over folds (a video, a patient, a person); "": the scene stands alone."""
     pixel_size: float | None = None
     """Physical size of a pixel, in the competition's unit, where known."""
+    source: str = ""
+    """The data set that it was taken from, where that is told apart from its domain."""
+
+    @property
+    def data_source(self) -> str:
+        """What ``train.sampling.sources`` goes by: the source, or else the domain."""
+        return self.source or self.domain
 
 
 @dataclass(frozen=True)
@@ -100,7 +117,7 @@ APART = ("per_domain", "seen", "unseen")
 """Keys of chosen settings that say for which scenes other settings hold."""
 
 
-def settings_for(scene: Scene, params: Mapping[str, Any]) -> dict[str, Any]:
+def settings_for(scene: Scene, params: Params) -> dict[str, Any]:
     """Return the decode settings of a scene: ``params``, and over them what holds for its domain.
 
     That is in ``params["per_domain"]``, or is ``params["unseen"]`` where ``params["seen"]`` does not list the domain.
@@ -127,8 +144,7 @@ class Competition(ABC):
     settings: Mapping[str, Setting] = {}
     """The decode settings, by name."""
     steps: Mapping[str, Callable] = {}
-    """Post-processing steps, by name; each takes ``step_inputs`` arrays, then its options."""
-    step_inputs: int = 1
+    """Post-processing steps, by name; each takes and returns an answer, its options come after."""
     steps_in_search: bool = True
     """Whether a search may go on around stated post-processing, which is then run at every point."""
     max_points: int = search.MAX_POINTS
@@ -194,7 +210,7 @@ class Competition(ABC):
 
     def facts(self, scene: Scene) -> Facts:
         """Return what the label of a scene says, read the first time it is asked for."""
-        key = "|".join([scene.id, *map(self._relative, scene.files.values())])
+        key = "|".join([scene.id, *(os.path.relpath(path, self.root) for path in scene.files.values())])
         if key not in self._facts:
             state = state_of(self.fact_files(scene)) if self._memo else []
             known = self._memo.get(key, state) if self._memo else None
@@ -216,7 +232,7 @@ class Competition(ABC):
         target = self.target(scene, role)
         if task.dense and target.shape != (size := raster.image_size(scene.files[self.files[0]])):
             raise DataError(f"scene {scene.id}: expected a label of its image's size {size}, got {target.shape}")
-        there = (task.truth(target) & (target != IGNORE)).any(axis=(1, 2))
+        there = (task.truth(target) & known(target)).any(axis=(1, 2))
         return Facts(dict(zip(self.flags, map(bool, there[len(there) - len(self.flags) :]), strict=True)))
 
     @cached_property
@@ -263,9 +279,6 @@ class Competition(ABC):
         except DataError as error:
             return Facts(error=str(error))
 
-    def _relative(self, path: Path) -> str:
-        return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
-
     # ---- data doctor ----------------------------------------------------------------------------------
     def inspect(self) -> list[Finding]:
         """Read everything once, with a bar of progress, and report what is missing, broken or suspicious."""
@@ -301,6 +314,15 @@ class Competition(ABC):
         """Return what was told from the data rather than stated, in sentences; stage 01 prints them."""
         return []
 
+    def caveats(self, scenes: Sequence[Scene]) -> list[str]:
+        """Return what of these scenes is read otherwise than was asked for, in sentences; a kernel prints them."""
+        return []
+
+    @property
+    def carried(self) -> Mapping[str, Path]:
+        """Files beside the data that inference reads: key below ``data.options`` -> path. A kernel takes them along."""
+        return {}
+
     # ---- images and labels ----------------------------------------------------------------------------
     def read(self, scene: Scene, image: str) -> np.ndarray:
         """Read one image of a scene as (H, W, 3) uint8 RGB; for a label task its F frames, (F, H, W, 3).
@@ -327,21 +349,19 @@ class Competition(ABC):
 
     # ---- decode settings ------------------------------------------------------------------------------
     def defaults(self) -> dict[str, Any]:
-        """Return the decode settings used where no search has run."""
-        return {name: setting.default for name, setting in self.settings.items() if setting.default is not None}
+        """Return the decode settings used where no search has run, but for those that are ``quiet``."""
+        return {name: value for name, value in self.complete({}).items() if not self.settings[name].quiet}
 
-    def faults(
-        self,
-        decode: Mapping[str, Any],
-        axes: Mapping[str, Sequence[Any]],
-        chains: Sequence[Sequence[Mapping[str, Any]]] = (),
-        unseen: Mapping[str, Any] = {},
-    ) -> list[str]:
+    def complete(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return decode settings with the default of every one that is not given."""
+        known = {name: setting.default for name, setting in self.settings.items() if setting.default is not None}
+        return known | dict(given)
+
+    def faults(self, decode: Params, axes: Axes, chains: Sequence[Chain] = (), unseen: Mapping = {}) -> list[str]:
         """Return what is wrong with what an experiment asks of ``decode``, in sentences; reads no data.
 
-        ``decode``: stated settings and, under ``postprocess``, a chain of steps. ``axes``: setting -> values to search.
-        ``chains``: the chains of steps to try, each step ``{"name": ..., <option>: <value>}``. ``unseen``: settings for
-        new domains.
+        ``decode``: stated settings. ``axes``: searched ones. ``chains``: the chains of steps to try. ``unseen``:
+        settings for new domains.
         """
         stated = {name: value for name, value in decode.items() if name != "postprocess"}
         found = decoding.value_faults("decode", self.settings, stated)
@@ -350,34 +370,33 @@ class Competition(ABC):
             ("decode.postprocess", decode.get("postprocess", ())),
             *((f"search.postprocess.{number}", chain) for number, chain in enumerate(chains)),
         ):
-            found += decoding.chain_faults(where, self.steps, self.step_inputs, chain)
+            found += decoding.chain_faults(where, self.steps, chain)
         if axes and decode.get("postprocess") and not self.steps_in_search:
             found.append(_AROUND_STEPS)
         return found + decoding.value_faults("search.unseen", self.settings, unseen)
 
     # ---- answers --------------------------------------------------------------------------------------
-    def decode(self, levels: Levels, params: Mapping[str, Any]) -> Answer:
+    def decode(self, levels: Levels, params: Params) -> Answer:
         """Turn one scene's blended probabilities into its answer, and clean it.
 
-        ``params``: settings, missing ones as in ``defaults``, and under ``postprocess`` a chain of steps. Raises
-        ConfigError for anything else.
+        Missing settings are as in ``defaults``. Raises ConfigError for others than the competition has.
         """
         given = dict(params)
         steps = given.pop("postprocess", ())
         decoding.refuse(decoding.value_faults("decode", self.settings, given))
-        return self.clean(self.answer(levels, self.defaults() | given), steps, levels)
+        return self.clean(self.answer(levels, self.complete(given)), steps, levels)
 
     @abstractmethod
-    def answer(self, levels: Levels, settings: Mapping[str, Any]) -> Answer:
+    def answer(self, levels: Levels, settings: Params) -> Answer:
         """Turn one scene's blended probabilities into its answer; ``settings`` are complete and within their ranges."""
 
-    def clean(self, answer: Answer, steps: Sequence[Mapping[str, Any]], levels: Levels) -> Answer:
+    def clean(self, answer: Answer, steps: Chain, levels: Levels) -> Answer:
         """Run post-processing steps in their order; by default each maps the answer alone to an answer."""
         for step in steps:
-            answer = decoding.step_of(step, self.steps, self.step_inputs)(answer)
+            answer = decoding.step_of(step, self.steps)(answer)
         return answer
 
-    def grid(self, axes: Mapping[str, Sequence[Any]], fixed: Mapping[str, Any]) -> Lattice:
+    def grid(self, axes: Axes, fixed: Params) -> Lattice:
         """Return the lattice of decode settings spanned by the named ``axes``; all others are as in ``fixed``."""
         if fixed.get("postprocess") and not self.steps_in_search:
             raise ConfigError(_AROUND_STEPS)
@@ -408,6 +427,15 @@ class Competition(ABC):
         return {
             name: float(value) for name, value in {"score": self.score(counts), **self.named_scores(counts)}.items()
         }
+
+    @property
+    def counted(self) -> int | None:
+        """How many numbers a tally has; None where that is not known before data are read."""
+        return None
+
+    def score_names(self) -> tuple[str, ...]:
+        """Return the names of ``scores`` without any data; () where ``counted`` is not known."""
+        return () if self.counted is None else tuple(self.scores(np.zeros(self.counted, np.int64)))
 
     def named_scores(self, counts: np.ndarray) -> Mapping[str, Any]:
         """Return what is to be told beside the score, by name, the official scores under their official keys."""
@@ -504,7 +532,7 @@ class Competition(ABC):
             sample = self.sample
         asked = self._answered(path) if scenes is None and sample is None else scenes
         sizes = None if asked is None else {name: self.size(s) for s in asked for name in self.row_names(s)}
-        faults = tables.lint(path, self.form, sizes, sample, None if self.form.origin is not None else self.row_fault)
+        faults = tables.lint(path, self.form, sizes, sample, self.row_fault)
         if faults:
             return faults
         for scene in scenes or ():

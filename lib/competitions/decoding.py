@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from pydantic import ValidationError, create_model
 
+from lib.ensemble.morphology import open_and_close
 from lib.errors import ConfigError
 from lib.settings import Section, did_you_mean, one_of, sentences
 
@@ -39,6 +40,9 @@ class Setting:
     """Instead of a range: all that it may be."""
     words: tuple[str, ...] = ()
     """Besides the range: what may be stated, but not searched."""
+    quiet: bool = False
+    """Not written among the settings unless it is stated or searched: so a setting that a later version adds leaves
+    finished results as they are."""
 
     def fault(self, value: Any, searched: bool = False) -> str:
         """Return "expected ..., got ..." for a value that is not allowed, otherwise an empty text."""
@@ -58,6 +62,27 @@ class Setting:
 def gains(names: Sequence[str]) -> dict[str, Setting]:
     """Return a setting ``gain_<name>`` for each class."""
     return {f"gain_{n}": Setting(1.0, f"factor on the level of {n}, to a thousandth", high=1000) for n in names}
+
+
+def morphology(what: str, ending: str = "") -> dict[str, Setting]:
+    """Return the settings ``opening`` and ``closing``, for the class that ``ending`` names; ``what``: the objects."""
+    return {
+        f"opening{ending}": Setting(0, f"radius in pixels of the disk that opens {what}; below 1: none", high=100,
+                                    quiet=True),
+        f"closing{ending}": Setting(0, f"radius in pixels of the disk that closes {what}; below 1: none", high=100,
+                                    quiet=True),
+    }  # fmt: skip
+
+
+def settings_of_masks(names: Sequence[str], exclusive: bool) -> dict[str, Setting]:
+    """Return the settings of ``foreground`` for each class; exclusive ones are not closed, or they would overlap."""
+    found = {f"threshold_{name}": Setting(0.5, "the class from here on", high=1) for name in names}
+    found |= {f"min_area_{name}": Setting(0, "smaller parts are erased, in pixels") for name in names}
+    for name in names:
+        found |= morphology("the class", f"_{name}")
+        if exclusive:
+            del found[f"closing_{name}"]
+    return found
 
 
 def value_faults(where: str, settings: Mapping[str, Setting], values: Mapping[str, Any]) -> list[str]:
@@ -86,8 +111,8 @@ def axis_faults(settings: Mapping[str, Setting], axes: Mapping[str, Sequence[Any
     return found
 
 
-def chain_faults(where: str, steps: Mapping[str, Callable], inputs: int, chain: Any) -> list[str]:
-    """Return what is wrong with a chain of post-processing steps; ``inputs``: the arrays that every step is given."""
+def chain_faults(where: str, steps: Mapping[str, Callable], chain: Any) -> list[str]:
+    """Return what is wrong with a chain of post-processing steps."""
     if not isinstance(chain, Sequence) or isinstance(chain, str) or not all(isinstance(s, Mapping) for s in chain):
         return [f"{where}: expected a list of steps such as {{name: {next(iter(steps), '...')}}}, got {chain!r}"]
     found = []
@@ -99,15 +124,15 @@ def chain_faults(where: str, steps: Mapping[str, Callable], inputs: int, chain: 
             found.append(one_of(f"{place}.name", name, steps))
         else:
             try:
-                _options(steps[name], inputs).model_validate({k: v for k, v in step.items() if k != "name"})
+                _options(steps[name]).model_validate({k: v for k, v in step.items() if k != "name"})
             except ValidationError as error:
                 found += sentences(error, place)
     return found
 
 
-def step_of(step: Mapping[str, Any], steps: Mapping[str, Callable], inputs: int) -> Callable:
-    """Return what a post-processing step does, a function of ``inputs`` arrays. Raises ConfigError for a faulty one."""
-    refuse(chain_faults("decode.postprocess", steps, inputs, [step]))
+def step_of(step: Mapping[str, Any], steps: Mapping[str, Callable]) -> Callable[[Any], Any]:
+    """Return what a post-processing step does to an answer. Raises ConfigError for a faulty one."""
+    refuse(chain_faults("decode.postprocess", steps, [step]))
     return partial(steps[step["name"]], **{name: value for name, value in step.items() if name != "name"})
 
 
@@ -122,12 +147,15 @@ def threshold_level(probability: float) -> int:
     return int(np.searchsorted(_PROBABILITIES, probability))
 
 
-def foreground(levels: np.ndarray, threshold: float, min_area: float = 0) -> np.ndarray:
+def foreground(
+    levels: np.ndarray, threshold: float, min_area: float = 0, opened: float = 0, closed: float = 0
+) -> np.ndarray:
     """Return where levels (H, W) uint8 reach a threshold, as (H, W) uint8 in {0, 1}; level 0 never does.
 
-    Parts (8 neighbours) of fewer than ``min_area`` pixels are left out.
+    The mask is opened and closed with these radii. Then parts (8 neighbours) of fewer than ``min_area`` pixels are left
+    out.
     """
-    mask = (levels >= max(1, threshold_level(threshold))).view(np.uint8)
+    mask = open_and_close((levels >= max(1, threshold_level(threshold))).view(np.uint8), opened, closed)
     if min_area > 1:
         mask[small_parts(mask, min_area)] = 0
     return mask
@@ -142,10 +170,10 @@ def small_parts(mask: np.ndarray, min_area: float, connectivity: int = 8) -> np.
 
 
 @cache
-def _options(step: Callable, inputs: int) -> type[Section]:
-    """Return a step's options as a section: its parameters after the arrays, as they are annotated."""
+def _options(step: Callable) -> type[Section]:
+    """Return a step's options as a section: its parameters after the answer, as they are annotated."""
     hints = get_type_hints(step, include_extras=True)
-    parameters = list(inspect.signature(step).parameters.values())[inputs:]
+    parameters = list(inspect.signature(step).parameters.values())[1:]
     fields: dict[str, Any] = {p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in parameters}
     return create_model(step.__name__, __base__=Section, **fields)
 

@@ -6,25 +6,27 @@ suffix.
 
 Metric: accuracy, mean F1 of the classes, or log-loss; the others are told as well. Probabilities come from levels, so
 log-loss takes none for smaller than FLOOR. Answer: (C,) float64 probabilities of 6 decimals, as they are submitted.
-Targets are uint8: at most 254 classes.
+There may be thousands of classes (MOST). Where a network gives none of them 0.2 %, all levels are 0, and the answer is
+equal shares.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
+from pydantic import BeforeValidator
 
 from lib import metrics as scoring
 from lib.competitions import contract, tables
 from lib.competitions.classification import Classification, ClassificationOptions
-from lib.competitions.contract import SUBMISSION, Answer, Finding, Lattice, Levels, Row, Scene
+from lib.competitions.contract import SUBMISSION, Answer, Axes, Chain, Finding, Lattice, Levels, Params, Row, Scene
 from lib.competitions.decoding import GAIN_STEPS, Setting, gains
-from lib.competitions.listing import SUFFIXES, Classes, checked_classes, is_picture
+from lib.competitions.listing import SUFFIXES, checked_classes, is_picture
 from lib.competitions.tables import Form
 from lib.ensemble import search
 from lib.errors import DataError
@@ -32,6 +34,10 @@ from lib.tasks import Label, Task
 
 PROBABILITIES = "probabilities.csv"
 TOP = 5
+MOST = 30_000
+"""The most classes."""
+MOST_CONFUSED = 254
+"""Of more classes neither the confusion is told, which would be the square of their number, nor the F1 of each."""
 UNIT = 2**32
 """Log-losses are added as whole numbers of 1 / UNIT, so that no order of adding matters."""
 FLOOR = 0.5 / 255
@@ -45,7 +51,7 @@ SHOWN = 320
 class LabelsOptions(ClassificationOptions):
     """What ``data.options`` may hold."""
 
-    classes: Classes | None = None
+    classes: Annotated[tuple[str, ...], BeforeValidator(partial(checked_classes, most=MOST))] | None = None
     """Names in the order of their indices; without them those of the data, sorted."""
     table: str = "train.csv"
     """CSV of labels; where it is not there, the folders in ``train`` are the classes."""
@@ -77,7 +83,7 @@ class Labels(Classification):
         if self.options.classes:
             return self.options.classes
         try:
-            return checked_classes(sorted({record.label for record in self.records}))
+            return checked_classes(sorted({record.label for record in self.records}), MOST)
         except ValueError as error:
             raise DataError(f"{self.root}: classes of the data: {error}; state data.options.classes") from error
 
@@ -93,10 +99,15 @@ class Labels(Classification):
 
     @property
     def needs(self) -> str:
-        return f"a picture and a label out of {', '.join(self.classes)}"
+        few = len(self.classes) <= MOST_CONFUSED
+        return f"a picture and a label out of {', '.join(self.classes) if few else f'{len(self.classes)} classes'}"
+
+    @cached_property
+    def _indices(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.classes)}
 
     def index_of(self, label: str) -> int | None:
-        return self.classes.index(label) if label in self.classes else None
+        return self._indices.get(label)
 
     def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:
         """List the pictures of a split, and the classes that have none."""
@@ -112,13 +123,7 @@ class Labels(Classification):
         return super().read(scene, image)[None]
 
     # ---- answers --------------------------------------------------------------------------------------
-    def faults(
-        self,
-        decode: Mapping[str, Any],
-        axes: Mapping[str, Sequence[Any]],
-        chains: Sequence[Sequence[Mapping[str, Any]]] = (),
-        unseen: Mapping[str, Any] = {},
-    ) -> list[str]:
+    def faults(self, decode: Params, axes: Axes, chains: Sequence[Chain] = (), unseen: Mapping = {}) -> list[str]:
         """Return what is wrong with settings; where no classes are stated, any name of a class is taken for right."""
         known = copy(self)
         if not self.options.classes:  # their names are in the data, which is not read here
@@ -127,11 +132,11 @@ class Labels(Classification):
             known.flags = contract.names_of(known.classes)
         return super(Labels, known).faults(decode, axes, chains, unseen)
 
-    def answer(self, levels: Levels, settings: Mapping[str, Any]) -> Answer:
+    def answer(self, levels: Levels, settings: Params) -> Answer:
         """Turn levels (C, 1, F) uint8 into probabilities (C,): level times gain, divided by their sum."""
         return self._decode(levels, [settings])[0]
 
-    def _decode(self, levels: Levels, points: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    def _decode(self, levels: Levels, points: Sequence[Params]) -> np.ndarray:
         """Decode under several settings: (P, C) float64 of 6 decimals; equal shares where all is 0."""
         gains = np.array([[round(point[f"gain_{name}"] * GAIN_STEPS) for name in self.flags] for point in points])
         weighed = levels["cls"].sum((1, 2), dtype=np.int64) * gains  # (P, C)
@@ -144,21 +149,28 @@ class Labels(Classification):
 
     @property
     def _length(self) -> int:
-        return len(self.classes) ** 2 + 2
+        return 3 * len(self.classes) + 2
 
     def count(self, levels: Levels, truth: Answer, grid: Lattice) -> np.ndarray:
-        """Count one picture for every point: (P, C * C + 2) int64."""
+        """Count one picture for every point: (P, 3 * C + 2) int64."""
         return self._tally(self._decode(levels, grid), truth)
 
+    @property
+    def counted(self) -> int | None:
+        return self._length if self.options.classes else None  # else their names are in the data
+
     def tally(self, answer: Answer, truth: Answer) -> np.ndarray:
-        """Count one answer: the confusion, truth by rows, whether truth is among the first TOP, log-loss times UNIT."""
+        """Count one answer: per class hits, answers and truths, whether truth is among the first TOP, log-loss times
+        UNIT."""
         return self._tally(answer[None], truth)[0]
 
     def _tally(self, probs: np.ndarray, truth: int) -> np.ndarray:
-        """Count (P, C) probabilities of one picture: (P, C * C + 2) int64; ties go to the lower class."""
+        """Count (P, C) probabilities of one picture: (P, 3 * C + 2) int64; ties go to the lower class."""
         points, classes = probs.shape
         counts = np.zeros((points, self._length), np.int64)
-        counts[np.arange(points), truth * classes + probs.argmax(-1)] = 1
+        each, answered = np.arange(points), probs.argmax(-1)
+        counts[each, answered] = answered == truth
+        counts[each, classes + answered] = counts[:, 2 * classes + truth] = 1
         own = probs[:, truth, None]
         before = (probs > own).sum(-1) + (probs[:, :truth] == own).sum(-1)
         counts[:, -2] = before < TOP
@@ -175,24 +187,27 @@ class Labels(Classification):
         return np.nan_to_num(self._f1(np.asarray(counts)))
 
     def named_scores(self, counts: np.ndarray) -> Mapping[str, Any]:
-        """Return accuracy, top-5 accuracy (of more than 5 classes), log-loss and F1, mean and per class."""
+        """Return accuracy, top-5 accuracy (of more than 5 classes), log-loss and F1, mean and per class (of not more
+        than MOST_CONFUSED)."""
         top = {"top5": scoring.ratio(counts[..., -2], self._total(counts), 0.0)} if len(self.classes) > TOP else {}
         named = {"accuracy": self._accuracy(counts), **top, "log_loss": self._log_loss(counts)}
         each = {f"f1_{name}": value for name, value in zip(self.flags, self.class_scores(counts), strict=True)}
-        return {**named, "macro_f1": self._macro_f1(counts), **each}
+        return {**named, "macro_f1": self._macro_f1(counts), **(each if len(each) <= MOST_CONFUSED else {})}
 
-    def _confusion(self, counts: np.ndarray) -> np.ndarray:
-        return counts[..., :-2].reshape(*counts.shape[:-1], len(self.classes), len(self.classes))
+    def _parts(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return hits, answers and truths of each class, (..., C) each."""
+        hits, answered, true = np.split(counts[..., :-2], 3, axis=-1)
+        return hits, answered, true
 
     def _total(self, counts: np.ndarray) -> np.ndarray:
-        return counts[..., :-2].sum(-1)
+        return self._parts(counts)[2].sum(-1)
 
     def _accuracy(self, counts: np.ndarray) -> np.ndarray:
-        return np.nan_to_num(scoring.pixel_accuracy(self._confusion(counts)))
+        return scoring.ratio(self._parts(counts)[0].sum(-1), self._total(counts), 0.0)
 
     def _f1(self, counts: np.ndarray) -> np.ndarray:
         """Return the F1 of each class, NaN for one found in neither truth nor answer."""
-        hits, answered, true = np.moveaxis(scoring.overlaps(self._confusion(counts)), -1, 0)
+        hits, answered, true = self._parts(counts)
         return scoring.dice(np.stack([hits, answered - hits, true - hits], -1), empty=np.nan)
 
     def _macro_f1(self, counts: np.ndarray) -> np.ndarray:
@@ -203,8 +218,17 @@ class Labels(Classification):
         return scoring.ratio(counts[..., -1] / UNIT, self._total(counts), np.log(len(self.classes)))
 
     def detail(self, answer: Answer, truth: Answer) -> np.ndarray:
-        """Count the confusion, truth by rows: (C * C,) int64."""
-        return self.tally(answer, truth)[:-2]
+        """Count the confusion, truth by rows: (C * C,) int64; nothing of more than MOST_CONFUSED classes."""
+        classes = len(self.classes)
+        if classes > MOST_CONFUSED:
+            return np.zeros(0, np.int64)
+        confusion = np.zeros((classes, classes), np.int64)
+        confusion[truth, answer.argmax()] = 1
+        return confusion.ravel()
+
+    def tables(self, details: np.ndarray) -> dict[str, Any]:
+        """Return the confusion of the classes, truth by rows, of not too many."""
+        return super().tables(details) if len(self.classes) <= MOST_CONFUSED else {}
 
     def panels(self, scene: Scene, answer: Answer) -> list[tuple[str, np.ndarray]]:
         """Return the picture; its title says the truth (where known), the answer and its probability."""

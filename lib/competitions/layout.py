@@ -5,7 +5,7 @@ own with its masks (``stage1_train/00ae65c1/images/00ae65c1.png``). A table says
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -163,25 +163,22 @@ def slice_names(count: int) -> tuple[str, ...]:
 
 
 def stacked(
-    scenes: Sequence[Scene],
-    images: Sequence[str],
-    place: Callable[[str], str] = lambda scene_id: "",
-    stack_of: Callable[[Scene], str] = lambda scene: scene.group,
+    scenes: Sequence[Scene], images: Sequence[str], stacks: Mapping[str, str], places: Mapping[str, str] | None = None
 ) -> list[Scene]:
-    """Give each scene the files of its neighbours in its stack, by default its group; the ends repeat themselves.
+    """Give each scene the files of its neighbours in its stack; the ends repeat themselves.
 
-    ``images``: as ``slice_names`` gives them. ``place(id)`` is the text of the slice's place in its stack, a number;
-    where it is empty, ids are the order. A scene without a stack stands alone. Raises DataError for a place that is no
-    number.
+    ``images``: as ``slice_names`` gives them. ``stacks``: id -> name of its stack; a scene without one stands alone.
+    ``places``: id -> the text of its place in the stack, a number; where it is empty, ids are the order. Raises
+    DataError for a place that is no number.
     """
     if len(images) == 1:
         return list(scenes)
-    stacks: dict[str, list[Scene]] = {}
+    members: dict[str, list[Scene]] = {}
     for scene in scenes:
-        stacks.setdefault(stack_of(scene) or f"\0{scene.id}", []).append(scene)
+        members.setdefault(stacks.get(scene.id) or f"\0{scene.id}", []).append(scene)
     found = []
-    for stack in stacks.values():
-        stack.sort(key=lambda s: (number(f"{s.id}: slice", place(s.id)) if place(s.id) else 0.0, s.id))
+    for stack in members.values():
+        stack.sort(key=lambda s: (number(f"{s.id}: slice", (places or {}).get(s.id) or "0"), s.id))
         for at, scene in enumerate(stack):
             neighbours = {image: stack[min(max(at + step, 0), len(stack) - 1)].files["image"]
                           for step, image in enumerate(images, -(len(images) // 2))}  # fmt: skip

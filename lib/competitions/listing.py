@@ -17,16 +17,16 @@ RESERVED = ("id", "fold", "group", "domain")
 
 
 # ---- types of options ---------------------------------------------------------------------------------
-def checked_classes(given: Any) -> tuple[str, ...]:
-    """Return names of 2 to 254 classes as a tuple. Raises ValueError for anything else."""
+def checked_classes(given: Any, most: int = IGNORE - 1) -> tuple[str, ...]:
+    """Return names of 2 to ``most`` classes as a tuple. Raises ValueError for anything else."""
     if not isinstance(given, Sequence) or isinstance(given, str):
         raise ValueError("expected a list of names in the order of their indices")
     if odd := [name for name in given if not isinstance(name, str)]:
         shown = ", ".join(map(str, odd[:5]))
         raise ValueError(f"expected names, found {shown}; quote them: YAML reads no, yes, on, off and numbers as "
                          "something else")  # fmt: skip
-    if not 2 <= len(given) < IGNORE:
-        raise ValueError(f"expected 2 to {IGNORE - 1} names in the order of their indices, found {len(given)}")
+    if not 2 <= len(given) <= most:
+        raise ValueError(f"expected 2 to {most} names in the order of their indices, found {len(given)}")
     columns = names_of(given)
     if len(set(columns)) < len(columns) or set(columns) & set(RESERVED):
         raise ValueError(f"expected names that differ in letters and digits and are none of {', '.join(RESERVED)}")

@@ -43,6 +43,10 @@ class PerClass:
     names: tuple[str, ...]
     """The classes, as columns and settings have them."""
 
+    @property
+    def counted(self) -> int:
+        return K * len(self.names)
+
     def tally(self, answer: np.ndarray, truth: np.ndarray) -> np.ndarray:
         """Count one answer: (5 C,) int64, five for each class."""
         return tally(answer, truth).ravel()

@@ -16,16 +16,15 @@ Severstal (Kaggle 2019, its evaluation page). UW-Madison (2022) weighs a Dice by
 is not computed here, by 0.6. Answer: (C, H, W) uint8 in {0, 1}.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lib.competitions import layout, mean_dice
-from lib.competitions.contract import Answer, Finding, Lattice, Levels, Row, Scene, names_of
-from lib.competitions.decoding import Setting, foreground
+from lib.competitions.contract import Answer, Finding, Lattice, Levels, Params, Row, Scene, names_of
+from lib.competitions.decoding import foreground, settings_of_masks
 from lib.competitions.listing import Classes, Expression, find_in_ids
 from lib.competitions.runs import RunsCompetition, RunsOptions
 from lib.competitions.tables import Form, Name
@@ -62,8 +61,7 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
             raise ConfigError(f"data.options.classes: expected at most seven that may overlap, got {len(self.classes)}")
         task, rest = (MulticlassMask, ("background",)) if options.exclusive else (MultilabelMask, ())
         self.tasks = {"loc": task((*rest, *self.classes))}
-        self.settings = {f"threshold_{name}": Setting(0.5, "the class from here on", high=1) for name in self.names}
-        self.settings |= {f"min_area_{name}": Setting(0, "smaller parts are erased, in pixels") for name in self.names}
+        self.settings = settings_of_masks(self.names, options.exclusive)
 
     def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:
         """List the images of a split; "runs", the table, is a file of those that it says the truth of."""
@@ -79,8 +77,8 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
         findings += [Finding("truth without image", key) for key in sorted(known.keys() - files.keys())]
         own = {True: {"runs": self._table.path}, False: {}}
         scenes = [Scene(k, {"image": p, **own[k in labelled]}, group=group_of.get(k, "")) for k, p in files.items()]
-        stack_of = {key: f"{name}|{files[key].parent}" for key, name in group_of.items()}
-        return layout.stacked(scenes, self.images, stack_of=lambda scene: stack_of.get(scene.id, "")), findings
+        stacks = {key: f"{name}|{files[key].parent}" for key, name in group_of.items()}
+        return layout.stacked(scenes, self.images, stacks), findings
 
     @cached_property
     def _table(self) -> layout.Table:
@@ -106,12 +104,14 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
         truth = self.truth(scene)
         return (truth * (numbers + 1)).max(0) if self.options.exclusive else (truth << numbers).sum(0, dtype=np.uint8)
 
-    def answer(self, levels: Levels, settings: Mapping[str, Any]) -> Answer:
-        """Cut each class at its threshold, of exclusive ones the strongest of a pixel, and erase small parts."""
+    def answer(self, levels: Levels, settings: Params) -> Answer:
+        """Cut each class at its threshold, of exclusive ones the strongest of a pixel, and clean its mask."""
         return np.stack([foreground(plane, *own) for plane, own in zip(self._planes(levels), self._own(settings))])
 
-    def _own(self, settings: Mapping[str, Any]) -> list[tuple[float, float]]:
-        return [(settings[f"threshold_{name}"], settings[f"min_area_{name}"]) for name in self.names]
+    def _own(self, settings: Params) -> list[tuple[float, ...]]:
+        """Return what each class has of the settings: the arguments of ``foreground`` after the levels."""
+        parts = ("threshold", "min_area", "opening", "closing")
+        return [tuple(settings.get(f"{part}_{name}", 0) for part in parts) for name in self.names]
 
     def _planes(self, levels: Levels) -> np.ndarray:
         planes = levels["loc"][-len(self.classes) :]

@@ -138,15 +138,15 @@ def lint(
     form: Form,
     sizes: Mapping[Name, Size] | None = None,
     sample: Path | None = None,
-    fault: Callable[[Sequence[str]], str] | None = None,
+    fault: Callable[[Sequence[str]], str] = lambda row: "",
 ) -> list[str]:
     """Return what is wrong with a submission, a sentence per kind of fault with its count and first rows; [] if valid.
 
     ``sizes``: the names that must occur, and no others, each with its image's size. A name may be shorter than those of
     the rows: (id,) asks for at least one row of that id. ``sample``: the competition's sample submission, whose header,
-    names, number and order of rows are the standard; with ``form.repeats`` only its names are. ``fault``: says what is
-    wrong with the answer of a row, "" if nothing; by default the runs are checked: that they are sorted, separate and
-    inside of the image, and that the objects of one name do not overlap.
+    names, number and order of rows are the standard; with ``form.repeats`` only its names are. Runs must be sorted,
+    separate and inside of the image, and the objects of one name must not overlap; where a row holds something else,
+    ``fault`` says what is wrong with it, "" if nothing.
     """
     faults: dict[str, list[str]] = defaultdict(list)
     names: list[Name] = []
@@ -161,14 +161,12 @@ def lint(
                 continue
             name, size = tuple(row[: form.names]), (sizes or {}).get(tuple(row[:length]))
             names.append(name)
-            if fault is not None:
+            if form.origin is None:
                 kind = fault(row)
-            elif form.origin is not None:
+            else:
                 runs, kind = _runs(row[-1], size, form.origin)
                 if form.repeats and kind in ("", _NAN):
                     runs_of[_shown(name)].append(runs)
-            else:
-                kind = ""
             if kind:
                 faults[kind].append(_shown(name))
             if sizes is not None and tuple(row[:length]) not in sizes:

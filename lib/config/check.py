@@ -100,8 +100,12 @@ def competition_faults(experiment: Experiment, competition: Competition) -> list
     search = experiment.search
     axes, chains, unseen = (search.axes, search.postprocess, search.unseen) if search else ({}, (), {})
     faults += competition.faults(experiment.decode, axes, chains, unseen)
-    if experiment.blend.crf is not None:
-        faults += _crf_faults(experiment.blend.crf)
+    if experiment.reference is not None and (names := competition.score_names()):
+        faults += experiment.reference.faults(names)
+    try:
+        Crf.model_validate(experiment.blend.crf or {})
+    except ValidationError as error:
+        faults += sentences(error, "blend.crf")
     if (file := experiment.folds.file) is not None and not file.is_file():
         faults.append(f"folds.file: expected a folds.csv of an earlier run, found no file {file}; correct the path")
     return faults
@@ -149,18 +153,17 @@ def _model_faults(model: Model, competition: Competition) -> Iterator[str]:
         yield f"train.loss.{fault}"
 
 
-def _crf_faults(options: dict[str, int | float]) -> list[str]:
-    try:
-        Crf.model_validate(options)
-    except ValidationError as error:
-        return sentences(error, "blend.crf")
-    return []
-
-
 def scene_faults(experiment: Experiment, scenes: Collection[Scene]) -> list[str]:
-    """Return which models need a pixel size that scenes do not have."""
+    """Return which models need a pixel size that scenes do not have, or name sources that no scene has."""
     without = [scene.id for scene in scenes if scene.pixel_size is None]
-    return [
+    sources = sorted({scene.data_source for scene in scenes} - {""})
+    faults = [
+        one_of(f"models.{name}.train.sampling.sources", source, sources or ["(no scene says where it is from)"])
+        for name, model in experiment.models.items()
+        for source in model.train.sampling.sources
+        if scenes and source not in sources
+    ]
+    return faults + [
         f"models.{name}.view.pixel_size: {len(without)} of {len(scenes)} scenes do not say how large their pixels are "
         f"({without[0]}); use view.scale or view.size"
         for name, model in experiment.models.items()

@@ -23,11 +23,11 @@ ALIASES = {
 
 def loss_faults(loss: Loss, kind: str, classes: tuple[str, ...] = ()) -> Iterator[str]:
     """Yield what of a loss does not fit the kind of a task and, where they are known, its classes."""
-    queries = () if kind == "multilabel" else QUERY
-    known = (*LOSS_TERMS[kind], *queries, BOUNDARY)
+    known = (*LOSS_TERMS[kind], BOUNDARY)
     for name in loss.terms:
-        if name in QUERY and not queries:
-            yield f"terms: {name} needs exclusive classes, this task's may overlap; take another architecture"
+        if name in QUERY:
+            if kind == "multilabel":
+                yield f"terms: {name} needs exclusive classes, this task's may overlap; take another architecture"
         elif ALIASES.get(name, name) not in known:
             yield one_of("terms", name, known)
     named = ("background", *classes) if kind == "binary" and classes else classes

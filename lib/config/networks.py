@@ -119,12 +119,8 @@ def _built(spec: Network, task: Task) -> layers.Network:
         network = build(**spec.arguments(task.channels))
     shapeless: Any
     for shapeless in (module for module in network.modules() if isinstance(module, SHAPELESS)):
-        shapeless.forward = _unchanged
+        shapeless.forward = lambda x, *_, **__: x
     return network.eval()
-
-
-def _unchanged(x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-    return x
 
 
 def _window_faults(experiment: Experiment, stride: int, names: list[str]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
+from lib.config.reference import Reference
 from lib.scenes.view import View
 from lib.settings import Section, did_you_mean
 from lib.tasks import Task
@@ -97,6 +98,17 @@ class Folds(Section):
     """A validation score above this runs the audit of the folds again and prints it; none: never."""
     embed: bool = True
     """The audit compares scenes by a network's features too, 30 ms an image; false: by hashes alone."""
+    cluster: bool | Annotated[float, Field(ge=0.5, le=1)] = False
+    """Scenes that look alike stay together too, whatever the scheme: near-duplicates, and scenes whose features have at
+    least this cosine; true: the audit's own bound, 0.85."""
+
+    @model_validator(mode="after")
+    def _clusters_can_be_found(self):
+        if self.cluster is not False and self.file is not None:
+            raise ValueError("cluster: folds are taken from file and not divided here; remove one of them")
+        if self.cluster is not False and not self.embed:
+            raise ValueError("cluster: needs embed, the features by which scenes look alike")
+        return self
 
 
 class Network(Section):
@@ -144,6 +156,9 @@ class Loss(Section):
     """Pixels from a boundary that the term boundary_bce calls boundary."""
     aux_weight: float = Field(0.4, ge=0)
     """Weight of the same terms on a network's auxiliary head."""
+    deep_weight: float = Field(0.5, ge=0)
+    """Deep supervision: weight of the same terms on the decoder's step at half the image's size; at a quarter it is the
+    square of it, at an eighth the cube. nnU-Net has one half."""
     smoothing: float = Field(0.0, ge=0, lt=0.5)
     """Label smoothing of ce and bce; at one half, neither of two classes would be true."""
     smoothing_form: Literal["paper", "torch"] = "paper"
@@ -277,10 +292,14 @@ class Mix(Section):
 
 
 class Distill(Section):
-    """Knowledge distillation (Hinton et al. 2015): learn the averaged out-of-fold probabilities of an experiment."""
+    """Knowledge distillation (Hinton et al. 2015): learn what the networks of another experiment say of the training
+    scenes; for fold k those that were trained without fold k too."""
 
     experiment: ExperimentName
-    """Name of the teaching experiment in the same workdir, finished up to stage 05."""
+    """Name of the teaching experiment in the same workdir and of the same folds, finished up to stage 04 with
+    ``predict.logits: true``."""
+    models: tuple[str, ...] | None = Field(None, min_length=1)
+    """Its models, whose logits are averaged; none: all of this task that have logits there."""
     weight: float = Field(1.0, gt=0)
     """Weight of the term beside the others."""
     temperature: float = Field(20.0, gt=0)
@@ -315,6 +334,9 @@ class Sampling(Section):
     """Take the next scene and then a class it holds, or draw the class first and then a scene that holds it."""
     focus_probability: float = Field(0.0, ge=0, le=1)
     """Share of crops that show such a component; the others lie anywhere."""
+    sources: dict[str, Weight] = {}
+    """Data source of scenes (or their domain) -> how often each of its scenes comes, 1 for sources that are not named;
+    the length of an epoch stays as it is. 0: never."""
     balance: bool = False
     """Labels: draw the class first, so that every class comes equally often."""
     scale: tuple[float, float] | None = None
@@ -349,7 +371,7 @@ class Train(Section):
     mix: Mix = Mix()
     """Mixup and CutMix."""
     distill: Distill | None = None
-    """Learn from another experiment's probabilities too."""
+    """Learn from another experiment's networks too."""
     pseudo: Pseudo | None = None
     """Learn from unlabelled scenes too."""
     loss: Loss
@@ -450,6 +472,9 @@ class Predict(Section):
     """Multiples of the view's size whose probabilities are averaged."""
     truncate: bool = False
     """Cut probabilities to uint8 as the 2020 code did, instead of rounding."""
+    logits: bool = False
+    """Keep what each network says of the scenes that it was trained on too, for students (``train.distill``): float16,
+    about 1.3 bytes per class and pixel."""
     fallback: float | None = Field(None, ge=0, le=1)
     """Probability that every class gets for a scene that cannot be read or predicted; none: the stage stops (in a
     kernel, where nothing may stop the rest, it is 0)."""
@@ -558,8 +583,8 @@ class Experiment(Section):
     """Decode settings that are fixed, instead of the competition's defaults."""
     search: Search | None = None
     """Search the decode settings on out-of-fold scenes; none: use the fixed ones."""
-    reference: dict[str, float] = {}
-    """Scores that the source of this experiment reports, by our names; printed beside ours, used nowhere."""
+    reference: Reference | None = None
+    """Scores that the source of this experiment reports; printed beside ours, used nowhere."""
 
     def predict_of(self, model: Model, tasks: Mapping[str, Task]) -> Predict:
         """Return how the networks of a model look at scenes: ``predict`` with the precision of this model.
@@ -626,6 +651,8 @@ def _at_odds(model: Model) -> Iterator[str]:
     yield from _query_faults(model)
     if options.get("aux_head") and not train.loss.aux_weight:
         yield ".train.loss.aux_weight: network.options.aux_head learns nothing at 0"
+    if options.get("deep_supervision") and not train.loss.deep_weight:
+        yield ".train.loss.deep_weight: the heads of network.options.deep_supervision learn nothing at 0"
     started = train.init != "default" or train.zero_gamma is not None
     if started and (model.network.encoder_weights != "none" or train.init_from):
         yield ".train: init and zero_gamma are for networks without pretrained weights"

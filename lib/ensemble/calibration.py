@@ -9,7 +9,9 @@ are 256 x 2 numbers; of exclusive classes up to ``limit`` pixels per scene are k
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from math import exp, log
+from operator import add
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -201,17 +203,10 @@ def cross_fit(by_group: Mapping[Hashable, Evidence]) -> Calibration:
     by_group = {group: evidence for group, evidence in by_group.items() if evidence.times.sum()}
     if len(by_group) < 2:
         raise ValueError(f"calibration: expected at least 2 groups with pixels that count, got {len(by_group)}")
-    without = {group: fit(_sum(e for other, e in by_group.items() if other != group)) for group in by_group}
+    without = {group: fit(reduce(add, (e for other, e in by_group.items() if other != group))) for group in by_group}
     return Calibration(
-        fit(_sum(by_group.values())),
+        fit(reduce(add, by_group.values())),
         without,
         reliability(by_group, dict.fromkeys(by_group, 1.0)),
         reliability(by_group, without),
     )
-
-
-def _sum(parts) -> Evidence:
-    first, *others = parts
-    for other in others:
-        first = first + other
-    return first

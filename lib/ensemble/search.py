@@ -139,7 +139,7 @@ def nested(
     counts_by_group: Mapping[Key, np.ndarray],
     score: Score,
     pick: Callable[[np.ndarray], int],
-    baseline: Mapping[Key, np.ndarray] | None = None,
+    baseline: Mapping[Key, np.ndarray],
 ) -> Nested[Key]:
     """Search with nested cross-validation: what is held out never takes part in the choice it is scored with.
 
@@ -151,32 +151,25 @@ def nested(
     """
     if len(counts_by_group) < 2:
         raise ValueError(f"nested: expected at least 2 groups to hold out one at a time, got {len(counts_by_group)}")
-    if baseline is not None and set(baseline) != set(counts_by_group):
+    if set(baseline) != set(counts_by_group):
         raise ValueError(
             f"nested: expected a baseline for groups {sorted(map(str, counts_by_group))}, "
             f"got {sorted(map(str, baseline))}"
         )
-
-    everything = total(counts_by_group.values())
-    base = None if baseline is None else total(baseline.values())
+    everything, base = total(counts_by_group.values()), total(baseline.values())
 
     def choose_without(group: Key | None) -> tuple[int | None, np.ndarray]:
         """Return what the groups but one choose, None for the baseline, and their counts under it."""
-        counts = everything if group is None else everything - counts_by_group[group]
+        counts, without_search = everything, base
+        if group is not None:
+            counts, without_search = counts - counts_by_group[group], without_search - baseline[group]
         point = pick(counts)
-        if baseline is not None and base is not None:
-            without_search = base if group is None else base - baseline[group]
-            if score(counts[point]) <= score(without_search):
-                return None, without_search
-        return point, counts[point]
-
-    def held_out(group: Key, point: int | None) -> np.ndarray:
-        return baseline[group] if point is None and baseline is not None else counts_by_group[group][point]
+        return (point, counts[point]) if score(counts[point]) > score(without_search) else (None, without_search)
 
     point, found = choose_without(None)
     chosen = {group: choose_without(group)[0] for group in counts_by_group}
-    expected = score(total(held_out(group, own) for group, own in chosen.items()))
-    return Nested(point, float(score(found)), float(expected), chosen)
+    held_out = (baseline[k] if own is None else counts_by_group[k][own] for k, own in chosen.items())
+    return Nested(point, float(score(found)), float(score(total(held_out))), chosen)
 
 
 def accept(base_counts: np.ndarray, candidate_counts: np.ndarray, score: Score, class_scores: Score) -> bool:

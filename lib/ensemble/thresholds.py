@@ -69,14 +69,9 @@ def spread(
 
 
 # ---- without a truth ------------------------------------------------------------------------------------
-def histogram(levels: np.ndarray) -> np.ndarray:
-    """Count the levels of an array of any shape: (256,) int64, additive over scenes."""
-    return np.bincount(levels.ravel(), minlength=256).astype(np.int64)
-
-
 def of_scene(levels: np.ndarray, otherwise: float) -> float:
     """Return the threshold that parts a scene's levels (H, W) uint8, ``otherwise`` where there are no two classes."""
-    found = otsu(histogram(levels))
+    found = otsu(np.bincount(levels.ravel(), minlength=256))
     return found[0] if found and found[1] >= CLEAR else otherwise
 
 

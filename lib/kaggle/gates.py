@@ -17,6 +17,8 @@ from lib.errors import ArtifactError, ConfigError
 from lib.files import sha256
 
 BUNDLE = "bundle.json"
+CARRIED = "carried"
+"""Folder beside the weights: a folder per option of the competition, which holds the file that the option names."""
 WHEELS = "wheels"
 DEPTH = 4
 """Folders below the inputs that are looked into; datasets are attached one to three deep."""

@@ -6,7 +6,7 @@ import os
 import shutil
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from math import inf
@@ -17,7 +17,7 @@ import torch
 
 from lib.choose.choice import Decision, Subset
 from lib.competitions import open_competition
-from lib.competitions.contract import Answer, Competition, Scene
+from lib.competitions.contract import SUBMISSION, Answer, Competition, Scene
 from lib.config.load import load
 from lib.config.sections import Experiment
 from lib.errors import ArtifactError, ConfigError, DataError, PipelineError
@@ -32,7 +32,6 @@ from lib.run.executor import STARTS, Pool
 from lib.stages import ensemble, submit
 from lib.stages.predict import open_pool, told
 
-SUBMISSION = "submission.csv"
 SAMPLES = "*sample_submission*.csv"
 BYTES_PER_LEVEL = 0.5
 """Disk that one level takes, compressed; measured 0.4 on xBD."""
@@ -58,9 +57,9 @@ def open_job(config: Path, args: argparse.Namespace, clock: Callable[[], float])
 
     Of several sets of views only the one is left that was chosen out of fold. ``clock``: seconds since the start.
     """
-    changes = settings(load(config), args)
+    changes = [*carried(args.weights), *settings(load(config), args)]
     check_device()
-    data = find_data(config, args)
+    data = find_data(config, args, changes)
     wanted = ["--config", config, "--workdir", args.scratch, "--inputs", args.weights, "--split", "test"]
     for change in (f"data.root={json.dumps(str(data))}", "data.synthetic=null", *changes):
         wanted += ["--set", change]
@@ -73,6 +72,8 @@ def open_job(config: Path, args: argparse.Namespace, clock: Callable[[], float])
     minutes = run.config.predict.budget_minutes
     say(f"kernel: {len(scenes)} test scenes in {data}; predicted by {workers(pool)}"
         + (f" in {minutes:g} minutes" if minutes else ""))  # fmt: skip
+    for caveat in run.competition.caveats(scenes):
+        say(f"kernel: ! {caveat}")
     return Job(run, full, compared, pool, Budget(60 * minutes if minutes else inf, clock))
 
 
@@ -127,12 +128,18 @@ def present() -> bool:
     return any(Path("/proc/driver/nvidia/gpus").glob("*"))
 
 
-def find_data(config: Path, args: argparse.Namespace) -> Path:
+def carried(weights: Path) -> Iterator[str]:
+    """Yield the changes by which options of the competition name the files that came along with the weights."""
+    for file in sorted((weights / gates.CARRIED).glob("*/*")):
+        yield f"data.options.{file.parent.name}={json.dumps(str(file.resolve()))}"
+
+
+def find_data(config: Path, args: argparse.Namespace, changes: Sequence[str] = ()) -> Path:
     """Return the folder of the competition's data: as given, by its name, or the only one with test scenes.
 
     DataError where there is none, or more than one.
     """
-    experiment = load(config)
+    experiment = load(config, changes)
 
     def fits(folder: Path) -> bool:
         try:
@@ -182,7 +189,10 @@ def predict(job: Job, working: Path) -> int:
     target, run, budget = working / SUBMISSION, job.run, job.budget
 
     def hand_in(part: Run) -> None:
-        make_submission(part, target)
+        """Average, decode, write and lint what the networks have predicted, then put it in place."""
+        part.make("05", ensemble.units(part), partial(ensemble.write, part))
+        part.make("06", submit.units(part), partial(submit.write, part))
+        put(part.store.require(part.graph.submission("test")) / SUBMISSION, target)
         say(f"kernel: {target} holds the predictions of {len(part.graph.test_ids)} scenes by {networks(part)}, linted")
 
     try:
@@ -215,13 +225,6 @@ def networks(run: Run) -> str:
     """Say how many networks a run averages."""
     count = sum(len(run.config.folds_of(model)) for model in run.config.models.values())
     return f"{count} network{'s' * (count > 1)}"
-
-
-def make_submission(run: Run, target: Path) -> None:
-    """Average, decode, write and lint what a run's networks have predicted, then put it in place."""
-    run.make("05", ensemble.units(run), partial(ensemble.write, run))
-    run.make("06", submit.units(run), partial(submit.write, run))
-    put(run.store.require(run.graph.submission("test")) / SUBMISSION, target)
 
 
 def first_submission(run: Run, target: Path) -> str:

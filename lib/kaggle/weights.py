@@ -8,15 +8,14 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from lib.choose.choice import DECODE, Decision
-from lib.competitions.contract import settings_for
+from lib.choose import evidence
+from lib.choose.choice import DECODE, Choice, Decision
+from lib.ensemble.search import total
 from lib.errors import ArtifactError, ConfigError
 from lib.files import digest, sha256, write_json
 from lib.kaggle import gates, passes, plan
@@ -24,7 +23,6 @@ from lib.models import checkpoint
 from lib.run import cli, runtime
 from lib.run.artifacts import MANIFEST, read_json
 from lib.run.cli import Run
-from lib.stages import ensemble
 from lib.stages.predict import predict
 
 FILES = ("folds.csv", checkpoint.WEIGHTS, checkpoint.DESCRIPTION, DECODE)
@@ -36,7 +34,7 @@ HALF_LOSS = 0.0005
 
 
 def pack(run: Run, folder: Path, half: bool = False) -> None:
-    """Copy folds, checkpoints and decode settings of a finished experiment to ``folder``, which must be new.
+    """Copy folds, checkpoints, decode settings and what the competition carries to ``folder``, which must be new.
 
     half: weights as float16, but for models whose task is promised float32 (``whole_models``).
     """
@@ -45,6 +43,10 @@ def pack(run: Run, folder: Path, half: bool = False) -> None:
     model_of = {
         graph.checkpoint(name, k): name for name, model in config.models.items() for k in config.folds_of(model)
     }
+    for key, path in run.competition.carried.items():
+        target = folder / gates.CARRIED / key / path.name
+        target.parent.mkdir(parents=True)
+        shutil.copyfile(path, target)
     for unit in (graph.folds(), *model_of, graph.decode()):
         source, target = run.store.require(unit), folder / unit.key
         target.mkdir(parents=True)
@@ -89,13 +91,9 @@ def out_of_fold(config: Path, overrides: Sequence[str], weights: Path) -> dict[s
         run = passes.reduced_run(run, full)
         for units in run.predictions():
             predict(run, list(run.pending(units)))
-        run.make("05", [run.graph.blend("oof")], partial(ensemble.write, run))
-        params, competition = decision.params, run.competition
-        counts = [
-            competition.tally(competition.decode(levels, settings_for(scene, params)), competition.truth(scene))
-            for scene, levels in ensemble.averages(run, "oof")
-        ]
-        return competition.scores(np.sum(counts, 0))
+        choice = Choice(decision.weights, decision.params, decision.variant(evidence.default_variant(run.config)))
+        scenes = evidence.out_of_fold(run, Path(scratch), decision.temperatures)
+        return run.competition.scores(total(item.tally(choice) for item in scenes.each("score")))
 
 
 def choose_half(run: Run, config: Path, overrides: Sequence[str], folder: Path) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from lib.errors import ConfigError
 from lib.models.gates import Gate
 from lib.models.heads import boundary_head
 from lib.models.layers import Normalize, head, take, use_group_norm
+from lib.models.recompute import recompute
 from lib.models.segmentation import NORMS, NetworkParts, SegmentationNet
+from lib.models.steps import level_heads
 
 STEPS = 4
 UPSAMPLINGS = ("transposed", "bilinear")
@@ -64,11 +66,17 @@ class Decoder(nn.Module):
         self.merge = nn.ModuleList(_double(2 * o, o) for o in outputs)
 
     def forward(self, features: list[Tensor]) -> Tensor:
+        return self.decode(features)[0]
+
+    def decode(self, features: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Return the output and what all steps but the last give, the deepest first."""
         x, *skips = features[::-1]
+        steps = []
         for up, gate, merge, skip in zip(self.up, self.gates, self.merge, skips):
             x = up(x)
             x = merge(torch.cat([gate(x, skip), x], dim=1))
-        return x
+            steps.append(x)
+        return x, steps[:-1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +96,10 @@ class UNetOptions:
     """Of whole channels before the last convolution."""
     boundary: bool = False
     """A second head, for training alone."""
+    deep_supervision: bool = False
+    """A head on every step of the decoder, for training alone (see ``steps``)."""
+    grad_checkpointing: bool = False
+    """Compute activations again in the backward pass (see ``recompute``)."""
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -100,8 +112,9 @@ class UNetOptions:
                 raise ConfigError(f"{name}: expected {' or '.join(known)} with this architecture, got {str(value)!r}")
         if not isinstance(self.base, int) or self.base < 2:
             raise ConfigError(f"base: expected a whole number from 2 up, got {self.base!r}")
-        if not isinstance(self.boundary, bool):
-            raise ConfigError(f"boundary: expected true or false, got {self.boundary!r}")
+        for name in ("boundary", "deep_supervision", "grad_checkpointing"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}: expected true or false, got {getattr(self, name)!r}")
 
 
 def build_unet(*, classes: int, images: int, **options: Any) -> SegmentationNet:
@@ -129,10 +142,15 @@ def _build(
         initialize_decoder(part)
     if asked.boundary:
         parts.boundary = boundary_head(parts.head)
+    if asked.deep_supervision:
+        parts.levels = level_heads(channels[-2::-1], classes)
     if asked.norm != "batch":
         use_group_norm(parts.decoder)
     if asked.norm == "group_everywhere":
         use_group_norm(parts.encoder)
+    if asked.grad_checkpointing:
+        recompute(parts.encoder)
+        recompute(parts.decoder)
     return SegmentationNet(parts, Normalize(asked.encoder, images), asked.dropout)
 
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lib.errors import ArtifactError
+from lib.errors import ArtifactError, ConfigError
 from lib.files import whole_path, write_bytes
 from lib.models import build
 from lib.models.layers import Network
@@ -51,10 +51,23 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def load_network(folder: Path) -> Network:
-    """Build the network of a checkpoint folder and give it its weights; no download, no pretrained weights."""
-    network = build(**read_description(folder)["network"])
+    """Build the network of a checkpoint folder and give it its weights; no download, no pretrained weights.
+
+    Raises ArtifactError for the checkpoint of a network that is no longer built so, and where files do not belong
+    together.
+    """
     try:
-        network.load_state_dict(read_weights(folder), strict=True)
+        network = build(**read_description(folder)["network"])
+    except ConfigError as error:
+        raise ArtifactError(f"{folder}: this network can no longer be built ({error}); train with --force") from error
+    state = read_weights(folder)
+    if absent := sorted(network.state_dict().keys() - state.keys()):
+        raise ArtifactError(
+            f"{folder}: the network has parts that its weights do not know, {absent[0]} and {len(absent) - 1} more: it "
+            "was trained by an older version; train with --force"
+        )
+    try:
+        network.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise ArtifactError(f"{folder}: weights and network.json do not belong together; train with --force") from error
     return network.eval()

@@ -14,6 +14,7 @@ import lib.models.resnet  # noqa: F401 - gives timm the names resnet50a, resnet1
 from lib.errors import ConfigError
 from lib.models import weights
 from lib.models.layers import Network, Normalize, take, train_depthwise_in_float32
+from lib.models.recompute import recompute
 from lib.models.segmentation import timm_arguments
 
 
@@ -73,7 +74,7 @@ class ClassifierOptions:
     drop_path_rate: float = 0.0
     """Stochastic depth, for networks that have it."""
     grad_checkpointing: bool = False
-    """Recompute activations in the backward pass."""
+    """Compute activations again in the backward pass (see ``recompute``)."""
 
 
 def build(*, classes: int, images: int, encoder: str, **options: Any) -> Classifier:
@@ -95,10 +96,10 @@ def build(*, classes: int, images: int, encoder: str, **options: Any) -> Classif
     pretrained = arguments.pop("weights") is not None
     try:
         model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=3 * images, **arguments)
-        if asked.grad_checkpointing:
-            model.set_grad_checkpointing(True)
     except (ValueError, TypeError, KeyError, RuntimeError, AssertionError) as error:
         raise ConfigError(f"model: no classifier can be built on encoder {encoder}: {error}") from error
+    if asked.grad_checkpointing and not recompute(model):
+        raise ConfigError(f"grad_checkpointing: encoder {encoder} is not made of blocks; choose another, or false")
     backbone = Backbone(model)
     recorded = weights.install(backbone, source, 3 * images) if source else None
     train_depthwise_in_float32(backbone)

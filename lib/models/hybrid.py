@@ -17,45 +17,38 @@ from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 
 from lib.errors import ConfigError
+from lib.models.bifpn import BiFPN
 from lib.models.heads import boundary_head
-from lib.models.layers import head, take, use_group_norm
+from lib.models.layers import head, take, train_depthwise_in_float32, use_group_norm
+from lib.models.recompute import recompute
 from lib.models.segmentation import Design, SegmentationNet, build_parts
 
-MERGES = ("add", "concat", "weighted")
-EPSILON = 1e-4
-"""Keeps the weighted merge finite when no weight is positive (EfficientDet's value)."""
+MERGES = ("add", "concat", "bifpn")
 
 
 class Pyramid(nn.Module):
-    """Bring levels (B, C_i, h_i, w_i) to ``width`` channels and the size of the last, and merge them.
+    """Bring levels (B, C_i, h_i, w_i), each twice as large as the one before, to ``width`` channels, and merge them.
 
-    add: their sum. concat: side by side, width * levels channels. weighted: sum w_i x_i / (eps + sum w_i) with learned
-    w_i = relu(v_i), the fast normalised fusion of EfficientDet's BiFPN (Tan et al. 2020, arXiv 1911.09070, eq. 4).
+    The result has the size of the last. add: their sum there. concat: side by side, width * levels channels. bifpn:
+    see ``lib/models/bifpn.py``; it has so many ``layers``.
     """
 
-    def __init__(self, channels: Sequence[int], width: int, merge: str):
+    def __init__(self, channels: Sequence[int], width: int, merge: str, layers: int = 3):
         super().__init__()
         self.merge = merge
         self.lateral = nn.ModuleList(_convolve(c, width) for c in channels)
         self.out_channels = width * (len(channels) if merge == "concat" else 1)
-        if merge == "weighted":
-            self.weights = nn.Parameter(torch.ones(len(channels)))
-
-    def shares(self) -> Tensor:
-        """Return what part each level has in the weighted merge, (levels,) float32 in 0..1."""
-        weights = F.relu(self.weights.float())
-        return weights / (EPSILON + weights.sum())
+        if merge == "bifpn":
+            self.bifpn = BiFPN(len(channels), width, layers)
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        maps = [lateral(level) for lateral, level in zip(self.lateral, levels)]
+        if self.merge == "bifpn":
+            return self.bifpn(maps)
         size = levels[-1].shape[-2:]
-        maps = [
-            F.interpolate(lateral(level), size, mode="bilinear", align_corners=False)  # (B, width, h, w)
-            for lateral, level in zip(self.lateral, levels)
-        ]
+        maps = [F.interpolate(level, size, mode="bilinear", align_corners=False) for level in maps]
         if self.merge == "concat":
             return torch.cat(maps, dim=1)  # (B, width * levels, h, w)
-        if self.merge == "weighted":
-            maps = [share * level for share, level in zip(self.shares().unbind(), maps)]
         return sum(maps[1:], maps[0])
 
 
@@ -67,11 +60,15 @@ class HybridDecoder(nn.Module):
         self.aspp, self.unet, self.pyramid = aspp, unet, pyramid
 
     def forward(self, features: list[Tensor]) -> Tensor:
+        return self.decode(features)[0]
+
+    def decode(self, features: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Return the output and what the steps of the U-Net but the last give, the deepest first."""
         levels = [self.aspp(features[-1])]
         skips = [*features[-2:0:-1], None]  # nothing is concatenated at full size
         for block, finer, skip in zip(self.unet.blocks, features[-2::-1], skips):
             levels.append(block(levels[-1], *finer.shape[-2:], skip_connection=skip))
-        return self.pyramid(levels)
+        return self.pyramid(levels), levels[1:-1]
 
 
 @dataclass(frozen=True)
@@ -87,13 +84,16 @@ class HybridOptions:
     """Of each level in the pyramid; the ASPP is its first, each step of the U-Net a further one."""
     merge: str = "concat"
     """See ``Pyramid``."""
+    bifpn_layers: int = 3
+    """Of merge bifpn; EfficientDet-D0 has 3, D7 has 8."""
 
     def __post_init__(self) -> None:
         if self.merge not in MERGES:
             raise ConfigError(f"merge: expected one of {', '.join(MERGES)}, got {self.merge!r}")
         if len(self.atrous_rates) != 3 or not all(isinstance(rate, int) and rate > 0 for rate in self.atrous_rates):
             raise ConfigError(f"atrous_rates: expected three positive whole numbers, got {list(self.atrous_rates)}")
-        for name, value in (("aspp_channels", self.aspp_channels), ("fpn_channels", self.fpn_channels)):
+        for name in ("aspp_channels", "fpn_channels", "bifpn_layers"):
+            value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name}: expected a whole number from 1 up, got {value!r}")
 
@@ -111,11 +111,14 @@ def build(*, classes: int, images: int, dropout: float = 0.0, **options: Any) ->
     deepest, rates = parts.encoder.out_channels[-1], tuple(own.atrous_rates)
     aspp = ASPP(deepest, own.aspp_channels, rates, separable=False, dropout=own.aspp_dropout)
     levels = [own.aspp_channels, *(block.conv2[0].out_channels for block in parts.decoder.blocks)]
-    pyramid = Pyramid(levels, own.fpn_channels, own.merge)
+    pyramid = Pyramid(levels, own.fpn_channels, own.merge, own.bifpn_layers)
+    train_depthwise_in_float32(pyramid)
     for part in (aspp, pyramid):
         initialize_decoder(part)
         if design.norm != "batch":
             use_group_norm(part)
+    if design.grad_checkpointing:
+        recompute(pyramid)
     parts.decoder = HybridDecoder(aspp, parts.decoder, pyramid)
     parts.head = head(pyramid.out_channels, classes, kernel=3, upsampling=design.upsample_logits)
     parts.boundary = boundary_head(parts.head) if design.boundary else None

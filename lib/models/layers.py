@@ -49,6 +49,8 @@ class Outputs(_Logits, total=False):
     """(B, 1, H, W), of the boundaries of objects."""
     aux: Tensor
     """(B, C, H, W), of an auxiliary head on the encoder."""
+    levels: list[Tensor]
+    """(B, C, h, w) each, of the steps of a decoder before the last, from the finest to the coarsest."""
     queries: list[Queries]
     """Of every layer of a transformer decoder, the last one last."""
 

@@ -125,7 +125,7 @@ def build(*, classes: int, images: int, **options: Any) -> MaskFormer:
     """
     sizes, others = take(Transformer, options)
     own, inside = {field.name for field in fields(Transformer)}, max(2, classes)
-    of_decoder = {"decoder_options", "attention_gates", "upsample_logits"}  # there is no U-Net
+    of_decoder = {"decoder_options", "attention_gates", "upsample_logits", "deep_supervision"}  # there is no U-Net
     known = (own | {field.name for field in fields(Design)}) - of_decoder - {"decoder", "boundary", "aux_head"}
     if unknown := others.keys() - known:
         raise ConfigError(

@@ -31,12 +31,18 @@ from lib.models.layers import (
     train_depthwise_in_float32,
     use_group_norm,
 )
+from lib.models.norms import needs_norms, norm_features
+from lib.models.recompute import recompute
+from lib.models.steps import decode, level_heads
 from lib.models.taps import SKIPS, tap_expansions, tap_stem
 from lib.models.unet2020 import UNet2020Options, build_decoder
 
 DECODERS = (*smp.MODEL_ARCHITECTURES_MAPPING, "unet2020")
 SHORTENABLE = ("unet", "manet")
 """Decoders whose steps stand in one list, ``blocks``, from the deepest to the finest."""
+WIDE = ("mit_b2", "mit_b3", "mit_b4", "mit_b5")
+"""Encoders under which SegFormer's decoder has 768 channels by its authors' configurations; it has 256 under B0 and B1
+(Xie et al. 2021, arXiv 2105.15203), and here under all others."""
 NORMS = ("batch", "group", "group_everywhere")
 OURS = {"self", "encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params", "kwargs"}
 """Parameters of smp's architectures that this module fills itself; the others are decoder options."""
@@ -56,6 +62,8 @@ class NetworkParts:
     source: dict[str, str | int] | None = None
     boundary: nn.Module | None = None
     aux: nn.Module | None = None
+    levels: nn.ModuleList | None = None
+    """Of each step of the decoder but the last, see ``steps``."""
 
 
 class SegmentationNet(Network):
@@ -72,7 +80,7 @@ class SegmentationNet(Network):
         self.decoder = parts.decoder
         self.dropout = nn.Dropout2d(dropout)
         self.head = parts.head
-        self.boundary, self.aux = parts.boundary, parts.aux
+        self.boundary, self.aux, self.levels = parts.boundary, parts.aux, parts.levels
         self.stride = math.lcm(32, parts.encoder.output_stride)
         self.source = parts.source
 
@@ -88,12 +96,18 @@ class SegmentationNet(Network):
 
     def forward(self, x: Tensor) -> Tensor | Outputs:
         features = self.features(x)
-        decoded = self.decoder(*features) if isinstance(features, tuple) else self.decoder(features)
+        if not self.training or (self.boundary is None and self.aux is None and self.levels is None):
+            decoded = self.decoder(*features) if isinstance(features, tuple) else self.decoder(features)
+            return self.head(self.dropout(decoded))
+        steps: list[Tensor] = []
+        if self.levels is None:
+            decoded = self.decoder(features)
+        else:
+            decoded, steps = decode(self.decoder, features)
         decoded = self.dropout(decoded)
-        logits = self.head(decoded)
-        if not self.training or (self.boundary is None and self.aux is None):
-            return logits
-        outputs: Outputs = {"logits": logits}
+        outputs: Outputs = {"logits": self.head(decoded)}
+        if self.levels is not None:
+            outputs["levels"] = [level(step) for level, step in zip(self.levels, steps, strict=True)][::-1]
         if self.boundary is not None:
             outputs["boundary"] = self.boundary(decoded)
         if self.aux is not None:
@@ -119,8 +133,7 @@ class Design:
     """2 or 4 leaves out the last one or two steps of a unet or manet decoder and upsamples the logits; these steps take
     most of a small U-Net's time."""
     grad_checkpointing: bool = False
-    """Recompute the encoder's activations in the backward pass (``tu-`` only; a batch norm then sees each batch
-    twice)."""
+    """Compute the activations of encoder and decoder again in the backward pass (see ``recompute``)."""
     skips: str = "smp"
     """Of an EfficientNet: ``expansion`` takes the skips before its strided convolutions, ``stem`` the finest one behind
     the stem (see ``taps``)."""
@@ -132,6 +145,8 @@ class Design:
     """A head for boundaries, for training alone (see ``heads``)."""
     aux_head: bool = False
     """A head on the encoder, for training alone (see ``heads``)."""
+    deep_supervision: bool = False
+    """A head on every step of the decoder, for training alone (see ``steps``)."""
     decoder_options: Mapping[str, Any] = field(default_factory=dict)
     """Keywords of smp's class, as decoder_channels, or fields of ``UNet2020Options``."""
 
@@ -192,11 +207,15 @@ def build_parts(
                 parts = NetworkParts(net.encoder, net.decoder, net.segmentation_head)
             else:
                 options = _shorten(decoder, design.upsample_logits, options)
+                if decoder == "segformer":
+                    options = {"decoder_segmentation_channels": 768 if encoder in WIDE else 256} | options
                 parts = _around(create, design, classes, fuse, options)
     except (ValueError, TypeError, KeyError, RuntimeError, AssertionError) as error:
         raise ConfigError(f"model: decoder {decoder} cannot be built on encoder {encoder}: {error}") from error
     if source:
         parts.source = weights.install(parts.encoder, source, in_channels)
+    if needs_norms(encoder):
+        norm_features(parts.encoder)
     if decoder in SHORTENABLE and design.upsample_logits > 1:
         parts.decoder.blocks = parts.decoder.blocks[: -int(math.log2(design.upsample_logits))]
         parts.head = head(options["decoder_channels"][-1], classes, kernel=3, upsampling=design.upsample_logits)
@@ -207,6 +226,9 @@ def build_parts(
         parts.aux = heads.aux_head(channels, classes) if design.aux_head else None
     if design.boundary:
         parts.boundary = heads.boundary_head(parts.head)
+    if design.deep_supervision:
+        widths = options.get("decoder_channels") or _default_channels(decoder)
+        parts.levels = level_heads(widths[: len(parts.decoder.blocks)], classes)
     train_depthwise_in_float32(parts.encoder)
     train_depthwise_in_float32(parts.decoder)
     if design.norm != "batch":
@@ -215,7 +237,9 @@ def build_parts(
     if design.norm == "group_everywhere":
         use_group_norm(parts.encoder)
     if design.grad_checkpointing:
-        _checkpoint_gradients(parts.encoder, encoder)
+        if not recompute(parts.encoder):
+            raise ConfigError(f"grad_checkpointing: encoder {encoder} is not made of blocks; choose another, or false")
+        recompute(parts.decoder)
     return parts
 
 
@@ -271,9 +295,12 @@ def _shorten(decoder: str, upsample_logits: int, options: Mapping[str, Any]) -> 
     surplus = int(math.log2(upsample_logits))
     channels = options.get("decoder_channels")
     if channels is None:
-        channels = inspect.signature(smp.MODEL_ARCHITECTURES_MAPPING[decoder]).parameters["decoder_channels"].default
-        channels = channels[:-surplus]
+        channels = _default_channels(decoder)[:-surplus]
     return {**options, "decoder_channels": (*channels, *channels[-1:] * surplus)}
+
+
+def _default_channels(decoder: str) -> tuple[int, ...]:
+    return inspect.signature(smp.MODEL_ARCHITECTURES_MAPPING[decoder]).parameters["decoder_channels"].default
 
 
 def timm_arguments(
@@ -293,13 +320,6 @@ def timm_arguments(
     if source:  # smp: any weights but None mean pretrained; timm prefers the state dict given here to any other place
         loading = {"weights": True, "pretrained_cfg_overlay": {"state_dict": dict(source.state)}}
     return arguments | dict(encoder_options or {}) | loading
-
-
-def _checkpoint_gradients(module: nn.Module, encoder: str) -> None:
-    switch = getattr(getattr(module, "model", None), "set_grad_checkpointing", None)
-    if switch is None:
-        raise ConfigError(f"grad_checkpointing: encoder {encoder} cannot; expected a tu- encoder that timm lets do it")
-    switch(True)
 
 
 def _check(design: Design) -> None:
@@ -333,7 +353,10 @@ def _check(design: Design) -> None:
         raise ConfigError(
             f"skips: expected {' or '.join(SKIPS)} (not with dpt or grad_checkpointing), got {design.skips!r}"
         )
+    _check_switch("grad_checkpointing", design.grad_checkpointing, possible=True, where="any decoder")
     _check_switch("attention_gates", design.attention_gates, possible=decoder == "unet", where="decoder unet")
+    _check_switch("deep_supervision", design.deep_supervision, possible=decoder in SHORTENABLE,
+                  where=f"decoder {' or '.join(SHORTENABLE)}")  # fmt: skip
     for name, switch in (("boundary", design.boundary), ("aux_head", design.aux_head)):
         _check_switch(name, switch, possible=decoder != "dpt", where="any decoder but dpt")
 

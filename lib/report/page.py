@@ -22,7 +22,7 @@ def write(run: Run) -> str:
     folder = run.store.root / "report"
     folder.mkdir(parents=True, exist_ok=True)
     lines, page = [decision_table(run)], folder / "report.html"
-    if not _is_current(run, page):
+    if not (_is_current(run, page) and html.escape(lines[0]) in page.read_text(encoding="utf-8")):
         write_bytes(page, (_page(run, folder, lines[0]) + "\n").encode())
     submission = run.graph.submission("test")
     if run.store.status(submission) == "done":

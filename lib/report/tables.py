@@ -8,22 +8,32 @@ from typing import Any
 from lib.choose import plans
 from lib.choose.choice import DECODE, Decision
 from lib.competitions.contract import APART
+from lib.config.load import load
+from lib.config.reference import Figure, written
+from lib.errors import ConfigError
 from lib.run.cli import Run
+
+EXPECTED = "expected on unseen scenes"
+SETTINGS = 254
+"""The most settings that are shown; thousands of classes have a gain each."""
 
 
 def decision_table(run: Run) -> str:
     """Return decode.json as a table: settings, scores, what to expect on unseen scenes."""
-    decision, theirs = Decision.of(run), run.config.reference
+    decision, reference = Decision.of(run), run.config.reference
     lines = ["", f"out-of-fold scores ({decision.coverage})"]
-    for name, value in decision.scores.items():
-        lines.append(f"  {name:32s} {value:.4f}" + (f"  (source: {theirs[name]:g})" if name in theirs else ""))
+    lines += [f"  {name:32s} {value:.4f}" for name, value in decision.scores.items()]
     if decision.interval95 is not None:
         low, high = decision.interval95
         lines.append(f"  {'95 % interval over scenes':32s} {low:.4f} .. {high:.4f}")
     if decision.score_without_search is not None:
         lines.append(f"  {'score without the search':32s} {decision.score_without_search:.4f}")
         shown = "unknown (one fold only)" if decision.expected is None else f"{decision.expected:.4f}"
-        lines.append(f"  {'expected on unseen scenes':32s} {shown}  (nested cross-validation)")
+        lines.append(f"  {EXPECTED:32s} {shown}  (nested cross-validation)")
+    if reference is not None:
+        lines += [f"  {line}" for line in reference.beside(decision.scores)]
+        if absent := [name for name in reference.scores if name not in decision.scores]:
+            lines.append(f"  the source's {' and '.join(absent)}: none of our scores here")
     params = decision.params
     lines.append("  settings: " + _pairs({name: value for name, value in params.items() if name not in APART}))
     apart = params.get("per_domain", {}) | ({"unseen domains": params["unseen"]} if "unseen" in params else {})
@@ -42,7 +52,9 @@ def decision_table(run: Run) -> str:
 
 
 def _pairs(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in settings.items())
+    """Return names and values in one line, the first SETTINGS of very many."""
+    pairs = [f"{name} {value}" for name, value in settings.items()]
+    return ", ".join(pairs[:SETTINGS]) + (f" and {len(pairs) - SETTINGS} more" if len(pairs) > SETTINGS else "")
 
 
 def _matrix(name: str, table: Mapping[str, Any]) -> list[str]:
@@ -86,14 +98,37 @@ def milestones(run: Run) -> list[str]:
 
 
 def compare(old: Path, new: Path) -> str:
-    """Return a table of two experiments' out-of-fold scores: old, new, gain in percent of the old."""
-    found = [Decision.read(folder / "05_ensemble" / "decode" / DECODE) for folder in (old, new)]
-    before, after = (
-        {**row.scores, "expected on unseen scenes": float("nan") if row.expected is None else row.expected}
-        for row in found
-    )
-    lines = [f"{'':32s} {old.name:>12s} {new.name:>12s}      gain"]
+    """Return a table of two experiments' out-of-fold scores: old, new, gain in percent of the old.
+
+    Each is an experiment folder of a workdir, or an experiment file, which stands for its ``reference``, the figures of
+    its source, marked with a star. Raises ArtifactError where a folder holds no decision, ConfigError where a file
+    cannot be read or has no ``reference``.
+    """
+    (first, before, about_first), (second, after, about_second) = map(_side, (old, new))
+    lines = [f"{'':32s} {first:>12s} {second:>12s}      gain"]
     for name in [name for name in before if name in after]:
-        gain = f"{100 * (after[name] / before[name] - 1):+8.1f} %" if before[name] else "        -"
-        lines.append(f"{name:32s} {before[name]:12.4f} {after[name]:12.4f} {gain}")
-    return "\n".join(lines)
+        lines.append(f"{name:32s} {_cell(before[name])} {_cell(after[name])} {_gain(before[name], after[name])}")
+    return "\n".join([*lines, *dict.fromkeys(about_first + about_second)])
+
+
+def _side(path: Path) -> tuple[str, Mapping[str, Figure], list[str]]:
+    """Return the heading of a column, its scores by name, and what must be said of where these are from."""
+    if path.suffix not in (".yaml", ".yml"):
+        decision = Decision.read(path / "05_ensemble" / "decode" / DECODE)
+        expected = float("nan") if decision.expected is None else decision.expected
+        return path.name, {**decision.scores, EXPECTED: expected}, []
+    if (reference := load(path).reference) is None:
+        raise ConfigError(f"{path}: reference: expected the figures of the experiment's source, found none; name an "
+                          "experiment folder, or a file that has them")  # fmt: skip
+    return f"{path.stem}*", reference.scores, [f"* {path.stem}: {reference.source}, measured on {reference.data}"]
+
+
+def _cell(figure: Figure) -> str:
+    return f"{written(figure):>12s}" if isinstance(figure, tuple) else f"{figure:12.4f}"
+
+
+def _gain(before: Figure, after: Figure) -> str:
+    """Return the gain in percent; of a range there is none."""
+    if isinstance(before, tuple) or isinstance(after, tuple) or not before:
+        return "        -"
+    return f"{100 * (after / before - 1):+8.1f} %"

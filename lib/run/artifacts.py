@@ -138,10 +138,10 @@ class Store:
     def recover(self, unit: Unit) -> None:
         """Finish a build that was killed after its manifest and before its last rename."""
         partial = self.partial(unit)
-        if (partial / MANIFEST).exists() and not self.fault(partial):
-            if read_json(partial / MANIFEST)["fingerprint"] == self.fingerprint(unit):
-                with self._lock(unit):
-                    _swap(partial, self.root / unit.key)
+        whole = (partial / MANIFEST).exists() and not self.fault(partial)
+        if whole and read_json(partial / MANIFEST)["fingerprint"] == self.fingerprint(unit):
+            with self._lock(unit):
+                _swap(partial, self.root / unit.key)
 
     def _matching_partial(self, unit: Unit) -> bool:
         begun = self.partial(unit) / "unit.json"

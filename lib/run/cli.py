@@ -79,11 +79,13 @@ class Run:
                     yield self.graph.checkpoint(name, fold)
 
     def predictions(self) -> Iterator[list[Unit]]:
-        """Yield, checkpoint by checkpoint, the splits that the flags ask to predict with it."""
+        """Yield, checkpoint by checkpoint, the splits that the flags ask to predict with it, and wanted logits."""
         for name, model in self.graph.models(only=self.only).items():
             for fold in self.config.folds_of(model):
                 if self.fold in (None, fold):
-                    yield [self.graph.probs(name, fold, split) for split in self.splits if self.has_split(split)]
+                    units = [self.graph.probs(name, fold, split) for split in self.splits if self.has_split(split)]
+                    keeps_logits = self.config.predict.logits and self.splits == SPLITS
+                    yield [*units, self.graph.logits(name, fold)] if keeps_logits else units
 
     def pending(self, units: Iterable[Unit]) -> Iterator[Unit]:
         """Yield the units that must be built, and say of every other one why it is skipped."""

@@ -20,9 +20,20 @@ STAGE_OF_TASK = {"loc": ("02_loc", "02_train_loc.py"), "cls": ("03_cls", "03_tra
 SPLITS = ("oof", "test")
 
 
-def teacher_folder(workdir: Path, experiment: str) -> Path:
-    """Return where the averaged out-of-fold probabilities of a teaching experiment lie."""
-    return workdir / experiment / "05_ensemble" / "oof"
+LOGITS = "logits"
+"""What stage 04 keeps of a checkpoint's training scenes, beside the splits of probabilities."""
+
+
+def teacher_folders(workdir: Path, model: Model, fold: int) -> list[Path]:
+    """Return where a teaching experiment's logits of the training scenes of a fold lie, from networks without the fold.
+
+    [] where the model has no teacher, or the teacher has no logits.
+    """
+    if (distill := model.train.distill) is None:
+        return []
+    root = workdir / distill.experiment / "04_probs" / model.task
+    names = distill.models or sorted(path.parents[1].name for path in root.glob(f"*/fold{fold}/{LOGITS}"))
+    return [root / name / f"fold{fold}" / LOGITS for name in names]
 
 
 def pseudo_folders(workdir: Path, model: Model, fold: int) -> list[Path]:
@@ -37,9 +48,9 @@ def pseudo_folders(workdir: Path, model: Model, fold: int) -> list[Path]:
 
 
 def teachers(config: Experiment, workdir: Path) -> dict[str, str | None]:
-    """Return the fingerprints of all that an experiment learns from: teacher, or pseudo-labels and fold.
+    """Return the fingerprints of all that an experiment learns from: teacher or pseudo-labels, and fold.
 
-    ArtifactError where such an experiment has not come so far.
+    ArtifactError where such an experiment has not come so far, or its logits are older than its networks.
     """
     found: dict[str, str | None] = {}
     for model in config.models.values():
@@ -48,13 +59,37 @@ def teachers(config: Experiment, workdir: Path) -> dict[str, str | None]:
             if missing := [path.parent for path in paths if not path.exists()]:
                 raise ArtifactError(f"{missing[0]}: no probabilities for pseudo-labels; run stage 04 there first")
             found[_pseudo_key(model, fold)] = digest([read_json(path)["fingerprint"] for path in paths])
-        if model.train.distill:
-            name = model.train.distill.experiment
-            path = teacher_folder(workdir, name) / MANIFEST
-            if not path.exists():
-                raise ArtifactError(f"{path.parent}: the teacher {name} has no out-of-fold probabilities; run it first")
-            found[name] = read_json(path)["fingerprint"]
+        distill = model.train.distill
+        for fold in config.folds_of(model) if distill is not None else ():
+            folders = teacher_folders(workdir, model, fold)
+            if distill is not None and not folders:
+                raise ArtifactError(
+                    f"{workdir / distill.experiment}: the teacher has no logits of the scenes of fold {fold} for "
+                    f"{model.task}; run its stages up to 04 with predict.logits: true first"
+                )
+            found[_teacher_key(model, fold)] = digest([_logits_fingerprint(workdir, folder) for folder in folders])
     return found
+
+
+def _logits_fingerprint(workdir: Path, folder: Path) -> str:
+    """Return the fingerprint of a teacher's logits, which must be those of the checkpoint that lies there today."""
+    if not (folder / MANIFEST).exists():
+        raise ArtifactError(f"{folder}: the teacher has no such logits; run its stages up to 04 with predict.logits: "
+                            "true first, or correct train.distill.models")  # fmt: skip
+    manifest = read_json(folder / MANIFEST)
+    experiment = folder.relative_to(workdir).parts[0]
+    for key, fingerprint in manifest["upstream"].items():
+        today = workdir / experiment / key / MANIFEST
+        if today.exists() and read_json(today)["fingerprint"] != fingerprint:
+            raise ArtifactError(f"{folder}: these logits are not those of today's {key}; run the teacher's stage 04 "
+                                "with predict.logits: true again")  # fmt: skip
+    return manifest["fingerprint"]
+
+
+def _teacher_key(model: Model, fold: int) -> str:
+    distill = model.train.distill
+    assert distill is not None, "only students have a key"
+    return f"{distill.experiment}/{model.task}/{','.join(distill.models or '*')}/{fold}"
 
 
 def _pseudo_key(model: Model, fold: int) -> str:
@@ -69,8 +104,8 @@ class Graph:
     def __init__(self, config: Experiment, train_ids: Sequence[str], test_ids: Sequence[str], flags: str = "",
                  teachers: Mapping[str, str | None] | None = None,
                  tasks: Mapping[str, Task] | None = None):  # fmt: skip
-        """``teachers``: experiment -> fingerprint of the probabilities that students of it learn from. ``tasks``: role
-        -> task of the competition, which says what is predicted in float32."""
+        """``teachers``: what ``teachers`` returns, fingerprints of what students learn from. ``tasks``: role -> task of
+        the competition, which says what is predicted in float32."""
         self.config, self.train_ids, self.test_ids, self.flags = config, tuple(train_ids), tuple(test_ids), flags
         self.teachers, self.tasks = teachers or {}, tasks or {}
 
@@ -94,16 +129,14 @@ class Graph:
             "folds": {key: value for key, value in plain(config.folds).items() if key not in ("too_good", "embed")},
             "train": self.train_ids,
         }
-        return Unit("01_folds", _json(facts), self._command("01_prepare_folds.py"))
+        return Unit("01_folds", facts, self._command("01_prepare_folds.py"))
 
     def checkpoint(self, name: str, fold: int) -> Unit:
         """Stages 02 and 03: one model trained on one fold."""
         model = self.config.models[name]
         folder, script = STAGE_OF_TASK[model.task]
-        upstream = [self.folds()]
-        for other in dict.fromkeys((model.train.init_from, model.train.localization)):
-            if other is not None:
-                upstream.append(self.checkpoint(other, fold))
+        others = dict.fromkeys((model.train.init_from, model.train.localization))
+        upstream = (self.folds(), *(self.checkpoint(other, fold) for other in others if other is not None))
         facts = {
             "task": model.task,
             "fold": fold,
@@ -113,7 +146,7 @@ class Graph:
             "train": {k: v for k, v in plain(model.train).items() if k not in ("workers", "cache", "save_minutes")},
         }
         if model.train.distill:
-            facts["teacher"] = self.teachers.get(model.train.distill.experiment)
+            facts["teacher"] = self.teachers.get(_teacher_key(model, fold))
         if model.train.pseudo:
             facts["pseudo"] = self.teachers.get(_pseudo_key(model, fold))
         if model.train.select != "last" or model.train.patience:  # how validation decodes decides what is kept
@@ -122,12 +155,11 @@ class Graph:
             facts["judged"] = {"precision": stated, "tile": predict.tile, "overlap": predict.overlap,
                                "decode": self.config.decode}  # fmt: skip
         command = self._command(script, f"--only {name} --fold {fold}")
-        return Unit(f"{folder}/{name}/fold{fold}", _json(facts), command, tuple(upstream))
+        return Unit(f"{folder}/{name}/fold{fold}", facts, command, upstream)
 
     def probs(self, name: str, fold: int, split: str) -> Unit:
         """Stage 04: probabilities of one checkpoint, on its own validation scenes (oof) or on the test scenes."""
-        asked = plain(self.config.predict_of(self.config.models[name], self.tasks))
-        predict = {k: v for k, v in asked.items() if k not in ("workers", "budget_minutes")}
+        predict = self._looks(name, "logits")
         facts: dict[str, Any] = {"predict": predict, "split": split}
         if split == "test":
             facts["scenes"] = self.test_ids
@@ -136,9 +168,20 @@ class Graph:
             facts["pad"] = pad
         command = self._command("04_predict_tta.py", f"--only {name} --fold {fold} --split {split}")
         upstream = (self.checkpoint(name, fold),)
-        return Unit(
-            f"04_probs/{task}/{name}/fold{fold}/{split}", _json(facts), command, upstream, portable=split == "oof"
-        )
+        return Unit(f"04_probs/{task}/{name}/fold{fold}/{split}", facts, command, upstream, portable=split == "oof")
+
+    def _looks(self, name: str, *apart: str) -> dict[str, Any]:
+        """Return how the networks of a model look at scenes, as facts, without what is ``apart``."""
+        asked = plain(self.config.predict_of(self.config.models[name], self.tasks))
+        return {k: v for k, v in asked.items() if k not in ("workers", "budget_minutes", *apart)}
+
+    def logits(self, name: str, fold: int) -> Unit:
+        """Stage 04: the logits of one checkpoint on the scenes that it was trained on, for students of another one."""
+        predict = self._looks(name, "logits", "fallback", "truncate")
+        command = self._command("04_predict_tta.py", f"--only {name} --fold {fold} --set predict.logits=true")
+        key = f"04_probs/{self.config.models[name].task}/{name}/fold{fold}/{LOGITS}"
+        upstream = (self.checkpoint(name, fold), self.folds())
+        return Unit(key, {"predict": predict}, command, upstream, portable=False)
 
     def blend(self, split: str) -> Unit:
         """Stage 05: the average over models, folds and views."""
@@ -146,7 +189,7 @@ class Graph:
         if self.config.averages_are_fitted:  # decode.json holds weights, temperatures, views
             upstream = (*upstream, self.decode())
         command = self._command("05_ensemble.py", f"--split {split}")
-        return Unit(f"05_ensemble/{split}", _json(self._blend_facts()), command, upstream, portable=split == "oof")
+        return Unit(f"05_ensemble/{split}", self._blend_facts(), command, upstream, portable=split == "oof")
 
     def decode(self) -> Unit:
         """Stage 05: decode.json, what is chosen on out-of-fold scenes (settings, weights) and what to expect of it."""
@@ -154,7 +197,7 @@ class Graph:
         facts = {"decode": config.decode, "search": plain(config.search) if config.search else None}
         upstream = (*self._members("oof"), self.folds())
         command = self._command("05_ensemble.py", "--split oof")
-        return Unit("05_ensemble/decode", _json(facts | self._blend_facts()), command, upstream)
+        return Unit("05_ensemble/decode", facts | self._blend_facts(), command, upstream)
 
     def _members(self, split: str) -> tuple[Unit, ...]:
         """Return the probabilities that are averaged."""
@@ -170,10 +213,6 @@ class Graph:
         upstream = (self.blend(split), self.decode())
         command = self._command("06_make_submission.py", f"--split {split}")
         return Unit(f"06_submission/{split}", {"split": split}, command, upstream, portable=False)
-
-
-def _json(facts: dict[str, Any]) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in facts.items()}
 
 
 def check_only(graph: Graph, task: str | None, only: str | None, fold: int | None) -> None:

@@ -268,7 +268,7 @@ class Augment:
     images: name -> (H, W, 3) uint8 of one size; mask: (H, W) uint8; seed: any int >= 0. Returns the same names and
     mask with H = W = ``crop``. A seed gives the same crop in every process, worker and epoch.
     Images of other names than those it was built for, which may be (H, W), only share the geometry: they are what is
-    known of the scene (a teacher's levels), not what a camera saw of it, so nothing recolours or shakes them.
+    known of the scene (a teacher's logits, float32), not what a camera saw of it, so nothing recolours or shakes them.
     """
 
     def __init__(self, preset: Preset, crop: int, images: Sequence[str]):

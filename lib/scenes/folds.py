@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from lib.errors import ConfigError, DataError
 from lib.files import whole_file
@@ -96,6 +98,20 @@ def groups(scenes: Sequence, scheme: str, block_km: float = BLOCK_KM) -> list[st
     if scheme not in GROUPS:
         raise ConfigError(f"folds: expected a grouping among {', '.join(GROUPS)}, got {scheme!r}")
     return GROUPS[scheme](scenes, block_km)
+
+
+def join(groups: Sequence[str], pairs: np.ndarray) -> list[str]:
+    """Make one group of the groups of any two scenes that are paired: N names and (P, 2) of their places -> N names.
+
+    Pairs chain: where a is paired with b and b with c, all three become one. A joint group has the first of its names,
+    so that the result depends neither on the order of scenes nor on that of pairs.
+    """
+    names, member = np.unique(np.asarray(groups), return_inverse=True)
+    ends = member[np.asarray(pairs, np.int64).reshape(-1, 2)]  # (P, 2)
+    links = coo_array((np.ones(len(ends), bool), (ends[:, 0], ends[:, 1])), shape=(len(names), len(names)))
+    _, part = connected_components(links, directed=False)  # (G,)
+    _, first = np.unique(part, return_index=True)
+    return [str(name) for name in names[first[part[member]]]]
 
 
 def blocks(positions: Sequence[tuple[float, float] | None], size_km: float = BLOCK_KM) -> list[str]:

@@ -1,11 +1,15 @@
-"""Keep the probabilities of one scene on disk: levels, uint8 with level / 255 = probability, in one tiled GeoTIFF.
+"""Keep what a network says of one scene on disk, in one tiled GeoTIFF per scene: levels, uint8 with level / 255 =
+probability, or a teacher's logits, float16.
 
-One file per scene, bands named by ``task.classes``, ZSTD with predictor 2: a fifth of half floats, opens in QGIS.
+Bands are named by ``task.classes``, ZSTD with predictor 2: levels take a fifth of half floats and open in QGIS. More
+than MANY classes of a label are not bands, each of which would cost a tile, but the rows of one band.
 """
 
+import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -45,6 +49,12 @@ def quantise(probs: np.ndarray, truncate: bool = False) -> np.ndarray:
     return np.rint(levels, out=levels).astype(np.uint8)
 
 
+MANY = 254
+"""From more classes than this on, channels are rows of one band, and their names are in the tag CHANNELS."""
+CHANNELS = "channels"
+HALF = np.finfo(np.float16)
+
+
 def write_levels(path: str | Path, probs: np.ndarray, names: Sequence[str]) -> None:
     """Write probs (C, H, W), float in [0, 1] or levels uint8, whole or not at all; ``names`` are the C channels.
 
@@ -53,27 +63,63 @@ def write_levels(path: str | Path, probs: np.ndarray, names: Sequence[str]) -> N
     levels = probs if probs.dtype == np.uint8 else quantise(probs)
     if levels.ndim != 3 or len(names) != len(levels):
         raise ValueError(f"{path}: expected (C, H, W) with one name per channel, got {levels.shape} and {list(names)}")
-    count, height, width = levels.shape
-    with whole_path(path) as partial, warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(partial, "w", count=count, height=height, width=width, **CREATION) as file:
-            file.descriptions = tuple(names)  # before the pixels: afterwards the header would be written twice
-            file.write(levels)
+    _write(path, levels, names)
 
 
 def read_levels(path: str | Path) -> tuple[np.ndarray, tuple[str, ...]]:
     """Read levels (C, H, W) uint8 and the names of the channels. Raises ArtifactError when missing or damaged."""
+    return _read(path, "probabilities", np.uint8)
+
+
+def write_logits(path: str | Path, logits: np.ndarray, names: Sequence[str]) -> None:
+    """Write logits (C, H, W), any float dtype, as float16, whole or not at all; ``names`` are the C channels.
+
+    Values beyond float16's range are kept at its ends. Raises NonFiniteError for NaN and infinity.
+    """
+    if not np.isfinite(logits).all():
+        raise NonFiniteError(f"{path}: logits: expected finite numbers; check the network's weights and precision")
+    halves = np.clip(logits, HALF.min, HALF.max).astype(np.float16)
+    _write(path, halves.astype(np.float32), names, dtype="float32", nbits=16)  # GDAL's way to say float16
+
+
+def read_logits(path: str | Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Read logits (C, H, W) float16 and the names of the channels. Raises ArtifactError when missing or damaged."""
+    logits, names = _read(path, "logits", np.float32)
+    return logits.astype(np.float16), names
+
+
+def _write(path: str | Path, planes: np.ndarray, names: Sequence[str], **more: Any) -> None:
+    options, tags = CREATION | more, {}
+    if len(planes) > MANY:
+        tags = {CHANNELS: json.dumps(list(names), ensure_ascii=False)}
+        planes, names = planes.reshape(1, -1, planes.shape[-1]), (CHANNELS,)  # (1, C * H, W)
+    count, height, width = planes.shape
+    with whole_path(path) as partial, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(partial, "w", count=count, height=height, width=width, **options) as file:
+            if tags:
+                file.update_tags(**tags)
+            file.descriptions = tuple(names)  # before the pixels: afterwards the header would be written twice
+            file.write(planes)
+
+
+def _read(path: str | Path, what: str, dtype: type) -> tuple[np.ndarray, tuple[str, ...]]:
     advice = "build it again with --force"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             with rasterio.open(path) as file:
-                levels, names = file.read(), file.descriptions
-    except (RasterioError, OSError) as error:
-        raise ArtifactError(f"{path}: expected a GeoTIFF of probabilities, got {error}; {advice}") from error
-    if levels.dtype != np.uint8 or None in names:
-        raise ArtifactError(f"{path}: expected uint8 bands with names, got {levels.dtype} bands {names}; {advice}")
-    return levels, names
+                planes, names, tags = file.read(), file.descriptions, file.tags()
+        if CHANNELS in tags:
+            names = tuple(json.loads(tags[CHANNELS]))
+            planes = planes.reshape(len(names), -1, planes.shape[-1])
+    except (RasterioError, OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: expected a GeoTIFF of {what}, got {error}; {advice}") from error
+    if planes.dtype != dtype or None in names:
+        raise ArtifactError(
+            f"{path}: expected {dtype.__name__} bands with names, got {planes.dtype} bands {names}; {advice}"
+        )
+    return planes, names
 
 
 def file_name(scene_id: str) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,10 +13,13 @@ from lib.competitions.contract import Competition, Finding, Scene, summarize
 from lib.config.sections import Folds
 from lib.errors import ConfigError, DataError
 from lib.files import whole_file, write_json
-from lib.run.cli import say
+from lib.run.cli import Run, say
 from lib.scenes import audit, embed, folds, pairs
+from lib.scenes.pairs import DUPLICATE_BITS, LOOK_ALIKE, look_alikes, near_duplicates
 
 FINDINGS = "findings.csv"
+FLAGS = 254
+"""The most flags whose counts are told; thousands of classes have one each."""
 
 
 def check(competition: Competition, folder: Path, strict: bool) -> Iterator[str]:
@@ -38,37 +42,85 @@ def split(competition: Competition, section: Folds, folder: Path) -> Iterator[st
     except DataError as error:
         raise DataError(f"{error}; all that was found is listed in {folder / FINDINGS}") from error
     groups = folds.groups(scenes, section.scheme, section.block_km)
+    looks = None
+    if section.cluster is not False:
+        looks = looks_of(competition, scenes, needed="folds.cluster")
+        groups, said = joined(groups, looks, [scene.id for scene in scenes], section)
+        yield from said
     flags = list(competition.flags)
     strata = pd.DataFrame([competition.strata(scene) for scene in scenes], columns=flags)
     table = pd.DataFrame({"id": [s.id for s in scenes], "group": groups, "domain": [s.domain for s in scenes]})
     table = table.join(strata)
     if section.file is None:
-        table.insert(1, "fold", folds.assign(table, flags, section.n, section.seed))
+        table.insert(1, "fold", _assigned(table, flags, section))
     else:
         table, unused = _given(section, table)
         yield f"  folds taken from {section.file}" + (f"; {unused} of its ids are not in the data" if unused else "")
     folds.write_folds(folder / "folds.csv", table)
-    report = audit_report(competition, table, groups, section.embed)
+    report = audit_report(competition, table, groups, looks or looks_of(competition, scenes, section.embed))
     write_json(folder / "audit.json", report)
     for k, row in report["folds"].items():
-        yield f"  fold {k}: {row['scenes']} scenes; with " + ", ".join(f"{flag} {row[flag]}" for flag in flags)
+        more = f" and {len(flags) - FLAGS} more" if len(flags) > FLAGS else ""
+        held = ", ".join(f"{flag} {row[flag]}" for flag in flags[:FLAGS])
+        yield f"  fold {k}: {row['scenes']} scenes; with {held}{more}"
     yield from (f"  audit: {line}" for line in audit.lines(report))
 
 
-def audit_report(competition: Competition, table: pd.DataFrame, groups: list[str] | None = None,
-                 by_features: bool = True) -> dict:  # fmt: skip
+def joined(groups: list[str], looks: audit.Looks, ids: list[str], section: Folds) -> tuple[list[str], list[str]]:
+    """Join the groups of scenes that look alike; returns them and what is to be said of it.
+
+    Such scenes are near-duplicates by hash, and those that ``section.cluster`` calls alike by their features.
+    """
+    least = LOOK_ALIKE if section.cluster is True else float(section.cluster)
+    embeddings = looks.embeddings or {}
+    found = [near_duplicates([looks.hashes[i] for i in ids])[:, :2],
+             look_alikes([embeddings.get(i) for i in ids], least)[0]]  # fmt: skip
+    alike = np.unique(np.concatenate(found), axis=0)  # (P, 2)
+    new = folds.join(groups, alike)
+    before = pd.Series(groups).groupby(new).nunique()
+    sizes = pd.Series(new).value_counts()[before.index[before > 1]]
+    apart = sum(groups[i] != groups[j] for i, j in alike)
+    bounds = f"similarity of at least {least:g}, or hashes at most {DUPLICATE_BITS} bits apart"
+    if not len(sizes):
+        return new, [f"  look-alikes ({bounds}): none in different groups, which stay as they are"]
+    lines = [f"  look-alikes ({bounds}): {apart} pairs join {sizes.sum()} scenes into {len(sizes)} clusters, the "
+             f"largest of {sizes.max()}; {len(set(new))} groups, {len(set(groups))} before"]  # fmt: skip
+    if sizes.max() > len(ids) / section.n:
+        lines.append(f"  ! the largest cluster is more than a fold's share of {len(ids)} scenes; if these are only "
+                     f"images of one kind, set folds.cluster above {least:g}")  # fmt: skip
+    return new, lines
+
+
+def _assigned(table: pd.DataFrame, flags: list[str], section: Folds) -> np.ndarray:
+    try:
+        return folds.assign(table, flags, section.n, section.seed)
+    except ConfigError as error:
+        if section.cluster is False:
+            raise
+        raise ConfigError(f"{error}; or set folds.cluster higher, so that fewer scenes look alike") from error
+
+
+def audit_report(
+    competition: Competition, table: pd.DataFrame, groups: list[str] | None, looks: audit.Looks
+) -> dict[str, Any]:
     """Audit a division of the labelled scenes into folds; ``groups``: what was meant to stay whole."""
     scenes = competition.scenes("train")
-    embedder, absent = embed.load() if by_features else (None, "")
-    if absent:
-        say(f"  {absent}")
-    looks = _looks(competition, scenes, embedder)
     return audit.audit(table, scenes, looks, list(competition.flags), groups, competition.published_split())
 
 
 def audit_lines(competition: Competition, table: pd.DataFrame) -> list[str]:
     """Audit finished folds again, in words."""
-    return audit.lines(audit_report(competition, table))
+    looks = looks_of(competition, competition.scenes("train"))
+    return audit.lines(audit_report(competition, table, None, looks))
+
+
+def require_same_folds(run: Run, setting: str, experiment: str, fold: int) -> None:
+    """Raise ConfigError unless another experiment divides the scenes as this one does."""
+    earlier = run.store.root.parent / experiment
+    theirs, ours = folds.read_folds(earlier / "01_folds" / "folds.csv"), run.folds()
+    if dict(zip(theirs["id"], theirs["fold"])) != dict(zip(ours["id"], ours["fold"])):
+        raise ConfigError(f"{setting}: {earlier.name} divides the scenes into other folds, so its networks for fold "
+                          f"{fold} may have seen validation scenes; take its folds.csv as folds.file")  # fmt: skip
 
 
 def _given(section: Folds, table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
@@ -84,8 +136,16 @@ def _given(section: Folds, table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     return table, unused
 
 
-def _looks(competition: Competition, scenes: list[Scene], embedder: embed.Embedder | None) -> audit.Looks:
-    """Hash and embed what stands for every scene: its first image, or three frames of it."""
+def looks_of(competition: Competition, scenes: list[Scene], by_features: bool = True, needed: str = "") -> audit.Looks:
+    """Hash and embed what stands for every scene: its first image, or three frames of it.
+
+    needed: the setting that cannot do without features; ConfigError where they cannot be had, else this is said.
+    """
+    embedder, absent = embed.load() if by_features else (None, "")
+    if absent and needed:
+        raise ConfigError(f"{needed}: expected the features of a network, but {absent}")
+    if absent:
+        say(f"  {absent}")
 
     def one(scene: Scene) -> tuple[list[int], np.ndarray | None]:
         frames = pairs.frames(competition.read(scene, competition.images[0]))

@@ -1,4 +1,8 @@
-"""Stage 04: the probabilities of one checkpoint, on its own validation scenes and on the test scenes."""
+"""Stage 04: the probabilities of one checkpoint, on its own validation scenes and on the test scenes.
+
+Where ``predict.logits`` asks for it, also its logits on the scenes that it was trained on, for students of another
+experiment (``train.distill``).
+"""
 
 import copy
 import os
@@ -11,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from lib.competitions.contract import Scene
@@ -21,7 +26,8 @@ from lib.models import checkpoint
 from lib.run.artifacts import Unit
 from lib.run.cli import Run, quiet, say
 from lib.run.executor import Pool, devices
-from lib.scenes.probs import levels_path, quantise, write_levels
+from lib.run.graph import LOGITS
+from lib.scenes.probs import file_name, levels_path, quantise, write_levels, write_logits
 
 NAMED = 3
 """Failed scenes whose errors are printed."""
@@ -51,11 +57,12 @@ def predict(run: Run, units: list[Unit], pool: Pool | None = None, tick: Callabl
         record: dict[str, Any] = {"stage": "04", "precision": {"asked": looks.precision, "used": used,
                                                                "tf32": looks.tf32}}  # fmt: skip
         with run.build(unit, record) as out:
-            scenes = scenes_of(run, unit.key.rsplit("/", 1)[1], fold)
+            scenes = scenes_of(run, unit.name, fold)
             record["scenes"] = len(scenes)
             seconds, failed = [], {}
             calls = ((scene, out) for scene in scenes)
-            with closing(pool.share("predict", calls)) as outcomes:
+            method = "teach" if unit.name == LOGITS else "predict"
+            with closing(pool.share(method, calls)) as outcomes:
                 for outcome in tqdm(outcomes, unit.key, len(scenes), leave=False, disable=None):
                     seconds.append(outcome.seconds)
                     if outcome.error:
@@ -142,9 +149,9 @@ class Networks:
         folder = run.store.require(run.graph.checkpoint(name, fold))
         self.description = checkpoint.read_description(folder)
         model = run.config.models[name]
-        activate = run.competition.tasks[model.task].activate
-        network = checkpoint.load_network(folder)
-        self.predictor = Predictor(network, activate, run.predict_of(name), model.view, self.device, model.pad)
+        task = run.competition.tasks[model.task]
+        self.kind, network = task.kind, checkpoint.load_network(folder)
+        self.predictor = Predictor(network, task.activate, run.predict_of(name), model.view, self.device, model.pad)
         return self.predictor.precision
 
     def predict(self, scene: Scene, out: Path) -> Outcome:
@@ -165,6 +172,25 @@ class Networks:
                 raise
             return Outcome(scene.id, time.perf_counter() - started, self.reason(error))
         self.write(levels, paths)
+        return Outcome(scene.id, time.perf_counter() - started)
+
+    def teach(self, scene: Scene, out: Path) -> Outcome:
+        """Write the logits of one scene, with the largest set of views, if they are not there.
+
+        The logits of views and windows are averaged as probabilities are. Of exclusive classes only differences mean
+        anything; so that float16 holds them well, they are kept as differences to the largest. An error of the scene is
+        raised: no student should learn a fallback.
+        """
+        path = out / file_name(scene.id)
+        if path.exists():
+            return Outcome(scene.id, 0.0)
+        started = time.perf_counter()
+        plain = copy.copy(self.predictor)
+        plain.activate, plain.sets = Tensor.float, self.predictor.sets[-1:]
+        (logits,) = self.every_set(plain, scene, self.read(scene)).values()
+        if self.kind == "multiclass":
+            logits = logits - logits.max(axis=0)
+        write_logits(path, logits, self.description["classes"])
         return Outcome(scene.id, time.perf_counter() - started)
 
     def measure(self, run: Run, name: str, fold: int, scenes: Sequence[Scene], wanted: int, folder: Path) -> Measured:
@@ -213,19 +239,23 @@ class Networks:
             write_levels(paths[name], found, self.description["classes"])
 
     def levels(self, scene: Scene, image: np.ndarray) -> dict[str, np.ndarray]:
-        """Return set of views -> levels (C, H, W) uint8; a scene too large for the GPU is tried in smaller windows."""
+        """Return set of views -> levels (C, H, W) uint8."""
+        probs = self.every_set(self.predictor, scene, image)
+        return {name: quantise(found, self.run.config.predict.truncate) for name, found in probs.items()}
+
+    @staticmethod
+    def every_set(predictor: Predictor, scene: Scene, image: np.ndarray) -> dict[str, np.ndarray]:
+        """Return set of views -> what a predictor says; a scene too large for the GPU is tried in smaller windows."""
         smaller = None
         try:
-            probs = self.predictor.every_set(image, scene.pixel_size)
+            return predictor.every_set(image, scene.pixel_size)
         except torch.cuda.OutOfMemoryError:
-            smaller = halved(self.predictor)
+            smaller = halved(predictor)
             if smaller is None:
                 raise
-        if smaller is not None:  # only here, since the error holds what fills the memory
-            torch.cuda.empty_cache()
-            say(f"  {scene.id}: the GPU's memory is full, windows of {smaller.tile} pixels instead")
-            probs = smaller.every_set(image, scene.pixel_size)
-        return {name: quantise(found, self.run.config.predict.truncate) for name, found in probs.items()}
+        torch.cuda.empty_cache()  # only here, since the error holds what fills the memory
+        say(f"  {scene.id}: the GPU's memory is full, windows of {smaller.tile} pixels instead")
+        return smaller.every_set(image, scene.pixel_size)
 
     def reason(self, error: Exception) -> str:
         """Return in one line why a scene failed.
@@ -254,9 +284,9 @@ def halved(predictor: Predictor) -> Predictor | None:
 
 
 def scenes_of(run: Run, split: str, fold: int) -> list[Scene]:
-    """Return the scenes of a split that the checkpoint of ``fold`` predicts."""
+    """Return the scenes of a split, or those of ``LOGITS``, that the checkpoint of ``fold`` predicts."""
     if split == "test":
         return run.competition.scenes("test")
     table = run.folds()
-    own = set(table["id"][table["fold"] == fold])
+    own = set(table["id"][table["fold"] != fold if split == LOGITS else table["fold"] == fold])
     return [scene for scene in run.competition.scenes("train") if scene.id in own]

@@ -17,8 +17,8 @@ from lib.errors import ConfigError
 from lib.run.artifacts import MANIFEST, read_json
 from lib.run.cli import Run
 from lib.run.graph import pseudo_folders
-from lib.scenes import folds
 from lib.scenes.probs import levels_path, read_levels
+from lib.stages.folds import require_same_folds
 from lib.tasks import Task
 from lib.training.pseudo import confident
 
@@ -55,11 +55,7 @@ def labels(run: Run, model: Model, asked: Pseudo, fold: int) -> PseudoLabels:
     scenes = run.competition.scenes("test")
     if not scenes:
         raise ConfigError("train.pseudo: the competition has no unlabelled scenes here")
-    earlier = run.store.root.parent / asked.experiment
-    theirs, ours = folds.read_folds(earlier / "01_folds" / "folds.csv"), run.folds()
-    if dict(zip(theirs["id"], theirs["fold"])) != dict(zip(ours["id"], ours["fold"])):
-        raise ConfigError(f"train.pseudo: {earlier.name} divides the scenes into other folds, so its networks for fold "
-                          f"{fold} may have seen validation scenes; take its folds.csv as folds.file")  # fmt: skip
+    require_same_folds(run, "train.pseudo", asked.experiment, fold)
     sources = [(folder, _sets_of_views(folder)) for folder in pseudo_folders(run.store.root.parent, model, fold)]
     return PseudoLabels(tuple(scenes), tuple(sources), run.competition.tasks[model.task], asked.ratio)
 

@@ -16,15 +16,15 @@ from lib.models.layers import Network
 from lib.run import runtime
 from lib.run.artifacts import Unit
 from lib.run.cli import Run, say
-from lib.run.graph import teacher_folder
+from lib.run.graph import teacher_folders
 from lib.scenes.augment import build as build_augment
-from lib.scenes.probs import file_name, quantise, read_levels
+from lib.scenes.probs import file_name, quantise, read_logits
 from lib.scenes.view import View, resize
 from lib.stages import folds, pseudo
 from lib.stages.pseudo import PseudoLabels
 from lib.tasks import Task
 from lib.training.balance import median_frequency
-from lib.training.dataset import CropDataset, FrameDataset, SampleStream, TrainingSet, repeat_scenes
+from lib.training.dataset import CropDataset, FrameDataset, SampleStream, TrainingSet, repeat_scenes, source_weights
 from lib.training.fit import Fit, Place
 from lib.training.judge import Judge, plain_predictor
 
@@ -56,6 +56,9 @@ def train(run: Run, unit: Unit) -> None:
             say(f"  {warning}")
         record["scores"] = fit.run()
     alarm(run, record["scores"])
+    if run.config.reference is not None:
+        for line in run.config.reference.beside(record["scores"]):
+            say(f"  {line}")
 
 
 def split(run: Run, fold: int) -> tuple[list[Scene], list[Scene]]:
@@ -96,8 +99,8 @@ class Seen:
     task: Task
     view: View
     pseudo: PseudoLabels | None = None
-    teacher: Path | None = None
-    """Folder with the levels of a teaching experiment."""
+    teachers: tuple[Path, ...] = ()
+    """Folders with the logits of a teaching experiment."""
 
     def image(self, scene: Scene, name: str) -> np.ndarray:
         """Return an image (H, W, 3), or frames (F, H, W, 3), uint8."""
@@ -111,20 +114,23 @@ class Seen:
             found = self.competition.target(scene, self.role)
         return self.view.mask(found, scene.pixel_size) if self.task.dense else found
 
-    def levels(self, scene: Scene) -> np.ndarray:
-        """Return the teacher's levels (C, H, W) uint8. ArtifactError where they are of other classes.
+    def logits(self, scene: Scene) -> np.ndarray:
+        """Return the teachers' mean logits (C, H, W) float16. ArtifactError where they are of other classes.
 
-        The teacher's networks for a scene have seen the scenes of the student's validation fold, so a distilled
-        student's out-of-fold score is a little too good.
+        The teachers' networks were trained on this scene, as is usual, and without the student's validation fold, so
+        nothing of a validation scene's truth comes back through them.
         """
-        assert self.teacher is not None, "asked of students only"
-        found, names = read_levels(self.teacher / file_name(scene.id))
-        if names != self.task.classes:
-            raise ArtifactError(f"{self.teacher}: expected channels {self.task.classes}, got {names}")
-        if not self.task.dense:
-            return found
-        shape = self.view.shape(found.shape[1:], scene.pixel_size)
-        return np.stack([resize(plane, shape) for plane in found])
+        total: Any = 0.0
+        for folder in self.teachers:
+            found, names = read_logits(folder / file_name(scene.id))
+            if names != self.task.classes:
+                raise ArtifactError(f"{folder}: expected channels {self.task.classes}, got {names}")
+            total = total + found.astype(np.float32)
+        mean = total / len(self.teachers)
+        if self.task.dense:
+            shape = self.view.shape(mean.shape[1:], scene.pixel_size)
+            mean = np.stack([resize(plane, shape) for plane in mean])
+        return mean.astype(np.float16)
 
 
 def samples(run: Run, model: Model, scenes: list[Scene], fold: int) -> SampleStream:
@@ -132,16 +138,20 @@ def samples(run: Run, model: Model, scenes: list[Scene], fold: int) -> SampleStr
     train, sampling, task = model.train, model.train.sampling, run.competition.tasks[model.task]
     flags = [run.competition.strata(scene) for scene in scenes]
     order = repeat_scenes(flags, sampling.repeat, sampling.multiplier)
+    weights_ = source_weights(scenes, sampling.sources, order)
     pseudo_labels = None
     if train.pseudo is not None:
         pseudo_labels = pseudo.labels(run, model, train.pseudo, fold)
         order = pseudo.order(order, len(scenes), len(pseudo_labels.scenes), train.pseudo.share)
         scenes = [*scenes, *pseudo_labels.scenes]
-    teacher = teacher_folder(run.store.root.parent, train.distill.experiment) / model.task if train.distill else None
-    seen = Seen(run.competition, model.task, task, model.view.for_training(), pseudo_labels, teacher)
-    data = TrainingSet(
-        task, scenes, model.network.images, seen.image, seen.target, order, seen.levels if teacher else None
-    )
+        weights_ = None if weights_ is None else weights_ + [1.0] * len(pseudo_labels.scenes)
+    teachers = tuple(teacher_folders(run.store.root.parent, model, fold))
+    if train.distill is not None:
+        folds.require_same_folds(run, "train.distill", train.distill.experiment, fold)
+        say(f"  taught by {', '.join(folder.parents[1].name for folder in teachers)} of {train.distill.experiment}")
+    seen = Seen(run.competition, model.task, task, model.view.for_training(), pseudo_labels, teachers)
+    data = TrainingSet(task, scenes, model.network.images, seen.image, seen.target, order, weights_,
+                       seen.logits if teachers else None)  # fmt: skip
     augment = build_augment(train.augment, train.crop, model.network.images, sampling.scale, train.colour)
     kind = CropDataset if task.dense else FrameDataset
     return kind(data, augment, sampling, run.config.seed_of(model), train.cache)

@@ -53,10 +53,9 @@ def rows_of(path: Path) -> Log:
             entry = json.loads(line)
         except ValueError as error:
             raise ArtifactError(f"{path}, line {number}: not valid JSON ({error})") from error
-        scores = entry.pop("scores", {})
-        amp = entry.pop("amp", {})
-        rows.append(entry | {f"score.{name}": value for name, value in scores.items()}
-                    | {f"amp.{name}": value for name, value in amp.items()})  # fmt: skip
+        groups = {name: entry.pop(name, {}) for name in ("scores", "amp", "gpu_percent")}
+        rows.append(entry | {f"{group.removesuffix('s')}.{name}": value
+                             for group, values in groups.items() for name, value in values.items()})  # fmt: skip
     return rows
 
 

@@ -2,8 +2,9 @@
 
 A ladder is a folder of experiment files whose names begin with a digit; each rung is the one before with something
 changed. An experiment of it is one rung with one seed, in a folder of its own. What is finished is skipped, so the same
-command again goes on after Ctrl-C. A rung that is taught by another experiment of the folder (``train.distill.teacher``
-ends in the name inside, as in ``workdir/teacher``) has that one trained first, with the same seed.
+command again goes on after Ctrl-C. A rung that is taught by another experiment of the folder (``experiment`` of its
+``train.distill`` is the name inside) has that one trained first, with the same seed; it keeps its logits
+(``predict.logits: true``). A rung's ``reference`` has the source's score, which is printed beside ours.
 
 ``--set`` changes all files, or, with a prefix, some: ``5-6:`` the rungs of these numbers, ``teacher:`` the file of that
 name. The last one that fits wins::
@@ -22,6 +23,7 @@ from typing import Any
 import yaml
 
 from lib.config.load import load
+from lib.config.reference import Reference
 from lib.errors import ConfigError
 from lib.run import cli, runtime
 from lib.tools import sweep, table
@@ -52,7 +54,8 @@ class Rung:
 def rungs(folder: Path, sets: Sequence[str] = ()) -> tuple[list[Rung], dict[Path, Rung]]:
     """Return the rungs of a folder in the order of their names, and file -> experiment for all others in it.
 
-    Raises ConfigError where there are none, on a setting for a file that is not there, and on faulty files.
+    Raises ConfigError where there are none, on a setting for a file that is not there, on faulty files, and where a
+    teacher keeps no logits.
     """
     paths = sorted(folder.glob("*.yaml"))
     if not any(path.name[0].isdigit() for path in paths):
@@ -71,6 +74,11 @@ def rungs(folder: Path, sets: Sequence[str] = ()) -> tuple[list[Rung], dict[Path
     for path, rung in files.items():
         taught = {key: names[value] for key, value in flat(tree(rung)).items()
                   if key.endswith(".distill.experiment") and value in names}  # fmt: skip
+        for key, teacher in taught.items():
+            if not load(teacher, files[teacher].overrides).predict.logits:
+                raise ConfigError(
+                    f"{teacher}: predict.logits: expected true, since {path.name} is taught by it ({key})"
+                )
         files[path] = Rung(path, rung.settings, taught)
     climbed = [rung for path, rung in files.items() if path.name[0].isdigit()]
     return climbed, {path: rung for path, rung in files.items() if not path.name[0].isdigit()}
@@ -151,7 +159,8 @@ def experiments(
 def ablation(climbed: Sequence[Rung], of_rung: Mapping[Path, Sequence[Combination]], outcome: Mapping[str, str],
              workdir: Path) -> list[dict[str, Any]]:  # fmt: skip
     """Return a row per rung: what changed, mean and spread (standard deviation, n - 1) of the score over the seeds that
-    are finished, the score expected on unseen scenes, the gain over the rung before, seconds of all seeds."""
+    are finished, the source's own score where one has a reference, the score expected on unseen scenes, the gain over
+    the rung before, seconds of all seeds."""
     rows: list[dict[str, Any]] = []
     before: dict[str, Any] = {}
     for rung in climbed:
@@ -165,6 +174,9 @@ def ablation(climbed: Sequence[Rung], of_rung: Mapping[Path, Sequence[Combinatio
             "seeds": found["seeds"], "seconds": found["seconds"],
         })  # fmt: skip
         before = now
+        theirs = Reference.model_validate(now["reference"]).scores if now.get("reference") else {}
+        if "score" in theirs:
+            rows[-1]["source"] = theirs["score"]
     return rows
 
 

@@ -1,8 +1,9 @@
 """The experiment sheet: a CSV row for every experiment of a workdir, from what its manifests say.
 
 A row holds name, status, git commit ("+": with uncommitted changes), the out-of-fold score, what to expect on unseen
-scenes, the score without the search, every other named score, folds, scenes, seconds per stage, and of the settings
-those that are not the same everywhere. Unfinished, stale and damaged experiments have a row too: ``status`` says why
+scenes, the score without the search, every other named score, the figures of the experiment's source (``reference``) in
+columns of their own with the difference to ours, folds, scenes, seconds per stage, and of the settings those that are
+not the same everywhere. Unfinished, stale and damaged experiments have a row too: ``status`` says why
 they hold no score, or one of other settings.
 
     python -m lib.tools.sheet --workdir workdir
@@ -18,6 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from lib.choose.choice import DECODE, Decision
+from lib.config.reference import Reference, difference
 from lib.config.sections import Experiment
 from lib.errors import ArtifactError
 from lib.run import cli
@@ -62,7 +64,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], bool]:
     found = manifests(folder)
     row = {"status": standing(folder, found), **_facts(found)}
     if CHOICE in found and not row["status"].startswith("damaged"):
-        row |= outcome(Decision.read(folder / CHOICE / DECODE))
+        decision = Decision.read(folder / CHOICE / DECODE)
+        row |= outcome(decision) | beside(found[CHOICE].get("reference"), decision)
     return row | seconds(found), stated(found), CHOICE in found
 
 
@@ -142,6 +145,21 @@ def outcome(decision: Decision) -> dict[str, Any]:
     return row | {f"oof.{name}": value for name, value in decision.scores.items() if name != "score"}
 
 
+def beside(stated: Mapping[str, Any] | None, decision: Decision) -> dict[str, Any]:
+    """Return a source's figures for scores that we have too, each with our score less the figure; {} without any.
+
+    stated: the section ``reference`` as stage 05 recorded it.
+    """
+    if stated is None:
+        return {}
+    theirs = Reference.model_validate(stated)
+    row: dict[str, Any] = {"source": theirs.source, "source.data": theirs.data}
+    for name in (name for name in theirs.scores if name in decision.scores):
+        row[f"source.{name}"] = theirs.scores[name]
+        row[f"difference.{name}"] = difference(decision.scores[name], theirs.scores[name])
+    return row
+
+
 def seconds(found: Manifests) -> dict[str, float]:
     """Return the seconds of all units and of those of each stage; of a unit that was resumed, its last part only."""
     spent = {"seconds": sum(m["seconds"] for m in found.values())}
@@ -215,8 +233,9 @@ def differences(settings: Sequence[Mapping[str, Any]], whole: Sequence[bool]) ->
 def shown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the sheet for a terminal: scores and differing settings, then a line for everything not finished."""
     done = [row for row in rows if row["status"] == FINISHED]
-    scores = ["name", "score", "expected_score", "score_without_search", "seconds"]
     columns = table.columns_of(rows)
+    theirs = [name for name in ("source.score", "difference.score", "source") if name in columns]
+    scores = ["name", "score", "expected_score", "score_without_search", *theirs, "seconds"]
     settings = columns[columns.index(_LAST[-1]) + 1 :] if rows else []
     lines = [table.text(sorted(done, key=lambda row: -row["score"]), scores + settings)] if done else []
     lines += [f"{row['name']}: {row['status']}" for row in rows if row["status"] != FINISHED]

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from lib.errors import ConfigError
-from lib.tasks import IGNORE, Task
+from lib.tasks import Task, known
 
 RANGE = (0.1, 10.0)
 """A weight outside of this would make the mean of a batch a matter of a few pixels."""
@@ -16,20 +16,20 @@ def median_frequency(targets: Iterable[np.ndarray], task: Task) -> tuple[float, 
 
     The frequency of a class is its share of the pixels of the targets that hold it (Eigen and Fergus 2015); a class
     that never occurs weighs 1. A task of one class gets two weights, of background and foreground. targets: (H, W)
-    uint8 in the form of ``task``; pixels with ``IGNORE`` are left out. ConfigError for classes that may overlap.
+    in the form of ``task``; ignored pixels are left out. ConfigError for classes that may overlap.
     """
     if task.kind == "multilabel":
         raise ConfigError("class_weights: auto needs exclusive classes, this task's may overlap; state them")
     classes = 2 if task.channels == 1 else task.channels
     own, around = np.zeros(classes), np.zeros(classes)
     for target in targets:
-        counted = target[target != IGNORE]
+        counted = target[known(target)]
         found = np.bincount((counted > 0) if task.channels == 1 else counted, minlength=classes)[:classes]
         own += found
         around += np.where(found > 0, counted.size, 0)
     frequency = np.divide(own, around, out=np.zeros(classes), where=around > 0)
-    known = frequency > 0
+    occurs = frequency > 0
     weights = np.ones(classes)
-    if known.any():
-        weights[known] = np.median(frequency[known]) / frequency[known]
+    if occurs.any():
+        weights[occurs] = np.median(frequency[occurs]) / frequency[occurs]
     return tuple(float(weight) for weight in np.clip(weights, *RANGE).round(4))

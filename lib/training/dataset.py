@@ -17,7 +17,8 @@ from lib.competitions.contract import Scene
 from lib.config.sections import Sampling
 from lib.errors import ConfigError, DataError
 from lib.scenes.augment import Augment, Focus
-from lib.tasks import IGNORE, Task
+from lib.tasks import WIDE_IGNORE as NOTHING
+from lib.tasks import Task, known
 
 ORDER, SAMPLE, BALANCE = 0, 1, 2
 """Names of the random streams: one draws the permutations, one the crops, one the classes and their scenes."""
@@ -36,11 +37,13 @@ class TrainingSet:
     read: Callable[[Scene, str], np.ndarray]
     """(scene, image name) -> (H, W, 3) uint8; of a label's scene, frames (F, H, W, 3) uint8."""
     target: Callable[[Scene], np.ndarray]
-    """scene -> (H, W) uint8 in the form of the task, 255 = ignored; a label's is (1, 1)."""
+    """scene -> (H, W) in the form of the task (``Task.as_target``); a label's is (1, 1)."""
     order: Sequence[int] | None = None
     """Scene indices of one round, with repetitions (``repeat_scenes``); none: each once."""
+    weights: Sequence[float] | None = None
+    """How often each scene comes compared with others (``source_weights``); none: all alike."""
     teacher: Callable[[Scene], np.ndarray] | None = None
-    """scene -> levels (C, H, W) uint8 of another network, at the size of its target; of a label (C, 1, F)."""
+    """scene -> logits (C, H, W) float16 of another network, at the size of its target; of a label (C, 1, F)."""
 
 
 def repeat_scenes(strata: Sequence[Mapping[str, bool]], repeat: Sequence[str] = (), multiplier: int = 1) -> list[int]:
@@ -55,6 +58,21 @@ def repeat_scenes(strata: Sequence[Mapping[str, bool]], repeat: Sequence[str] = 
             raise ConfigError(f"repeat: expected flags among {', '.join(strata[0])}, got {flag!r}")
         order += [index for index, flags in enumerate(strata) if flags[flag]]
     return order * multiplier
+
+
+def source_weights(scenes: Sequence[Scene], weights: Mapping[str, float], order: Sequence[int]) -> list[float] | None:
+    """Return how often each scene comes by the weight of its data source; over ``order`` their mean is 1.
+
+    So scenes that are added to the round (pseudo-labelled ones, of weight 1) keep their share of it. None where no
+    weight is stated. DataError where no scene of ``order`` has a weight above 0.
+    """
+    if not weights:
+        return None
+    found = np.array([weights.get(scene.data_source, 1.0) for scene in scenes])
+    mean = found[np.asarray(order)].mean()
+    if not mean > 0:
+        raise DataError("sampling.sources: expected training scenes with a weight above 0, got none; check the folds")
+    return (found / mean).tolist()
 
 
 def focus_values(task: Task, focus: Mapping[str, float]) -> dict[int, float]:
@@ -86,9 +104,11 @@ def components(mask: np.ndarray, value: int) -> list[Focus]:
 class SampleStream(Dataset):
     """An endless stream of samples {"image", "target", "id"}: which scene comes when.
 
-    ``sampling.samples`` is the length of an epoch where it is not one round. cache: "memory" decodes all scenes at
-    once, before workers are forked, which then share them; "none" decodes each time. A teacher adds {"teacher": levels
-    uint8}, (C, h, w) cut like the target, of a label (C, 1, 1). A subclass says what ``decode`` and ``sample`` are.
+    ``sampling.samples`` is the length of an epoch where it is not one round. With weights, a scene comes as often as
+    its weight says: in each round the whole part of what that is in a round, and the rest with its probability.
+    cache: "memory" decodes all scenes at once, before workers are forked, which then share them; "none" decodes each
+    time. A teacher adds {"teacher": logits float16}, (C, h, w) cut like the target, of a label (C, 1, 1). A subclass
+    says what ``decode`` and ``sample`` are.
     OpenCV is set to one thread: samples are made in parallel, not their pixels.
     """
 
@@ -99,6 +119,9 @@ class SampleStream(Dataset):
         self.data, self.augment, self.sampling, self.seed = data, augment, sampling, seed
         self.scenes, self.images = data.scenes, tuple(data.images)
         self.order = np.arange(len(self.scenes)) if data.order is None else np.asarray(data.order)
+        self.weights = None if data.weights is None else np.asarray(data.weights, np.float64)
+        if self.weights is not None:
+            self.order = self.order[self.weights[self.order] > 0]
         self.decoded = [self.decode(scene) for scene in self.scenes] if cache == "memory" else None
         self.rounds: dict[tuple[int, ...], tuple[int, np.ndarray]] = {}
 
@@ -118,32 +141,41 @@ class SampleStream(Dataset):
         return self.deal((ORDER,), self.order, sample)
 
     def deal(self, stream: tuple[int, ...], entries: Sequence[int] | np.ndarray, number: int) -> int:
-        """Return entry ``number`` of endless rounds through ``entries``, each round newly shuffled."""
+        """Return entry ``number`` of endless rounds through ``entries``, each round newly drawn."""
         round_, position = divmod(number, len(entries))
         if self.rounds.get(stream, (-1,))[0] != round_:
-            shuffled = np.random.default_rng((self.seed, *stream, round_)).permutation(entries)
-            self.rounds[stream] = round_, shuffled
+            self.rounds[stream] = round_, self.draw_round(np.random.default_rng((self.seed, *stream, round_)), entries)
         return int(self.rounds[stream][1][position])
+
+    def draw_round(self, rng: np.random.Generator, entries: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Shuffle entries; with weights, first draw as many by systematic sampling (Madow 1949) from the shuffled."""
+        shuffled = rng.permutation(entries)
+        if self.weights is None:
+            return shuffled
+        ends = np.cumsum(self.weights[shuffled])
+        places = (np.arange(len(shuffled)) + rng.random()) * ends[-1] / len(shuffled)
+        drawn = np.searchsorted(ends, places, side="right").clip(max=len(shuffled) - 1)  # rounding at the very end
+        return rng.permutation(shuffled[drawn])
 
     def stack(self, images: Mapping[str, np.ndarray], names: Sequence[str]) -> torch.Tensor:
         """Stack named images (h, w, 3) as one tensor (3n, h, w) uint8."""
         return torch.from_numpy(np.stack([plane for name in names for plane in cv2.split(images[name])]))
 
     def teach(self, scene: Scene, shape: tuple[int, int]) -> dict[str, np.ndarray]:
-        """Return the teacher's levels of a scene, a plane (H, W) per channel. DataError where they are not of shape."""
+        """Return the teacher's logits of a scene, a plane (H, W) per channel. DataError where they are not of shape."""
         if self.data.teacher is None:
             return {}
-        levels = self.data.teacher(scene)
-        if levels.ndim != 3 or levels.shape[1:] != shape or levels.dtype != np.uint8:
+        logits = self.data.teacher(scene)
+        if logits.ndim != 3 or logits.shape[1:] != shape or logits.dtype != np.float16:
             raise DataError(
-                f"scene {scene.id}, teacher: expected levels uint8 (C, {shape[0]}, {shape[1]}), got "
-                f"{levels.dtype} {levels.shape}"
+                f"scene {scene.id}, teacher: expected logits float16 (C, {shape[0]}, {shape[1]}), got "
+                f"{logits.dtype} {logits.shape}"
             )
-        return {f"teacher {channel}": plane for channel, plane in enumerate(levels)}
+        return {f"teacher {channel}": plane for channel, plane in enumerate(logits)}
 
 
 class FrameDataset(SampleStream):
-    """Serve augmented frames with their label: {"image": (3n, h, w) uint8, "target": (1, 1) uint8, "id": str}.
+    """Serve augmented frames with their label: {"image": (3n, h, w) uint8, "target": (1, 1) uint8 or int32, "id": str}.
 
     A sample is one frame, each equally likely. ``sampling.balance``: draw the class first and then a scene of it, so
     that every class comes equally often: each once in every round of as many samples as there are classes, its scenes
@@ -174,8 +206,8 @@ class FrameDataset(SampleStream):
     def find_members(self) -> dict[int, np.ndarray]:
         """List the entries of ``order`` of each class that occurs."""
         labels = [target for _, target in self.decoded] if self.decoded else map(self.data.target, self.scenes)
-        found = np.array([label.item() for label in labels])[self.order]
-        members = {int(value): self.order[found == value] for value in np.unique(found) if value != IGNORE}
+        found = np.array([label.item() if known(label).all() else NOTHING for label in labels])[self.order]
+        members = {int(value): self.order[found == value] for value in np.unique(found) if value != NOTHING}
         if not members:
             raise DataError("balance: expected training scenes with a label, got none; check the labels")
         return members
@@ -229,14 +261,16 @@ class CropDataset(SampleStream):
             index = self.scene_of(sample)
             images, mask = self.images_of(index)
             focus = None if self.holders else self.choose_focus(rng, index, mask)
+        planes = [name for name in images if name not in self.images]
+        if planes:  # OpenCV moves no half floats
+            images = images | {name: images[name].astype(np.float32) for name in planes}
         images, mask = self.augment(images, mask, int(rng.integers(2**63)), focus)
         item: dict[str, torch.Tensor | str] = {
             "image": self.stack(images, self.images),
             "target": torch.from_numpy(mask),
             "id": self.scenes[index].id,
         }
-        planes = [name for name in images if name not in self.images]
-        return item | ({"teacher": self.stack(images, planes)} if planes else {})
+        return item | ({"teacher": self.stack(images, planes).half()} if planes else {})
 
     def find_holders(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """List, for each focus class that occurs at all, the scenes that hold it and how likely each is drawn."""
@@ -246,7 +280,9 @@ class CropDataset(SampleStream):
         ]
         holders = {}
         for value, weight in self.focus.items():
-            counts = np.array([len(found.get(value, ())) for found in spots])
+            counts = np.array([len(found.get(value, ())) for found in spots], np.float64)
+            if self.weights is not None:
+                counts *= self.weights**2  # its root is how often a scene comes
             if weight > 0 and counts.any():
                 holders[value] = np.flatnonzero(counts), np.sqrt(counts[counts > 0]) / np.sqrt(counts).sum()
         return holders

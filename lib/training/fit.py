@@ -29,11 +29,13 @@ from lib.run import runtime
 from lib.tasks import Task
 from lib.training import state
 from lib.training.dataset import BatchSampler, SampleStream
+from lib.training.distill import soften
 from lib.training.ema import Average, Ema, Swa
 from lib.training.losses import Criterion
 from lib.training.mix import draw, mix
 from lib.training.optim import LearningRate, Plateau, build_optimizer, freeze, peak_lr, set_lr, unfreeze
 from lib.training.precision import Arithmetic, first_nonfinite, first_nonfinite_gradient
+from lib.training.utilisation import Utilisation
 
 Validate = Callable[[Network], Mapping[str, float]]
 """Scores a network on full validation scenes; the key ``select`` decides which epoch is kept."""
@@ -120,8 +122,8 @@ class Fit:
         started = saved = time.monotonic()
         bar = tqdm(loader, f"epoch {epoch + 1}/{train.epochs}", leave=False, initial=self.step, total=self.steps,
                    disable=None if runtime.rank() == 0 else True)  # fmt: skip
-        seen = 0
-        for batch in bar:
+        seen, use = 0, Utilisation(self.device, self.say)
+        for batch in use.waits(bar):
             loss = self._step_that_fits(forward, batch)
             self.step += 1
             seen += len(batch["id"]) * runtime.world_size()
@@ -134,7 +136,7 @@ class Fit:
                 saved = time.monotonic()
         seconds = time.monotonic() - started
         pace = round(seen / max(seconds, 1e-9), 2)
-        self._finish_epoch({"images_per_second": pace, "train_seconds": round(seconds, 1)})
+        self._finish_epoch({"images_per_second": pace, "train_seconds": round(seconds, 1), **use.line()})
 
     def _step_that_fits(self, forward: nn.Module, batch: dict[str, Any]) -> float:
         """Move the weights once; where the memory of the device does not suffice, compute the batch in more parts."""
@@ -158,7 +160,10 @@ class Fit:
         image = batch["image"].to(self.device, memory_format=self.layout, non_blocking=True)  # (B, 3n, h, w) uint8
         target = batch["target"].to(self.device, non_blocking=True)  # (B, h, w) uint8
         self.optimizer.zero_grad(set_to_none=True)
-        teacher = batch["teacher"].to(self.device).float() / 255 if "teacher" in batch else None
+        teacher = None
+        if train.distill:  # logits float16 (B, C, h, w)
+            logits = batch["teacher"].to(self.device, non_blocking=True)
+            teacher = soften(logits, train.distill.temperature, self.task.kind)
         mixed = mix(image, target, self.task.dense, train.mix, draw(self.seed, step), teacher)
         total = 0.0
         raw: dict[str, float] = defaultdict(float)
@@ -205,10 +210,8 @@ class Fit:
         self.epoch, self.step = self.epoch + 1, 0
         line: dict[str, Any] = {"epoch": self.epoch, "lr": self.meter.pop("lr", None)}
         line |= {name: round(value / self.steps, 6) for name, value in sorted(self.meter.items())}
-        weights = {**train.loss.terms, "aux": train.loss.aux_weight}
-        if train.distill:
-            weights["distill"] = train.distill.weight
-        line |= {f"weighted_{n}": round(w * line[f"raw_{n}"], 6) for n, w in weights.items() if f"raw_{n}" in line}
+        weights = self.loss.weights.items()
+        line |= {f"weighted_{n}": round(w * line[f"raw_{n}"], 6) for n, w in weights if f"raw_{n}" in line}
         line["amp"] = {"precision": self.arithmetic.name, **self.arithmetic.health()}
         if train.swa_from is not None and self.average is not None and self.epoch > train.swa_from:
             self.average.update(self.network)

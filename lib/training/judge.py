@@ -24,7 +24,7 @@ from lib.models.layers import Network
 from lib.run import runtime
 from lib.scenes.probs import quantise
 from lib.scenes.view import View
-from lib.tasks import HALF, IGNORE, Task
+from lib.tasks import HALF, Task, known
 
 
 def plain_predictor(network: Network, activate: Callable[[Tensor], Tensor], predict: Predict, view: View) -> Predictor:
@@ -46,7 +46,7 @@ def class_shares(levels: np.ndarray, target: np.ndarray, task: Task) -> np.ndarr
     frames (C, 1, F).
     """
     called = task.called(levels)
-    truth, counted = (np.broadcast_to(a, called.shape) for a in (task.truth(target), target != IGNORE))
+    truth, counted = (np.broadcast_to(a, called.shape) for a in (task.truth(target), known(target)))
     return np.stack([(m & counted).sum((1, 2)) for m in (called, truth, np.ones_like(truth))], axis=1)
 
 

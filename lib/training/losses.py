@@ -15,7 +15,7 @@ from lib.config.losses import ALIASES, loss_faults
 from lib.config.sections import BOUNDARY, QUERY, Distill, Loss
 from lib.errors import ConfigError
 from lib.models.layers import Outputs
-from lib.tasks import IGNORE
+from lib.tasks import known
 from lib.training.boundary import boundary_bce
 from lib.training.distill import distill
 from lib.training.queries import query_terms
@@ -24,7 +24,7 @@ from lib.training.terms import TERMS, Pixels, Reduce, focal_one_vs_rest
 EPSILON = {"binary": 1e-3, "multiclass": 1e-5, "multilabel": 1e-5}
 """Smoothing of soft Dice, Jaccard and Tversky, in pixels, as in 2020."""
 MULTILABEL_CLASSES = 7
-"""A bit field of eight classes could equal ``IGNORE``."""
+"""A bit field of eight classes could equal 255, which is ignored."""
 
 
 class Criterion:
@@ -81,15 +81,16 @@ class Criterion:
         """Return the total and each raw term, detached: float32 scalars.
 
         outputs: logits (B, C, H, W), any float dtype, or what a network with further heads gives. target: (B, H, W)
-        uint8, ``IGNORE`` where no truth is known. An auxiliary head adds ``aux_weight`` times its weighted sum of
-        terms, reported unscaled as ``aux``. Raises ConfigError where ``boundary_bce`` finds no boundary head, or a
-        query term no queries.
+        uint8, 255 where no truth is known, or int32 and -1. An auxiliary head adds ``aux_weight`` times its weighted
+        sum of terms, reported unscaled as ``aux``. The heads of a decoder's steps at 1/2, 1/4, ... of the size add
+        theirs against every second, fourth, ... pixel of the target, reported as ``level_2``, ``level_4``, ... Raises
+        ConfigError where ``boundary_bce`` finds no boundary head, or a query term no queries.
 
         other: the second target of mixed images; every value is then lam times that of ``target`` plus 1 - lam times
         that of ``other``, each over its own valid pixels, which for ce and bce is the loss against mixed labels. lam is
         one number for the batch, on all processes; 1 leaves ``other`` unread. teacher: (B, C, H, W) float in [0, 1],
-        probabilities for the images as they are, mixed as they are; ``distill`` leaves out pixels that either target
-        ignores.
+        softened probabilities (``distill.soften``) for the images as they are, mixed as they are; ``distill`` leaves
+        out pixels that either target ignores.
         """
         if not 0 <= lam <= 1 or (lam < 1 and other is None):
             raise ValueError(f"loss: expected lam in 0 .. 1, and below 1 a second target, got {lam}")
@@ -104,7 +105,7 @@ class Criterion:
                 total = lam * total + (1 - lam) * second
                 values = {name: lam * value + (1 - lam) * others[name] for name, value in values.items()}
             if self.distill is not None and teacher is not None:
-                valid = target != IGNORE if mixed is None else (target != IGNORE) & (mixed != IGNORE)
+                valid = known(target) if mixed is None else known(target) & known(mixed)
                 values["distill"] = distill(heads["logits"].float(), teacher.float(), self.distill.temperature,
                                             self.kind, valid, self.reduce)  # fmt: skip
                 total = total + self.distill.weight * values["distill"]
@@ -126,11 +127,25 @@ class Criterion:
             found = query_terms(heads["queries"], target, self.loss, self.reduce)
             values |= {name: found[name] for name in self.queries}
         total = self._weighted_sum(values)
-        if "aux" in heads:
-            trained = [name for name in self.functions if self.loss.terms[name] > 0]
-            values["aux"] = self._weighted_sum(self._values(heads["aux"], target, trained))
-            total = total + self.loss.aux_weight * values["aux"] if self.loss.aux_weight else total
+        further = {"aux": heads["aux"]} if "aux" in heads else {}
+        for level in heads.get("levels", ()):
+            further[f"level_{target.shape[-1] // level.shape[-1]}"] = level
+        trained, weights = [name for name in self.functions if self.loss.terms[name] > 0], self.weights
+        for name, logits in further.items():
+            step = target.shape[-1] // logits.shape[-1]
+            coarse = target[:, step // 2 :: step, step // 2 :: step]  # of each square of pixels, one in its middle
+            values[name] = self._weighted_sum(self._values(logits, coarse, trained))
+            total = total + weights[name] * values[name] if weights[name] else total
         return total, values
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Return what each value that a call reports counts in the total, by name."""
+        loss, levels = self.loss, range(1, 7)
+        weights = {**loss.terms, "aux": loss.aux_weight}
+        if self.distill:
+            weights["distill"] = self.distill.weight
+        return weights | {f"level_{2**k}": loss.deep_weight**k for k in levels}
 
     def _values(self, logits: Tensor, target: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         if not names:
@@ -158,7 +173,7 @@ class Criterion:
         if len(weights) != classes:
             raise ConfigError(f"loss: expected {classes} class_weights, got {len(weights)}")
         alphas = _alphas(self.loss, self.kind, classes)
-        valid = target != IGNORE
+        valid = known(target)
         return Pixels(
             logits=logits,
             log_probs=log_probs,

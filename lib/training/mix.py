@@ -40,7 +40,7 @@ def mix(image: Tensor, target: Tensor, dense: bool, settings: Mix, rng: np.rando
     """Mix a batch as ``settings`` say, or give it back as it is; a function of its arguments alone.
 
     image: (B, C, H, W), uint8 or float, 0..255. target: (B, H, W) uint8, of labels (``dense`` false) (B, 1, 1).
-    teacher: probabilities of another network, (B, K, H, W) or (B, K, 1, 1) float.
+    teacher: softened probabilities of another network, (B, K, H, W) or (B, K, 1, 1) float.
     Raises ConfigError where there is mixing and one sample alone.
     """
     if not (settings.mixup or settings.cutmix) or rng.random() >= settings.probability:
@@ -56,7 +56,8 @@ def mixup(image: Tensor, target: Tensor, rng: np.random.Generator, alpha: float,
           teacher: Tensor | None = None) -> Mixed:  # fmt: skip
     """Average each image with its partner, lam ~ Beta(alpha, alpha): image float32 0..255, and both targets.
 
-    A mixed image's teacher is the average of two; what a teacher would say of the mixed image is not known offline.
+    A mixed image's teacher is the average of two, so that the loss against it is lam times the one against its own and
+    1 - lam times the one against its partner's; what a teacher would say of the mixed image is not known offline.
     """
     lam = float(rng.beta(alpha, alpha))
     partner = partners(len(image), rng)

@@ -50,7 +50,7 @@ def param_groups(network: Network, optimizer: Optimizer, lr: float) -> list[dict
         if name.startswith("encoder."):
             part, scale = "encoder", optimizer.encoder_lr_scale
             if decay is not None:
-                layer = below[name.removeprefix("encoder.")]
+                layer = below.get(name.removeprefix("encoder."), 0)  # norms on feature maps are part of no layer
                 part, scale = f"encoder, {layer} below the head", scale * decay**layer
         is_weight = parameter.ndim > 1 and not any(table in name for table in NO_DECAY)
         decays = is_weight or not optimizer.no_bias_decay

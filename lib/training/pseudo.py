@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from lib.tasks import IGNORE, Task
+from lib.tasks import Task
 
 
 def confident(levels: np.ndarray, task: Task, ratio: float) -> np.ndarray:
-    """Turn levels (C, H, W) uint8 into a target (H, W) uint8 of ``task``, ``IGNORE`` where the network is not sure.
+    """Turn levels (C, H, W) uint8 into a target (H, W) of ``task``, ignored where the network is not sure.
 
     Sure means that the best class is at least ``ratio`` times as probable as the next; of a yes or no the two are p and
     1 - p, and where classes overlap all of them must be sure. The label of a video is that of its mean frame: (1, 1).
@@ -22,4 +22,4 @@ def confident(levels: np.ndarray, task: Task, ratio: float) -> np.ndarray:
         yes = levels > other
         sure = (np.maximum(levels, other) >= ratio * np.minimum(levels, other)).all(axis=0)
         target = (yes << np.arange(len(levels))[:, None, None]).sum(axis=0)
-    return np.where(sure, target, IGNORE).astype(np.uint8)
+    return task.as_target(target, sure)

@@ -36,7 +36,7 @@ from lib import metrics as masks
 from lib.competitions import layout, mean_dice
 from lib.competitions.binary_rle import instances as objects
 from lib.competitions.binary_rle import metric as scoring
-from lib.competitions.contract import Answer, Finding, Lattice, Levels, Row, Scene
+from lib.competitions.contract import Answer, Finding, Lattice, Levels, Params, Row, Scene
 from lib.competitions.facts import Facts
 from lib.competitions.listing import Expression, by_pattern, find_in_ids, is_picture
 from lib.competitions.runs import RunsCompetition, RunsOptions
@@ -84,6 +84,9 @@ class BinaryRLEOptions(RunsOptions):
     domain: Expression = ""
     """Where an image comes from: a column, or else a regular expression searched in the id; or ``colour``: brightfield
     or fluorescence, told from the pixels."""
+    source: Expression = ""
+    """Which data set an image was taken from, for ``train.sampling.sources``: a column, or else a regular expression
+    searched in the id; "": its domain."""
     pixel_size: str = "pixel_size"
     """Column of the physical size of a pixel, used where it exists."""
     slice_column: str = ""
@@ -128,7 +131,6 @@ class BinaryRLE(RunsCompetition):
         names = (options.class_name,)
         self.tasks = {"loc": MultilabelMask((*names, "border")) if options.border else BinaryMask(names)}
         self.settings = objects.settings(instances=int(self.metric == "object_map"))
-        self._named_files: dict[str, tuple[dict[str, layout.Files], list[Finding]]] = {}
         self.stain = options.stain and stain.StainStats(options.stain.mean, options.stain.std)
 
     # ---- data -----------------------------------------------------------------------------------------
@@ -138,10 +140,11 @@ class BinaryRLE(RunsCompetition):
         Pixels are read only for the domain ``colour``. Raises ConfigError when an option needs a column that is not
         there, or objects one by one where there is only one mask per image.
         """
-        files, findings = self._files(split)
         if split == "test":
+            files, findings = self._images(split)
             scenes, odd = self._describe(split, files)
             return scenes, findings + odd
+        files, findings = self._training
         lonely = sorted(self._runs.keys() - files.keys())
         findings = findings + [Finding("truth without image", key, "in the table only") for key in lonely]
         known = {key: own for key, own in files.items() if self._has_truth(key, own)}
@@ -156,7 +159,7 @@ class BinaryRLE(RunsCompetition):
 
     def labelled(self, scene: Scene) -> bool:
         """Tell whether an image has a mask file or rows of runs."""
-        return self._has_truth(scene.id, scene.files) and scene.id in self._files("train")[0]
+        return self._has_truth(scene.id, scene.files) and scene.id in self._training[0]
 
     def fact_files(self, scene: Scene) -> list[Path]:
         own = [path for role, path in scene.files.items() if role in ("image", "mask", "masks")]
@@ -233,13 +236,13 @@ class BinaryRLE(RunsCompetition):
     @cached_property
     def one_by_one(self) -> bool:
         """Whether the truth tells objects apart: a folder of masks per image, or ids with several rows."""
-        listed = self._files("train")[0]
+        listed = self._training[0]
         if any("masks" in files for files in listed.values()):
             return True
         return any(len(texts) > 1 for key, texts in self._runs.items() if "mask" not in listed.get(key, ()))
 
     def labelled_runs(self) -> list[tuple[Scene, str]]:
-        listed = (Scene(key, files) for key, files in sorted(self._files("train")[0].items()))
+        listed = (Scene(key, files) for key, files in sorted(self._training[0].items()))
         return [(scene, text) for scene in listed for text in self._runs.get(scene.id, ())]
 
     @cached_property
@@ -263,7 +266,7 @@ class BinaryRLE(RunsCompetition):
         return float(np.median([share for share in shares if share] or [0.0]))
 
     # ---- answers --------------------------------------------------------------------------------------
-    def answer(self, levels: Levels, settings: Mapping[str, Any]) -> Answer:
+    def answer(self, levels: Levels, settings: Params) -> Answer:
         """Turn levels into a mask, or with ``instances`` into objects, as ``instances.py`` says.
 
         The threshold "otsu" is told from the scene's own levels.
@@ -271,7 +274,7 @@ class BinaryRLE(RunsCompetition):
         return objects.decode(levels["loc"], self._resolved(levels, settings))
 
     @staticmethod
-    def _resolved(levels: Levels, settings: Mapping[str, Any]) -> dict[str, Any]:
+    def _resolved(levels: Levels, settings: Params) -> dict[str, Any]:
         found = dict(settings)
         if found["threshold"] == OTSU:
             found["threshold"] = of_scene(levels["loc"][0], objects.DEFAULTS["threshold"])
@@ -279,13 +282,18 @@ class BinaryRLE(RunsCompetition):
 
     def count(self, levels: Levels, truth: Answer, grid: Lattice) -> np.ndarray:
         """Count one scene for all points: (P, K) int64; where only the threshold matters, from one histogram."""
-        points = [self._resolved(levels, {"postprocess": (), **point}) for point in grid]
+        points = [self._resolved(levels, {"postprocess": (), **self.complete(point)}) for point in grid]
         if self.metric != "object_map" and not any(
-            p["fill_holes"] or p["instances"] or p["min_area"] > 1 or p["postprocess"] for p in points
+            p["fill_holes"]
+            or p["instances"]
+            or p["min_area"] > 1
+            or p["postprocess"]
+            or max(p["opening"], p["closing"])
+            for p in points
         ):
             thresholds = [point["threshold"] for point in points]
             return mean_dice.count(objects.count_thresholds(levels["loc"][0], truth, thresholds))
-        counts = np.zeros((len(points), mean_dice.K + scoring.K * (self.metric == "object_map")), np.int64)
+        counts = np.zeros((len(points), self.counted), np.int64)
         wanted = [{k: v for k, v in point.items() if k not in ("min_area", "postprocess")} for point in points]
         last: dict[str, Any] | None = None
         whole: Any = None  # the objects at the settings ``last``
@@ -295,6 +303,10 @@ class BinaryRLE(RunsCompetition):
             steps = [{"name": "remove_small", "min_area": points[i]["min_area"]}, *points[i]["postprocess"]]
             counts[i] = self.tally(self.clean(whole, steps, levels), truth)
         return counts
+
+    @property
+    def counted(self) -> int:
+        return mean_dice.K + scoring.K * (self.metric == "object_map")
 
     def tally(self, answer: Answer, truth: Answer) -> np.ndarray:
         """Count one answer: (5,) int64 as ``mean_dice`` has them, (18,) with the objects."""
@@ -332,7 +344,7 @@ class BinaryRLE(RunsCompetition):
             return self.sample_table.id_column, next(iter(self.sample_table.others), "rle")
         if self._runs:
             return self._tables["train"].id_column, self._rle_column
-        nested = any("masks" in files for files in self._files("train")[0].values())
+        nested = any("masks" in files for files in self._training[0].values())
         return ("ImageId", "EncodedPixels") if nested else ("id", "rle")
 
     @property
@@ -361,20 +373,21 @@ class BinaryRLE(RunsCompetition):
         return super().lint(path, asked, sample)
 
     # ---- files ----------------------------------------------------------------------------------------
-    def _files(self, split: str) -> tuple[dict[str, layout.Files], list[Finding]]:
-        """Return id -> files of a split, sorted, and what is strange about the names. Raises DataError."""
-        if split not in self._named_files:
-            folder = layout.image_folder(self.root, split, getattr(self.options, split))
-            listed, findings = ({}, []) if folder is None else layout.list_images(folder)
-            if split == "train":
-                mask_of = self._mask_of()
-                for key, files in listed.items():
-                    if self.options.masks is None:
-                        files.pop("masks", None)
-                    elif key in mask_of and "masks" not in files:
-                        files["mask"] = mask_of[key]
-            self._named_files[split] = listed, findings
-        return self._named_files[split]
+    def _images(self, split: str) -> tuple[dict[str, layout.Files], list[Finding]]:
+        """Return id -> files of a split, and what is strange about the names. Raises DataError."""
+        folder = layout.image_folder(self.root, split, getattr(self.options, split))
+        return ({}, []) if folder is None else layout.list_images(folder)
+
+    @cached_property
+    def _training(self) -> tuple[dict[str, layout.Files], list[Finding]]:
+        """The labelled images with their masks, as ``_images`` gives them."""
+        (listed, findings), mask_of = self._images("train"), self._mask_of()
+        for key, files in listed.items():
+            if self.options.masks is None:
+                files.pop("masks", None)
+            elif key in mask_of and "masks" not in files:
+                files["mask"] = mask_of[key]
+        return listed, findings
 
     def _mask_of(self) -> dict[str, Path]:
         """Return id -> mask file. Raises DataError where masks are stated and not there."""
@@ -426,8 +439,9 @@ class BinaryRLE(RunsCompetition):
         table, options, ids = self._tables[split], self.options, sorted(listed)
         columns = {name for own in self._tables.values() for name in own.columns}
         named, findings = {}, []
-        for option in ("domain", "group", "slice_column"):
-            wanted, needed = getattr(options, option), split == "train" or (option != "domain" and options.slices > 1)
+        for option in ("domain", "source", "group", "slice_column"):
+            stacks = options.slices > 1 and option in ("group", "slice_column")
+            wanted, needed = getattr(options, option), split == "train" or stacks
             if not wanted or wanted in columns or option == "slice_column":
                 if wanted and wanted not in table.columns and needed and ids:
                     raise ConfigError(
@@ -444,9 +458,9 @@ class BinaryRLE(RunsCompetition):
         for key in ids:
             size = table.value(key, options.pixel_size)
             pixel_size = layout.number(f"{key}: {options.pixel_size}", size) if size else None
-            domain, group = (named[option].get(key, "") for option in ("domain", "group"))
-            scenes.append(Scene(key, listed[key], domain, group=group, pixel_size=pixel_size))
-        return layout.stacked(scenes, self.images, named["slice_column"].__getitem__), findings
+            domain, source, group = (named[option].get(key, "") for option in ("domain", "source", "group"))
+            scenes.append(Scene(key, listed[key], domain, group=group, pixel_size=pixel_size, source=source))
+        return layout.stacked(scenes, self.images, named["group"], named["slice_column"]), findings
 
     # ---- data doctor ----------------------------------------------------------------------------------
     def inspect_scene(self, scene: Scene, split: str) -> list[Finding]:

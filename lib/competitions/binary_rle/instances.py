@@ -14,7 +14,9 @@ import skimage  # its parts are imported when they are first used
 from pydantic import Field
 from scipy import ndimage
 
-from lib.competitions.decoding import Setting, threshold_level
+from lib.competitions.decoding import Setting, morphology, threshold_level
+from lib.ensemble.morphology import STEPS as STEPS_OF_MORPHOLOGY
+from lib.ensemble.morphology import open_and_close
 
 SETTINGS: dict[str, Setting] = {
     "threshold": Setting(
@@ -25,6 +27,7 @@ SETTINGS: dict[str, Setting] = {
     "instances": Setting(0, "1: a label map, touching objects parted", choices=(0, 1)),
     "seed_threshold": Setting(0.5, "the sure inside of an object from here on: object x (1 - border)", high=1),
     "seed_depth": Setting(0, "pixels that a waist is narrower by, either side, where an object is parted; 0: never"),
+    **morphology("the mask"),
 }
 DEFAULTS: dict[str, Any] = {name: setting.default for name, setting in SETTINGS.items()}
 
@@ -37,6 +40,7 @@ def settings(instances: int) -> dict[str, Setting]:
 def decode(levels: np.ndarray, settings: Mapping[str, Any]) -> np.ndarray:
     """Decode one image with settings like DEFAULTS, all of them given and within their ranges in SETTINGS."""
     mask = (levels[0] >= threshold_level(settings["threshold"])).view(np.uint8)
+    mask = open_and_close(mask, settings["opening"], settings["closing"])
     if settings["fill_holes"]:
         mask = fill_holes(mask)
     if settings["instances"]:
@@ -134,7 +138,11 @@ def fill_holes(answer: np.ndarray) -> np.ndarray:
     return np.where(holes, answer[rows, columns], answer)
 
 
-STEPS: Mapping[str, Callable[..., np.ndarray]] = {"remove_small": remove_small, "fill_holes": fill_holes}
+STEPS: Mapping[str, Callable[..., np.ndarray]] = {
+    "remove_small": remove_small,
+    "fill_holes": fill_holes,
+    **STEPS_OF_MORPHOLOGY,
+}
 
 
 # ---- search ---------------------------------------------------------------------------------------------

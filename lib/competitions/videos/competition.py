@@ -31,12 +31,13 @@ from pydantic import Field
 
 from lib.competitions import tables
 from lib.competitions.classification import Classification, ClassificationOptions, Columns, Folders, Record
-from lib.competitions.contract import SUBMISSION, Answer, Finding, Levels, Row, Scene, confusion_table
+from lib.competitions.contract import SUBMISSION, Answer, Finding, Levels, Params, Row, Scene, confusion_table
 from lib.competitions.decoding import Setting
 from lib.competitions.facts import Facts
 from lib.competitions.tables import Form
 from lib.competitions.videos import frames as video
 from lib.competitions.videos import metric as scoring
+from lib.competitions.videos.crop import Box, Boxes, Crop, Detector, cut, nearest, read_boxes
 from lib.competitions.videos.frames import FrameSampling
 from lib.errors import ConfigError, DataError
 from lib.tasks import Label
@@ -92,6 +93,8 @@ class VideosOptions(ClassificationOptions):
     """Which frames are read."""
     size: int | None = Field(None, ge=1)
     """Shorter side in pixels to shrink frames to."""
+    crop: Crop | None = None
+    """Look at a part of each frame alone, such as the face; before frames are shrunk."""
     metric: Literal["eer", "auc", "accuracy", "log_loss"] = "eer"
     """The score that is searched for."""
     fallback: float | None = Field(None, ge=0, le=1)
@@ -127,6 +130,13 @@ class Videos(Classification):
         self._faults: dict[tuple[str, Path], str] = {}
 
     # ---- scenes ---------------------------------------------------------------------------------------
+    def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:
+        """List as the contract says. Raises DataError and ConfigError for boxes or a detector that cannot be used."""
+        _ = self._table_of_boxes
+        if (crop := self.options.crop) and crop.detector:
+            Detector(self.root / crop.detector, crop.least)
+        return super().listed(split)
+
     @property
     def table(self) -> Path:
         return self.root / (self.options.annotations or self.options.labels)
@@ -180,7 +190,18 @@ class Videos(Classification):
             findings.append(Finding("video cut short", scene.id, f"{path}: {len(frames)} of {stated} frames"))
         if not frames.any():
             findings.append(Finding("video all black", scene.id, str(path)))
+        if self.options.crop and not self._boxes(scene):
+            findings.append(Finding(self._no_box, scene.id, "looked at whole"))
         return findings
+
+    def inspect(self) -> list[Finding]:
+        """Inspect as the contract says, and tell which boxes are of no video, or may be of two."""
+        findings, boxes = super().inspect(), set(self._table_of_boxes)
+        train, test = self._list("train"), self._list("test")
+        names = {key for scene in (*train, *test) for key in self._names(scene)}
+        findings += [Finding("box without video", key) for key in sorted(boxes - names)]
+        both = boxes & {scene.id for scene in train} & {scene.id for scene in test}
+        return findings + [Finding("box of a name in train and test", key, "write the path") for key in sorted(both)]
 
     def read_facts(self, scene: Scene) -> Facts:
         """Return the class of a labelled video. Raises DataError for one that cannot be read."""
@@ -206,20 +227,77 @@ class Videos(Classification):
         Raises DataError naming scene and file where there is no fallback.
         """
         if not (fault := self.fault(scene)):
-            return video.sample(scene.files["video"], self.options.sampling, self.options.size, self._span(scene))
+            path, options, span = scene.files["video"], self.options, self._span(scene)
+            return video.sample(path, options.sampling, options.size, span, self._look(scene))
         if self.options.fallback is None or scene not in self.scenes("test"):
             raise DataError(f"scene {scene.id}: {fault}; or give such test videos a score, data.options.fallback: 0.5")
         return np.zeros((1, BLACK, BLACK, 3), np.uint8)
+
+    # ---- parts of frames ------------------------------------------------------------------------------
+    @property
+    def carried(self) -> Mapping[str, Path]:
+        """The table of boxes, or the detector's model."""
+        crop = self.options.crop
+        stated = {"crop.boxes": crop.boxes, "crop.detector": crop.detector} if crop else {}
+        return {key: self.root / name for key, name in stated.items() if name}
+
+    def caveats(self, scenes: Sequence[Scene]) -> list[str]:
+        """Say how many videos the table of boxes leaves out; what a detector does not find is known only afterwards."""
+        if self.options.crop is None or self.options.crop.boxes is None:
+            return []
+        left = [scene.id for scene in scenes if not self._boxes(scene)]
+        return [f"{len(left)} of {len(scenes)} videos have no box and are looked at whole ({left[0]})"] if left else []
+
+    def _look(self, scene: Scene) -> video.Look | None:
+        """Return what cuts the part that is asked for out of each frame; None for whole frames."""
+        if (crop := self.options.crop) is None:
+            return None
+        boxes = self._boxes(scene)
+        return lambda number, frame: cut(frame, nearest(boxes, number), crop)
+
+    def _boxes(self, scene: Scene) -> Boxes:
+        """Return the boxes of a video: what the table says, or the largest face of each frame that is sampled."""
+        crop, table = self.options.crop, self._table_of_boxes
+        found: dict[int | None, Box] = {}
+        if crop is None or crop.detector is None:
+            return next((table[key] for key in self._names(scene) if key in table), found)
+        detector = Detector(self.root / crop.detector, crop.least)
+
+        def look(number: int, frame: np.ndarray) -> np.ndarray:
+            if (box := detector.largest(frame)) is not None:
+                found[number] = box
+            return frame[:1, :1]
+
+        video.sample(scene.files["video"], self.options.sampling, span=self._span(scene), look=look)
+        return found
+
+    def _names(self, scene: Scene) -> tuple[str, ...]:
+        """Return what may name a video in the table of boxes: its path below the root, and its id."""
+        path = scene.files["video"]
+        return (*([path.relative_to(self.root).as_posix()] if path.is_relative_to(self.root) else []), scene.id)
+
+    @cached_property
+    def _table_of_boxes(self) -> Mapping[str, Boxes]:
+        path = self.carried.get("crop.boxes")
+        return read_boxes(path) if path else {}
+
+    @property
+    def _no_box(self) -> str:
+        return "video without a face" if self.options.crop and self.options.crop.detector else "video without a box"
 
     def _span(self, scene: Scene) -> video.Span | None:
         """Return the frame numbers that the annotations give a video."""
         return self.known(scene).record.span if self.options.annotations and self.labelled(scene) else None
 
     # ---- answers --------------------------------------------------------------------------------------
-    def answer(self, levels: Levels, settings: Mapping[str, Any]) -> Answer:
+    def answer(self, levels: Levels, settings: Params) -> Answer:
         """Turn the levels of a video's frames, (1, 1, F) uint8, into its score."""
         score = np.asarray(score_of_frames(levels["cls"].ravel() / 255, **settings))
         return int(scoring.per_mille(score)) / scoring.STEPS
+
+    @property
+    def counted(self) -> int:
+        return 2 * scoring.BINS
 
     def tally(self, answer: Answer, truth: Answer) -> np.ndarray:
         """Count one answer: (2002,) int64, a flat histogram of ``metric.py``."""

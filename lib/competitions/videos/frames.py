@@ -27,6 +27,9 @@ Span = tuple[int, int]
 Rule = Callable[[int], list[int]]
 """Number of frames -> the frames to take, ascending."""
 
+Look = Callable[[int, np.ndarray], np.ndarray]
+"""Number of a frame, from 0 on, and the frame (H, W, 3) uint8 RGB -> what of it is taken, (h, w, 3) uint8."""
+
 
 class FrameSampling(Section):
     """Which frames of a video are read, by one of three rules."""
@@ -54,13 +57,18 @@ class FrameSampling(Section):
 
 
 def sample(
-    path: str | Path, sampling: FrameSampling, size: int | None = None, span: Span | None = None
-) -> np.ndarray:  # fmt: skip
+    path: str | Path,
+    sampling: FrameSampling,
+    size: int | None = None,
+    span: Span | None = None,
+    look: Look | None = None,
+) -> np.ndarray:
     """Read some frames of a video: (F, H, W, 3) uint8 RGB, F >= 1, in order.
 
     size: frames whose shorter side is longer are shrunk to it; all frames get the shape of the first. span: the part of
-    a folder to look at. Raises DataError naming the file where no frame can be decoded, or where frames per second are
-    asked of a video without a frame rate.
+    a folder to look at. look: takes a part of each frame before that; all get the shape of the largest. Raises
+    DataError naming the file where no frame can be decoded, or where frames per second are asked of a video without a
+    frame rate.
     """
     path = Path(path)
     files = _frame_files(path, span) if path.is_dir() else []
@@ -72,10 +80,14 @@ def sample(
     def rule(total: int) -> list[int]:
         return sampling.frames(total, fps)
 
-    frames = _read_files(files, rule, size) if files else _read_stream(path, total, rule, size)
+    def take(number: int, frame: np.ndarray) -> np.ndarray:
+        return _shrink(look(number, frame) if look else frame, size)
+
+    frames = _read_files(files, rule, take) if files else _read_stream(path, total, rule, take)
     if not frames:
         raise DataError(f"{path}: expected a video, got none of its frames decoded; fetch this file again")
-    return np.stack([_resize(frame, frames[0].shape[:2]) for frame in frames])  # (F, H, W, 3)
+    model = max(frames, key=lambda frame: frame.shape[0]) if look else frames[0]
+    return np.stack([_resize(frame, model.shape[:2]) for frame in frames])  # (F, H, W, 3)
 
 
 def probe(path: str | Path, span: Span | None = None) -> tuple[int, float, tuple[int, int]]:
@@ -134,14 +146,14 @@ def _shrink(frame: np.ndarray, size: int | None) -> np.ndarray:
 
 
 # ---- files --------------------------------------------------------------------------------------------
-def _read_stream(path: Path, total: int, rule: Rule, size: int | None) -> list[np.ndarray]:
+def _read_stream(path: Path, total: int, rule: Rule, take: Look) -> list[np.ndarray]:
     """Decode what ``rule`` takes of ``total`` frames; once more from the true number, if that is another."""
     while True:
         wanted, real, frames = set(rule(total)), 0, []
         for frame in _decode(path, wanted):
-            real += 1
             if frame is not None:
-                frames.append(_shrink(frame, size))
+                frames.append(take(real, frame))
+            real += 1
         if real in (0, total):
             return frames
         total = real
@@ -186,13 +198,13 @@ def _open(path: Path) -> cv2.VideoCapture:
 
 
 # ---- folders ------------------------------------------------------------------------------------------
-def _read_files(files: list[Path], rule: Rule, size: int | None) -> list[np.ndarray]:
+def _read_files(files: list[Path], rule: Rule, take: Look) -> list[np.ndarray]:
     """Read what ``rule`` takes of the files; where one of these cannot be read, of those that can."""
     frames = [_read(files[number]) for number in rule(len(files))]
     if not all(map(_readable, frames)):
         files = [file for file in files if _readable(_read(file))]
         frames = [_read(files[number]) for number in rule(len(files))]
-    return [_shrink(frame, size) for frame in frames if frame is not None]
+    return [take(number, frame) for number, frame in zip(rule(len(files)), frames) if frame is not None]
 
 
 def _read(file: Path) -> np.ndarray | None:

@@ -27,11 +27,12 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from lib import metrics as scoring
 from lib.competitions import contract, tables
-from lib.competitions.contract import SUBMISSION, Answer, Competition, Finding, Levels, Row, Scene
-from lib.competitions.decoding import Setting, gains
+from lib.competitions.contract import SUBMISSION, Answer, Competition, Finding, Levels, Params, Row, Scene
+from lib.competitions.decoding import Setting, gains, morphology
 from lib.competitions.listing import SUFFIXES, Classes, Expression, Pattern, by_pattern, find_in_ids
 from lib.competitions.tables import Form, Name
 from lib.competitions.voc import label_map
+from lib.ensemble.morphology import open_and_close
 from lib.errors import DataError
 from lib.scenes import raster, rle
 from lib.settings import Section
@@ -108,6 +109,7 @@ class VOC(Competition):
         self.tasks = {"loc": MulticlassMask(options.classes)}
         self.names = contract.names_of(options.classes)
         self.settings = gains(self.names) | {"min_area": Setting(0, "parts of a class of fewer pixels become class 0")}
+        self.settings |= morphology("every class but 0")
 
     # ---- scenes ---------------------------------------------------------------------------------------
     def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:
@@ -158,11 +160,14 @@ class VOC(Competition):
         return findings
 
     def target(self, scene: Scene, task: str) -> np.ndarray:
-        """Return (H, W) uint8 class indices, 255 where the mask holds an ignored value."""
+        """Return (H, W) uint8 class indices, 255 where the mask holds an ignored value (in masks of classes: 0)."""
         if not self.labelled(scene):
             raise DataError(f"scene {scene.id}: expected a mask, found none; has this scene a truth?")
         if self._by_class:
-            return self._joined(scene)
+            joined = np.zeros(raster.image_size(scene.files["image"]), np.uint8)
+            for index, drawn in self._masks(scene):
+                joined[drawn > 0] = index
+            return joined
         path = scene.files[MASK]
         mask = read_mask(path, self.colours)
         mask[np.isin(mask, self.options.ignore)] = IGNORE
@@ -201,13 +206,6 @@ class VOC(Competition):
             if mask.shape != shape:
                 raise DataError(f"scene {scene.id}: {path}: expected the picture's size {shape}, got {mask.shape}")
             yield self.options.classes.index(name), ((mask > 0) & ~np.isin(mask, self.options.ignore)).view(np.uint8)
-
-    def _joined(self, scene: Scene) -> np.ndarray:
-        """Join the masks of classes into (H, W) uint8 class indices; ignored values are 0."""
-        joined = np.zeros(raster.image_size(scene.files["image"]), np.uint8)
-        for index, mask in self._masks(scene):
-            joined[mask > 0] = index
-        return joined
 
     @property
     def _is_split(self) -> bool:
@@ -286,10 +284,15 @@ class VOC(Competition):
         return by_split, {scene_id: split for scene_id, (split, _) in first.items()}, findings
 
     # ---- answers --------------------------------------------------------------------------------------
-    def answer(self, levels: Levels, settings: Mapping[str, Any]) -> Answer:
-        """Give every pixel the class with the highest level times its gain (ties: the lower), drop small parts."""
+    def answer(self, levels: Levels, settings: Params) -> Answer:
+        """Give every pixel the class with the highest level times its gain (ties: the lower), then clean the map."""
         answer = label_map.winner(levels["loc"], [settings[f"gain_{name}"] for name in self.names])
+        answer = open_and_close(answer, settings["opening"], settings["closing"])
         return label_map.remove_small(answer, settings["min_area"])
+
+    @property
+    def counted(self) -> int:
+        return 3 * len(self.names)
 
     def tally(self, answer: Answer, truth: Answer) -> np.ndarray:
         """Count one answer: (3 C,) int64, for each class the pixels of intersection, answer and truth."""

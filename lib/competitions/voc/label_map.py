@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from lib.competitions.decoding import GAIN_STEPS, small_parts
+from lib.ensemble import morphology
 
 Pixels = Annotated[int, Field(ge=0)]
 
@@ -67,4 +68,5 @@ STEPS: Mapping[str, Callable[..., np.ndarray]] = {
     "remove_small": remove_small,
     "majority": majority,
     "object_vote": object_vote,
+    **morphology.STEPS,
 }

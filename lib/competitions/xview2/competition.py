@@ -34,14 +34,14 @@ import numpy as np
 import shapely
 from pydantic import Field
 
-from lib.competitions import tables
-from lib.competitions.contract import SUBMISSION, Answer, Competition, Finding, Lattice, Levels, Row, Scene
+from lib.competitions import contract, tables
+from lib.competitions.contract import Answer, Axes, Chain, Competition, Finding, Lattice, Levels, Params, Row, Scene
 from lib.competitions.facts import Facts
 from lib.competitions.tables import Form, Name, Size
 from lib.competitions.xview2 import decode as decoding
 from lib.competitions.xview2 import metric as scoring
 from lib.competitions.xview2 import pairs as official
-from lib.competitions.xview2 import postprocess
+from lib.competitions.xview2.postprocess import STEPS, Decoded
 from lib.errors import ConfigError, DataError
 from lib.scenes import polygons, raster, rle
 from lib.settings import Section
@@ -87,8 +87,7 @@ class XView2(Competition):
     labels = LABELS
     flags = (*FLAGS, "empty")
     settings = decoding.SETTINGS
-    steps = postprocess.STEPS
-    step_inputs = 4
+    steps = STEPS
     steps_in_search = False
     form = Form(("ImageId_ClassId", "EncodedPixels"))
 
@@ -142,15 +141,14 @@ class XView2(Competition):
         """Return what the official target images hold: un-classified buildings count as no-damage there."""
         return {"localization": _buildings(scene), "damage": _damage(scene, DAMAGE["no-damage"])}
 
-    def faults(self, decode: Mapping[str, Any], axes: Mapping[str, Sequence[Any]], chains: Sequence[Any] = (),
-               unseen: Mapping[str, Any] = {}) -> list[str]:  # fmt: skip
+    def faults(self, decode: Params, axes: Axes, chains: Sequence[Chain] = (), unseen: Mapping = {}) -> list[str]:
         """Return what is wrong with what an experiment asks of ``decode``; a preset goes with no other setting."""
         found = super().faults(decode, axes, chains, unseen)
         if decode.get("preset") and (others := list(dict.fromkeys([*axes, *unseen, *_beside_preset(decode)]))):
             found.append(f"decode.preset: fixes every setting, got also {', '.join(others)}; remove them")
         return found or decoding.threshold_faults(axes)
 
-    def answer(self, levels: Levels, settings: Mapping[str, Any]) -> Answer:
+    def answer(self, levels: Levels, settings: Params) -> Answer:
         """Join the levels of both tasks into an answer, as ``decode.py`` says."""
         if "preset" not in settings:
             localization, damage = decoding.decode(levels["loc"], levels["cls"], settings)
@@ -160,13 +158,13 @@ class XView2(Competition):
             localization, damage = decoding.selim2020(levels["loc"], levels["cls"])
         return {"localization": localization, "damage": damage}
 
-    def clean(self, answer: Answer, steps: Sequence[Mapping[str, Any]], levels: Levels) -> Answer:
+    def clean(self, answer: Answer, steps: Chain, levels: Levels) -> Answer:
         """Run post-processing steps, which see the levels too."""
-        masks = answer["localization"], answer["damage"]
-        localization, damage = postprocess.apply(steps, *masks, levels["loc"][0], levels["cls"])
+        decoded = Decoded(answer["localization"], answer["damage"], levels["loc"][0], levels["cls"])
+        localization, damage, *_ = super().clean(decoded, steps, levels)
         return {"localization": localization, "damage": damage}
 
-    def grid(self, axes: Mapping[str, Sequence[Any]], fixed: Mapping[str, Any]) -> Lattice:
+    def grid(self, axes: Axes, fixed: Params) -> Lattice:
         """Return the lattice of decode settings; ``fixed`` may hold no preset and no post-processing."""
         if fixed.get("preset"):
             raise ConfigError("decode.preset: cannot be searched around; remove it, or leave out search")
@@ -175,6 +173,10 @@ class XView2(Competition):
     def count(self, levels: Levels, truth: Answer, grid: Lattice) -> np.ndarray:
         """Count one scene for all points at once: (P, 15) int64, laid out as ``metric.py`` says."""
         return decoding.count_grid(levels["loc"], levels["cls"], truth["localization"], truth["damage"], grid)
+
+    @property
+    def counted(self) -> int:
+        return 15
 
     def tally(self, answer: Answer, truth: Answer) -> np.ndarray:
         """Count one answer: (15,) int64."""
@@ -225,7 +227,7 @@ class XView2(Competition):
 
         Raises DataError for masks of other than 1024x1024 pixels, which the official scorer would refuse.
         """
-        table, images, archive = folder / SUBMISSION, folder / PAIRS, folder / ARCHIVE
+        table, images, archive = folder / contract.SUBMISSION, folder / PAIRS, folder / ARCHIVE
         with tables.write(table, self.form) as add_row, official.write_png_pairs(images) as add_pair:
             for scene, answer in answers:
                 add_pair(scene.id, answer["localization"], answer["damage"])
@@ -266,7 +268,7 @@ class XView2(Competition):
             return _lint_archive(path)
         if path.is_file():
             return super().lint(path, scenes, sample)
-        table, pairs = path / SUBMISSION, path / PAIRS
+        table, pairs = path / contract.SUBMISSION, path / PAIRS
         if not table.exists() and not pairs.exists():
             faults = official.lint_png_pairs(path)
             return faults if sample is None else [*faults, f"{sample}: a sample submission needs a CSV to compare with"]
@@ -283,7 +285,7 @@ class XView2(Competition):
         return [f"{table}: {len(differing)} scenes differ from the PNGs (first: {differing[0]})"] if differing else []
 
 
-def _beside_preset(settings: Mapping[str, Any]) -> list[str]:
+def _beside_preset(settings: Params) -> list[str]:
     """Return the settings that are not at their defaults, which a preset would overrule."""
     return [name for name, value in settings.items()
             if name not in ("preset", "postprocess") and value != decoding.DEFAULTS.get(name)]  # fmt: skip

@@ -14,7 +14,7 @@ import numpy as np
 
 from lib.competitions.decoding import Setting, threshold_level
 from lib.competitions.xview2 import objects
-from lib.competitions.xview2.postprocess import watershed_vote
+from lib.competitions.xview2.postprocess import Decoded, watershed_vote
 from lib.ensemble.blend import blend
 from lib.ensemble.search import Lattice
 from lib.errors import ConfigError
@@ -87,7 +87,7 @@ def selim2020(loc: np.ndarray, cls: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     strongest = np.maximum(none, 2.0 * np.maximum(np.maximum(minor, major), destroyed))
     localization = ((strongest > background) | (loc[0] / 255.0 > 0.25)).view(np.uint8)
     damage = cls[1:].argmax(axis=0).astype(np.uint8) + np.uint8(1)
-    return watershed_vote(localization, damage, loc[0], cls, faithful=True)
+    return watershed_vote(Decoded(localization, damage, loc[0], cls), faithful=True)[:2]
 
 
 def count_grid(
@@ -112,14 +112,9 @@ def count_grid(
     if damage_truth.size and damage_truth.max() > 4:
         raise ValueError(f"count_grid: expected damage truth in 0..4, got {damage_truth.max()}")
     axes = {name: lattice.axes.get(name, (lattice.defaults[name],)) for name in DEFAULTS}
-    gains = [[class_gain(1)], *([class_gain(w) for w in axes[name]] for name in ("w_minor", "w_major", "w_destroyed"))]
     cells = _Cells(axes)
-    counts = np.stack(
-        [
-            _count_pixels(loc, _pooled(loc, cls, seed), loc_truth, damage_truth, axes["fuse"], gains, cells)
-            for seed in axes["object_seed"]
-        ]
-    )
+    seeds = axes["object_seed"]
+    counts = np.stack([_count_pixels(loc, _pooled(loc, cls, seed), loc_truth, damage_truth, cells) for seed in seeds])
     counts = counts.reshape(*(len(values) for values in axes.values()), COUNTS)
     asked = [list(axes).index(name) for name in lattice.axes]
     fixed = [i for i, name in enumerate(axes) if name not in lattice.axes]
@@ -127,15 +122,9 @@ def count_grid(
 
 
 def _count_pixels(
-    loc: np.ndarray,
-    cls: np.ndarray,
-    loc_truth: np.ndarray,
-    damage_truth: np.ndarray,
-    fuses: tuple[float, ...],
-    gains: list[list[int]],
-    cells: "_Cells",
+    loc: np.ndarray, cls: np.ndarray, loc_truth: np.ndarray, damage_truth: np.ndarray, cells: "_Cells"
 ) -> np.ndarray:
-    """Count one scene for all shares ``fuses``, threshold triples of ``cells`` and weight vectors of ``gains``.
+    """Count one scene for all shares, threshold triples and weight vectors of ``cells``.
 
     Returns (fuse, threshold triple, weight vector x count) int64.
     """
@@ -148,15 +137,15 @@ def _count_pixels(
     truth_damage = damage_truth.ravel().take(pixels)
     damaged = np.flatnonzero(truth_damage)  # only these count for damage: 1 pixel of 10
     class_levels = cls[1:].reshape(4, -1).take(pixels.take(damaged), axis=1)
-    classes = _ClassCounter(class_levels, truth_damage.take(damaged) - 1, gains, cells.number, exact)
+    classes = _ClassCounter(class_levels, truth_damage.take(damaged) - 1, cells, exact)
 
-    counts = np.empty((len(fuses), len(cells.called), classes.vectors * COUNTS), np.int64)
+    counts = np.empty((len(cells.fuses), len(cells.called), classes.vectors * COUNTS), np.int64)
     called = cells.called.astype(exact)
     table = np.zeros((1 + cells.number, classes.vectors, COUNTS), exact)  # row 0: what holds at every point
     pair_to_counts = _pair_to_counts().astype(exact)
     table[0, :, 2] = np.count_nonzero(loc_truth)
     table[0, :, 5::3] = [np.count_nonzero(damage_truth == label) for label in (1, 2, 3, 4)]
-    for counted, fuse in zip(counts, fuses):
+    for counted, fuse in zip(counts, cells.fuses):
         key = cells.loc_step.take(_building_level(loc_pixels, background, fuse)) + base  # 2 * cell + is building
         building = np.bincount(key, minlength=2 * cells.number).reshape(-1, 1, 2)
         table[1:, :, 0], table[1:, :, 1], table[1:, :, 2] = building[..., 1], building[..., 0], -building[..., 1]
@@ -167,11 +156,16 @@ def _count_pixels(
 
 
 class _Cells:
-    """The cells that a grid's thresholds cut the plane (L, D) into, and which of them each point calls building."""
+    """The cells that a grid's thresholds cut the plane (L, D) into, and which of them each point calls building.
+
+    Beside them what else a grid tries: ``fuses``, and in ``gains`` the weights of each class in thousandths.
+    """
 
     def __init__(self, axes: Mapping[str, tuple[float, ...]]):
         if faults := threshold_faults(axes):
             raise ConfigError(faults[0])
+        self.fuses, weights = axes["fuse"], ((1.0,), axes["w_minor"], axes["w_major"], axes["w_destroyed"])
+        self.gains = [[class_gain(weight) for weight in tried] for tried in weights]
         low, high, damage, self.loc_edges, damage_edges = _edges(axes)
         n_loc, n_damage = len(self.loc_edges) + 1, len(damage_edges) + 1
         self.number = n_loc * n_damage
@@ -214,14 +208,14 @@ class _ClassCounter:
     and major; along the weights of destroyed it is enough to know from which weight on destroyed wins.
     """
 
-    def __init__(self, levels: np.ndarray, truth: np.ndarray, gains: list[list[int]], cells: int, exact: type):
-        """levels: (4, N) uint8; truth: (N,) uint8 in 0..3; gains: per class the weights tried, in thousandths; exact:
-        the float type to count in."""
+    def __init__(self, levels: np.ndarray, truth: np.ndarray, cells: _Cells, exact: type):
+        """levels: (4, N) uint8; truth: (N,) uint8 in 0..3; exact: the float type to count in."""
+        gains = cells.gains
         _, minor, major, destroyed = gains
         self.vectors = len(minor) * len(major) * len(destroyed)
         self._pairs = len(minor) * len(major)
         self._rank = np.argsort(np.argsort(destroyed, kind="stable"))  # place of each weight among the sorted ones
-        self._cells, self._exact = cells, exact
+        self._cells, self._exact = cells.number, exact
 
         settled, winner = _settled_class(levels, gains)
         self._settled, self._open = np.flatnonzero(settled), np.flatnonzero(~settled)
@@ -238,7 +232,7 @@ class _ClassCounter:
                 held_out = np.zeros(len(best), np.uint16)
                 for product in last:
                     held_out += product <= strength
-                np.multiply(held_out, cells * 12, out=code, dtype=np.int32)
+                np.multiply(held_out, cells.number * 12, out=code, dtype=np.int32)
                 code += best
 
     def count(self, cell: np.ndarray) -> np.ndarray:

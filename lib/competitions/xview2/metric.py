@@ -19,7 +19,6 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -307,12 +306,7 @@ def score_folder(predictions_dir: Path, targets_dir: Path, threads: int = 2) -> 
     Raises DataError where the official script fails, and on a folder without targets (which it scores 7e-7).
     """
     scores = official(count_folder(predictions_dir, targets_dir, threads).sum(axis=0))
-    return {key: _plain(value) for key, value in scores.items()}
-
-
-def _plain(value: Any) -> float:
-    """Return a number that json prints as the official script does: an F1 without hits is the integer 0."""
-    return float(value) if value else 0
+    return {key: float(value) if value else 0 for key, value in scores.items()}  # an F1 without hits is printed as 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

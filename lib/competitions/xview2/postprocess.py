@@ -1,37 +1,45 @@
-"""Clean a decoded building answer object by object; each step is one function with one signature.
+"""Clean a decoded building answer object by object; each step is one function: step(decoded, **options) -> decoded.
 
-step(localization, damage, loc_levels, cls_levels, **options) -> (localization, damage)
-
-localization: (H, W) uint8 in {0, 1}; damage: (H, W) uint8 in {0 .. 4}; loc_levels: (H, W) uint8 and cls_levels:
-(5, H, W) uint8 are the probabilities it was decoded from (level / 255; background first). Inputs are never changed;
-outputs may share memory with them. Whether a step stays in the pipeline is for ``lib.ensemble.search.accept`` to say.
+Arrays are never changed; outputs may share memory with them. Whether a step stays in the pipeline is for
+``lib.ensemble.search.accept`` to say.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Literal, NamedTuple
 
 import cv2
 import numpy as np
 import skimage  # its parts are imported when they are first used
 from pydantic import Field
 
-from lib.competitions.decoding import small_parts, step_of
+from lib.competitions.decoding import small_parts
+from lib.ensemble import morphology
+from lib.ensemble.morphology import Radius
 
-Masks = tuple[np.ndarray, np.ndarray]
 Share = Annotated[float, Field(ge=0, le=1)]
 Area = Annotated[int, Field(ge=0)]
 
 
+class Decoded(NamedTuple):
+    """An answer, and the levels (level / 255 = probability) that it was decoded from."""
+
+    localization: np.ndarray
+    """(H, W) uint8 in {0, 1}."""
+    damage: np.ndarray
+    """(H, W) uint8 in {0 .. 4}."""
+    loc_levels: np.ndarray
+    """(H, W) uint8."""
+    cls_levels: np.ndarray
+    """(5, H, W) uint8, background first."""
+
+
 def watershed_vote(
-    localization: np.ndarray,
-    damage: np.ndarray,
-    loc_levels: np.ndarray,
-    cls_levels: np.ndarray,
+    decoded: Decoded,
     seed_threshold: Share = 0.8,
     share: Share = 0.6,
     confidence: Share = 0.6,
     faithful: bool = False,
-) -> Masks:
+) -> Decoded:
     """Let each region grown from a sure seed vote on the class of its unsure pixels: the 2020 post-processing.
 
     Seeds are the 8-connected parts where the building probability is above ``seed_threshold``; a watershed grows them
@@ -45,6 +53,7 @@ def watershed_vote(
     third one, an eccentricity test that always passes, is left out of both.
     Source: selimsef/xview2_solution, predict_single.py (2nd place of xView2 2020).
     """
+    localization, damage, loc_levels, cls_levels = decoded
     # in scanning order: "last" means something
     seeds = skimage.measure.label(loc_levels / 255.0 > seed_threshold, connectivity=2)
     relief = (loc_levels == 0).astype(np.uint8) if faithful else ~loc_levels
@@ -59,20 +68,15 @@ def watershed_vote(
     for region in skimage.measure.regionprops(regions):
         decided[region.label] = decided[region.label] and region.euler_number == 1
     unsure = cls_levels[1:].max(axis=0) / 255.0 < confidence
-    return localization, np.where(decided[regions] & unsure, winner[regions], damage).astype(np.uint8)
+    return decoded._replace(damage=np.where(decided[regions] & unsure, winner[regions], damage).astype(np.uint8))
 
 
-def object_vote(
-    localization: np.ndarray,
-    damage: np.ndarray,
-    loc_levels: np.ndarray,
-    cls_levels: np.ndarray,
-    connectivity: Literal[4, 8] = 8,
-) -> Masks:
+def object_vote(decoded: Decoded, connectivity: Literal[4, 8] = 8) -> Decoded:
     """Give each building the damage class most of its pixels have; ties go to the lower class, the footprint stays.
 
     A building is a component of the footprint under 4- or 8-``connectivity``. Pixels without a class (0) do not vote.
     """
+    localization, damage = decoded[:2]
     count, components = cv2.connectedComponents(localization, connectivity=connectivity)
     inside = np.flatnonzero(localization)
     building = components.ravel().take(inside).astype(np.intp)  # 32-bit labels: no limit of 255 buildings
@@ -80,65 +84,60 @@ def object_vote(
     winner = np.where(votes.any(axis=1), 1 + votes.argmax(axis=1), 0).astype(np.uint8)
     voted = damage.copy()
     voted.flat[inside] = winner.take(building)
-    return localization, voted
+    return decoded._replace(damage=voted)
 
 
-def remove_small(
-    localization: np.ndarray,
-    damage: np.ndarray,
-    loc_levels: np.ndarray,
-    cls_levels: np.ndarray,
-    min_area: Area,
-    connectivity: Literal[4, 8] = 8,
-) -> Masks:
+def remove_small(decoded: Decoded, min_area: Area, connectivity: Literal[4, 8] = 8) -> Decoded:
     """Erase buildings (components of the footprint) of fewer than ``min_area`` pixels, with their damage."""
-    erased = small_parts(localization, min_area, connectivity)
-    return np.where(erased, np.uint8(0), localization), np.where(erased, np.uint8(0), damage)
+    erased = small_parts(decoded.localization, min_area, connectivity)
+    localization, damage = (np.where(erased, np.uint8(0), mask) for mask in decoded[:2])
+    return decoded._replace(localization=localization, damage=damage)
 
 
-def fill_holes(
-    localization: np.ndarray,
-    damage: np.ndarray,
-    loc_levels: np.ndarray,
-    cls_levels: np.ndarray,
-    max_area: Area,
-) -> Masks:
+def fill_holes(decoded: Decoded, max_area: Area) -> Decoded:
     """Fill gaps of at most ``max_area`` pixels within buildings; they take the class of the nearest building pixel.
 
     A hole is a 4-connected part of the background (buildings being 8-connected) that does not touch the border.
     """
-    height, width = localization.shape
-    _, gaps, stats, _ = cv2.connectedComponentsWithStats((localization == 0).astype(np.uint8), connectivity=4)
+    height, width = decoded.localization.shape
+    _, gaps, stats, _ = cv2.connectedComponentsWithStats((decoded.localization == 0).astype(np.uint8), connectivity=4)
     left, top, right, bottom = stats[:, 0], stats[:, 1], stats[:, 0] + stats[:, 2], stats[:, 1] + stats[:, 3]
     small = (left > 0) & (top > 0) & (right < width) & (bottom < height) & (stats[:, cv2.CC_STAT_AREA] <= max_area)
     small[0] = False  # the buildings
-    filled = small[gaps]
+    return _fill(decoded, small[gaps])
+
+
+def opening(decoded: Decoded, radius: Radius) -> Decoded:
+    """Erase what of the footprint no disk of this radius within it covers, with its damage."""
+    opened = morphology.opening(decoded.localization, radius)
+    damage = np.where(opened < decoded.localization, np.uint8(0), decoded.damage)
+    return decoded._replace(localization=opened, damage=damage)
+
+
+def closing(decoded: Decoded, radius: Radius) -> Decoded:
+    """Close cracks and bays of the footprint with a disk of this radius; they take the class of the nearest pixel."""
+    return _fill(decoded, morphology.closing(decoded.localization, radius) > decoded.localization)
+
+
+def _fill(decoded: Decoded, filled: np.ndarray) -> Decoded:
+    """Add the pixels ``filled`` (H, W) bool to the footprint; they take the class of the nearest building pixel."""
+    localization, damage = decoded[:2]
     if not filled.any():
-        return localization, damage
+        return decoded
     _, nearest = cv2.distanceTransformWithLabels(
         (localization == 0).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
     )  # (H, W) int32: number of the nearest building pixel
     damage_of = np.zeros(nearest.max() + 1, np.uint8)
     damage_of[nearest[localization > 0]] = damage[localization > 0]
-    return np.where(filled, np.uint8(1), localization), np.where(filled, damage_of[nearest], damage)
+    localization = np.where(filled, np.uint8(1), localization)
+    return decoded._replace(localization=localization, damage=np.where(filled, damage_of[nearest], damage))
 
 
-STEPS: Mapping[str, Callable[..., Masks]] = {
+STEPS: Mapping[str, Callable[..., Decoded]] = {
     "watershed_vote": watershed_vote,
     "object_vote": object_vote,
     "remove_small": remove_small,
     "fill_holes": fill_holes,
+    "opening": opening,
+    "closing": closing,
 }
-
-
-def apply(
-    steps: Sequence[Mapping[str, Any]],
-    localization: np.ndarray,
-    damage: np.ndarray,
-    loc_levels: np.ndarray,
-    cls_levels: np.ndarray,
-) -> Masks:
-    """Run steps in order; each is ``{"name": <one of STEPS>, <option>: <value>, ...}``. Raises ConfigError."""
-    for step in steps:
-        localization, damage = step_of(step, STEPS, 4)(localization, damage, loc_levels, cls_levels)
-    return localization, damage

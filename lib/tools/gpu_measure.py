@@ -1,0 +1,270 @@
+"""What ``gpu_check`` measures of one network on the machine at hand: times, memory, and differences of arithmetic.
+
+Images are random, so no data are needed. Where there is no finished checkpoint, weights are random too, and the norm
+statistics are those of random images, so that activations are as large as in a trained network.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader
+
+from lib.config.sections import Model, Predict, Train
+from lib.inference.predict import FRAMES, Predictor
+from lib.models import build, checkpoint
+from lib.models.layers import Network
+from lib.run import runtime
+from lib.scenes.probs import quantise
+from lib.tasks import Task
+from lib.training.dataset import BatchSampler, SampleStream
+from lib.training.ema import Ema
+from lib.training.losses import Criterion
+from lib.training.optim import build_optimizer, peak_lr
+from lib.training.precision import Arithmetic
+
+BLOCK = 8
+"""Pixels of a random image that have one colour, along each axis."""
+SPREAD = 4.0
+"""Root mean square to which random logits are stretched before levels are compared, about that of trained networks."""
+MOST = 4096
+"""Largest batch that is tried."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model of an experiment, its task, how it predicts, and the device."""
+
+    model: Model
+    task: Task
+    predict: Predict
+    device: torch.device
+    checkpoint: Path | None = None
+    """Folder of a finished checkpoint, whose weights are used then."""
+
+    @property
+    def part(self) -> int:
+        """Return how many crops are computed at once in training."""
+        return self.model.train.batch_size // self.model.train.accumulate
+
+    @cached_property
+    def _built(self) -> Network:
+        if self.checkpoint is not None:
+            return checkpoint.load_network(self.checkpoint)
+        spec = self.model.network
+        torch.manual_seed(0)
+        network = build(spec.architecture, classes=self.task.channels, images=len(spec.images), encoder=spec.encoder,
+                        encoder_weights="none", **spec.options).to(self.device)  # fmt: skip
+        norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = 1.0  # the statistics of the next batch alone
+        with torch.no_grad():
+            network.train()(self.images(2))
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        return network.eval().cpu()
+
+    def network(self) -> Network:
+        """Return a network of its own on the device, in evaluation mode."""
+        return copy.deepcopy(self._built).to(self.device)
+
+    def images(self, count: int, side: int | None = None) -> Tensor:
+        """Return random images (count, 3n, side, side) uint8 on the device; side: the crop of training if None."""
+        side = side or self.model.train.crop
+        small = np.random.default_rng(0).integers(
+            0, 256, (count, 3 * len(self.model.network.images), *[-(-side // BLOCK)] * 2), np.uint8
+        )
+        blocks = torch.from_numpy(small).to(self.device)
+        return blocks.repeat_interleave(BLOCK, -1).repeat_interleave(BLOCK, -2)[..., :side, :side].contiguous()
+
+    def targets(self, count: int) -> Tensor:
+        """Return random targets (count, side, side) in the form and type of the task; a label's are (count, 1, 1)."""
+        side = self.model.train.crop if self.task.dense else 1
+        classes = self.task.channels
+        most = {"binary": 2, "multiclass": classes, "multilabel": 1 << classes}[self.task.kind]
+        drawn = np.random.default_rng(1).integers(0, most, (count, side, side))
+        drawn = drawn.astype(np.int32 if self.task.is_wide else np.uint8)
+        return torch.from_numpy(drawn).to(self.device)
+
+
+# ---- differences --------------------------------------------------------------------------------------
+@torch.no_grad()
+def sync_batchnorm_difference(subject: Subject) -> float:
+    """Return by how much the logits of a network change when its norms are converted for several GPUs, at most."""
+    network, images = subject.network(), subject.images(1)
+    before = network(images).float()
+    return float((convert_sync_batchnorm(copy.deepcopy(network)).eval()(images).float() - before).abs().max())
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How the levels of half precision differ from those of float32."""
+
+    levels: int
+    """Largest difference of two levels."""
+    changed: float
+    """Share of pixels (of frames) whose called classes are others."""
+    finite: bool
+    """Whether all probabilities are numbers."""
+
+
+def precision_difference(subject: Subject, network: Network, precision: str) -> Difference:
+    """Compare the levels of one random image (``FRAMES`` frames for a label) in ``precision`` with those in float32.
+
+    The logits of random weights are stretched alike in both, since they hardly differ from 0.
+    """
+    images = subject.images(1 if subject.task.dense else FRAMES).cpu().numpy()
+    scene = images[0] if subject.task.dense else images
+
+    def probs(precision: str, scale: float) -> np.ndarray:
+        settings = subject.predict.model_copy(update={"precision": precision, "tta": "none", "scales": (1.0,)})
+        return Predictor(
+            network, lambda z: subject.task.activate(z * scale), settings, device=subject.device
+        )(scene)  # fmt: skip
+
+    scale = 1.0
+    if subject.checkpoint is None:
+        with torch.no_grad():
+            logits = network(torch.from_numpy(images).to(subject.device)).float()
+        scale = SPREAD / max(float(logits.square().mean().sqrt()), 1e-12)
+    exact, half = (probs(name, scale) for name in ("float32", precision))
+    if not np.isfinite(half).all():
+        return Difference(255, 1.0, False)
+    old, new = quantise(exact), quantise(half)
+    changed = (subject.task.called(old) != subject.task.called(new)).any(0)
+    return Difference(int(np.abs(old.astype(int) - new).max()), float(changed.mean()), True)
+
+
+# ---- times --------------------------------------------------------------------------------------------
+def seconds_per_call(call: Callable[[], Any], device: torch.device, budget: float) -> float:
+    """Return the median time of a call in seconds, after one that warms up; ``budget``: seconds for all the others."""
+
+    def timed() -> float:
+        started = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - started
+
+    timed()  # warms up: kernels are chosen, memory is taken
+    times: list[float] = []
+    while not times or sum(times) < budget:
+        times.append(timed())
+    return median(times)
+
+
+class Step:
+    """Steps of training on random crops, in the model's precision, with its loss, optimizer and average; no loader."""
+
+    def __init__(self, subject: Subject, compiles: bool = False, channels_last: bool | None = None):
+        """channels_last: in place of the model's own setting."""
+        self.subject, self.train = subject, _without_auto(subject.model.train)
+        train, device = self.train, subject.device
+        last = train.channels_last if channels_last is None else channels_last
+        self.layout = torch.channels_last if last else torch.contiguous_format
+        network = subject.network().train().to(memory_format=self.layout)
+        self.arithmetic = Arithmetic(runtime.precision_on(device, train.precision, train.cpu_precision), device)
+        runtime.use_tf32(train.tf32)
+        self.loss = Criterion(subject.task.kind, train.loss, train.distill)
+        self.optimizer = build_optimizer(network, train.optimizer, peak_lr(train.optimizer, train.batch_size))
+        self.average = Ema(network, train.ema) if train.ema else None
+        self.batch: tuple[Tensor, Tensor] | None = None
+        self.network, self.forward = network, torch.compile(network) if compiles else network
+
+    def __call__(self, batch: int) -> None:
+        """Move the weights once by a batch of so many crops."""
+        subject, scaler = self.subject, self.arithmetic.scaler
+        if self.batch is None or len(self.batch[0]) != batch:
+            self.batch = None  # makes room first
+            self.batch = subject.images(batch).contiguous(memory_format=self.layout), subject.targets(batch)
+        image, target = self.batch
+        teacher = None
+        if self.train.distill:
+            teacher = torch.rand(batch, subject.task.channels, *target.shape[1:], device=subject.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.arithmetic.autocast():
+            outputs = self.forward(image)
+        loss, _ = self.loss(outputs, target, None, 1.0, teacher)
+        scaler.scale(loss).backward()
+        scaler.step(self.optimizer)
+        scaler.update()
+        if self.average:
+            self.average.update(self.network)
+
+
+def _without_auto(train: Train) -> Train:
+    """Return the settings without class weights that would be counted on data; they change no time."""
+    if train.loss.class_weights != "auto":
+        return train
+    return train.model_copy(update={"loss": train.loss.model_copy(update={"class_weights": None})})
+
+
+def forward_seconds(subject: Subject, budget: float, layout: torch.memory_format, compiles: bool = False) -> float:
+    """Return the seconds of a prediction: one window of the largest side, a crop on a CPU, 16 frames for a label.
+
+    layout: of the network's weights. Images go to the device and probabilities come back, as in stage 04.
+    """
+    settings = subject.predict.model_copy(update={"tta": "none", "scales": (1.0,), "compile": compiles})
+    network = subject.network().to(memory_format=layout)
+    predictor = Predictor(network, subject.task.activate, settings, device=subject.device)
+    if not subject.task.dense:
+        scene = subject.images(FRAMES)
+    elif subject.device.type == "cpu":
+        scene = subject.images(1)[0]
+    else:
+        scene = subject.images(1, subject.predict.tile)[0]
+    pixels = scene.cpu().numpy()
+    return seconds_per_call(lambda: predictor(pixels), subject.device, budget)
+
+
+def loader_pace(dataset: SampleStream, train: Train, device: torch.device, budget: float) -> float:
+    """Return how many samples a second the loader of training gives when nothing but it works.
+
+    The first batches, which start the processes and fill their queues, are not counted.
+    """
+    sampler = BatchSampler(MOST * train.batch_size, train.batch_size)
+    loader = DataLoader(dataset, batch_sampler=list(sampler), num_workers=train.workers,
+                        pin_memory=device.type == "cuda", worker_init_fn=runtime.ignore_interrupts)  # fmt: skip
+    uncounted, count, now = 1 + 2 * train.workers, 0, 0.0
+    for number, batch in enumerate(loader, 1):
+        now = time.perf_counter()
+        if number <= uncounted:
+            started = now
+            continue
+        count += len(batch["id"])
+        if now - started > budget:
+            break
+    return count / (now - started)
+
+
+# ---- memory -------------------------------------------------------------------------------------------
+def largest_batch(step: Callable[[int], None], start: int, more_time: Callable[[], bool]) -> tuple[int, int | None]:
+    """Find the largest batch that a step fits by doubling, then by halving the gap.
+
+    step: raises torch.OutOfMemoryError for what does not fit. Returns (the largest that did, 0 for none; the smallest
+    that did not, None for none). ``start`` is tried; where ``more_time`` then says no, or at ``MOST``, the search ends
+    as it stands.
+    """
+    fits, full, batch = 0, None, start
+    while batch <= MOST:
+        try:
+            step(batch)
+            fits = batch
+        except torch.OutOfMemoryError:
+            full = batch
+        torch.cuda.empty_cache()  # here, since the error holds what fills the memory
+        batch = 2 * fits if full is None else (fits + full) // 2
+        if batch == fits or not more_time():
+            break
+    return fits, full
