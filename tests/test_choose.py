@@ -424,11 +424,6 @@ def test_scenes_that_not_all_models_have_predicted_are_refused_or_left_out():
     assert {name: len(folders) for name, folders in of_test["x"]["loc"].items()} == {"a": 3, "b": 2, "c": 2}
 
 
-def test_a_model_without_folds_is_left_out():
-    found = evidence._folders(run_of({"a": (0, 1), "b": (), "c": (0, 1)}), "oof")
-    assert all(set(own["loc"]) == {"a", "c"} for own in found.values()) and set(found) == {"s0", "t0", "s1", "t1"}
-
-
 def test_a_decision_without_scenes_has_no_scores_and_only_then(tmp_path):
     fields = {"params": {}, "weights": {"a": 1.0}, "scores": {}, "interval95": None, "per_domain": {}, "per_fold": {},
               "tables": {}, "coverage": "none"}  # fmt: skip

@@ -124,7 +124,8 @@ def test_the_argmax_score_is_the_selection_of_2020(tmp_path):
     full = argmax_levels(levels, competition.tasks["cls"], "cls", ["loc"])
     assert set(np.unique(full["loc"])) == {0, 255} and full["loc"].shape == (1, 64, 64)
     answer = competition.decode(full, competition.defaults())
-    found = competition.scores(competition.tally(answer, ((truth > 0).astype(np.uint8), truth)))
+    found = competition.scores(competition.tally(answer, {"localization": (truth > 0).astype(np.uint8),
+                                                               "damage": truth}))  # fmt: skip
     argmax, inside = levels.argmax(0), truth > 0
     classes = [f1((argmax == c) & inside, truth == c) for c in range(1, 5)]
     damage = 4 / sum(1 / (value + 1e-6) for value in classes)

@@ -107,13 +107,11 @@ def predicted(
 
 
 def _folders(run: Run, split: str) -> dict[str, Folders]:
-    """Return scene id -> where everything lies that is averaged for it; models without folds are left out."""
+    """Return scene id -> where everything lies that is averaged for it."""
     found: dict[str, Folders] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     covered: dict[str, set[str]] = {}
     table = run.folds() if split == "oof" else None
     for name, model in run.config.models.items():
-        if not run.config.folds_of(model):
-            continue
         covered[name] = set()
         for fold in run.config.folds_of(model):
             source = run.store.require(run.graph.probs(name, fold, split))

@@ -11,7 +11,7 @@ from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
 
 from lib.config.reference import Reference
 from lib.scenes.view import View
@@ -601,6 +601,11 @@ class Experiment(Section):
         """Whether the averages of stage 05 depend on what decode.json chose."""
         return self.blend.is_fitted or len(self.predict.tta_sets) > 1
 
+    @field_validator("models")
+    @classmethod
+    def _without_those_left_out(cls, models: dict[str, Model]) -> dict[str, Model]:
+        return {name: model for name, model in models.items() if model.folds != ()}
+
     def seed_of(self, model: Model) -> int:
         """Return the seed with which ``model`` is trained."""
         return self.seed if model.seed is None else model.seed
@@ -609,18 +614,12 @@ class Experiment(Section):
         """Return the folds ``model`` is trained on."""
         return tuple(range(self.folds.n)) if model.folds is None else model.folds
 
-    def tasks(self) -> set[str]:
-        """Return the tasks that some model with folds is trained for."""
-        return {model.task for model in self.models.values() if self.folds_of(model)}
-
     def contradictions(self) -> list[str]:
         """Return one sentence per fault that no section can see alone; empty where the file itself is in order.
 
         Such are references from model to model, and settings of different sections that do not go together.
         """
         faults = [] if self.models else ["models: expected at least one network, got none"]
-        if self.models and not self.tasks():
-            faults.append("models: expected one with folds, but folds: [] leaves each of them out")
         if self.blend.select is not None and len(self.predict.tta_sets) > 1:
             faults.append("blend.select: greedy selection goes with one set of views in predict.tta")
         for name, model in self.models.items():

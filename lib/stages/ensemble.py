@@ -39,7 +39,7 @@ def write(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
 def averaged_scenes(run: Run, split: str) -> list[Scene]:
     """Return the scenes of a split that have been averaged; nothing is read but the unit's list of files."""
     files = run.store.manifest(run.graph.blend(split))["files"]
-    tasks = run.config.tasks()
+    tasks = {model.task for model in run.config.models.values()}
     scenes = run.competition.scenes("train" if split == "oof" else "test")
     return [scene for scene in scenes if all(f"{task}/{file_name(scene.id)}" in files for task in tasks)]
 
@@ -47,6 +47,6 @@ def averaged_scenes(run: Run, split: str) -> list[Scene]:
 def averages(run: Run, split: str) -> Iterator[tuple[Scene, Levels]]:
     """Yield every averaged scene of a split with its levels, one at a time."""
     folder = run.store.require(run.graph.blend(split))
-    tasks = run.config.tasks()
+    tasks = {model.task for model in run.config.models.values()}
     for scene in averaged_scenes(run, split):
         yield scene, {task: read_levels(folder / task / file_name(scene.id))[0] for task in tasks}
