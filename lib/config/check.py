@@ -133,6 +133,14 @@ def _model_faults(model: Model, competition: Competition) -> Iterator[str]:
             f"train.precision: expected float32, in which this competition's task {model.task} must be trained, "
             f"got {model.train.precision}"
         )
+    others = [other for role, other in competition.tasks.items() if role != model.task]
+    if model.train.select == "argmax" and not (
+        task.dense and task.kind == "multiclass" and others and all(other.channels == 1 for other in others)
+    ):
+        yield (
+            "train.select: argmax is for masks of several classes whose foreground answers the competition's other "
+            f"tasks, which task {model.task} is not; take score or dice2020"
+        )
     if task.dense and model.view.crop is not None:
         yield (
             "view.crop: expected a network of one label per image, got one that answers every pixel, which a centre "

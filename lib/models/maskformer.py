@@ -132,7 +132,7 @@ def build(*, classes: int, images: int, **options: Any) -> MaskFormer:
     parts.decoder, parts.head = MaskDecoder(pixels, QueryDecoder(inside, sizes)), nn.Identity()
     if design.grad_checkpointing:
         recompute(parts.decoder)
-    return MaskFormer(parts, Normalize(design.encoder, images), classes)
+    return MaskFormer(parts, design.normalization(images), classes)
 
 
 def _convolve(inputs: int, outputs: int, kernel: int) -> nn.Sequential:

@@ -88,7 +88,10 @@ class Stepper:
         frozen = epoch < self.train.freeze_encoder_epochs
         if frozen == self.frozen:
             return
-        (freeze if frozen else unfreeze)(self.network.encoder)
+        if frozen:
+            freeze(self.network.encoder, self.train.freeze_norms)
+        else:
+            unfreeze(self.network.encoder)
         self.frozen, self.ddp, self.forward = frozen, None, self.network
         if runtime.world_size() > 1:
             gc.collect()  # the old wrapper takes its hooks off the parameters when it goes
