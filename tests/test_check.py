@@ -106,6 +106,18 @@ LATE = {
         "a centre crop of 64 leaves out; remove it",
     "models.cls.train.init_from=lok":
         "models.cls.train.init_from: no other model is called 'lok'; did you mean loc?",
+    "models.loc.train.select=argmax":
+        "models.loc.train.select: argmax is for masks of several classes whose foreground answers the competition's "
+        "other tasks, which task loc is not; take score or dice2020",
+    "models.cls.train.loss.focal_clamp=1.0e-5":
+        "models.cls.train.loss.focal_clamp: only binary focal terms take one, this task is multiclass; leave it out",
+    "models.loc.train.loss={terms: {dice: 1}, focal_clamp: 0.1}":
+        "models.loc.train.loss: focal_clamp belongs to the term focal, and there is none",
+    "models.loc.train.schedule={kind: cosine, period: 10}":
+        "models.loc.train.schedule: period: only kind poly takes one",
+    "models.loc.pad=-1": "models.loc.pad: expected greater than or equal to 0, got -1",
+    "models.loc.network.options.normalize=imagenat":
+        "models.loc.network: normalize: expected one of encoder, imagenet, got 'imagenat'",
     "models.cls.folds=[0, 5]": "models.cls.folds: expected folds of 0..1, got [5]",
     "models.loc.train.accumulate=3": "models.loc.train.batch_size: expected a multiple of accumulate, got 2 and 3",
     # numbers and names that cannot be

@@ -4,7 +4,9 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
+from pydantic import ValidationError
 
 from lib.choose import evidence, fit, medians, plans
 from lib.choose.choice import Choice, Chosen, Decision, Subset, Variant
@@ -396,3 +398,38 @@ def test_older_and_newer_files_are_read_and_odd_ones_are_named_with_the_command(
     path.write_text("[1, 2]")
     with pytest.raises(ArtifactError, match="decode.json: Input should be"):
         Decision.read(path)
+
+
+# ---- models of different folds -------------------------------------------------------------------------
+def run_of(folds: dict[str, tuple[int, ...]], scenes: str = "equal"):
+    """Return a run of models trained on these folds of six scenes; scene s<k> and t<k> are in fold k."""
+    models = {name: SimpleNamespace(task="loc", folds=own) for name, own in folds.items()}
+    config = SimpleNamespace(models=models, folds_of=lambda model: model.folds, blend=SimpleNamespace(scenes=scenes))
+    table = pd.DataFrame({"id": [f"{letter}{fold}" for fold in range(3) for letter in "st"],
+                          "fold": [fold for fold in range(3) for _ in "st"]})  # fmt: skip
+    graph = SimpleNamespace(probs=lambda *key: key, test_ids=("x",))
+    return SimpleNamespace(config=config, folds=lambda: table, graph=graph, store=SimpleNamespace(require=lambda k: k))
+
+
+def test_scenes_that_not_all_models_have_predicted_are_refused_or_left_out():
+    folds = {"a": (0, 1, 2), "b": (1, 2), "c": (2, 0)}
+    with pytest.raises(ArtifactError, match=r"cover the same oof scenes .* \(blend.scenes: common\)"):
+        evidence._folders(run_of(folds), "oof")
+    found = evidence._folders(run_of(folds, "common"), "oof")
+    assert set(found) == {"s2", "t2"}
+    assert {name: len(folders) for name, folders in found["s2"]["loc"].items()} == {"a": 1, "b": 1, "c": 1}
+    with pytest.raises(ArtifactError, match="no scene that every model has predicted"):
+        evidence._folders(run_of({"a": (0,), "b": (1,)}, "common"), "oof")
+    of_test = evidence._folders(run_of(folds), "test")
+    assert {name: len(folders) for name, folders in of_test["x"]["loc"].items()} == {"a": 3, "b": 2, "c": 2}
+
+
+def test_a_decision_without_scenes_has_no_scores_and_only_then(tmp_path):
+    fields = {"params": {}, "weights": {"a": 1.0}, "scores": {}, "interval95": None, "per_domain": {}, "per_fold": {},
+              "tables": {}, "coverage": "none"}  # fmt: skip
+    decision = Decision(scenes=0, **fields)
+    assert np.isnan(decision.score) and decision.expected is None
+    decision.write(tmp_path / "decode.json")
+    assert Decision.read(tmp_path / "decode.json") == decision
+    with pytest.raises(ValidationError, match="expected those of 3 scenes, found none"):
+        Decision(scenes=3, **fields)

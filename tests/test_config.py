@@ -14,6 +14,7 @@ from lib.config import schema
 from lib.config.load import load
 from lib.config.sections import Experiment, Loss, plain
 from lib.errors import ConfigError
+from lib.run.graph import Graph
 from lib.settings import Section, did_you_mean, sentences
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").rglob("*.yaml"))
@@ -216,3 +217,26 @@ def test_the_precision_in_which_shipped_experiments_predict(path, role, precisio
     tasks = XView2.tasks if experiment.competition == "xview2" else {}
     found = {experiment.predict_of(m, tasks).precision for m in experiment.models.values() if m.task == role}
     assert found == {precision}
+
+
+def test_a_model_without_folds_is_left_out(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    assert list(load(path, ["models.cls.folds=[]"]).models) == ["loc"]
+    with pytest.raises(ConfigError, match="models.cls.train.init_from: no other model is called 'loc'"):
+        load(path, ["models.loc.folds=[]"])
+    with pytest.raises(ConfigError, match="models: expected at least one network, got none"):
+        load(path, ["models.cls.folds=[]", "models.loc.folds=[]"])
+
+
+def test_a_model_may_have_a_seed_of_its_own(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    plainly, seeded = (Graph(load(path, changes), [], []) for changes in ([], ["models.loc.seed=9"]))
+    for name, same in (("loc", False), ("cls", True)):
+        facts, others = (graph.checkpoint(name, 0).facts for graph in (plainly, seeded))
+        assert (facts == others) == same and facts["seed"] == TINY["seed"]
+    assert seeded.checkpoint("loc", 0).facts["seed"] == 9
+    padded = Graph(load(path, ["models.loc.pad=16"]), [], [])
+    assert padded.checkpoint("loc", 0).facts == plainly.checkpoint("loc", 0).facts, "nothing is trained anew"
+    assert padded.probs("loc", 0, "test").facts == {**plainly.probs("loc", 0, "test").facts, "pad": 16}

@@ -120,6 +120,7 @@ OLDER_NAMES = {"damage_ce", "damage_dice", "building_bce", "building_dice", "sel
 EXCEPTIONS = {
     "lib/config/losses.py": OLDER_NAMES,  # of loss terms, which experiment files may still use
     "lib/scenes/augment.py": OLDER_NAMES | {"hubmap", "liveness"},  # of presets
+    "lib/tools/convert_selim2020.py": {"configs/xview2_selim2020.yaml"},  # whose published weights it is for
     "lib/run/cli.py": {"building"},  # said of a unit that is being built
 }
 """File -> texts in which a word may stand."""

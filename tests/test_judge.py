@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lib.competitions import open_competition
 from lib.tasks import IGNORE, BinaryMask, Label, MulticlassMask, MultilabelMask
-from lib.training.judge import class_shares, is_collapsed, true_levels
+from lib.training.judge import argmax_levels, class_shares, is_collapsed, true_levels
 
 
 def shares(levels, target, task):
@@ -104,3 +105,29 @@ def test_a_scene_that_fails_in_one_process_ends_the_validation_in_all(processes)
     assert [found["broken"]["error"] for found in two] == [
         "ArtifactError: validation failed in process 1: OSError: no such picture", "OSError: no such picture",
     ]  # fmt: skip
+
+
+# ---- the argmax alone ----------------------------------------------------------------------------------
+def f1(called, true):
+    overlap = (called & true).sum()
+    return 2 * overlap / (called.sum() + true.sum())
+
+
+def test_the_argmax_score_is_the_selection_of_2020(tmp_path):
+    """Its rule, in the terms of the original: building F1 of "argmax > 0" against the truth, which it feeds to the
+    scorer the other way round; F1 of each damage class among the truth's buildings, as their harmonic mean."""
+    competition = open_competition("xview2", tmp_path)
+    rng = np.random.default_rng(0)
+    truth = np.repeat(np.repeat(rng.integers(0, 5, (8, 8)), 8, 0), 8, 1).astype(np.uint8)
+    levels = rng.integers(0, 200, (5, 64, 64)).astype(np.uint8)
+    levels[truth, np.arange(64)[:, None], np.arange(64)] += 50
+    full = argmax_levels(levels, competition.tasks["cls"], "cls", ["loc"])
+    assert set(np.unique(full["loc"])) == {0, 255} and full["loc"].shape == (1, 64, 64)
+    answer = competition.decode(full, competition.defaults())
+    found = competition.scores(competition.tally(answer, {"localization": (truth > 0).astype(np.uint8),
+                                                               "damage": truth}))  # fmt: skip
+    argmax, inside = levels.argmax(0), truth > 0
+    classes = [f1((argmax == c) & inside, truth == c) for c in range(1, 5)]
+    damage = 4 / sum(1 / (value + 1e-6) for value in classes)
+    assert found["localization_f1"] == pytest.approx(f1(argmax > 0, inside))
+    assert found["score"] == pytest.approx(0.3 * f1(argmax > 0, inside) + 0.7 * damage)

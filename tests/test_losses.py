@@ -191,6 +191,29 @@ def test_the_damage_loss_of_2020_weighs_three_terms():
     assert total.item() == pytest.approx(float(expected), rel=1e-6)
 
 
+@pytest.mark.parametrize(("spread", "apart"), [(2.0, 7e-5), (12.0, 0.32)])
+def test_the_clamped_focal_loss_of_2020(spread, apart):
+    """Its formula in float64, and how far the plain focal loss is from it where networks are sure of themselves."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 1, 64, 64, generator=generator) * spread
+    target = torch.randint(0, 2, (2, 64, 64), generator=generator).byte()
+    target[0, :3] = 255
+    valid, eps = target != 255, 1e-5
+    p = logits.double().sigmoid()[:, 0][valid].clamp(eps, 1 - eps)
+    t = target[valid].double().clamp(eps, 1 - eps)
+    pt = t * p + (1 - t) * (1 - p)
+    expected = (-((1 - pt) ** 2) * pt.log()).mean().item()
+    logits.requires_grad_()
+    found = criterion("binary", {"focal": 1}, focal_clamp=eps)(logits, target)[0]
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+    plain = criterion("binary", {"focal": 1})(logits, target)[0].item()
+    assert abs(plain / expected - 1) == pytest.approx(apart, rel=0.5)
+    beyond = (logits.detach().sigmoid() - 0.5).abs()[:, 0] > 0.5 - eps
+    gradient = torch.autograd.grad(found, logits)[0][:, 0]
+    wrong = ((logits.detach() > 0)[:, 0] != (target > 0)) & valid
+    assert not gradient[beyond].any() and gradient[wrong & ~beyond].all()
+
+
 def test_a_term_of_weight_zero_is_reported_and_not_trained():
     logits, target = batch("binary")
     logits.requires_grad_()

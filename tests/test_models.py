@@ -2,14 +2,15 @@
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from overfitting import overfit
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lib.errors import ConfigError
-from lib.models import build, segmentation, siamese
+from lib.errors import ArtifactError, ConfigError
+from lib.models import build, checkpoint, segmentation, siamese
 from lib.models.layers import Normalize, head, train_depthwise_in_float32, use_group_norm
 from lib.models.unet2020 import UNet2020Decoder
 
@@ -163,6 +164,98 @@ def test_unet2020_step_by_step():
     assert torch.allclose(last(x), last[0](upsampled), atol=1e-5)  # 2020 upsamples before the 1x1 convolution
 
 
+def test_the_options_of_the_2020_decoder_are_its_other_form():
+    options = {"decoder": "unet2020", "decoder_channels": [12, 8, 6, 4], "scse": True, "last_channels": 2}
+    net = tiny(**options, start="he_normal").eval()
+    assert [conv.in_channels for conv in net.decoder.up][1:] == [24, 16, 12], "scSE doubles the channels of a step"
+    with torch.inference_mode():
+        decoded = net.decoder(net.encode(net.normalize(pair())))
+    assert decoded.shape == (2, 2, 64, 64) and (decoded >= 0).all() and decoded.any()
+    assert len(net.head) == 1, "nothing is left to upsample"
+    weight = net.decoder.merge[0].weight
+    assert weight.std() == pytest.approx((2 / weight[0].numel()) ** 0.5, rel=0.1)
+    assert weight.abs().max() > 3 * weight.std(), "drawn from a normal, whose tails a uniform has not"
+    assert not any(conv.bias.any() for conv in (*net.decoder.up, *net.decoder.merge, net.head[0]))
+    assert net.decoder.last.bias.any(), "made after the others had been started, in 2020"
+
+
+def test_logits_are_upsampled_to_aligned_corners_where_2020_is_asked_for():
+    options = {"decoder": "unet2020", "decoder_channels": [8, 8, 8, 8]}
+    plain, aligned = tiny(**options).eval(), tiny(**options, align_corners=True).eval()
+    aligned.load_state_dict(plain.state_dict())
+    with torch.inference_mode():
+        coarse = plain.head[0](plain.decoder(plain.encode(plain.normalize(pair()))))
+        for net, corners in ((plain, False), (aligned, True)):
+            expected = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=corners)
+            assert torch.allclose(net(pair()), expected, atol=1e-6)
+    assert aligned(pair())[..., 0, 0].equal(aligned.head[0](aligned.decoder(aligned.encode(
+        aligned.normalize(pair()))))[..., 0, 0])  # fmt: skip
+
+
+def test_a_dpn_ends_with_its_norm_and_relu():
+    """2,688 raw sums and concatenations otherwise; the stages before stay raw, as in 2020."""
+    with torch.device("meta"):
+        net = build("segmentation", classes=1, images=1, encoder="tu-dpn92", decoder="unet2020")
+    assert net.encoder.out_channels == [3, 64, 336, 704, 1552, 2688]
+    torch.manual_seed(0)
+    net = build("segmentation", classes=1, images=1, encoder="tu-dpn68", decoder="unet2020").eval()
+    norm = net.encoder.model["features_conv5_bn_ac"].bn
+    with torch.no_grad():
+        norm.running_mean.normal_(), norm.weight.uniform_(0.5, 2), norm.bias.normal_()
+    seen = []
+    net.encoder.model["features_conv5_3"].register_forward_hook(lambda *args: seen.append(args[2]))
+    with torch.inference_mode():
+        last = net.encoder(net.normalize(pair()[:, :3]))[-1]
+    raw = torch.cat(seen[0], 1) if isinstance(seen[0], tuple) else seen[0]
+    scale = norm.weight / (norm.running_var + 1e-3).sqrt()
+    expected = ((raw - norm.running_mean[:, None, None]) * scale[:, None, None] + norm.bias[:, None, None]).clamp(min=0)
+    torch.testing.assert_close(last, expected, rtol=1e-4, atol=1e-4)
+    assert raw.min() < 0 and norm.eps == 1e-3
+
+
+def test_a_checkpoint_of_a_dpn_without_that_norm_is_refused(tmp_path):
+    options = {"architecture": "segmentation", "classes": 1, "images": 1, "encoder": "tu-dpn68", "decoder": "unet2020"}
+    state = build(**options).state_dict()
+    checkpoint.describe(tmp_path, options, ("pre",), ("building",))
+    checkpoint.save_weights(tmp_path, {name: tensor for name, tensor in state.items() if "conv5_bn_ac" not in name})
+    with pytest.raises(ArtifactError, match="do not belong together; train with --force"):
+        checkpoint.load_network(tmp_path)
+
+
+def test_pretrained_weights_of_a_dpn_reach_its_last_norm(tmp_path):
+    torch.manual_seed(0)
+    state = timm.create_model("dpn68").state_dict()
+    state["features.conv5_bn_ac.bn.running_mean"].normal_()
+    file = tmp_path / "dpn68.pth"
+    torch.save(state, file)
+    options = {"classes": 1, "images": 1, "encoder": "tu-dpn68", "decoder": "unet2020", "encoder_weights": str(file)}
+    norm = build("segmentation", **options).encoder.model["features_conv5_bn_ac"].bn
+    assert norm.running_mean.equal(state["features.conv5_bn_ac.bn.running_mean"])
+    torch.save({name: tensor for name, tensor in state.items() if "conv5_bn_ac" not in name}, file)
+    with pytest.raises(ConfigError, match="conv5_bn_ac"):
+        build("segmentation", **options)
+
+
+def test_the_stem_of_an_efficientnet_may_be_its_finest_skip():
+    net = tiny("segmentation", images=1, skips="stem", decoder="unet2020", decoder_channels=[8, 8, 8, 8]).eval()
+    plain = tiny("segmentation", images=1, decoder="unet2020", decoder_channels=[8, 8, 8, 8]).eval()
+    plain.encoder.load_state_dict(net.encoder.state_dict())
+    model, x = net.encoder.model, torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        levels, others = net.encoder(x), plain.encoder(x)
+        assert levels[1].equal(model.bn1(model.conv_stem(x)))
+    assert [level.shape[1] for level in levels] == net.encoder.out_channels
+    for level, other in zip(levels[2:], others[2:]):
+        assert level.equal(other)
+
+
+def test_images_may_be_normalised_as_imagenets_whatever_the_encoder():
+    own, imagenet = (Normalize("tu-dpn92", 2, statistics) for statistics in ("encoder", "imagenet"))
+    assert not own.std.equal(imagenet.std)
+    assert imagenet(pair()).equal(Normalize("resnet34", 2)(pair()))
+    assert tiny(encoder="tu-tf_efficientnet_lite0", normalize="imagenet").normalize.mean.equal(imagenet.mean)
+
+
 def test_upsampled_logits_leave_out_the_finest_steps():
     channels = (16, 8, 8, 8)
     full, half = tiny(), tiny(decoder_channels=channels, upsample_logits=2)
@@ -273,6 +366,13 @@ def test_one_batch_can_be_overfitted():
         ({"decoder_channel": [8]}, "unknown option decoder_channel for decoder unet"),
         ({"decoder_channels": [8, 8]}, "decoder unet cannot be built"),
         ({"decoder": "unet2020", "decoder_channels": [8, 8]}, "expected 4 numbers"),
+        ({"decoder": "unet2020", "start": "he"}, "start: expected one of smp, he_normal, got 'he'"),
+        ({"decoder": "unet2020", "scse": 1}, "scse: expected true or false, got 1"),
+        ({"decoder": "unet2020", "last_channels": 0}, "last_channels: expected a whole number from 1 up, got 0"),
+        ({"decoder": "unet2020", "last_channels": 8, "align_corners": True}, "no logits are upsampled"),
+        ({"decoder": "unet", "align_corners": True}, "unknown option align_corners for decoder unet"),
+        ({"normalize": "imagenat"}, "normalize: expected one of encoder, imagenet, got 'imagenat'"),
+        ({"encoder": "resnet18", "skips": "stem"}, "skips stem: expected a tu-efficientnet"),
         ({"decoder": "fpn", "upsample_logits": 2}, "with decoder unet or manet"),
         ({"in_channels": 9}, "in_channels follows from it"),
         ({"norm": "layer"}, "norm: expected one of batch, group"),

@@ -276,6 +276,14 @@ def test_poly_and_constant():
     assert [constant.at(s) for s in range(10)] == [0.25] + [0.5] * 9
 
 
+def test_poly_begins_again_after_its_period():
+    """The schedule of 2020 ends at 100,000 steps however long the training is, and goes on from its beginning."""
+    schedule = rate("poly", 250, lr=0.01, power=0.9, period=100)
+    expected = [0.01 * (1 - step % 100 / 100) ** 0.9 for step in range(250)]
+    assert [schedule.at(step) for step in range(250)] == pytest.approx(expected)
+    assert schedule.at(100) == 0.01
+
+
 def test_multistep_warms_up_stays_and_falls_to_shares_of_the_peak():
     """The animal report: five epochs of warmup to 5e-4, half of it from epoch 50, a tenth of that from epoch 100."""
     n, peak = 3, 5e-4
@@ -305,6 +313,8 @@ def test_a_step_within_the_warmup_scales_it():
         ({"kind": "multistep", "factors": {5: -0.5}}, "at least 0"),
         ({"kind": "piecewise", "table": {1: 0.1}}, "entry for epoch 0"),
         ({"kind": "plateau", "factor": 0.5}, "needs a patience"),
+        ({"kind": "cosine", "period": 100}, "only kind poly takes one"),
+        ({"kind": "poly", "period": 0}, "period"),
     ],
 )
 def test_impossible_schedules_are_refused(options, words):
@@ -340,6 +350,22 @@ def test_a_frozen_module_stands_still_until_it_is_unfrozen():
     step(net, optimizer)
     moved = {name for name, tensor in net.state_dict().items() if not tensor.equal(before[name])}
     assert moved == set(before)
+
+
+def test_norm_statistics_of_a_frozen_encoder_may_move_as_in_2020():
+    net = Net()
+    freeze(net.encoder, norms=False)
+    before = copy.deepcopy(net.state_dict())
+    net.train()
+    optimizer = build_optimizer(net, Optimizer(name="adam", lr=0.1), 0.1)
+    step(net, optimizer)
+    moved = {name for name, tensor in net.encoder.state_dict().items() if not tensor.equal(before[f"encoder.{name}"])}
+    assert moved and all("running" in name or "num_batches" in name for name in moved)
+    assert is_frozen(net.encoder) and net.encoder.training
+    unfreeze(net.encoder)
+    step(net, optimizer)
+    assert not is_frozen(net.encoder)
+    assert not net.encoder[0].weight.equal(before["encoder.0.weight"])
 
 
 def test_freezing_survives_copies():

@@ -1,30 +1,25 @@
 """One step of the training: it waits for nothing, an overflow is skipped, and a full device takes it whole or not."""
 
 import json
-import os
-import subprocess
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
-from test_fit import CLASSES, CPU, Breaks, Squares, fit, network, place, train
+from test_fit import CLASSES, CPU, Squares, fit, network, place, train
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import default_collate
 
 from lib.config.sections import Distill, Optimizer
 from lib.errors import ArtifactError, NonFiniteError
-from lib.tasks import BinaryMask, MultilabelMask
 from lib.training.fit import Fit
 from lib.training.losses import Criterion
 from lib.training.optim import build_optimizer
 from lib.training.precision import Arithmetic, FiniteStatistics
 from lib.training.stepper import Stepper
 from lib.training.update import make_state, move, stands_still
-from lib.training.watch import Meter, Step, Watch
+from lib.training.watch import Meter, PastStep, Watch
 
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "lift_fresh")
 """Operations for which a host waits for its GPU: those that read a number, those whose result has a size that depends
@@ -132,7 +127,7 @@ def test_numbers_are_given_out_so_many_steps_later():
     watch = Watch(CPU, lag=2)
     seen = []
     for number in range(5):
-        watch.put(Step(0, number, ()), ("loss",), torch.tensor([number], dtype=torch.float64))
+        watch.put(PastStep(0, number, ()), ("loss",), torch.tensor([number], dtype=torch.float64))
         seen.append([(step.number, numbers["loss"]) for step, numbers in watch.seen()])
     assert seen == [[], [], [(0, 0.0)], [(1, 1.0)], [(2, 2.0)]]
     assert [step.number for step, _ in watch.seen(everything=True)] == [3, 4]
@@ -162,9 +157,7 @@ def test_a_bad_loss_is_found_later_and_named_and_no_weight_has_moved_since():
         own.take(default_collate([own.dataset[2 * number], own.dataset[2 * number + 1]]), 0, number, 0)
     for number in (2, 3):
         own.take(default_collate([own.dataset[2 * number], own.dataset[2 * number + 1]]), 0, number, 0)
-    with pytest.raises(
-        NonFiniteError, match=r"epoch 1, step 2: the loss is not finite .*layer normalize.*sample2, sam"
-    ):
+    with pytest.raises(NonFiniteError, match=r"epoch 1, step 2: the loss is not finite .*normalize.*sample2, sample3"):
         own.take(batch(8, 2), 1, 0, 0)
     assert all(p.equal(before[name]) for name, p in own.network.named_parameters())
 
@@ -216,9 +209,7 @@ def test_a_skipped_loss_has_no_part_in_the_means_and_moves_nothing():
 def test_too_many_skipped_steps_in_a_row_end_the_run_and_a_resume_counts_on(tmp_path):
     section = train(**HALF, max_skipped_steps=6)
     (tmp_path / "a").mkdir()
-    with pytest.raises(
-        NonFiniteError, match=r"epoch 3, step 2: .* layer normalize.*sample18, sample19; float16 skipped 6"
-    ):
+    with pytest.raises(NonFiniteError, match=r"epoch 3, step 2: .* normalize.*sample18, sample19; float16 skipped 6"):
         fit(tmp_path / "a", section, data=OneBad(range(8, 24)))
 
     class Dies(OneBad):

@@ -190,3 +190,23 @@ def test_predictor_leaves_the_weights_layout_alone():
     before = network.conv.weight.stride()
     Predictor(network, torch.sigmoid, looks(tile=16, overlap=0))(scene(16, 16))
     assert network.conv.weight.stride() == before
+
+
+@pytest.mark.parametrize(("shape", "size"), [((16, 24), (20, 28)), ((1, 9), (1, 13))])
+def test_a_scene_may_be_mirrored_outward_before_it_is_predicted(shape, size):
+    """As the localization with DPN92 of 2020: np.pad on the image, the same margin cut off the probabilities."""
+    seen = []
+
+    class Neighbours(Pixel):
+        def forward(self, x):
+            seen.append(x[0].clone())
+            return nn.functional.avg_pool2d(super().forward(x), 3, 1, 1)
+
+    network, image = Neighbours(), scene(*shape).numpy()
+    probs = Predictor(network, torch.sigmoid, looks(tile=32, overlap=0), pad=2)(image)
+    high, wide = (min(2, side - 1) for side in shape)
+    padded = np.pad(image, [(0, 0), (high, high), (wide, wide)], mode="reflect")
+    np.testing.assert_array_equal(seen[0][:, : size[0], : size[1]].numpy(), padded)
+    with torch.no_grad():
+        expected = torch.sigmoid(network(seen[0][None]))[0].numpy()
+    np.testing.assert_allclose(probs, expected[:, high : high + shape[0], wide : wide + shape[1]], atol=1e-6)

@@ -40,7 +40,7 @@ def test_bundled_weights_are_the_files_tensor_by_tensor():
         assert tensor.equal(original)
     assert net.source["file"] == "efficientnet-lite0-57934424.pth"
     assert net.source["sha256"].startswith("57934424")
-    converted = weights.convert_lite(raw, weights.BUNDLED["tf_efficientnet_lite0"].repeats)
+    converted = weights.convert_efficientnet(raw, weights.BUNDLED["tf_efficientnet_lite0"].repeats)
     timm.create_model("tf_efficientnet_lite0").load_state_dict(converted, strict=True)
 
 

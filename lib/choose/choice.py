@@ -1,12 +1,13 @@
 """What is chosen on out-of-fold scenes, and decode.json, the file that says so; it is written and read here alone."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from lib.errors import ArtifactError
 from lib.files import write_json
@@ -154,10 +155,10 @@ class Decision(BaseModel):
     # ---- what it is worth
     scenes: int
     """Out-of-fold scenes that were scored."""
-    scores: Numbers = Field(min_length=1)
-    """Every named score on the scenes it was chosen on."""
-    interval95: tuple[float, float]
-    """Where the score lies when scenes are drawn anew."""
+    scores: Numbers
+    """Every named score on the scenes it was chosen on; empty where there were none."""
+    interval95: tuple[float, float] | None
+    """Where the score lies when scenes are drawn anew; None where there were none."""
     per_domain: dict[str, Numbers]
     """Domain -> number of scenes and scores."""
     per_fold: dict[str, Numbers]
@@ -167,10 +168,16 @@ class Decision(BaseModel):
     """What fewer models and views would score, see ``lib/choose/plans.py``."""
     coverage: str
 
+    @model_validator(mode="after")
+    def _scored_scenes_have_scores(self):
+        if self.scenes and (not self.scores or self.interval95 is None):
+            raise ValueError(f"scores, interval95: expected those of {self.scenes} scenes, found none")
+        return self
+
     @property
     def score(self) -> float:
-        """Return the official score on out-of-fold scenes."""
-        return self.scores.get("score", next(iter(self.scores.values())))
+        """Return the official score on out-of-fold scenes; nan where there were none."""
+        return self.scores.get("score", next(iter(self.scores.values()), math.nan))
 
     @property
     def expected(self) -> float | None:
@@ -178,6 +185,8 @@ class Decision(BaseModel):
 
         Where nothing was chosen on these scenes, it is their score.
         """
+        if not self.scenes:
+            return None
         return self.expected_score if "expected_score" in self.model_fields_set else self.score
 
     def variant(self, otherwise: Variant) -> Variant:

@@ -121,11 +121,18 @@ def _folders(run: Run, split: str) -> dict[str, Folders]:
                 covered[name].add(scene)
                 found[scene][model.task][name].append(source)
     first, *others = covered
+    if split == "oof" and run.config.blend.scenes == "common":
+        common = set.intersection(*covered.values())
+        if not common:
+            raise ArtifactError("blend.scenes: there is no scene that every model has predicted out of fold; set the "
+                                "models' folds so that they have one in common")  # fmt: skip
+        return {scene: own for scene, own in found.items() if scene in common}
     for other in others:
         if odd := covered[first] ^ covered[other]:
             raise ArtifactError(
                 f"{other} and {first} do not cover the same {split} scenes ({len(odd)} differ, e.g. {min(odd)}): "
-                "an ensemble needs equal scenes; train and predict the missing folds, or set the models' folds alike"
+                "an ensemble needs equal scenes; train and predict the missing folds, set the models' folds alike, or "
+                "take the scenes that all cover (blend.scenes: common)"
             )
     return found
 

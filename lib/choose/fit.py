@@ -81,6 +81,16 @@ def decide(scenes: OutOfFold, temperatures: dict[str, float], notes: dict[str, A
     )
 
 
+def stated(config: Experiment, competition: Competition) -> Decision:
+    """Return the decision of an experiment in which nothing is chosen and no labelled scene tells what that is worth.
+
+    For networks that come finished from elsewhere; the settings are those of the experiment file.
+    """
+    fixed = Choice(stated_weights(config), {**competition.defaults(), **config.decode}, default_variant(config))
+    return Decision(**fixed.to_json(), scenes=0, scores={}, interval95=None, per_domain={}, per_fold={}, tables={},
+                    coverage="no scene was predicted out of fold")  # fmt: skip
+
+
 def score(scenes: OutOfFold, chosen: Chosen) -> tuple[dict[str, Any], float | None]:
     """Decode every scene with the choice, and with the choice made without its fold.
 

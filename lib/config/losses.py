@@ -37,6 +37,8 @@ def loss_faults(loss: Loss, kind: str, classes: tuple[str, ...] = ()) -> Iterato
     elif isinstance(weights, tuple) and ((named and len(weights) != len(named)) or min(weights, default=-1) < 0):
         of = f"{len(named)} numbers of at least 0 ({', '.join(named)})" if named else "numbers of at least 0"
         yield f"class_weights: expected {of}, got {list(weights)}"
+    if loss.focal_clamp and kind != "binary":
+        yield f"focal_clamp: only binary focal terms take one, this task is {kind}; leave it out"
     mode, alpha = loss.focal_mode, loss.focal_alpha
     if kind != "multiclass" and mode != "softmax":
         yield f"focal_mode: {kind} focal losses have one form; leave focal_mode out"

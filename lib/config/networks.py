@@ -124,8 +124,7 @@ def _tried(model: Model, task: Task, further: Mapping[str, Any]) -> tuple[int, l
 def _built(spec: Network, task: Task, further: Mapping[str, Any]) -> layers.Network:
     """Build a network without memory, in evaluation mode."""
     with torch.device("meta"), _ShapesAlone():
-        network = build(spec.architecture, classes=task.channels, images=len(spec.images), encoder=spec.encoder,
-                        **spec.options, **further)  # fmt: skip
+        network = build(**spec.arguments(task.channels), **further)
     shapeless: Any
     for shapeless in (module for module in network.modules() if isinstance(module, SHAPELESS)):
         shapeless.forward = lambda x, *_, **__: x

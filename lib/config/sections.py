@@ -11,7 +11,7 @@ from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
 
 from lib.config.reference import Reference
 from lib.scenes.view import View
@@ -127,6 +127,11 @@ class Network(Section):
     options: dict[str, Any] = {}
     """Further arguments of the architecture: decoder, decoder_channels, fusion, bottleneck, dropout, norm ..."""
 
+    def arguments(self, classes: int) -> dict[str, Any]:
+        """Return the arguments of ``lib.models.build`` for so many channels of logits, without pretrained weights."""
+        return {"architecture": self.architecture, "classes": classes, "images": len(self.images),
+                "encoder": self.encoder, **self.options}  # fmt: skip
+
 
 class Loss(Section):
     """The weighted sum of loss terms."""
@@ -144,6 +149,9 @@ class Loss(Section):
     focal_mode: Literal["softmax", "per_class", "one_vs_rest"] = "softmax"
     """What ``focal_alpha`` weighs: everything alike (only a larger step), the true class, or positives of each class
     against negatives."""
+    focal_clamp: float = Field(0.0, ge=0, lt=0.5)
+    """Binary focal terms: probability and truth are kept this far from 0 and 1, so that a pixel beyond has no gradient
+    (2020: 1e-5); 0: they are not."""
     boundary_width: int = Field(1, ge=1, le=1000)
     """Pixels from a boundary that the term boundary_bce calls boundary."""
     aux_weight: float = Field(0.4, ge=0)
@@ -177,6 +185,8 @@ class Loss(Section):
             raise ValueError(f"focal_gamma: expected 0, or 1 and more, got {self.focal_gamma}")
         if "focal" not in self.terms and (self.focal_alpha is not None or self.focal_mode != "softmax"):
             raise ValueError("focal_alpha and focal_mode belong to the term focal, and there is none")
+        if self.focal_clamp and "focal" not in self.terms:
+            raise ValueError("focal_clamp belongs to the term focal, and there is none")
         if self.focal_mode == "per_class" and self.focal_alpha is None:
             raise ValueError("focal_mode: per_class needs focal_alpha, one number or one per class")
         if (self.smoothing or self.ohem is not None) and not self.terms.keys() & {"ce", "bce"}:
@@ -242,6 +252,8 @@ class Schedule(Section):
     """Linear ramp per step: step s has (s + 1) / warmup steps of what follows."""
     power: float = 0.9
     """Exponent of ``poly``."""
+    period: int | None = Field(None, ge=1)
+    """Poly: steps after which it begins again at the peak (2020: 100,000); none: one fall over all steps."""
     factor: float | None = Field(None, gt=0, lt=1)
     """Step, exponential, plateau: what the learning rate is multiplied by."""
     every: int = Field(1, ge=1)
@@ -272,6 +284,8 @@ class Schedule(Section):
             raise ValueError("kind: multistep needs factors, and only multistep takes them")
         if (self.kind in ("step", "exponential", "plateau")) != (self.factor is not None):
             raise ValueError("kind: step, exponential and plateau need a factor, and only these take one")
+        if self.period is not None and self.kind != "poly":
+            raise ValueError("period: only kind poly takes one")
         if (self.kind == "plateau") != (self.patience is not None):
             raise ValueError("kind: plateau needs a patience, and only plateau takes one")
         return self
@@ -380,7 +394,9 @@ class Train(Section):
     schedule: Schedule = Schedule()
     """How the learning rate goes."""
     freeze_encoder_epochs: int = Field(0, ge=0)
-    """The encoder, norm statistics included, stands still for the first epochs."""
+    """The encoder stands still for the first epochs."""
+    freeze_norms: bool = True
+    """So do its norm statistics; false: they move with what a frozen encoder sees, as in 2020."""
     clip: float | None = Field(None, gt=0)
     """Largest norm of the gradient."""
     ema: float | None = Field(None, gt=0, lt=1)
@@ -413,8 +429,10 @@ class Train(Section):
     """Train what torch.compile makes of the network: minutes at the start, faster steps on a GPU from there on."""
     validate_every: int = Field(1, ge=1)
     """Epochs between validations; the last epoch is always validated."""
-    select: Literal["score", "dice2020", "last"] = "score"
-    """Which epoch is kept: best by the stage's own score, by the 2020 selection rule, or the last."""
+    select: Literal["score", "dice2020", "argmax", "last"] = "score"
+    """Which epoch is kept: best by the stage's own score; by the mean of each image's Dice, as in 2020, or the score
+    with a perfect answer to the other tasks; by the score of its argmax alone, where the foreground it calls is the
+    answer to the other tasks, as in 2020; or the last."""
     patience: int | None = Field(None, ge=1)
     """Stop after this many validations without a new best."""
     init_from: str | None = None
@@ -441,7 +459,11 @@ class Model(Section):
     train: Train
     """How it is trained."""
     folds: tuple[int, ...] | None = None
-    """Folds it is trained on; none: all."""
+    """Folds it is trained on; none: all. []: it is left out."""
+    seed: Seed | None = None
+    """Seed of its training; none: the experiment's."""
+    pad: int = Field(0, ge=0, le=1024)
+    """Pixels that a scene is mirrored outward on each side before stage 04 predicts it (2020: 16 for the DPN)."""
     precision: Precision | None = None
     """Arithmetic of its predictions, in validation and in stage 04; none: float32 where the competition says that the
     task must be predicted in float32, else ``predict.precision``."""
@@ -499,6 +521,9 @@ class Predict(Section):
 class Blend(Section):
     """How models and folds are averaged in stage 05."""
 
+    scenes: Literal["equal", "common"] = "equal"
+    """Which out-of-fold scenes count: all, which every model must have predicted; or those that every model has, where
+    models are trained on different folds."""
     truncate: bool = False
     """Cut the average to uint8 as the 2020 code did, instead of rounding."""
     fit: float | None = Field(None, gt=0, le=0.5)
@@ -596,6 +621,15 @@ class Experiment(Section):
     def averages_are_fitted(self) -> bool:
         """Whether the averages of stage 05 depend on what decode.json chose."""
         return self.blend.is_fitted or len(self.predict.tta_sets) > 1
+
+    @field_validator("models")
+    @classmethod
+    def _without_those_left_out(cls, models: dict[str, Model]) -> dict[str, Model]:
+        return {name: model for name, model in models.items() if model.folds != ()}
+
+    def seed_of(self, model: Model) -> int:
+        """Return the seed with which ``model`` is trained."""
+        return self.seed if model.seed is None else model.seed
 
     def folds_of(self, model: Model) -> tuple[int, ...]:
         """Return the folds ``model`` is trained on."""

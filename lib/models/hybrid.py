@@ -20,7 +20,7 @@ from lib.errors import ConfigError
 from lib.models.bifpn import BiFPN
 from lib.models.branches import build_branches
 from lib.models.heads import boundary_head
-from lib.models.layers import Normalize, head, take, train_depthwise_in_float32, use_group_norm
+from lib.models.layers import head, take, train_depthwise_in_float32, use_group_norm
 from lib.models.recompute import recompute
 from lib.models.segmentation import Design, SegmentationNet, build_parts
 
@@ -124,7 +124,7 @@ def build(*, classes: int, images: int, dropout: float = 0.0, **options: Any) ->
     parts.head = head(pyramid.out_channels, classes, kernel=3, upsampling=design.upsample_logits)
     parts.boundary = boundary_head(parts.head) if design.boundary else None
     parts.branches = build_branches(parts.decoder, parts.head, design.auxiliary)
-    return SegmentationNet(parts, Normalize(design.encoder, images), dropout)
+    return SegmentationNet(parts, design.normalization(images), dropout)
 
 
 def _convolve(inputs: int, outputs: int) -> nn.Sequential:

@@ -19,6 +19,9 @@ NATIVE = {"dpn": DPN, "inceptionv4": HALF, "inceptionresnetv2": HALF, "xception"
 keeps these numbers on the hub only; they are those of Cadene's pretrained-models, where the weights come from."""
 
 
+STATISTICS = ("encoder", "imagenet")
+"""By what an input is normalised."""
+
 Kind = TypeVar("Kind")
 
 
@@ -83,15 +86,17 @@ def mean_std(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 class Normalize(nn.Module):
     """Normalise (B, 3 * images, H, W) uint8 or float in 0..255 channel by channel, always computed in float32.
 
-    The buffers ``mean`` and ``std`` are in 0..255 units, the encoder's three values repeated for each image.
+    By ``encoder``'s own mean and std, or, where ``statistics`` is ``imagenet``, by ImageNet's whatever the encoder. The
+    buffers ``mean`` and ``std`` are in 0..255 units, the three values repeated for each image.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, encoder: str, images: int):
+    def __init__(self, encoder: str, images: int, statistics: str = "encoder"):
         super().__init__()
-        for name, values in zip(("mean", "std"), mean_std(encoder)):
+        found = IMAGENET if statistics == "imagenet" else mean_std(encoder)
+        for name, values in zip(("mean", "std"), found):
             self.register_buffer(name, torch.tensor(values * images, dtype=torch.float32).mul(255).view(1, -1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -158,10 +163,10 @@ def train_depthwise_in_float32(module: nn.Module) -> None:
             conv.__class__ = swaps[type(conv)]
 
 
-def head(channels: int, classes: int, kernel: int, upsampling: int) -> nn.Sequential:
-    """Build the last convolution and the bilinear upsampling of its logits (pixel centres kept: no aligned corners)."""
+def head(channels: int, classes: int, kernel: int, upsampling: int, align_corners: bool = False) -> nn.Sequential:
+    """Build the last convolution and the bilinear upsampling of its logits, by default with pixel centres kept."""
     layers = nn.Sequential(nn.Conv2d(channels, classes, kernel, padding=kernel // 2))
     if upsampling > 1:
-        layers.append(nn.Upsample(scale_factor=upsampling, mode="bilinear", align_corners=False))
+        layers.append(nn.Upsample(scale_factor=upsampling, mode="bilinear", align_corners=align_corners))
     smp.base.initialization.initialize_head(layers)
     return layers

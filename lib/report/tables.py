@@ -23,8 +23,9 @@ def decision_table(run: Run) -> str:
     decision, reference = Decision.of(run), run.config.reference
     lines = ["", f"out-of-fold scores ({decision.coverage})"]
     lines += [f"  {name:32s} {value:.4f}" for name, value in decision.scores.items()]
-    low, high = decision.interval95
-    lines.append(f"  {'95 % interval over scenes':32s} {low:.4f} .. {high:.4f}")
+    if decision.interval95 is not None:
+        low, high = decision.interval95
+        lines.append(f"  {'95 % interval over scenes':32s} {low:.4f} .. {high:.4f}")
     if decision.score_without_search is not None:
         lines.append(f"  {'score without the search':32s} {decision.score_without_search:.4f}")
         shown = "unknown (one fold only)" if decision.expected is None else f"{decision.expected:.4f}"
@@ -43,7 +44,8 @@ def decision_table(run: Run) -> str:
         lines += plans.table(decision.plans, list(run.config.models))
     if len(decision.per_domain) > 1:
         lines += _by_table(decision.per_domain, "domain")
-    lines += _by_table(decision.per_fold, "fold")
+    if decision.per_fold:
+        lines += _by_table(decision.per_fold, "fold")
     for name, table in decision.tables.items():
         lines += _matrix(name, table)
     return "\n".join([*lines, ""])

@@ -140,7 +140,7 @@ class Graph:
         facts = {
             "task": model.task,
             "fold": fold,
-            "seed": self.config.seed,
+            "seed": self.config.seed_of(model),
             "network": plain(model.network),
             "view": plain(model.view),
             "train": {k: v for k, v in plain(model.train).items() if k not in ("workers", "cache", "save_minutes")},
@@ -163,7 +163,9 @@ class Graph:
         facts: dict[str, Any] = {"predict": predict, "split": split}
         if split == "test":
             facts["scenes"] = self.test_ids
-        task = self.config.models[name].task
+        task, pad = self.config.models[name].task, self.config.models[name].pad
+        if pad:
+            facts["pad"] = pad
         command = self._command("04_predict_tta.py", f"--only {name} --fold {fold} --split {split}")
         upstream = (self.checkpoint(name, fold),)
         return Unit(f"04_probs/{task}/{name}/fold{fold}/{split}", facts, command, upstream, portable=split == "oof")

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from lib.errors import ConfigError
 
@@ -201,7 +201,7 @@ def compiled(module: "nn.Module") -> "nn.Module":
     import torch._dynamo
 
     torch._dynamo.reset()
-    return torch.compile(module, dynamic=False)
+    return cast("nn.Module", torch.compile(module, dynamic=False))
 
 
 @contextmanager
@@ -212,9 +212,7 @@ def compiling(setting: str) -> Iterator[None]:
     try:
         yield
     except TorchDynamoException as error:
-        reason = (
-            " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2]) or type(error).__name__
-        )
+        reason = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__  # then come traces and advice
         raise ConfigError(f"{setting}: torch could not compile the network here ({reason}); set it to false") from error
 
 

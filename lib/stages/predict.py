@@ -151,7 +151,7 @@ class Networks:
         model = run.config.models[name]
         task = run.competition.tasks[model.task]
         self.kind, network = task.kind, checkpoint.load_network(folder)
-        self.predictor = Predictor(network, task.activate, run.predict_of(name), model.view, self.device)
+        self.predictor = Predictor(network, task.activate, run.predict_of(name), model.view, self.device, model.pad)
         return self.predictor.precision
 
     def predict(self, scene: Scene, out: Path) -> Outcome:

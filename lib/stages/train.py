@@ -44,7 +44,7 @@ def train(run: Run, unit: Unit) -> None:
         judge = Judge(run.competition, model, validation, run.predict_of(name), run.config.decode,
                       localization(run, model, fold))  # fmt: skip
         settings = with_class_weights(run, model, task, training, record)
-        fit = Fit(network, task, dataset, judge, settings, Place(folder, run.device, run.config.seed, say))
+        fit = Fit(network, task, dataset, judge, settings, Place(folder, run.device, run.config.seed_of(model), say))
         extra = len(dataset.scenes) - len(training)
         judged = runtime.precision_on(run.device, judge.predict.precision)
         say(f"  {len(training)} scenes to train on{f' and {extra} pseudo-labelled' if extra else ''}, "
@@ -73,10 +73,9 @@ def split(run: Run, fold: int) -> tuple[list[Scene], list[Scene]]:
 
 def start_network(run: Run, model: Model, fold: int, task: Task, folder: Path) -> tuple[Network, dict[str, Any]]:
     """Build the network with its starting weights, write its description, and say where the weights came from."""
-    torch.manual_seed(run.config.seed * 1_000_003 + fold)
+    torch.manual_seed(run.config.seed_of(model) * 1_000_003 + fold)
     spec = model.network
-    arguments = {"architecture": spec.architecture, "classes": task.channels, "images": len(spec.images),
-                 "encoder": spec.encoder, **spec.options}  # fmt: skip
+    arguments = spec.arguments(task.channels)
     source = None if model.train.init_from else spec.encoder_weights
     arguments |= branches(model, run.competition.tasks)
     network = build(encoder_weights=source or "none", **arguments)
@@ -159,7 +158,7 @@ def samples(run: Run, model: Model, scenes: list[Scene], fold: int) -> SampleStr
                        {role: _auxiliary(seen, role) for role in train.auxiliary})  # fmt: skip
     augment = build_augment(train.augment, train.crop, model.network.images, sampling.scale, train.colour)
     kind = CropDataset if task.dense else FrameDataset
-    return kind(data, augment, sampling, run.config.seed, train.cache)
+    return kind(data, augment, sampling, run.config.seed_of(model), train.cache)
 
 
 def _auxiliary(seen: Seen, role: str) -> tuple[Task, Callable[[Scene], np.ndarray]]:

@@ -132,7 +132,7 @@ def outcome(decision: Decision) -> dict[str, Any]:
 
     Without a search the score without it is the score itself. What to expect is None after a search on one fold.
     """
-    low, high = decision.interval95
+    low, high = decision.interval95 or (None, None)
     searched = decision.score_without_search is not None
     row = {
         "score": decision.score,

@@ -1,8 +1,9 @@
 """Scores of a network on the full validation scenes of its fold; the key ``select`` decides which epoch is kept.
 
 Every number is named for what it is. ``oracle_...`` scores a network together with a perfect answer to the other tasks,
-which is more than the competition's score; ``dice2020`` is the mean of each image's Dice, as in the 2020 codes, and
-``pixel_f1`` the Dice of all pixels together.
+which is more than the competition's score; ``argmax_...`` scores the argmax of a network of several classes, whose
+foreground is the answer to the other tasks, as the 2nd place of xView2 2020 chose its epochs; ``dice2020`` is the mean
+of each image's Dice, as in the 2020 codes, and ``pixel_f1`` the Dice of all pixels together.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -57,6 +58,17 @@ def is_collapsed(shares: np.ndarray) -> bool:
     return bool(varied.any() and constant.all())
 
 
+def argmax_levels(levels: np.ndarray, task: Task, role: str, rest: Sequence[str]) -> Levels:
+    """Return the levels of a network that is sure of its argmax: all or nothing, (C, H, W) uint8.
+
+    levels: (C, H, W) uint8 of exclusive classes, background first. The tasks of ``rest``, of one class each, are
+    answered by its foreground (1, H, W). Feed it to a decoding without settings and every pixel is its argmax.
+    """
+    called = task.called(levels)
+    foreground = np.where(called[1:].any(0, keepdims=True), 255, 0).astype(np.uint8)
+    return {role: np.where(called, 255, 0).astype(np.uint8), **dict.fromkeys(rest, foreground)}
+
+
 @dataclass
 class Judged:
     """What one scene adds to the scores."""
@@ -66,7 +78,8 @@ class Judged:
     counts: np.ndarray | None = None
     """``metrics.binary_counts`` of a task with one foreground class."""
     tallies: dict[str, np.ndarray] = field(default_factory=dict)
-    """The competition's counts: official, with the other networks' answers; oracle, with a perfect answer of these."""
+    """The competition's counts: official, with the other networks' answers; oracle, with a perfect answer of these;
+    argmax, of the network's argmax alone."""
 
 
 def in_turn(shares: Sequence[Sequence[Judged]]) -> Iterable[Judged]:
@@ -135,6 +148,9 @@ class Judge:
             oracle = {name: true_levels(competition.target(scene, name), competition.tasks[name]) for name in rest}
             answer = competition.decode({self.model.task: levels, **oracle}, params)
             found["oracle"] = competition.tally(answer, truth)
+        if self.model.train.select == "argmax":
+            plain = competition.decode(argmax_levels(levels, self.task, self.model.task, rest), competition.defaults())
+            found["argmax"] = competition.tally(plain, truth)
         return found
 
     def _scores(self, judged: Sequence[Judged]) -> dict[str, float]:
@@ -142,7 +158,7 @@ class Judge:
         if counts := [scene.counts for scene in judged if scene.counts is not None]:
             scores["pixel_f1"] = float(metrics.dice(np.sum(counts, 0), empty=0.0))  # pooled over all scenes
             scores["dice2020"] = float(metrics.dice(np.stack(counts)).mean())  # mean over scenes, empty with empty = 1
-        for name, prefix in (("official", ""), ("oracle", "oracle_")):
+        for name, prefix in (("official", ""), ("oracle", "oracle_"), ("argmax", "argmax_")):
             if tallies := [scene.tallies[name] for scene in judged if name in scene.tallies]:
                 named = self.competition.scores(np.sum(tallies, 0))
                 scores |= {f"{prefix}{k}": float(v) for k, v in named.items()}
@@ -157,6 +173,8 @@ class Judge:
         """
         if self.model.train.select == "dice2020":
             wanted: tuple[str, ...] = ("dice2020", "oracle_score")
+        elif self.model.train.select == "argmax":
+            wanted = ("argmax_score_present_classes", "argmax_score")
         else:
             wanted = ("score_present_classes", "score", "pixel_f1", "oracle_score_present_classes", "oracle_score")
         return next(scores[name] for name in wanted if name in scores)

@@ -186,7 +186,7 @@ class Criterion:
         )
 
     def _class_factors(self, classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return ``Pixels.weights`` and ``alphas``; they go to the device once, since the host waits for such a copy."""
+        """Return ``Pixels.weights`` and ``alphas``; they go to the device once, as the host waits for such a copy."""
         if (classes, device) not in self._factors:
             weights = self.loss.class_weights or [1.0] * classes
             if len(weights) != classes:

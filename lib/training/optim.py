@@ -161,6 +161,8 @@ class LearningRate:
             return self._one_cycle(min(step, self.total_steps - 1))
         length = max(1, self.total_steps - self.warmup_steps)
         t = min(max(0, step - self.warmup_steps), length) / length  # 0..1
+        if asked.period is not None:
+            t = max(0, step - self.warmup_steps) % asked.period / asked.period
         if asked.kind == "cosine":
             return _cosine(self.peak, asked.min_lr, t)
         return max(asked.min_lr, self.peak * (1 - t) ** asked.power)
@@ -215,16 +217,18 @@ def _latest(values: Mapping[int, float], epoch: int) -> float:
     return values[max(first for first in values if first <= epoch)]
 
 
-def freeze(module: Any) -> None:
+def freeze(module: Any, norms: bool = True) -> None:
     """Stop ``module`` from learning: no gradients, and evaluation mode (norm statistics, dropout) in every forward.
 
-    The mode is set again at each forward, so a later ``model.train()`` does not undo it. Under DDP, wrap the model
-    anew after each change: the wrapper waits for the gradients of the parameters that could have some when it was made.
+    norms: false, it stays in the mode of ``model.train()``, so that norm statistics go on moving; else evaluation mode
+    is set again at each forward, so a later ``model.train()`` does not undo it. Under DDP, wrap the model anew after
+    each change: the wrapper waits for the gradients of the parameters that could have some when it was made.
     """
     if not is_frozen(module):
         module.requires_grad_(False)
-        module.eval()
-        module.freeze_hook = module.register_forward_pre_hook(_evaluate)
+        if norms:
+            module.eval()
+        module.freeze_hook = module.register_forward_pre_hook(_evaluate if norms else _as_it_is)
 
 
 def unfreeze(module: Any) -> None:
@@ -242,3 +246,7 @@ def is_frozen(module: nn.Module) -> bool:
 
 def _evaluate(module: nn.Module, args: tuple) -> None:
     module.eval()
+
+
+def _as_it_is(module: nn.Module, args: tuple) -> None:
+    """Mark a module as frozen and do nothing else."""

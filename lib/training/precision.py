@@ -161,6 +161,6 @@ def last_nonfinite_gradient(parameters: Iterable[nn.Parameter]) -> Tensor:
 
     The last parameter is the nearest to the output: the backward pass meets it first.
     """
-    norms = torch.stack(torch._foreach_norm([p.grad for p in parameters]))
+    norms = torch.stack(torch._foreach_norm([p.grad for p in parameters if p.grad is not None]))
     places = torch.arange(len(norms), device=norms.device)
     return torch.where(torch.isfinite(norms), -1, places).max()

@@ -30,7 +30,7 @@ from lib.training.mix import draw, mix
 from lib.training.optim import LearningRate, build_optimizer, freeze, peak_lr, set_lr, unfreeze
 from lib.training.precision import Arithmetic, FiniteStatistics, first_nonfinite, last_nonfinite_gradient
 from lib.training.tasks import build_criterion
-from lib.training.watch import Meter, Step, Watch
+from lib.training.watch import Meter, PastStep, Watch
 
 Part = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """Images, targets, second targets of mixed images and the teacher's probabilities of a part of a batch."""
@@ -88,7 +88,10 @@ class Stepper:
         frozen = epoch < self.train.freeze_encoder_epochs
         if frozen == self.frozen:
             return
-        (freeze if frozen else unfreeze)(self.network.encoder)
+        if frozen:
+            freeze(self.network.encoder, self.train.freeze_norms)
+        else:
+            unfreeze(self.network.encoder)
         self.frozen, self.ddp, self.forward = frozen, None, self.network
         if runtime.world_size() > 1:
             gc.collect()  # the old wrapper takes its hooks off the parameters when it goes
@@ -101,7 +104,7 @@ class Stepper:
 
         Raises NonFiniteError for this step or one before (see ``look``), ArtifactError where the memory is too small.
         """
-        step = Step(epoch, number, tuple(batch["id"]))
+        step = PastStep(epoch, number, tuple(batch["id"]))
         set_lr(self.optimizer, self.lr.at(self._position(step), reductions))
         while True:
             try:
@@ -120,10 +123,10 @@ class Stepper:
         self._account(step, names, values, moved)
         self.look()
 
-    def _position(self, step: Step) -> int:
+    def _position(self, step: PastStep) -> int:
         return step.epoch * len(self.sampler) + step.number
 
-    def _parts(self, batch: dict[str, Any], step: Step) -> tuple[list[Part], float]:
+    def _parts(self, batch: dict[str, Any], step: PastStep) -> tuple[list[Part], float]:
         """Bring a batch to the device, mix it, and divide it into ``accumulate`` equal parts; with the share lam."""
         image = batch["image"].to(self.device, memory_format=self.layout, non_blocking=True)  # (B, 3n, h, w) uint8
         target = batch["target"].to(self.device, non_blocking=True)  # (B, h, w) uint8
@@ -135,7 +138,7 @@ class Stepper:
         columns = (mixed.image, mixed.target, mixed.other, mixed.teacher)
         return list(zip(*(_chunks(column, self.accumulate) for column in columns), strict=True)), mixed.lam
 
-    def _step(self, batch: dict[str, Any], step: Step) -> tuple[tuple[str, ...], Tensor, Tensor | None]:
+    def _step(self, batch: dict[str, Any], step: PastStep) -> tuple[tuple[str, ...], Tensor, Tensor | None]:
         """Move the weights once, without waiting for the device; torch.OutOfMemoryError leaves them where they were.
 
         Return names, numbers by them, (n,) float64 on the device, and whether the weights moved (``Arithmetic.step``).
@@ -163,7 +166,7 @@ class Stepper:
     def _learning(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.network.named_parameters() if p.grad is not None}
 
-    def _account(self, step: Step, names: tuple[str, ...], values: Tensor, moved: Tensor | None) -> None:
+    def _account(self, step: PastStep, names: tuple[str, ...], values: Tensor, moved: Tensor | None) -> None:
         """Do what follows a step: statistics, average, sums of the epoch, and the numbers that are looked at later."""
         if moved is not None:
             self.statistics.put_back()
@@ -193,7 +196,7 @@ class Stepper:
                 raise NonFiniteError(f"{self._describe(step, numbers, self._layer(step, numbers))}; look at them, or "
                                      "lower the learning rate")  # fmt: skip
 
-    def _count(self, step: Step, numbers: dict[str, float], is_finite: bool) -> None:
+    def _count(self, step: PastStep, numbers: dict[str, float], is_finite: bool) -> None:
         """Count a step that the scaler may have skipped; too many in a row end the run."""
         arithmetic, most = self.arithmetic, self.train.max_skipped_steps
         arithmetic.count(bool(numbers["skipped"]), not is_finite)
@@ -213,17 +216,17 @@ class Stepper:
         if is_new:
             self.say(f"  ! {found}; the step is skipped, as all such steps, and log.jsonl counts them")
 
-    def _describe(self, step: Step, numbers: dict[str, float], layer: str) -> str:
+    def _describe(self, step: PastStep, numbers: dict[str, float], layer: str) -> str:
         terms = ", ".join(f"{name[4:]} {value:g}" for name, value in numbers.items() if name.startswith("raw_"))
         what = "gradient" if math.isfinite(numbers["loss"]) else "loss"
         return (f"epoch {step.epoch + 1}, step {step.number + 1}: the {what} is not finite ({terms}); first non-finite "
                 f"layer {layer}; scenes {', '.join(sorted(set(step.ids)))}")  # fmt: skip
 
-    def _layer(self, step: Step, numbers: dict[str, float]) -> str:
+    def _layer(self, step: PastStep, numbers: dict[str, float]) -> str:
         """Return the first layer of a step that was not finite; for its forward pass, the batch is made once more."""
         if math.isfinite(numbers["loss"]):
             place = int(numbers["parameter"]) if step.parameters else -1
-            return f"{step.parameters[place]} (gradient)" if place >= 0 else "none (the gradient alone)"
+            return f"{step.parameters[place]} (gradient)" if place >= 0 else "none (only the gradient is not finite)"
         self.sampler.set_epoch(step.epoch)
         batch = default_collate([self.dataset[number] for number in list(self.sampler)[step.number]])
         parts, _ = self._parts(batch, step)

@@ -76,9 +76,14 @@ def cross_entropy(pixels: Pixels) -> Tensor:
 def focal(pixels: Pixels) -> Tensor:
     """Focal loss (Lin et al. 2017) on the probability of the true class, weighted mean as ``cross_entropy``.
 
-    Alpha multiplies the loss of a pixel and, unlike its class weight, has no part in the denominator.
+    Alpha multiplies the loss of a pixel and, unlike its class weight, has no part in the denominator. ``focal_clamp``
+    keeps probability and truth off 0 and 1, as selimsef/xview2_solution did in its localization loss (losses.py).
     """
-    return _weighted_mean(pixels, pixels.alphas[1][pixels.target] * _focal(_at_target(pixels), pixels.loss.focal_gamma))
+    log_p, clamp = _at_target(pixels), pixels.loss.focal_clamp
+    if clamp:
+        p = log_p.exp().clamp(clamp, 1 - clamp)
+        log_p = torch.log(clamp * (1 - p) + (1 - clamp) * p)
+    return _weighted_mean(pixels, pixels.alphas[1][pixels.target] * _focal(log_p, pixels.loss.focal_gamma))
 
 
 def bce_one_vs_rest(pixels: Pixels) -> Tensor:

@@ -78,4 +78,4 @@ def _marks(optimizer: Optimizer) -> list[int]:
     steps = [optimizer.state[p].get("step") for p in moving]
     if not all(isinstance(step, Tensor) for step in steps):
         return []
-    return [tensor._version for tensor in (*moving, *steps)]  # type: ignore[union-attr]
+    return [tensor._version for tensor in (*moving, *steps)]

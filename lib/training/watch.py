@@ -40,7 +40,7 @@ class Meter:
 
 
 @dataclass(frozen=True)
-class Step:
+class PastStep:
     """What is known of a step on the host when its numbers are read."""
 
     epoch: int
@@ -61,9 +61,9 @@ class Watch:
     def __init__(self, device: torch.device, lag: int | None = None):
         self.on_gpu = device.type == "cuda"
         self.lag = lag if lag is not None else LAG if self.on_gpu else 0
-        self._pending: deque[tuple[Step, Sequence[str], Tensor, torch.cuda.Event | None]] = deque()
+        self._pending: deque[tuple[PastStep, Sequence[str], Tensor, torch.cuda.Event | None]] = deque()
 
-    def put(self, step: Step, names: Sequence[str], values: Tensor) -> None:
+    def put(self, step: PastStep, names: Sequence[str], values: Tensor) -> None:
         """Send the numbers of a step, (number of names,) float64, on their way."""
         if not self.on_gpu:
             self._pending.append((step, names, values, None))
@@ -74,7 +74,7 @@ class Watch:
         arrived.record()
         self._pending.append((step, names, host, arrived))
 
-    def seen(self, everything: bool = False) -> Iterator[tuple[Step, dict[str, float]]]:
+    def seen(self, everything: bool = False) -> Iterator[tuple[PastStep, dict[str, float]]]:
         """Yield the steps that are ``lag`` steps old, with their numbers; or all, waiting for the device."""
         while len(self._pending) > (0 if everything else self.lag):
             step, names, host, arrived = self._pending.popleft()
