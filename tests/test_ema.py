@@ -93,6 +93,35 @@ def test_the_average_goes_on_from_a_checkpoint(tmp_path):
     assert all(two.tensors[name].equal(tensor) for name, tensor in one.tensors.items())
 
 
+def test_many_tensors_at_once_are_one_by_one_to_the_bit():
+    """Also where the device tells whether the weights moved, and where they did not, nothing changes."""
+    net, waiting = Net().train(), Net().train()
+    waiting.load_state_dict(net.state_dict())
+    ema, told = Ema(net, decay=0.7), Ema(waiting, decay=0.7)
+    expected = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    for update in range(6):
+        for each in (net, waiting):
+            torch.manual_seed(update)
+            step(each)
+        keep = min(0.7, (1 + update) / (10 + update))
+        for name, tensor in net.state_dict().items():
+            if expected[name].is_floating_point():
+                expected[name].lerp_(tensor, 1 - keep)
+            else:
+                expected[name].copy_(tensor)
+        ema.update(net)
+        told.update(waiting, torch.tensor(True))
+        before = {name: tensor.clone() for name, tensor in told.tensors.items()}
+        with torch.no_grad():
+            waiting.head.weight.add_(1)
+            told.update(waiting, torch.tensor(False))
+            waiting.head.weight.copy_(net.head.weight)
+        assert all(tensor.equal(told.tensors[name]) for name, tensor in before.items())
+    for name, tensor in expected.items():
+        assert tensor.equal(ema.tensors[name]) and tensor.equal(told.tensors[name]), name
+    assert told.state_dict()["updates"] == ema.state_dict()["updates"] == 6
+
+
 # ---- equal average ------------------------------------------------------------------------------------
 
 

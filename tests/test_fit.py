@@ -132,14 +132,20 @@ def test_a_frozen_encoder_stands_still_norm_statistics_too(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_follow_the_losses_of_one(tmp_path):
+@pytest.mark.parametrize("architecture", ["siamese", "maskformer"])
+def test_two_processes_follow_the_losses_of_one(architecture, tmp_path):
     """torchrun with gloo: same total batch, same losses within float tolerance (group norms: gloo has no SyncBN)."""
     import yaml
 
     tree = {**TINY, "data": {**TINY["data"], "root": str(tmp_path / "xbd")}}
     loc = tree["models"]["loc"]
     options = {**NETWORK["options"], "norm": "group_everywhere"}
-    loc = {**loc, "network": {**NETWORK, "options": options}, "train": {**loc["train"], "ema": None}}
+    terms, spec = loc["train"]["loss"]["terms"], NETWORK
+    if architecture == "maskformer":
+        options = {"queries": 4, "channels": 16, "layers": 3, "heads": 2, "feedforward": 32, "norm": "group_everywhere"}
+        terms, spec = {"query_class": 2, "query_bce": 5, "query_dice": 5}, NETWORK | {"architecture": architecture}
+    section = {**loc["train"], "ema": None, "loss": {"terms": terms}, "clip": 1.0}
+    loc = {**loc, "network": {**spec, "options": options}, "train": section}
     config = tmp_path / "ddp.yaml"
     config.write_text(yaml.safe_dump({**tree, "models": {"loc": loc}, "search": None}))
     logs = []
@@ -155,7 +161,7 @@ def test_two_processes_follow_the_losses_of_one(tmp_path):
     one, two = logs
     assert len(one) == len(two) == 3
     for a, b in zip(one, two):
-        for key in ("loss", "raw_dice", "raw_focal", "gradient_norm"):
+        for key in ("loss", *(f"raw_{name}" for name in terms), "gradient_norm"):
             assert b[key] == pytest.approx(a[key], rel=2e-3), key
     assert two[-1]["scores"]["pixel_f1"] == pytest.approx(one[-1]["scores"]["pixel_f1"], abs=2e-3)
 

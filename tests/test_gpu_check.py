@@ -89,14 +89,37 @@ def test_random_images_and_targets_have_the_form_of_the_task(task):
 
 
 def test_a_step_moves_the_weights_by_the_model_s_own_loss_and_optimizer():
-    step = gpu_measure.Step(subject(ema=0.9))
-    before = {name: value.clone() for name, value in step.network.state_dict().items()}
+    step = gpu_measure.Step(subject(ema=0.9, freeze_encoder_epochs=1))
+    network = step.stepper.network
+    before = {name: value.clone() for name, value in network.state_dict().items()}
     step(2)
     step(3)
-    after = step.network.state_dict()
-    assert any(not torch.equal(after[name], value) for name, value in before.items())
+    after = network.state_dict()
+    encoder = [name for name, _ in network.named_parameters() if name.startswith("encoder.")]
+    assert any(not torch.equal(after[name], before[name]) for name in encoder), "as after the frozen epochs"
     assert all(torch.isfinite(value).all() for value in after.values())
-    assert len(step.batch[0]) == 3
+
+
+@pytest.mark.parametrize("batch", [4, 3])
+def test_a_step_that_does_not_fit_is_no_step_in_parts(batch):
+    """Training would go on with a batch in parts; the question here is what fits at once. 3 cannot be halved."""
+    step = gpu_measure.Step(subject())
+    forward = step.stepper.network.forward
+
+    def crowded(x):
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("no room")
+        return forward(x)
+
+    step.stepper.network.forward = crowded
+    with pytest.raises(torch.OutOfMemoryError):
+        step(batch)
+    step(2)
+    assert largest_batch(step, 3, lambda: True) == (2, 3)
+
+
+def test_a_student_s_step_has_a_teacher():
+    gpu_measure.Step(subject(distill={"experiment": "other", "temperature": 2.0}))(2)
 
 
 def test_class_weights_that_would_be_counted_on_data_are_left_out():
@@ -108,7 +131,7 @@ def test_class_weights_that_would_be_counted_on_data_are_left_out():
 def test_the_conversion_of_norms_is_compared_with_the_plain_network(monkeypatch):
     (good,) = checks().conversion()
     assert good.verdict == OK and good.numbers["difference"] == 0
-    monkeypatch.setattr(gpu_measure, "convert_sync_batchnorm", nn.SyncBatchNorm.convert_sync_batchnorm)
+    monkeypatch.setattr(gpu_measure, "share_norms", nn.SyncBatchNorm.convert_sync_batchnorm)
     (wrong,) = checks().conversion()
     assert wrong.verdict == BAD and wrong.numbers["difference"] > 0.01, "torch's own drops timm's activations"
 
@@ -222,7 +245,7 @@ def test_what_fails_is_a_line_with_its_first_words(monkeypatch):
 def test_times_say_what_is_faster_than_what_is_configured(monkeypatch):
     takes = {(True, False): 0.010, (False, False): 0.020, (True, True): 0.004}  # (channels last, compiled)
 
-    monkeypatch.setattr(gpu_measure, "Step", lambda _, compiles, channels_last: lambda _: (channels_last, compiles))
+    monkeypatch.setattr(gpu_measure, "Step", lambda _, compile, channels_last: lambda _: (channels_last, compile))
     monkeypatch.setattr(gpu_measure, "seconds_per_call", lambda call, *_: takes[call()])
     found = checks(compiles=True)
     own, other, compiled = found.step()

@@ -225,12 +225,12 @@ def test_steps_of_buildings_take_the_damage_along():
         000000010
     """)
     damage = localization * np.array([0, 1, 1, 1, 0, 3, 3, 3, 0], np.uint8)
-    nothing = np.zeros((5, 9), np.uint8), np.zeros((5, 5, 9), np.uint8)
-    opened, kept = postprocess.opening(localization, damage, *nothing, radius=1.5)
+    decoded = postprocess.Decoded(localization, damage, np.zeros((5, 9), np.uint8), np.zeros((5, 5, 9), np.uint8))
+    opened, kept = postprocess.opening(decoded, radius=1.5)[:2]
     np.testing.assert_array_equal(opened[4], 0)
     np.testing.assert_array_equal(opened[:4], localization[:4])
     np.testing.assert_array_equal(kept, damage * opened)
-    closed, filled = postprocess.closing(localization, damage, *nothing, radius=1.5)
+    closed, filled = postprocess.closing(decoded, radius=1.5)[:2]
     np.testing.assert_array_equal(closed, slow_closing(localization, 1.5))
     assert closed[1:4, 4].all() and set(filled[1:4, 4].tolist()) <= {1, 3}
     np.testing.assert_array_equal(filled[localization > 0], damage[localization > 0])

@@ -200,5 +200,5 @@ def test_a_network_that_cannot_be_compiled_says_so(monkeypatch):
         raise RuntimeError("no compiler here\nand more")
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    with pytest.raises(ConfigError, match="predict.compile: torch.compile fails here .*no compiler here.*false"):
+    with pytest.raises(ConfigError, match="predict.compile: torch could not compile .*no compiler here.*false"):
         Predictor(Deep(), torch.sigmoid, looks(compile=True))(image())

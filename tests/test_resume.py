@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 RUNNER = """
 import importlib, os, signal, sys
 sys.path.insert(0, {root!r})
-from lib.training import fit
+from lib.training.stepper import Stepper
 moment, number, stage = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 count = 0
 def die(*_):
@@ -34,11 +34,11 @@ if moment == "rename":
         return replace(*a, **k)
     os.replace = counted
 else:
-    step = fit.Fit._step
+    step = Stepper._step
     def counted(self, *a, **k):
         die()
         return step(self, *a, **k)
-    fit.Fit._step = counted
+    Stepper._step = counted
 sys.exit(importlib.import_module(stage).main(sys.argv[4:]))
 """
 

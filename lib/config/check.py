@@ -9,7 +9,7 @@ remembered in the experiment's folder that nothing was wrong, until a model, the
 import contextlib
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from lib.competitions.contract import Competition, Scene
 from lib.competitions.listing import RESERVED
 from lib.config.load import about, examine, read, refusal
 from lib.config.losses import loss_faults
-from lib.config.sections import Experiment, Model, plain
+from lib.config.sections import BOUNDARY, QUERY, Experiment, Loss, Model, plain
 from lib.ensemble.crf import Crf
 from lib.errors import ConfigError, DataError
 from lib.files import digest, write_json
 from lib.settings import one_of, sentences
+from lib.tasks import Task
 
 MEMORY = ".checked.json"
 """In an experiment's folder: the mark of the networks in which nothing was wrong."""
@@ -132,9 +133,9 @@ def _model_faults(model: Model, competition: Competition) -> Iterator[str]:
             f"train.precision: expected float32, in which this competition's task {model.task} must be trained, "
             f"got {model.train.precision}"
         )
-    others = [other for role, other in competition.tasks.items() if role != model.task]
+    rest = [other for role, other in competition.tasks.items() if role != model.task]
     if model.train.select == "argmax" and not (
-        task.dense and task.kind == "multiclass" and others and all(other.channels == 1 for other in others)
+        task.dense and task.kind == "multiclass" and rest and all(other.channels == 1 for other in rest)
     ):
         yield (
             "train.select: argmax is for masks of several classes whose foreground answers the competition's other "
@@ -151,6 +152,29 @@ def _model_faults(model: Model, competition: Competition) -> Iterator[str]:
         yield "train.sampling.focus: expected {}, it is for masks; labels are balanced by train.sampling.balance"
     for fault in loss_faults(model.train.loss, task.kind, task.classes):
         yield f"train.loss.{fault}"
+    others = {role: other for role, other in competition.tasks.items() if role != model.task}
+    for role, asked in model.train.auxiliary.items():
+        yield from (f"train.auxiliary.{fault}" for fault in _auxiliary_faults(model, role, asked.loss, others))
+
+
+def _auxiliary_faults(model: Model, role: str, loss: Loss, others: Mapping[str, Task]) -> Iterator[str]:
+    """Yield what is wrong with an auxiliary task; ``others`` are the competition's tasks but the model's own."""
+    task = others.get(role)
+    if not others:
+        yield f"{role}: this competition has no task but {model.task}; remove it"
+    elif task is None:
+        yield one_of(role, role, others)
+    elif not task.dense:
+        yield f"{role}: expected a task that answers every pixel; remove it"
+    else:
+        if task.float32 and model.train.precision != "float32":
+            yield f"{role}: this task must be trained in float32, got train.precision {model.train.precision}"
+        if loss.class_weights == "auto":
+            yield f"{role}.loss.class_weights: auto is for the network's own task; state them"
+        if beside := [name for name in (BOUNDARY, *QUERY) if name in loss.terms]:
+            yield f"{role}.loss.terms: {', '.join(beside)} belongs to the network's own task; leave it out"
+        for fault in loss_faults(loss, task.kind, task.classes):
+            yield f"{role}.loss.{fault}"
 
 
 def scene_faults(experiment: Experiment, scenes: Collection[Scene]) -> list[str]:
@@ -184,7 +208,7 @@ def _networks(experiment: Experiment, competition: Competition) -> dict[str, Any
     return {
         "models": [
             [name, model.task, plain(model.network), plain(model.view), model.train.crop, model.train.augment,
-             model.train.zero_gamma]
+             model.train.zero_gamma, {role: asked.branch for role, asked in model.train.auxiliary.items()}]
             for name, model in experiment.models.items()
         ],
         "tasks": {role: [task.classes, task.kind, task.dense] for role, task in competition.tasks.items()},

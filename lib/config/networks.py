@@ -3,7 +3,7 @@
 Networks are built on torch's meta device, where tensors have shapes and no memory: milliseconds for any size.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -49,9 +49,10 @@ def network_faults(experiment: Experiment, competition: Competition) -> list[str
         if task is None or not set(model.network.images) <= set(competition.images):
             continue  # already said
         shape = {**plain(model.network), "encoder_weights": None}
-        key = (repr(shape), task.channels, model.train.crop, model.train.zero_gamma)
+        further = branches(model, competition.tasks)
+        key = (repr(shape), task.channels, model.train.crop, model.train.zero_gamma, repr(further))
         if key not in known:
-            known[key] = _tried(model, task)
+            known[key] = _tried(model, task, further)
         stride, wrong = known[key]
         faults += [f"models.{name}.{fault}" for fault in wrong]
         if stride and task.dense:
@@ -85,11 +86,18 @@ class _ShapesAlone(TorchFunctionMode):
         return func(*args, **(kwargs or {}) | ({"device": "cpu"} if func is torch.linspace else {}))
 
 
-def _tried(model: Model, task: Task) -> tuple[int, list[str]]:
+def branches(model: Model, tasks: Mapping[str, Task]) -> dict[str, Any]:
+    """Return the options of a network that follow from the auxiliary tasks of its training; empty without any."""
+    asked = {role: {"classes": tasks[role].channels, "branch": one.branch}
+             for role, one in model.train.auxiliary.items() if role in tasks}  # fmt: skip
+    return {"auxiliary": asked} if asked else {}
+
+
+def _tried(model: Model, task: Task, further: Mapping[str, Any]) -> tuple[int, list[str]]:
     """Build a network and let it see a crop; returns its stride, 0 where it cannot be built, and what went wrong."""
     crop, images = model.train.crop, len(model.network.images)
     try:
-        network = _built(model.network, task)
+        network = _built(model.network, task, further)
         start(network, zero_gamma=model.train.zero_gamma)
     except ConfigError as error:
         return 0, [f"network: {error}"]
@@ -113,10 +121,10 @@ def _tried(model: Model, task: Task) -> tuple[int, list[str]]:
     return stride, []
 
 
-def _built(spec: Network, task: Task) -> layers.Network:
+def _built(spec: Network, task: Task, further: Mapping[str, Any]) -> layers.Network:
     """Build a network without memory, in evaluation mode."""
     with torch.device("meta"), _ShapesAlone():
-        network = build(**spec.arguments(task.channels))
+        network = build(**spec.arguments(task.channels), **further)
     shapeless: Any
     for shapeless in (module for module in network.modules() if isinstance(module, SHAPELESS)):
         shapeless.forward = lambda x, *_, **__: x

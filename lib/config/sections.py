@@ -194,6 +194,17 @@ class Loss(Section):
         return self
 
 
+class Auxiliary(Section):
+    """A further task that the encoder learns beside the network's own."""
+
+    loss: Loss
+    """Its weighted loss terms."""
+    weight: float = Field(1.0, gt=0)
+    """Weight of this loss beside the network's own."""
+    branch: Literal["head", "decoder"] = "head"
+    """What the task has for itself: a head on the decoder of both, or a decoder with its head."""
+
+
 class Optimizer(Section):
     """Who moves the weights."""
 
@@ -376,6 +387,8 @@ class Train(Section):
     """Learn from unlabelled scenes too."""
     loss: Loss
     """The weighted loss terms."""
+    auxiliary: dict[str, Auxiliary] = {}
+    """Further tasks of the competition, by name, that the same encoder learns; none is predicted."""
     optimizer: Optimizer
     """Who moves the weights."""
     schedule: Schedule = Schedule()
@@ -402,10 +415,18 @@ class Train(Section):
     """Arithmetic of the forward pass; float16 scales the loss."""
     cpu_precision: Precision = "bfloat16"
     """What ``precision: float16`` becomes on a CPU, where true float16 is very slow."""
+    max_skipped_steps: int = Field(30, ge=1, le=100_000)
+    """Steps in a row that float16 may skip because a loss or a gradient is not finite; then the run stops. The scale of
+    the loss is halved at each, so a scale that was only too large is right long before."""
     tf32: bool = False
     """Allow TF32 matrix products on CUDA under float32."""
     channels_last: bool = True
     """Memory format of images and weights."""
+    deterministic: bool = True
+    """On a GPU: the same algorithms every time, so the same inputs give the same results; false: cuDNN times its
+    algorithms and takes the fastest."""
+    compile: bool = False
+    """Train what torch.compile makes of the network: minutes at the start, faster steps on a GPU from there on."""
     validate_every: int = Field(1, ge=1)
     """Epochs between validations; the last epoch is always validated."""
     select: Literal["score", "dice2020", "argmax", "last"] = "score"
@@ -652,6 +673,10 @@ def _at_odds(model: Model) -> Iterator[str]:
         yield ".train.loss.aux_weight: network.options.aux_head learns nothing at 0"
     if options.get("deep_supervision") and not train.loss.deep_weight:
         yield ".train.loss.deep_weight: the heads of network.options.deep_supervision learn nothing at 0"
+    if "auxiliary" in options:
+        yield ".network.options.auxiliary: follows from train.auxiliary; set it there"
+    if train.auxiliary and train.pseudo:
+        yield ".train: choose one of auxiliary and pseudo: pseudo-labels are of one task"
     started = train.init != "default" or train.zero_gamma is not None
     if started and (model.network.encoder_weights != "none" or train.init_from):
         yield ".train: init and zero_gamma are for networks without pretrained weights"

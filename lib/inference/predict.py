@@ -109,22 +109,15 @@ class Predictor:
 
 
 def compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return the network's forward as ``torch.compile`` makes it, anew for the first shapes that it is given.
+    """Return the network's forward as ``torch.compile`` makes it, at its first call, for windows of any size.
 
     Raises ConfigError, when it is called, where compiling fails.
     """
-    from torch._dynamo.exc import TorchDynamoException  # here, since it takes seconds; backends raise what is one, too
-
     forward = torch.compile(network)
 
     def answer(x: Tensor) -> Tensor:
-        try:
+        with runtime.compiling("predict.compile"):
             return forward(x)
-        except TorchDynamoException as error:
-            said = " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])
-            raise ConfigError(
-                f"predict.compile: torch.compile fails here ({said or type(error).__name__}); set it to false"
-            ) from error
 
     return answer
 

@@ -5,7 +5,7 @@ base 64 and 3 channels in they have 31.04 M and 34.88 M weights.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from segmentation_models_pytorch.base.initialization import initialize_decoder
 from torch import Tensor, nn
 
 from lib.errors import ConfigError
+from lib.models.branches import build_branches
 from lib.models.gates import Gate
 from lib.models.heads import boundary_head
 from lib.models.layers import Normalize, head, take, use_group_norm
@@ -98,6 +99,8 @@ class UNetOptions:
     """A second head, for training alone."""
     deep_supervision: bool = False
     """A head on every step of the decoder, for training alone (see ``steps``)."""
+    auxiliary: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Branches for further tasks, for training alone (see ``branches``); set by ``train.auxiliary``."""
     grad_checkpointing: bool = False
     """Compute activations again in the backward pass (see ``recompute``)."""
 
@@ -151,6 +154,7 @@ def _build(
     if asked.grad_checkpointing:
         recompute(parts.encoder)
         recompute(parts.decoder)
+    parts.branches = build_branches(parts.decoder, parts.head, asked.auxiliary)
     return SegmentationNet(parts, Normalize(asked.encoder, images), asked.dropout)
 
 

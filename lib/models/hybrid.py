@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lib.errors import ConfigError
 from lib.models.bifpn import BiFPN
+from lib.models.branches import build_branches
 from lib.models.heads import boundary_head
 from lib.models.layers import head, take, train_depthwise_in_float32, use_group_norm
 from lib.models.recompute import recompute
@@ -122,6 +123,7 @@ def build(*, classes: int, images: int, dropout: float = 0.0, **options: Any) ->
     parts.decoder = HybridDecoder(aspp, parts.decoder, pyramid)
     parts.head = head(pyramid.out_channels, classes, kernel=3, upsampling=design.upsample_logits)
     parts.boundary = boundary_head(parts.head) if design.boundary else None
+    parts.branches = build_branches(parts.decoder, parts.head, design.auxiliary)
     return SegmentationNet(parts, design.normalization(images), dropout)
 
 

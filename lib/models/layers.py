@@ -51,6 +51,8 @@ class Outputs(_Logits, total=False):
     """(B, C, H, W), of an auxiliary head on the encoder."""
     levels: list[Tensor]
     """(B, C, h, w) each, of the steps of a decoder before the last, from the finest to the coarsest."""
+    tasks: dict[str, Tensor]
+    """(B, C, H, W) by the name of each auxiliary task, C its own."""
     queries: list[Queries]
     """Of every layer of a transformer decoder, the last one last."""
 

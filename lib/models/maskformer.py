@@ -12,7 +12,7 @@ Classes are exclusive, or there is one class and the background. It wants a smal
 paper's: 1e-4, a tenth of it for the encoder) and clipped gradients (the paper's: 0.01).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.errors import ArtifactError, ConfigError
+from lib.errors import ConfigError
 from lib.models.layers import Normalize, Outputs, Queries, take, use_group_norm
 from lib.models.masked_attention import QueryDecoder, Transformer
+from lib.models.recompute import recompute
 from lib.models.segmentation import Design, NetworkParts, SegmentationNet, build_parts
 
 TINY = 1e-30
@@ -89,15 +90,6 @@ class MaskFormer(SegmentationNet):
         logits = F.interpolate(coarse, size, mode="bilinear", align_corners=False)
         return {"logits": logits, "queries": found}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Load weights; ArtifactError for those of the network that had this name and knew no matching."""
-        if "decoder.memory.weight" in state_dict:
-            raise ArtifactError(
-                "maskformer: expected weights of a network with masked attention, got those of the earlier network of "
-                "this name, which was trained by pixel losses; train it again"
-            )
-        return super().load_state_dict(state_dict, *args, **kwargs)
-
 
 def semantic_logits(found: Queries, size: Sequence[int], classes: int) -> Tensor:
     """Turn proposals into logits (B, classes, H, W) of ``size``, float32: the paper's semantic inference.
@@ -125,7 +117,7 @@ def build(*, classes: int, images: int, **options: Any) -> MaskFormer:
     """
     sizes, others = take(Transformer, options)
     own, inside = {field.name for field in fields(Transformer)}, max(2, classes)
-    of_decoder = {"decoder_options", "attention_gates", "upsample_logits", "deep_supervision"}  # there is no U-Net
+    of_decoder = {"decoder_options", "attention_gates", "upsample_logits", "deep_supervision", "auxiliary"}
     known = (own | {field.name for field in fields(Design)}) - of_decoder - {"decoder", "boundary", "aux_head"}
     if unknown := others.keys() - known:
         raise ConfigError(
@@ -138,6 +130,8 @@ def build(*, classes: int, images: int, **options: Any) -> MaskFormer:
     parts = build_parts(classes, 3 * images, design)
     pixels = PixelDecoder(parts.encoder.out_channels[2:], sizes.channels)
     parts.decoder, parts.head = MaskDecoder(pixels, QueryDecoder(inside, sizes)), nn.Identity()
+    if design.grad_checkpointing:
+        recompute(parts.decoder)
     return MaskFormer(parts, design.normalization(images), classes)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lib.errors import ConfigError
 from lib.models import heads, weights
+from lib.models.branches import build_branches
 from lib.models.dpn import is_dpn, norm_the_end
 from lib.models.gates import gate_skips
 from lib.models.layers import (
@@ -64,6 +65,8 @@ class NetworkParts:
     aux: nn.Module | None = None
     levels: nn.ModuleList | None = None
     """Of each step of the decoder but the last, see ``steps``."""
+    branches: nn.ModuleDict | None = None
+    """Of auxiliary tasks, see ``branches``."""
 
 
 class SegmentationNet(Network):
@@ -80,7 +83,7 @@ class SegmentationNet(Network):
         self.decoder = parts.decoder
         self.dropout = nn.Dropout2d(dropout)
         self.head = parts.head
-        self.boundary, self.aux, self.levels = parts.boundary, parts.aux, parts.levels
+        self.boundary, self.aux, self.levels, self.branches = parts.boundary, parts.aux, parts.levels, parts.branches
         self.stride = math.lcm(32, parts.encoder.output_stride)
         self.source = parts.source
 
@@ -96,7 +99,8 @@ class SegmentationNet(Network):
 
     def forward(self, x: Tensor) -> Tensor | Outputs:
         features = self.features(x)
-        if not self.training or (self.boundary is None and self.aux is None and self.levels is None):
+        further = (self.boundary, self.aux, self.levels, self.branches)
+        if not self.training or all(part is None for part in further):
             decoded = self.decoder(*features) if isinstance(features, tuple) else self.decoder(features)
             return self.head(self.dropout(decoded))
         steps: list[Tensor] = []
@@ -113,6 +117,9 @@ class SegmentationNet(Network):
         if self.aux is not None:
             coarse = self.aux(features[heads.AUX_LEVEL])  # (B, classes, H/16, W/16)
             outputs["aux"] = F.interpolate(coarse, x.shape[-2:], mode="bilinear", align_corners=False)
+        if self.branches is not None:
+            tasks = {task: branch(features, decoded) for task, branch in self.branches.items()}
+            outputs["tasks"] = tasks
         return outputs
 
 
@@ -147,6 +154,8 @@ class Design:
     """A head on the encoder, for training alone (see ``heads``)."""
     deep_supervision: bool = False
     """A head on every step of the decoder, for training alone (see ``steps``)."""
+    auxiliary: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Branches for further tasks, for training alone (see ``branches``); set by ``train.auxiliary``."""
     decoder_options: Mapping[str, Any] = field(default_factory=dict)
     """Keywords of smp's class, as decoder_channels, or fields of ``UNet2020Options``."""
 
@@ -170,7 +179,9 @@ class Design:
 def build(*, classes: int, images: int, dropout: float = 0.0, **options: Any) -> SegmentationNet:
     """Build a network that sees all ``images`` at once, as 3 * images input channels; options as in ``Design``."""
     design = Design.of(**options)
-    return SegmentationNet(build_parts(classes, 3 * images, design), design.normalization(images), dropout)
+    parts = build_parts(classes, 3 * images, design)
+    parts.branches = build_branches(parts.decoder, parts.head, design.auxiliary)
+    return SegmentationNet(parts, design.normalization(images), dropout)
 
 
 def build_parts(
@@ -357,6 +368,8 @@ def _check(design: Design) -> None:
     _check_switch("attention_gates", design.attention_gates, possible=decoder == "unet", where="decoder unet")
     _check_switch("deep_supervision", design.deep_supervision, possible=decoder in SHORTENABLE,
                   where=f"decoder {' or '.join(SHORTENABLE)}")  # fmt: skip
+    if design.auxiliary and decoder == "dpt":
+        raise ConfigError("auxiliary: a network with decoder dpt has no branches; choose another decoder")
     for name, switch in (("boundary", design.boundary), ("aux_head", design.aux_head)):
         _check_switch(name, switch, possible=decoder != "dpt", where="any decoder but dpt")
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lib.errors import ConfigError
+from lib.models.branches import build_branches
 from lib.models.layers import Normalize, take
 from lib.models.segmentation import Design, NetworkParts, SegmentationNet, build_parts
 
@@ -79,6 +80,7 @@ def build(*, classes: int, images: int, dropout: float = 0.0, **options: Any) ->
         return fused_channels(channels, fusion.fusion, fusion.bottleneck)
 
     parts = build_parts(classes, 3, design, fused)
+    parts.branches = build_branches(parts.decoder, parts.head, design.auxiliary)
     return SiameseNet(parts, design.normalization(images), dropout, fusion)
 
 

@@ -9,16 +9,21 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from lib.errors import ConfigError
 
 if TYPE_CHECKING:  # torch takes seconds to import; a stage that has nothing to do goes without it
     import torch
+    from torch import nn
+
+T = TypeVar("T")
 
 PACKAGES = ("torch", "torchvision", "timm", "segmentation-models-pytorch", "albumentations", "numpy", "pandas",
             "opencv-python-headless", "scikit-learn", "scikit-image", "rasterio", "shapely")  # fmt: skip
@@ -74,7 +79,7 @@ def process_group():
     import torch.distributed as dist
 
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(hours=2))  # the first process validates alone meanwhile
+    dist.init_process_group(backend, timeout=timedelta(hours=2))  # the first process checks and writes alone meanwhile
     try:
         yield
     finally:
@@ -90,13 +95,29 @@ def barrier() -> None:
         group.barrier()
 
 
-def agree(decision: bool) -> bool:
-    """Return the first process's decision in every process."""
+def agree(decision: T) -> T:
+    """Return the first process's decision, anything that pickles, in every process."""
     if (group := _group()) is None:
         return decision
     box = [decision]
     group.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def share(tensors: "Iterable[torch.Tensor]") -> None:
+    """Give tensors, in place, the values that they have in the first process."""
+    if (group := _group()) is None:
+        return
+    import torch
+
+    kinds: dict[torch.dtype, list[torch.Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        kinds[tensor.dtype].append(tensor.detach())
+    for several in kinds.values():
+        flat = torch.cat([tensor.flatten() for tensor in several])
+        group.broadcast(flat, src=0)
+        for tensor, part in zip(several, flat.split([t.numel() for t in several]), strict=True):
+            tensor.copy_(part.view(tensor.shape))
 
 
 def gather(value: Any) -> list[Any]:
@@ -106,16 +127,6 @@ def gather(value: Any) -> list[Any]:
     box: list[Any] = [None] * group.get_world_size()
     group.all_gather_object(box, value)
     return box
-
-
-def copy_from_first(network: "torch.nn.Module") -> None:
-    """Give every process the parameters and buffers of the first one's network, in place.
-
-    Norm statistics differ from process to process where no norm is computed over all of them (gloo).
-    """
-    if (group := _group()) is not None:
-        for tensor in (*network.parameters(), *network.buffers()):
-            group.broadcast(tensor.detach(), src=0)
 
 
 def _group() -> Any:
@@ -173,12 +184,36 @@ def tf32(allowed: bool):
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def deterministic() -> None:
-    """Ask for the same result from the same inputs; cuDNN may not pick algorithms by timing."""
+def deterministic(wanted: bool = True) -> None:
+    """Ask cuDNN for the same result from the same inputs, or else let it time its algorithms and take the fastest."""
     import torch
 
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = not wanted
+    torch.backends.cudnn.deterministic = wanted
+
+
+def compiled(module: "nn.Module") -> "nn.Module":
+    """Return what torch.compile makes of a module; the module itself and the names of its state stay as they are.
+
+    Nothing is compiled before the first call, which ``compiling`` should surround. What was compiled before is
+    forgotten: a part that froze or thawed since looks the same to torch, for it does not look at hooks.
+    """
+    import torch._dynamo
+
+    torch._dynamo.reset()
+    return cast("nn.Module", torch.compile(module, dynamic=False))
+
+
+@contextmanager
+def compiling(setting: str) -> Iterator[None]:
+    """Turn a failure of torch.compile into a ConfigError that names the setting that asked for it."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__  # then come traces and advice
+        raise ConfigError(f"{setting}: torch could not compile the network here ({reason}); set it to false") from error
 
 
 def peak_memory_mib(device: "torch.device") -> float:

@@ -21,6 +21,8 @@ from lib.scenes.warp import bend, bent, cut, elastic, place, slide, turn, warp
 from lib.tasks import IGNORE
 
 Images = Mapping[str, np.ndarray]
+MASK = "mask "
+"""How the name of an image begins that is a further mask."""
 
 EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])
 EIGENVECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
@@ -269,6 +271,7 @@ class Augment:
     mask with H = W = ``crop``. A seed gives the same crop in every process, worker and epoch.
     Images of other names than those it was built for, which may be (H, W), only share the geometry: they are what is
     known of the scene (a teacher's logits, float32), not what a camera saw of it, so nothing recolours or shakes them.
+    Those whose name begins with ``MASK`` are cut as the mask is.
     """
 
     def __init__(self, preset: Preset, crop: int, images: Sequence[str]):
@@ -283,7 +286,8 @@ class Augment:
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         rng = np.random.default_rng(seed)
         move = self.draw_geometry(rng, mask.shape, focus)
-        moved = {name: move(image, None) for name, image in images.items() if name not in self.images}
+        known = {name: image for name, image in images.items() if name not in self.images}
+        moved = {name: move(image, IGNORE if name.startswith(MASK) else None) for name, image in known.items()}
         images = {name: move(images[name], None) for name in self.images}
         mask = move(mask, IGNORE)
         if self.preset.shift:

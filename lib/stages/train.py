@@ -1,6 +1,7 @@
 """Stages 02 and 03: one network of a task on one fold. The two stages differ only in their task."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 
 from lib.competitions.contract import Competition, Scene
+from lib.config.networks import branches
 from lib.config.sections import Model, Train
 from lib.errors import ArtifactError
 from lib.inference.scene import read_stack
@@ -75,6 +77,7 @@ def start_network(run: Run, model: Model, fold: int, task: Task, folder: Path) -
     spec = model.network
     arguments = spec.arguments(task.channels)
     source = None if model.train.init_from else spec.encoder_weights
+    arguments |= branches(model, run.competition.tasks)
     network = build(encoder_weights=source or "none", **arguments)
     if model.train.init != "default" or model.train.zero_gamma is not None:
         init.start(network, model.train.init, model.train.zero_gamma)
@@ -151,10 +154,17 @@ def samples(run: Run, model: Model, scenes: list[Scene], fold: int) -> SampleStr
         say(f"  taught by {', '.join(folder.parents[1].name for folder in teachers)} of {train.distill.experiment}")
     seen = Seen(run.competition, model.task, task, model.view.for_training(), pseudo_labels, teachers)
     data = TrainingSet(task, scenes, model.network.images, seen.image, seen.target, order, weights_,
-                       seen.logits if teachers else None)  # fmt: skip
+                       seen.logits if teachers else None,
+                       {role: _auxiliary(seen, role) for role in train.auxiliary})  # fmt: skip
     augment = build_augment(train.augment, train.crop, model.network.images, sampling.scale, train.colour)
     kind = CropDataset if task.dense else FrameDataset
     return kind(data, augment, sampling, run.config.seed_of(model), train.cache)
+
+
+def _auxiliary(seen: Seen, role: str) -> tuple[Task, Callable[[Scene], np.ndarray]]:
+    """Return another task of the same scenes with its targets."""
+    task = seen.competition.tasks[role]
+    return task, replace(seen, role=role, task=task).target
 
 
 def with_class_weights(run: Run, model: Model, task: Task, scenes: list[Scene], record: dict[str, Any]) -> Train:

@@ -132,7 +132,7 @@ class Checks:
         part = self.subject.part
 
         def seconds(channels_last: bool, compiles: bool = False) -> float:
-            step = measure.Step(self.subject, compiles, channels_last=channels_last)
+            step = measure.Step(self.subject, compile=compiles, channels_last=channels_last)
             return measure.seconds_per_call(lambda: step(part), self.subject.device, self.options.seconds)
 
         own = self.train.channels_last

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from lib.config.sections import Model, Predict, Train
+from lib.errors import ArtifactError
 from lib.inference.predict import FRAMES, Predictor
 from lib.models import build, checkpoint
 from lib.models.layers import Network
@@ -28,10 +28,7 @@ from lib.run import runtime
 from lib.scenes.probs import quantise
 from lib.tasks import Task
 from lib.training.dataset import BatchSampler, SampleStream
-from lib.training.ema import Ema
-from lib.training.losses import Criterion
-from lib.training.optim import build_optimizer, peak_lr
-from lib.training.precision import Arithmetic
+from lib.training.stepper import Place, Stepper, share_norms
 
 BLOCK = 8
 """Pixels of a random image that have one colour, along each axis."""
@@ -104,7 +101,7 @@ def sync_batchnorm_difference(subject: Subject) -> float:
     """Return by how much the logits of a network change when its norms are converted for several GPUs, at most."""
     network, images = subject.network(), subject.images(1)
     before = network(images).float()
-    return float((convert_sync_batchnorm(copy.deepcopy(network)).eval()(images).float() - before).abs().max())
+    return float((share_norms(copy.deepcopy(network)).eval()(images).float() - before).abs().max())
 
 
 @dataclass(frozen=True)
@@ -164,43 +161,58 @@ def seconds_per_call(call: Callable[[], Any], device: torch.device, budget: floa
     return median(times)
 
 
-class Step:
-    """Steps of training on random crops, in the model's precision, with its loss, optimizer and average; no loader."""
+class Crops:
+    """Random crops in place of the stream of samples."""
 
-    def __init__(self, subject: Subject, compiles: bool = False, channels_last: bool | None = None):
-        """channels_last: in place of the model's own setting."""
-        self.subject, self.train = subject, _without_auto(subject.model.train)
-        train, device = self.train, subject.device
-        last = train.channels_last if channels_last is None else channels_last
-        self.layout = torch.channels_last if last else torch.contiguous_format
-        network = subject.network().train().to(memory_format=self.layout)
-        self.arithmetic = Arithmetic(runtime.precision_on(device, train.precision, train.cpu_precision), device)
-        runtime.use_tf32(train.tf32)
-        self.loss = Criterion(subject.task.kind, train.loss, train.distill)
-        self.optimizer = build_optimizer(network, train.optimizer, peak_lr(train.optimizer, train.batch_size))
-        self.average = Ema(network, train.ema) if train.ema else None
-        self.batch: tuple[Tensor, Tensor] | None = None
-        self.network, self.forward = network, torch.compile(network) if compiles else network
+    def __init__(self, subject: Subject):
+        self.subject = subject
+
+    def __len__(self) -> int:
+        return MOST
+
+    def __getitem__(self, _: int) -> dict[str, Any]:
+        return {name: value[0] for name, value in self.batch(1).items()}
+
+    def batch(self, count: int) -> dict[str, Any]:
+        """Return a batch of so many crops, on the device, so that nothing of a step is spent on making it."""
+        subject = self.subject
+        found: dict[str, Any] = {"id": ["random"] * count, "image": subject.images(count)}
+        found["target"] = target = subject.targets(count)
+        if subject.model.train.distill:
+            shape = (count, subject.task.channels, *target.shape[1:])
+            found["teacher"] = torch.randn(shape, device=subject.device).half()  # logits
+        return found
+
+
+class Step:
+    """Steps of training as ``Fit`` makes them, on random crops, a batch in one part and with all weights learning."""
+
+    def __init__(self, subject: Subject, **changes: Any):
+        """changes: settings of ``train`` in place of the model's own."""
+        changes = {"accumulate": 1, "freeze_encoder_epochs": 0, **changes}
+        train = _without_auto(subject.model.train.model_copy(update=changes))
+        self.crops, self.number = Crops(subject), 0
+        stream = cast(SampleStream, self.crops)
+        place = Place(Path(), subject.device, 0, lambda _: None)
+        self.stepper = Stepper(subject.network(), subject.task, stream, train, place)
+        self.stepper.network.train()
+        self.stepper.prepare(0)
+        self.batch: dict[str, Any] = {"id": []}
 
     def __call__(self, batch: int) -> None:
-        """Move the weights once by a batch of so many crops."""
-        subject, scaler = self.subject, self.arithmetic.scaler
-        if self.batch is None or len(self.batch[0]) != batch:
-            self.batch = None  # makes room first
-            self.batch = subject.images(batch).contiguous(memory_format=self.layout), subject.targets(batch)
-        image, target = self.batch
-        teacher = None
-        if self.train.distill:
-            teacher = torch.rand(batch, subject.task.channels, *target.shape[1:], device=subject.device)
-        self.optimizer.zero_grad(set_to_none=True)
-        with self.arithmetic.autocast():
-            outputs = self.forward(image)
-        loss, _ = self.loss(outputs, target, None, 1.0, teacher)
-        scaler.scale(loss).backward()
-        scaler.step(self.optimizer)
-        scaler.update()
-        if self.average:
-            self.average.update(self.network)
+        """Move the weights once by a batch of so many crops. Raises torch.OutOfMemoryError where these do not fit."""
+        stepper = self.stepper
+        if len(self.batch["id"]) != batch:
+            self.batch = {"id": []}  # makes room first
+            self.batch = self.crops.batch(batch)
+        try:
+            stepper.take(self.batch, 0, self.number % len(stepper.sampler), 0)
+        except ArtifactError as error:
+            raise error.__cause__ or error from None
+        self.number += 1
+        if stepper.accumulate > 1:  # it did not fit, and was computed in parts
+            stepper.accumulate = 1
+            raise torch.OutOfMemoryError(f"{batch} crops do not fit")
 
 
 def _without_auto(train: Train) -> Train:

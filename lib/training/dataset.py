@@ -6,7 +6,7 @@ new permutation. An epoch is a stretch of the stream, and ``BatchSampler`` deals
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from lib.competitions.contract import Scene
 from lib.config.sections import Sampling
 from lib.errors import ConfigError, DataError
-from lib.scenes.augment import Augment, Focus
+from lib.scenes.augment import MASK, Augment, Focus
 from lib.tasks import WIDE_IGNORE as NOTHING
 from lib.tasks import Task, known
 
@@ -44,6 +44,8 @@ class TrainingSet:
     """How often each scene comes compared with others (``source_weights``); none: all alike."""
     teacher: Callable[[Scene], np.ndarray] | None = None
     """scene -> logits (C, H, W) float16 of another network, at the size of its target; of a label (C, 1, F)."""
+    auxiliary: Mapping[str, tuple[Task, Callable[[Scene], np.ndarray]]] = field(default_factory=dict)
+    """Further tasks by name, each with scene -> its target, (H, W) uint8 like the other."""
 
 
 def repeat_scenes(strata: Sequence[Mapping[str, bool]], repeat: Sequence[str] = (), multiplier: int = 1) -> list[int]:
@@ -232,6 +234,8 @@ class FrameDataset(SampleStream):
 class CropDataset(SampleStream):
     """Serve augmented crops: {"image": (3n, h, w) uint8, "target": (h, w) uint8, "id": str}.
 
+    With auxiliary tasks the target is (1 + tasks, h, w), the first of the network's own.
+
     With ``sampling.focus_probability`` a crop shows a component of a class of ``sampling.focus``: the class is drawn by
     weight, and every component of it in the scene is equally likely. ``focus_first: scene`` takes the scene that is
     next in ``order`` and draws among the classes it holds; a scene that holds none gives a random crop. ``class`` draws
@@ -244,6 +248,7 @@ class CropDataset(SampleStream):
         if sampling.balance:
             raise ConfigError("sampling.balance: for labels; masks are balanced by sampling.focus")
         self.focus = focus_values(data.task, sampling.focus)
+        self.masks = {f"{MASK}{name}": target for name, (_, target) in data.auxiliary.items()}
         self.spots: dict[int, dict[int, list[Focus]]] = {}
         super().__init__(data, augment, sampling, seed, cache)
         for index, (_, mask) in enumerate(self.decoded or ()):
@@ -261,13 +266,13 @@ class CropDataset(SampleStream):
             index = self.scene_of(sample)
             images, mask = self.images_of(index)
             focus = None if self.holders else self.choose_focus(rng, index, mask)
-        planes = [name for name in images if name not in self.images]
+        planes = [name for name in images if name not in (*self.images, *self.masks)]
         if planes:  # OpenCV moves no half floats
             images = images | {name: images[name].astype(np.float32) for name in planes}
         images, mask = self.augment(images, mask, int(rng.integers(2**63)), focus)
         item: dict[str, torch.Tensor | str] = {
             "image": self.stack(images, self.images),
-            "target": torch.from_numpy(mask),
+            "target": torch.from_numpy(mask if not self.masks else np.stack([mask, *(images[n] for n in self.masks)])),
             "id": self.scenes[index].id,
         }
         return item | ({"teacher": self.stack(images, planes).half()} if planes else {})
@@ -306,7 +311,14 @@ class CropDataset(SampleStream):
                     f"scene {scene.id}, image {name}: expected uint8 {(*mask.shape, 3)} like its target, "
                     f"got {image.dtype} {image.shape}"
                 )
-        return images | self.teach(scene, mask.shape), mask
+        masks = {name: target(scene) for name, target in self.masks.items()}
+        for name, further in masks.items():
+            if further.shape != mask.shape or further.dtype != np.uint8:
+                raise DataError(
+                    f"scene {scene.id}, {name}: expected uint8 {mask.shape} like its target, "
+                    f"got {further.dtype} {further.shape}"
+                )
+        return images | self.teach(scene, mask.shape) | masks, mask
 
     def find_spots(self, index: int, mask: np.ndarray) -> dict[int, list[Focus]]:
         """List the components of each focus class that the scene holds; found once per scene and process."""

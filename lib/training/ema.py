@@ -19,23 +19,49 @@ class Average:
     """
 
     def __init__(self, model: nn.Module):
-        self.updates = 0
+        self.updates: int | Tensor = 0
         self.tensors = {name: _averaged(tensor).clone() for name, tensor in model.state_dict().items()}
 
-    def _keep(self) -> float:
+    def _keep(self) -> Any:
         raise NotImplementedError
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Move the average towards the model."""
+    def update(self, model: nn.Module, moved: Tensor | None = None) -> None:
+        """Move the average towards the model, or, where ``moved`` is false, leave it as it is.
+
+        moved: () bool on the model's device, for callers that do not know and will not wait; the updates are then
+        counted on the device too.
+        """
+        if moved is not None:
+            self._update_where(model, moved)
+            return
         keep = self._keep()
         self.updates += 1
+        floats: tuple[list[Tensor], list[Tensor]] = ([], [])
+        counters: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for name, tensor in model.state_dict().items():
+            average = self.tensors[name]
+            averages, tensors = floats if average.is_floating_point() else counters
+            averages.append(average)
+            tensors.append(tensor.to(average.dtype))
+        torch._foreach_lerp_(*floats, weight=1 - keep)
+        if counters[0]:
+            torch._foreach_copy_(*counters)
+
+    def _update_where(self, model: nn.Module, moved: Tensor) -> None:
+        """Update as ``update``, to the same bits; a weight of zero leaves an average alone.
+
+        torch has no such operation for many tensors at once with one weight on the device, so it is one for each.
+        """
+        self.updates = torch.as_tensor(self.updates, dtype=torch.float64, device=moved.device)
+        weight = ((1 - self._keep()) * moved).float()
+        self.updates = self.updates + moved
         for name, tensor in model.state_dict().items():
             average = self.tensors[name]
             if average.is_floating_point():
-                average.lerp_(tensor.to(average.dtype), 1 - keep)
+                average.lerp_(tensor.to(average.dtype), weight.to(average.dtype))
             else:
-                average.copy_(tensor)
+                average.copy_(torch.where(moved, tensor, average))
 
     @contextmanager
     def swapped_in(self, model: nn.Module) -> Iterator[None]:
@@ -49,7 +75,7 @@ class Average:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs: plain numbers and tensors (the live ones, not copies)."""
-        return {"updates": self.updates, "tensors": self.tensors}
+        return {"updates": int(self.updates), "tensors": self.tensors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
@@ -69,8 +95,9 @@ class Ema(Average):
         super().__init__(model)
         self.decay = decay
 
-    def _keep(self) -> float:
-        return min(self.decay, (1 + self.updates) / (10 + self.updates))
+    def _keep(self) -> Any:
+        keep = (1 + self.updates) / (10 + self.updates)
+        return keep.clamp(max=self.decay) if isinstance(keep, Tensor) else min(self.decay, keep)
 
     def state_dict(self) -> dict[str, Any]:
         return {"decay": self.decay, **super().state_dict()}
@@ -87,7 +114,7 @@ class Swa(Average):
     their parts, so the statistics of batch norms are estimated anew: ``reestimate`` before a validation or a save.
     """
 
-    def _keep(self) -> float:
+    def _keep(self) -> Any:
         return self.updates / (1 + self.updates)
 
     def reestimate(self, model: nn.Module, batches: Iterable[Mapping[str, Any]], **options: Any) -> None:

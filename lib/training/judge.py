@@ -111,7 +111,7 @@ class Judge:
         was. Where a scene fails in one process, all raise: that one its error, the others ArtifactError.
         """
         training = network.training
-        runtime.copy_from_first(network)
+        runtime.share([*network.parameters(), *network.buffers()])
         predict = plain_predictor(network, self.task.activate, self.predict, self.model.view)
         mine: list[Judged] = []
         failure: Exception | None = None

@@ -69,6 +69,7 @@ class Criterion:
         if loss.focal_mode == "one_vs_rest":
             self.functions["focal"] = focal_one_vs_rest
         self.reduce = reduce or (lambda sums: sums)
+        self._factors: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
     def __call__(
         self,
@@ -169,10 +170,7 @@ class Criterion:
         else:
             log_probs = F.logsigmoid(logits)
         classes = log_probs.shape[1]
-        weights = self.loss.class_weights or [1.0] * classes
-        if len(weights) != classes:
-            raise ConfigError(f"loss: expected {classes} class_weights, got {len(weights)}")
-        alphas = _alphas(self.loss, self.kind, classes)
+        weights, alphas = self._class_factors(classes, logits.device)
         valid = known(target)
         return Pixels(
             logits=logits,
@@ -180,12 +178,23 @@ class Criterion:
             target=target.long().where(valid, 0),
             truth=_truth(self.kind, target, classes) & valid[:, None],
             valid=valid,
-            weights=torch.tensor(weights, dtype=torch.float32, device=logits.device),
-            alphas=torch.tensor(alphas, dtype=torch.float32, device=logits.device),
+            weights=weights,
+            alphas=alphas,
             epsilon=EPSILON[self.kind],
             loss=self.loss,
             reduce=self.reduce,
         )
+
+    def _class_factors(self, classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return ``Pixels.weights`` and ``alphas``; they go to the device once, as the host waits for such a copy."""
+        if (classes, device) not in self._factors:
+            weights = self.loss.class_weights or [1.0] * classes
+            if len(weights) != classes:
+                raise ConfigError(f"loss: expected {classes} class_weights, got {len(weights)}")
+            both = (weights, _alphas(self.loss, self.kind, classes))
+            on_device = [torch.tensor(values, dtype=torch.float32, device=device) for values in both]
+            self._factors[classes, device] = on_device[0], on_device[1]
+        return self._factors[classes, device]
 
 
 def _alphas(loss: Loss, kind: str, classes: int) -> list[list[float]]:

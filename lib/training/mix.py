@@ -60,11 +60,11 @@ def mixup(image: Tensor, target: Tensor, rng: np.random.Generator, alpha: float,
     1 - lam times the one against its partner's; what a teacher would say of the mixed image is not known offline.
     """
     lam = float(rng.beta(alpha, alpha))
-    partner = partners(len(image), rng)
+    places = turn(len(image), rng)
     if lam == 1:
         return Mixed(image, target, None, 1.0, teacher)
-    return Mixed(_average(image.float(), partner, lam), target, target[partner], lam,
-                 None if teacher is None else _average(teacher, partner, lam))  # fmt: skip
+    return Mixed(_average(image.float(), places, lam), target, target.roll(places, 0), lam,
+                 None if teacher is None else _average(teacher, places, lam))  # fmt: skip
 
 
 def cutmix(image: Tensor, target: Tensor, rng: np.random.Generator, alpha: float, dense: bool,
@@ -75,7 +75,7 @@ def cutmix(image: Tensor, target: Tensor, rng: np.random.Generator, alpha: float
     remains, exactly.
     """
     lam = float(rng.beta(alpha, alpha))
-    partner = partners(len(image), rng)
+    places = turn(len(image), rng)
     height, width = image.shape[-2:]
     top, left, bottom, right = box(height, width, lam, rng)
     remains = (height * width - (bottom - top) * (right - left)) / (height * width)
@@ -84,21 +84,27 @@ def cutmix(image: Tensor, target: Tensor, rng: np.random.Generator, alpha: float
 
     def paste(onto: Tensor) -> Tensor:
         out = onto.clone()
-        out[..., top:bottom, left:right] = onto[partner][..., top:bottom, left:right]
+        out[..., top:bottom, left:right] = onto[..., top:bottom, left:right].roll(places, 0)
         return out
 
     if dense:
         return Mixed(paste(image), paste(target), None, 1.0, None if teacher is None else paste(teacher))
-    return Mixed(paste(image), target, target[partner], remains,
-                 None if teacher is None else _average(teacher, partner, remains))  # fmt: skip
+    return Mixed(paste(image), target, target.roll(places, 0), remains,
+                 None if teacher is None else _average(teacher, places, remains))  # fmt: skip
+
+
+def turn(count: int, rng: np.random.Generator) -> int:
+    """Draw by how many places a batch is turned, so that each sample meets another one: its partner.
+
+    Since batches are shuffled, this is as random as any pairing, and a GPU needs no list of partners, for which it
+    would have to wait.
+    """
+    return int(rng.integers(1, count))
 
 
 def partners(count: int, rng: np.random.Generator) -> Tensor:
-    """Give each sample of a batch another one as its partner: (count,) int64.
-
-    The batch is turned by a random number of places. Since batches are shuffled, this is as random as any pairing.
-    """
-    return torch.arange(count).roll(int(rng.integers(1, count)))
+    """Return the partner that ``turn`` gives to each sample of a batch: (count,) int64."""
+    return torch.arange(count).roll(turn(count, rng))
 
 
 def box(height: int, width: int, lam: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -113,5 +119,5 @@ def box(height: int, width: int, lam: float, rng: np.random.Generator) -> tuple[
     return max(top, 0), max(left, 0), min(top + tall, height), min(left + wide, width)
 
 
-def _average(values: Tensor, partner: Tensor, lam: float) -> Tensor:
-    return lam * values + (1 - lam) * values[partner]
+def _average(values: Tensor, places: int, lam: float) -> Tensor:
+    return lam * values + (1 - lam) * values.roll(places, 0)

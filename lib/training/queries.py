@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lib.config.sections import QUERY, Loss
 from lib.models.layers import Queries
-from lib.tasks import IGNORE
+from lib.tasks import known
 from lib.training.terms import Reduce
 
 NO_OBJECT = 0.1
@@ -59,9 +59,10 @@ def query_terms(layers: Sequence[Queries], target: Tensor, loss: Loss, reduce: R
     """Return query_class, query_bce and query_dice, each the sum over the layers: float32 scalars.
 
     layers: logits of any float dtype, with K exclusive classes beside "no object" (2 for the binary kind: background
-    and foreground). target: (B, H, W) uint8. Ignored pixels have no part in the masks, images without truth none at
-    all. query_class: cross-entropy over the queries, weighted by ``class_weights`` and ``NO_OBJECT``. query_bce and
-    query_dice: mean over the segments of all images and processes. ``loss.terms`` weigh the costs of the matching too.
+    and foreground). target: (B, H, W), as ``Criterion`` takes it. Ignored pixels have no part in the masks, images
+    without truth none at all. query_class: cross-entropy over the queries, weighted by ``class_weights`` and
+    ``NO_OBJECT``. query_bce and query_dice: mean over the segments of all images and processes. ``loss.terms`` weigh
+    the costs of the matching too.
 
     The matching is computed on the CPU: the costs of all layers and images go there in one copy, the only time that a
     step waits for the device (once for each target where images are mixed, and for each part of a divided batch).
@@ -82,7 +83,7 @@ def query_terms(layers: Sequence[Queries], target: Tensor, loss: Loss, reduce: R
 def target_at(target: Tensor, spots: Tensor) -> Tensor:
     """Return the target (B, H, W) at spots (N, 2), x and y in 0 .. 1: (B, N), of the pixels that hold them."""
     height, width = target.shape[1:]
-    x, y = (spots * spots.new_tensor([width, height])).long().unbind(1)
+    x, y = (spots[:, 0] * width).long(), (spots[:, 1] * height).long()
     return target[:, y.clamp(max=height - 1), x.clamp(max=width - 1)]
 
 
@@ -100,10 +101,10 @@ def pair_costs(layers: Sequence[Queries], segments: Segments, terms: Mapping[str
     1 - (2 overlap + 1) / (area of the mask + area of the class + 1) there.
     """
     spots, labels = segments.spots[: segments.count], segments.labels[:, : segments.count]
-    valid = (labels != IGNORE)[:, None].float()  # (B, 1, P)
+    valid = known(labels)[:, None].float()  # (B, 1, P)
     index = torch.arange(layers[0].classes.shape[-1] - 1, device=labels.device)
     truth = (labels[:, :, None] == index).float()  # (B, P, K)
-    known, areas = valid.sum(2, keepdim=True).clamp(min=1), truth.sum(1)[:, None]  # (B, 1, 1), (B, 1, K)
+    count, areas = valid.sum(2, keepdim=True).clamp(min=1), truth.sum(1)[:, None]  # (B, 1, 1), (B, 1, K)
     of_class, of_bce, of_dice = (terms[name] for name in QUERY)
     costs = []
     for layer in layers:
@@ -113,7 +114,7 @@ def pair_costs(layers: Sequence[Queries], segments: Segments, terms: Mapping[str
         entropy = (F.softplus(logits) * valid).sum(2, keepdim=True) - logits @ truth
         dice = 1 - (2 * inside @ truth + 1) / (inside.sum(2, keepdim=True) + areas + 1)
         wrong = -layer.classes.float().softmax(-1)[..., :-1]
-        costs.append(of_class * wrong + of_bce * entropy / known + of_dice * dice)
+        costs.append(of_class * wrong + of_bce * entropy / count + of_dice * dice)
     return torch.stack(costs)
 
 
@@ -137,13 +138,15 @@ def match(costs: Tensor, present: Tensor) -> Tensor:
 def _class_sums(logits: Tensor, owner: Tensor, present: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
     """Return the sum of weighted losses and of weights over the queries; logits (B, Q, K + 1), owner (B, K)."""
     images, queries, answers = logits.shape
-    weights = logits.new_tensor([*(loss.class_weights or [1.0] * (answers - 1)), NO_OBJECT])
+    weights = logits.new_ones(answers)
+    for place, weight in enumerate([*(loss.class_weights or [1.0] * (answers - 1)), NO_OBJECT]):
+        weights[place : place + 1].fill_(weight)  # a tensor of Python's numbers would be a copy that the host waits for
     wanted = torch.full((images, queries + 1), answers - 1, device=logits.device)
     wanted.scatter_(1, owner, torch.arange(answers - 1, device=logits.device).expand(images, -1))  # absent: beyond Q
     wanted = wanted[:, :queries]
-    known = present.any(1, keepdim=True)  # images with truth
+    told = present.any(1, keepdim=True)  # images with truth
     losses = F.cross_entropy(logits.transpose(1, 2), wanted, weights, reduction="none")
-    return (losses * known).sum(), (weights[wanted] * known).sum()
+    return (losses * told).sum(), (weights[wanted] * told).sum()
 
 
 def _mask_sums(masks: Tensor, owner: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
@@ -157,7 +160,7 @@ def _mask_sums(masks: Tensor, owner: Tensor, segments: Segments) -> tuple[Tensor
     places = undecided(own.detach(), segments)  # (B, K, P)
     logits = logits_at(own.view(-1, 1, height, width), segments.spots[places.flatten(0, 1)]).view_as(places)
     labels = segments.labels.gather(1, places.flatten(1)).view_as(places)
-    valid = (labels != IGNORE).float()
+    valid = known(labels).float()
     truth = (labels == torch.arange(classes, device=labels.device)[:, None]).float()
     entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * valid
     inside = logits.sigmoid() * valid
@@ -175,7 +178,7 @@ def undecided(masks: Tensor, segments: Segments) -> Tensor:
     """
     count = round(UNDECIDED * segments.count)
     doubt = -logits_at(masks, segments.spots[segments.count :]).abs()  # (B, K, OVERSAMPLE * P)
-    doubt = doubt.masked_fill((segments.labels[:, None, segments.count :] == IGNORE), -torch.inf)
+    doubt = doubt.masked_fill(~known(segments.labels[:, None, segments.count :]), -torch.inf)
     best = doubt.topk(count, dim=2).indices + segments.count
     rest = torch.arange(segments.count - count, device=masks.device).expand(*best.shape[:2], -1)
     return torch.cat([best, rest], dim=2)

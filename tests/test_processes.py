@@ -1,0 +1,164 @@
+"""Several processes: norms that share their statistics, wrappers that follow a thaw, and one result in all of them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+from test_fit import CLASSES, Squares, network, place, train
+from torch import nn
+
+from lib.models import ARCHITECTURES, build, checkpoint
+from lib.run import runtime
+from lib.training.fit import Fit
+from lib.training.stepper import share_norms
+
+TINY = "tu-test_efficientnet"
+UNET = {"decoder": "unet", "decoder_channels": [16, 16, 8, 8], "upsample_logits": 2}
+NETWORKS = {
+    "segmentation": {"encoder": TINY, **UNET, "boundary": True},
+    "siamese": {"encoder": TINY, "images": 2, **UNET},
+    "unet": {"encoder": "none"},
+    "attention_unet": {"encoder": "none"},
+    "hybrid": {"encoder": TINY},
+    "maskformer": {"encoder": TINY},
+    "classifier": {"encoder": TINY},
+}
+"""One small network of each architecture."""
+LARGE = {
+    "dpn92": {"architecture": "siamese", "encoder": "tu-dpn92", "images": 2, "decoder": "unet2020"},
+    "densenet161": {"architecture": "siamese", "encoder": "tu-densenet161", "images": 2, "decoder": "unet2020",
+                    "bottleneck": "post"},
+    "efficientnet-lite0": {"architecture": "siamese", "encoder": "tu-tf_efficientnet_lite0", "images": 2, **UNET},
+    "upernet": {"architecture": "segmentation", "encoder": "tu-resnet18", "decoder": "upernet", "aux_head": True},
+    "se_resnext50": {"architecture": "segmentation", "encoder": "tu-seresnext50_32x4d", "decoder": "unet2020"},
+    "smp's own encoder": {"architecture": "segmentation", "encoder": "efficientnet-b0", **UNET},
+}  # fmt: skip
+
+
+def converts_to_the_same(description: dict) -> None:
+    """Build a network, move its statistics off their start, and compare it with the converted one."""
+    torch.manual_seed(0)
+    plain, twin = (build(**{"classes": 3, "images": 1, **description}) for _ in range(2))
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randint(0, 256, (2, 3 * description.get("images", 1), 64, 64), dtype=torch.uint8, generator=generator)
+    with torch.no_grad():
+        plain.train()(image)
+        twin.load_state_dict(plain.state_dict())
+        shared = share_norms(twin).eval()
+        expected, got = plain.eval()(image), shared(image)
+    norms = [m for m in plain.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert norms and sum(isinstance(m, nn.SyncBatchNorm) for m in shared.modules()) == len(norms)
+    assert shared.state_dict().keys() == plain.state_dict().keys()
+    assert got.equal(expected)
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_shared_norms_change_no_output(architecture):
+    converts_to_the_same({"architecture": architecture, **NETWORKS[architecture]})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGE)
+def test_shared_norms_change_no_output_of_a_large_encoder(name):
+    converts_to_the_same(LARGE[name])
+
+
+def test_a_network_trained_with_shared_norms_is_the_one_that_is_loaded(tmp_path):
+    """What is validated in training is what stage 04 predicts with: the same logits from the saved weights."""
+    x, seen = Squares()[0]["image"][None], []
+
+    def validate(net):
+        with torch.no_grad():
+            seen.append(net.eval()(x))
+        return {"select": float(len(seen))}
+
+    net = share_norms(network())
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in net.modules())
+    Fit(net, CLASSES, Squares(), validate, train(epochs=2, ema=0.9), place(tmp_path)).run()
+    plain = network()
+    plain.load_state_dict(checkpoint.read_weights(tmp_path), strict=True)
+    with torch.no_grad():
+        assert plain.to(memory_format=torch.channels_last).eval()(x).equal(seen[-1])
+
+
+def test_one_process_shares_with_nobody():
+    tensor = torch.ones(2)
+    runtime.share([tensor])
+    assert tensor.equal(torch.ones(2)) and runtime.agree({"a": 1}) == {"a": 1}
+
+
+SCRIPT = """
+import hashlib, json, sys
+from pathlib import Path
+sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+import torch
+from test_fit import CLASSES, Squares, network, place, train
+from lib.run import runtime
+from lib.training.fit import Fit
+
+folder, options, section = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+seen = []
+
+def validate(net):
+    digest = hashlib.sha256()
+    for name, tensor in sorted(net.state_dict().items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    seen.append(digest.hexdigest())
+    return {{"select": float(len(seen)) + 10 * runtime.rank()}}
+
+with runtime.process_group():
+    scores = Fit(network(**options), CLASSES, Squares(), validate, train(**section), place(folder)).run()
+    runtime.barrier()
+(folder / f"rank{{runtime.rank()}}.json").write_text(json.dumps([seen, scores]))
+"""
+
+
+def in_processes(folder, count, options, section):
+    """Train in so many processes. Return the lines of the log, the saved weights and what each rank validated."""
+    folder.mkdir()
+    script = folder / "run.py"
+    script.write_text(SCRIPT.format(root=str(ROOT)))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
+    command = [sys.executable, *launcher, str(script), str(folder), json.dumps(options), json.dumps(section)]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT)
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    ranks = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(count)]
+    return log, load_file(folder / "best.safetensors"), ranks
+
+
+@pytest.mark.slow
+def test_the_norms_of_averaged_weights_are_those_of_one_process(tmp_path):
+    """The steps are too small to move a weight: gloo shares no norms, so weights that move would differ."""
+    section = {"epochs": 3, "swa_from": 1, "swa_batches": 2, "validate_every": 1, "optimizer": {"lr": 1e-25}}
+    _, one, _ = in_processes(tmp_path / "one", 1, {}, section)
+    _, two, ranks = in_processes(tmp_path / "two", 2, {}, section)
+    assert ranks[0] == ranks[1] and len(ranks[0][0]) == 3, "all validate, hold the same weights and get rank 0's scores"
+    for name, tensor in one.items():
+        assert torch.allclose(two[name], tensor, rtol=1e-6, atol=1e-20), name
+    start = network().state_dict()
+    assert any(not one[name].allclose(start[name]) for name in one if name.endswith("running_var"))
+
+
+@pytest.mark.slow
+def test_processes_follow_one_through_a_thaw_and_hold_the_same_average(tmp_path):
+    section = {"epochs": 4, "freeze_encoder_epochs": 2, "ema": 0.9, "validate_every": 2, "loss": {"terms": {"ce": 1}}}
+    options = {"norm": "group_everywhere"}
+    one, weights, _ = in_processes(tmp_path / "one", 1, options, section)
+    two, shared, ranks = in_processes(tmp_path / "two", 2, options, section)
+    assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-3)
+    assert ranks[0] == ranks[1]
+    encoder = [name for name in weights if name.startswith("encoder.")]
+    start = network(**options).state_dict()
+    assert any(not shared[name].equal(start[name]) for name in encoder), "the encoder thawed"
+
+
+@pytest.mark.slow
+def test_the_statistics_of_norms_are_one_processs_in_all(tmp_path):
+    """gloo shares no norms: each process has its own statistics, and the first one's are validated and saved."""
+    _, _, ranks = in_processes(tmp_path / "two", 2, {}, {"epochs": 2, "ema": 0.9, "validate_every": 1})
+    assert ranks[0] == ranks[1] and len(set(ranks[0][0])) == 2
