@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from lib.errors import ArtifactError
 from lib.files import write_json
@@ -168,11 +168,12 @@ class Decision(BaseModel):
     """What fewer models and views would score, see ``lib/choose/plans.py``."""
     coverage: str
 
-    @model_validator(mode="after")
-    def _scored_scenes_have_scores(self):
-        if self.scenes and (not self.scores or self.interval95 is None):
-            raise ValueError(f"scores, interval95: expected those of {self.scenes} scenes, found none")
-        return self
+    @field_validator("scores", "interval95")
+    @classmethod
+    def _scored_scenes_have_them(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.data.get("scenes") and not value:
+            raise ValueError(f"expected those of {info.data['scenes']} scenes, found none")
+        return value
 
     @property
     def score(self) -> float:

@@ -66,9 +66,7 @@ def examine(tree: dict[str, Any]) -> tuple[Experiment | None, list[str]]:
         except ValidationError:
             return None, faults
     late = experiment.contradictions()
-    if (
-        faults and tree.get("models") and not experiment.models
-    ):  # there are models, but each lacks something, as said above
+    if faults and tree.get("models") and not experiment.models:  # each lacks something, as said above
         late = [fault for fault in late if not fault.startswith("models: ")]
     return experiment, faults + late
 

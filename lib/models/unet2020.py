@@ -1,8 +1,9 @@
-"""The U-Net decoder of the second place of xView2 2020, without norms.
+"""The U-Net decoder of 2020, without norms.
 
-It is that of github.com/selimsef/xview2_solution (``models/unet.py``, ``models/siamese_unet.py``), in both its forms:
-plain, and with scSE blocks, which his SE-ResNeXt networks have. The defaults are the plain form with the starting
-weights of segmentation-models-pytorch and pixel centres kept; the options give his.
+It is that of xView2's second place, github.com/selimsef/xview2_solution (``models/unet.py``,
+``models/siamese_unet.py``), in both its forms: plain, and with scSE blocks, which his SE-ResNeXt networks have. The
+defaults are the plain form with the starting weights of segmentation-models-pytorch and pixel centres kept; the options
+give his.
 """
 
 from collections.abc import Sequence
