@@ -42,21 +42,21 @@ MASKS = {
                 "optimizer": {"layer_decay": 0.9},
                 "schedule": {"kind": "plateau", "factor": 0.5, "patience": 1, "min_lr": 1.0e-5},
                 "swa_from": 0, "swa_batches": 2, "tf32": True, "channels_last": False, "patience": 3, "select": "score",
-                "save_minutes": 0.001, "validate_every": 1,
+                "save_minutes": 0.001, "validate_every": 1, "max_skipped_steps": 5, "deterministic": False,
             },
         }),
     },
     "predict": {"tta": ["none", "hflip"], "tile": 128, "overlap": 0.5, "scales": [1.0, 0.75], "fallback": 0.0,
-                "workers": 1},
+                "workers": 1, "tf32": True},
     "blend": {"calibrate": True, "crf": {"iterations": 1}, "choose_crf": True},
     "search": {"axes": {"threshold": [0.4, 0.5]}, "choose": "median", "unseen": {"threshold": "otsu"}},
     "reference": {"source": "nobody", "data": "these scenes", "scores": {"score": 0.9}},
 }  # fmt: skip
 CLASSES = {
     "models": {
-        name: model_of("voc", {"train": {
+        name: model_of("voc", {"network": {"options": {"deep_supervision": True}}, "train": {
             "loss": {"terms": {"ce": 1, "focal": 1, "boundary_bce": 0.3}, "focal_mode": "per_class", "focal_alpha": 0.7,
-                     "boundary_width": 2},
+                     "boundary_width": 2, "deep_weight": 0.5},
             "schedule": {"kind": "one_cycle", "peak_at": 0.4, "div": 10, "final_div": 100},
         }})
         for name in ("one", "two")
@@ -73,12 +73,20 @@ PICTURES = {
 ELSEWHERE = {
     "folds.cluster": "test_cluster.py::test_look_alikes_lie_in_one_fold_and_the_audit_finds_none_across",
     "folds.file": "test_fields.py::test_settings_of_classes_and_given_folds",
+    "models.*.train.auxiliary.*.branch": "test_branches.py::test_a_damage_network_learns_localization_beside_and"
+                                         "_predicts_damage",
+    "models.*.train.compile": "test_compile.py::test_a_compiled_network_learns_the_same_under_the_same_names_through_a"
+                               "_thaw",
+    "models.*.train.distill.models": "test_sisters.py::test_a_student_learns_from_networks_that_have_not_seen_its"
+                                     "_validation_fold",
     "models.*.train.pseudo.experiment": "test_sisters.py::test_a_round_of_pseudo_labels_uses_for_each_fold_the_networks"
                                         "_that_have_not_seen_it",
     "predict.budget_minutes": "test_kaggle.py::test_a_budget_of_a_third_leaves_out_a_fold_and_is_the_experiment"
                               "_without_it",
+    "predict.compile": "test_predict.py::test_a_compiled_network_answers_as_the_plain_one",
+    "models.*.train.sampling.sources": "test_sisters.py::test_training_draws_scenes_by_the_weight_of_their_source",
 }  # fmt: skip
-"""Fields set by a test that runs stages, not by a tree above; all fields of the section go with one of them."""
+"""Fields set by a test elsewhere, not by a tree above; with one of pseudo or auxiliary goes the whole section."""
 
 
 # ---- which fields there are, and which are set --------------------------------------------------------
@@ -118,8 +126,8 @@ def test_every_field_is_set_by_a_shipped_experiment_or_by_one_that_is_run_here()
     trees = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in (ROOT / "configs").rglob("*.yaml")]
     trees += [{key: value for key, value in tree.items()} for tree in (MASKS, CLASSES, PICTURES)]
     known = {name for tree in trees for name in set_fields(tree)} | set(ELSEWHERE)
-    sections = {name.rpartition(".")[0] for name in ELSEWHERE if "pseudo" in name}
-    unused = [name for name in all_fields() if name not in known and name.rpartition(".")[0] not in sections]
+    whole = tuple(name.rpartition(".")[0] for name in ELSEWHERE if "pseudo" in name or "auxiliary" in name)
+    unused = [name for name in all_fields() if name not in known and not name.startswith(whole)]
     assert not unused
     assert set(ELSEWHERE) <= set(all_fields())
 
