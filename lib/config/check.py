@@ -133,9 +133,9 @@ def _model_faults(model: Model, competition: Competition) -> Iterator[str]:
             f"train.precision: expected float32, in which this competition's task {model.task} must be trained, "
             f"got {model.train.precision}"
         )
-    rest = [other for role, other in competition.tasks.items() if role != model.task]
+    others = {role: other for role, other in competition.tasks.items() if role != model.task}
     if model.train.select == "argmax" and not (
-        task.dense and task.kind == "multiclass" and rest and all(other.channels == 1 for other in rest)
+        task.dense and task.kind == "multiclass" and others and all(o.channels == 1 for o in others.values())
     ):
         yield (
             "train.select: argmax is for masks of several classes whose foreground answers the competition's other "
@@ -152,7 +152,6 @@ def _model_faults(model: Model, competition: Competition) -> Iterator[str]:
         yield "train.sampling.focus: expected {}, it is for masks; labels are balanced by train.sampling.balance"
     for fault in loss_faults(model.train.loss, task.kind, task.classes):
         yield f"train.loss.{fault}"
-    others = {role: other for role, other in competition.tasks.items() if role != model.task}
     for role, asked in model.train.auxiliary.items():
         yield from (f"train.auxiliary.{fault}" for fault in _auxiliary_faults(model, role, asked.loss, others))
 

@@ -61,13 +61,14 @@ def load_network(folder: Path) -> Network:
     except ConfigError as error:
         raise ArtifactError(f"{folder}: this network can no longer be built ({error}); train with --force") from error
     state = read_weights(folder)
-    if absent := sorted(network.state_dict().keys() - state.keys()):
-        raise ArtifactError(
-            f"{folder}: the network has parts that its weights do not know, {absent[0]} and {len(absent) - 1} more: it "
-            "was trained by an older version; train with --force"
-        )
     try:
         network.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        raise ArtifactError(f"{folder}: weights and network.json do not belong together; train with --force") from error
+        found = "weights and network.json do not belong together"
+        if absent := sorted(network.state_dict().keys() - state.keys()):
+            found = (
+                f"the network has parts that its weights do not know, {absent[0]} and {len(absent) - 1} more: it was "
+                "trained by an older version"
+            )
+        raise ArtifactError(f"{folder}: {found}; train with --force") from error
     return network.eval()

@@ -221,8 +221,8 @@ def freeze(module: Any, norms: bool = True) -> None:
     """Stop ``module`` from learning: no gradients, and evaluation mode (norm statistics, dropout) in every forward.
 
     norms: false, it stays in the mode of ``model.train()``, so that norm statistics go on moving; else evaluation mode
-    is set again at each forward, so a later ``model.train()`` does not undo it. Under DDP, wrap the model anew
-    after each change: the wrapper waits for the gradients of the parameters that could have some when it was made.
+    is set again at each forward, so a later ``model.train()`` does not undo it. Under DDP, wrap the model anew after
+    each change: the wrapper waits for the gradients of the parameters that could have some when it was made.
     """
     if not is_frozen(module):
         module.requires_grad_(False)
