@@ -258,3 +258,31 @@ def test_swa_is_the_mean_of_the_weights_at_the_ends_of_its_epochs(tmp_path):
     done.run()
     for name in ends[0]:
         torch.testing.assert_close(done.average.tensors[name], (ends[1][name] + ends[2][name]) / 2)
+
+
+def test_a_run_that_is_broken_within_an_epoch_draws_the_same_dropout(tmp_path):
+    """Whatever else draws from torch's generator when a run starts again would shift all that is drawn after it."""
+
+    def trained(folder: Path, breaks: bool) -> dict[str, torch.Tensor]:
+        folder.mkdir(exist_ok=True)
+        net = network()
+        net.head.insert(0, nn.Dropout(0.5))
+        section = train(epochs=2, batch_size=2)
+        own = Fit(net, CLASSES, Squares(), lambda _: {"select": 0.0}, section, place(folder))
+        if breaks:
+            take = own.stepper.take
+
+            def once(*arguments):
+                take(*arguments)
+                own.step += 1
+                own._save()
+                raise InterruptedError
+
+            own.stepper.take = once
+        own.run()
+        return net.state_dict()
+
+    with pytest.raises(InterruptedError):
+        trained(tmp_path / "broken", breaks=True)
+    whole, resumed = trained(tmp_path / "whole", breaks=False), trained(tmp_path / "broken", breaks=False)
+    assert all(torch.equal(whole[name], value) for name, value in resumed.items())

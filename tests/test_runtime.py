@@ -34,6 +34,39 @@ def test_a_gpu_without_code_is_refused_in_one_sentence(monkeypatch):
         runtime.device()
 
 
+@pytest.fixture
+def torchrun(monkeypatch):
+    """Two processes on a machine of two GPUs, of which this is the second; yields what is asked of torch, in order."""
+    asked = []
+    for name, value in {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: CU130)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: asked.append(f"GPU {index}"))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **_: asked.append(backend))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: asked.append("end"))
+    return asked
+
+
+def test_each_process_takes_its_own_gpu_before_it_talks_to_the_others(torchrun):
+    """The first thing that is said is sent over the present GPU; nccl refuses two processes on one."""
+    with runtime.process_group():
+        assert torchrun == ["GPU 1", "nccl"]
+    assert torchrun[-1] == "end"
+
+
+def test_more_processes_than_gpus_are_refused_in_one_sentence(torchrun, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with (
+        pytest.raises(ConfigError, match="got 2 processes and 1 GPUs; lower --nproc-per-node"),
+        runtime.process_group(),
+    ):
+        pass
+    assert "nccl" not in torchrun
+
+
 def test_float16_is_what_the_config_says_on_a_cpu_and_itself_on_a_gpu():
     assert runtime.precision_on(torch.device("cpu"), "float16") == "bfloat16"
     assert runtime.precision_on(torch.device("cpu"), "float16", "float32") == "float32"

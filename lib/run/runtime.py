@@ -71,14 +71,22 @@ def world_size() -> int:
 
 @contextmanager
 def process_group():
-    """Join the group that torchrun started (nccl on CUDA, gloo on a CPU); does nothing for a single process."""
+    """Join the group that torchrun started (nccl on CUDA, gloo on a CPU); does nothing for a single process.
+
+    Raises ConfigError as ``device``, and for more processes than GPUs, which nccl does not take.
+    """
     if world_size() == 1:
         yield
         return
     import torch
     import torch.distributed as dist
 
+    device()  # nccl talks over a process's present GPU, which is the first one in all of them until each takes its own
     backend = "nccl" if torch.cuda.is_available() else "gloo"
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if backend == "nccl" and here > torch.cuda.device_count():
+        raise ConfigError(f"torchrun: expected at most one process for each GPU, got {here} processes and "
+                          f"{torch.cuda.device_count()} GPUs; lower --nproc-per-node")  # fmt: skip
     dist.init_process_group(backend, timeout=timedelta(hours=2))  # the first process checks and writes alone meanwhile
     try:
         yield

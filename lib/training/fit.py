@@ -52,6 +52,7 @@ class Fit:
     def run(self) -> dict[str, Any]:
         """Train to the end (or from where the last state stands); return the scores of the kept epoch."""
         self._resume()
+        runtime.barrier()  # all have read the state before the first process removes it
         with runtime.interruptible() as interrupted:
             while self.epoch < self.train.epochs and not self.stop:
                 self._epoch(interrupted)
@@ -70,7 +71,9 @@ class Fit:
             stepper.meter = Meter()
         self.sampler.set_epoch(epoch)
         batches = list(self.sampler)[self.step :]
-        loader = DataLoader(self.dataset, batch_sampler=batches, num_workers=train.workers,
+        # A new loader draws a number from torch's generator. Within an epoch that is one more than in an unbroken run.
+        generator = torch.Generator() if self.step else None
+        loader = DataLoader(self.dataset, batch_sampler=batches, num_workers=train.workers, generator=generator,
                             pin_memory=self.device.type == "cuda",
                             worker_init_fn=runtime.ignore_interrupts)  # fmt: skip
         started = saved = time.monotonic()
