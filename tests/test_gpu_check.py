@@ -1,6 +1,7 @@
 """The check of a machine: what it measures here, and, by fakes, what it makes of a GPU."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -120,6 +121,18 @@ def test_a_step_that_does_not_fit_is_no_step_in_parts(batch):
 
 def test_a_student_s_step_has_a_teacher():
     gpu_measure.Step(subject(distill={"experiment": "other", "temperature": 2.0}))(2)
+
+
+@pytest.mark.parametrize("branch", ["head", "decoder"])
+def test_a_step_has_the_further_tasks_that_the_network_learns(branch):
+    tasks = {"loc": BINARY, "cls": MulticlassMask(("a", "b", "c"))}
+    asked = {"cls": {"branch": branch, "loss": {"terms": {"ce": 1}}}}
+    found = replace(subject(auxiliary=asked), tasks=tasks)
+    assert found.targets(2).shape == (2, 2, 64, 64)
+    step = gpu_measure.Step(found)
+    step(2)
+    assert [name for name, p in step.stepper.network.named_parameters() if p.grad is None] == []
+    assert all(line.verdict != BAD for line in checks(found).step())
 
 
 def test_class_weights_that_would_be_counted_on_data_are_left_out():

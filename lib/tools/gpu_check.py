@@ -254,7 +254,8 @@ def checked(experiment: Experiment, competition: Competition, run: Run | None, o
     for name, model in experiment.models.items():
         if only in (None, name):
             predict = experiment.predict_of(model, competition.tasks)
-            subject = Subject(model, competition.tasks[model.task], predict, device, finished(run, name))
+            subject = Subject(model, competition.tasks[model.task], predict, device, finished(run, name),
+                              competition.tasks)  # fmt: skip
             yield from Checks(name, subject, options, partial(training_samples, run, name)).lines()
 
 

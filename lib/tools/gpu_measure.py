@@ -6,11 +6,12 @@ statistics are those of random images, so that activations are as large as in a 
 
 import copy
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
+from lib.config.networks import branches
 from lib.config.sections import Model, Predict, Train
 from lib.errors import ArtifactError
 from lib.inference.predict import FRAMES, Predictor
@@ -48,6 +50,8 @@ class Subject:
     device: torch.device
     checkpoint: Path | None = None
     """Folder of a finished checkpoint, whose weights are used then."""
+    tasks: Mapping[str, Task] = field(default_factory=dict)
+    """All tasks of the competition, by name, for networks that learn further ones."""
 
     @property
     def part(self) -> int:
@@ -58,10 +62,9 @@ class Subject:
     def _built(self) -> Network:
         if self.checkpoint is not None:
             return checkpoint.load_network(self.checkpoint)
-        spec = self.model.network
+        arguments = self.model.network.arguments(self.task.channels) | branches(self.model, self.tasks)
         torch.manual_seed(0)
-        network = build(spec.architecture, classes=self.task.channels, images=len(spec.images), encoder=spec.encoder,
-                        encoder_weights="none", **spec.options).to(self.device)  # fmt: skip
+        network = build(**arguments, encoder_weights="none").to(self.device)
         norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
@@ -86,13 +89,20 @@ class Subject:
         return blocks.repeat_interleave(BLOCK, -1).repeat_interleave(BLOCK, -2)[..., :side, :side].contiguous()
 
     def targets(self, count: int) -> Tensor:
-        """Return random targets (count, side, side) in the form and type of the task; a label's are (count, 1, 1)."""
-        side = self.model.train.crop if self.task.dense else 1
-        classes = self.task.channels
-        most = {"binary": 2, "multiclass": classes, "multilabel": 1 << classes}[self.task.kind]
+        """Return random targets (count, side, side) in the form and type of the task; a label's are (count, 1, 1).
+
+        With further tasks they are (count, 1 + further tasks, side, side), as training has them.
+        """
+        further = [self.tasks[role] for role in self.model.train.auxiliary]
+        drawn = [self._targets(task, count) for task in (self.task, *further)]
+        return torch.stack(drawn, 1) if further else drawn[0]
+
+    def _targets(self, task: Task, count: int) -> Tensor:
+        side = self.model.train.crop if task.dense else 1
+        classes = task.channels
+        most = {"binary": 2, "multiclass": classes, "multilabel": 1 << classes}[task.kind]
         drawn = np.random.default_rng(1).integers(0, most, (count, side, side))
-        drawn = drawn.astype(np.int32 if self.task.is_wide else np.uint8)
-        return torch.from_numpy(drawn).to(self.device)
+        return torch.from_numpy(drawn.astype(np.int32 if task.is_wide else np.uint8)).to(self.device)
 
 
 # ---- differences --------------------------------------------------------------------------------------
@@ -166,6 +176,8 @@ class Crops:
 
     def __init__(self, subject: Subject):
         self.subject = subject
+        further = {role: (subject.tasks[role], None) for role in subject.model.train.auxiliary}
+        self.data = SimpleNamespace(auxiliary=further)
 
     def __len__(self) -> int:
         return MOST
@@ -179,7 +191,7 @@ class Crops:
         found: dict[str, Any] = {"id": ["random"] * count, "image": subject.images(count)}
         found["target"] = target = subject.targets(count)
         if subject.model.train.distill:
-            shape = (count, subject.task.channels, *target.shape[1:])
+            shape = (count, subject.task.channels, *target.shape[-2:])
             found["teacher"] = torch.randn(shape, device=subject.device).half()  # logits
         return found
 
