@@ -242,9 +242,10 @@ def test_a_full_device_is_a_line_and_the_rest_goes_on(monkeypatch):
     assert lines["memory of 4 crops"].verdict == BAD and lines["loader"].verdict == LEFT_OUT
 
 
-def test_what_fails_is_a_line_with_its_first_words(monkeypatch):
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, AssertionError])
+def test_what_fails_is_a_line_with_its_first_words(monkeypatch, error):
     def fails():
-        raise RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED\nmore")
+        raise error("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED\nmore")
         yield
 
     found = checks()

@@ -277,6 +277,22 @@ def test_an_overflow_at_the_first_step_leaves_the_optimizer_as_new(name):
     assert all(a.equal(b) for a, b in zip(*results, strict=True))
 
 
+def test_a_scale_that_is_halved_to_nothing_moves_nothing():
+    """Else the steps that follow would count as taken, and a run with a large train.max_skipped_steps never end."""
+    net = network()
+    optimizer = build_optimizer(net, Optimizer(name="adamw", lr=0.1), 0.1)
+    arithmetic = Arithmetic("float16", CPU)
+    arithmetic.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**-148)
+    moved = []
+    for _ in range(4):
+        scaled = arithmetic.scaler.scale(torch.tensor(torch.inf))
+        for p in net.parameters():
+            p.grad = torch.full_like(p, float(scaled))
+        arithmetic.scaler.unscale_(optimizer)
+        moved.append(bool(arithmetic.step(optimizer, torch.tensor(True))))
+    assert arithmetic.scaler.get_scale() == 0 and moved == [False] * 4
+
+
 # ---- a full device ------------------------------------------------------------------------------------
 @contextmanager
 def full(monkeypatch, optimizer_class, when):

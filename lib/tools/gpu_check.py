@@ -94,7 +94,7 @@ class Checks:
                 yield self.line(
                     what, "the device's memory is full", BAD, "lower train.batch_size, crop or predict.tile"
                 )
-            except (RuntimeError, PipelineError) as error:
+            except Exception as error:  # noqa: BLE001 libraries raise of all kinds, as for a batch of one
                 yield self.line(what, "failed", BAD, (str(error).strip().splitlines() or [type(error).__name__])[0])
             if self.on_gpu:
                 torch.cuda.empty_cache()

@@ -63,7 +63,7 @@ class Arithmetic:
         before = self.scaler.scale(self.one)  # get_scale() would wait for the device
         move(optimizer, lambda: self.scaler.step(optimizer))
         self.scaler.update()
-        return self.scaler.scale(self.one) >= before
+        return (self.scaler.scale(self.one) >= before) & (before > 0)  # halved often enough, a scale is 0 and stays so
 
     def again(self) -> None:
         """Make the scaler forget a step that was begun, so that it can be begun again with the same scale."""
