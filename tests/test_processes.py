@@ -15,7 +15,7 @@ from torch import nn
 from lib.models import ARCHITECTURES, build, checkpoint
 from lib.run import runtime
 from lib.training.fit import Fit
-from lib.training.stepper import share_norms
+from lib.training.stepper import all_sum, share_norms
 
 TINY = "tu-test_efficientnet"
 UNET = {"decoder": "unet", "decoder_channels": [16, 16, 8, 8], "upsample_logits": 2}
@@ -90,6 +90,27 @@ def test_one_process_shares_with_nobody():
     tensor = torch.ones(2)
     runtime.share([tensor])
     assert tensor.equal(torch.ones(2)) and runtime.agree({"a": 1}) == {"a": 1}
+
+
+def test_sums_over_processes_are_added_in_the_backward_pass_too(monkeypatch, recwarn):
+    """Two processes that hold the same; torch's own function warns that it will go."""
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.mul_(2))
+    own = torch.tensor([1.0, 2.0], requires_grad=True)
+    total = all_sum(own)
+    (total * torch.tensor([3.0, 5.0])).sum().backward()
+    assert total.tolist() == [2, 4] and own.tolist() == [1, 2] and own.grad.tolist() == [6, 10]
+    assert not list(recwarn)
+
+
+def test_the_state_stays_until_all_processes_have_read_it(tmp_path, monkeypatch):
+    """Killed between the last save and the end, a run has nothing left to do but to remove its state."""
+    done = Fit(network(), CLASSES, Squares(), lambda _: {"select": 0.0}, train(epochs=1), place(tmp_path))
+    done.epoch = 1
+    done._save()
+    waited = []
+    monkeypatch.setattr(runtime, "barrier", lambda: waited.append((tmp_path / "last.pt").exists()))
+    Fit(network(), CLASSES, Squares(), lambda _: {"select": 0.0}, train(epochs=1), place(tmp_path)).run()
+    assert waited == [True] and not (tmp_path / "last.pt").exists()
 
 
 SCRIPT = """

@@ -162,6 +162,14 @@ def test_a_bad_loss_is_found_later_and_named_and_no_weight_has_moved_since():
     assert all(p.equal(before[name]) for name, p in own.network.named_parameters())
 
 
+def test_the_scenes_of_one_of_several_processes_are_called_so(monkeypatch):
+    own = stepper(train(batch_size=2), data=OneBad([1]), lag=0)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(NonFiniteError, match="scenes of process 1 sample0, sample1"):
+        own.take(default_collate([own.dataset[0], own.dataset[1]]), 0, 0, 0)
+
+
 def test_without_a_scaler_the_run_ends_and_its_state_stays_good(tmp_path):
     section = train(batch_size=2, epochs=3)
     with pytest.raises(NonFiniteError, match="epoch 2, step 1: .* scenes sample8, sample9"):

@@ -51,10 +51,9 @@ class Criterion:
     included.
 
     distill: weight and temperature of a further term, the cross-entropy against a teacher. reduce: adds a vector of
-    sums over processes, differentiably, with a backward pass that adds too
-    (``torch.distributed.nn.functional.all_reduce``). Then every process has the loss of the whole batch, and DDP's mean
-    of gradients is the gradient of that loss. ``lovasz`` has no such sums and is refused; ``ohem`` takes the hardest
-    pixels of each process.
+    sums over processes, differentiably, with a backward pass that adds too (``stepper.all_sum``). Then every process
+    has the loss of the whole batch, and DDP's mean of gradients is the gradient of that loss. ``lovasz`` has no such
+    sums and is refused; ``ohem`` takes the hardest pixels of each process.
     """
 
     def __init__(self, kind: str, loss: Loss, distill: Distill | None = None, reduce: Reduce | None = None):

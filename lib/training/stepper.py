@@ -219,8 +219,9 @@ class Stepper:
     def _describe(self, step: PastStep, numbers: dict[str, float], layer: str) -> str:
         terms = ", ".join(f"{name[4:]} {value:g}" for name, value in numbers.items() if name.startswith("raw_"))
         what = "gradient" if math.isfinite(numbers["loss"]) else "loss"
+        own = f" of process {runtime.rank()}" if runtime.world_size() > 1 else ""  # others may hold the bad scene
         return (f"epoch {step.epoch + 1}, step {step.number + 1}: the {what} is not finite ({terms}); first non-finite "
-                f"layer {layer}; scenes {', '.join(sorted(set(step.ids)))}")  # fmt: skip
+                f"layer {layer}; scenes{own} {', '.join(sorted(set(step.ids)))}")  # fmt: skip
 
     def _layer(self, step: PastStep, numbers: dict[str, float]) -> str:
         """Return the first layer of a step that was not finite; for its forward pass, the batch is made once more."""
@@ -248,8 +249,20 @@ def _chunks(value: Tensor | None, parts: int) -> Sequence[Tensor | None]:
     return [None] * parts if value is None else value.chunk(parts)
 
 
+class _AllSum(torch.autograd.Function):
+    """What torch.distributed.nn.functional.all_reduce was, which torch 2.14 calls deprecated."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _AllSum.apply(gradient)
+
+
 def all_sum(value: Tensor) -> Tensor:
     """Sum over processes, differentiably; DDP then averages the gradients of the common loss to the right one."""
-    from torch.distributed.nn.functional import all_reduce
-
-    return all_reduce(value)
+    return _AllSum.apply(value)
