@@ -79,6 +79,8 @@ def test_a_scene_too_large_for_the_gpu_is_predicted_in_windows_of_half_the_size(
     too_large = networks(predictor(256, 64), fallback=0).predict(Scene("u", {}), tmp_path)
     assert "OutOfMemoryError: CUDA out of memory" in too_large.error, "once, no more"
     assert not (tmp_path / "u.tif").exists()
+    with pytest.raises(ArtifactError, match="scene u: the memory of the GPU is full; lower predict.tile"):
+        networks(predictor(256, 64)).predict(Scene("u", {}), tmp_path)
 
 
 def test_half_a_window_is_a_multiple_of_the_stride():

@@ -168,6 +168,8 @@ class Networks:
         try:
             levels = self.levels(scene, self.read(scene))
         except Exception as error:  # noqa: BLE001 whatever is wrong with this scene, the others go on
+            if predict.fallback is None and isinstance(error, torch.OutOfMemoryError):
+                raise ArtifactError(f"scene {scene.id}: the memory of the GPU is full; lower predict.tile") from error
             if predict.fallback is None or isinstance(error, ConfigError):
                 raise
             return Outcome(scene.id, time.perf_counter() - started, self.reason(error))
