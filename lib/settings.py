@@ -72,7 +72,7 @@ def _fault_of(fault: ErrorDetails, fields: Iterable[str]) -> InitErrorDetails:
 def _parts(fault: ErrorDetails, where: str) -> tuple[str, str, str]:
     """Return the key that a fault is about, what is wrong with it, and what came."""
     path = [str(part) for part in fault["loc"]]
-    while path and (path[-1] in ("[key]", *TYPES) or re.match(r"\w+\[", path[-1])):
+    while path and (path[-1] in ("[key]", *TYPES) or re.match(r"[\w-]+\[|constrained-", path[-1])):
         path.pop()  # pydantic's word for a member of a union, or for the key of a mapping
     message = "required, but missing" if fault["type"] == "missing" else fault["msg"].removeprefix("Value error, ")
     message = re.sub(r"^(\w+ should (be |have )?|Input is not )", "expected ", message)

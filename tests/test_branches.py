@@ -223,6 +223,8 @@ def test_what_does_not_go_with_it_is_refused(change, words, tmp_path):
         ({"architecture": "classifier", "encoder": "test_resnet"}, "unknown option auxiliary"),
         ({"encoder": "tu-test_vit", "decoder": "dpt"}, "auxiliary: a network with decoder dpt has no branches"),
         ({"encoder": "tu-test_resnet", "auxiliary": {"loc": {"classes": 1}}}, "auxiliary: expected classes and"),
+        ({"encoder": "tu-test_resnet", "auxiliary": {"loc": 1}}, "auxiliary: expected classes and"),
+        ({"encoder": "tu-test_resnet", "auxiliary": 1}, "auxiliary: expected tasks, each with its classes and branch"),
     ],
 )  # fmt: skip
 def test_networks_without_branches_are_refused(options, words):

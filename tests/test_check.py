@@ -139,6 +139,10 @@ LATE = {
         f"models.loc.train.distill.experiment: {NAME}, got '../teacher'",
     "models.loc.train.pseudo={experiment: /tmp/a, models: [x]}":
         f"models.loc.train.pseudo.experiment: {NAME}, got '/tmp/a'",
+    "models.loc.train.distill={experiment: tiny}":
+        "models.loc.train.distill.experiment: expected another experiment than this one, got 'tiny'",
+    "models.loc.train.pseudo={experiment: tiny, models: [loc]}":
+        "models.loc.train.pseudo.experiment: expected another experiment than this one, got 'tiny'",
     "models={}": "models: expected at least one network, got none",
     "competition=xvew2": "competition: expected one of binary_rle, labels, ",
     "data.options.unclasified=ignore": "data.options.unclasified: unknown key; did you mean unclassified?",

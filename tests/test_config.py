@@ -101,6 +101,9 @@ def test_every_fault_is_one_sentence_and_a_key_is_compared_with_the_fields_besid
                                                           "tuple or 'auto', got 'no-auto'"),
     ("predict.tta=flip", "predict.tta: expected 'none', 'hflip', 'flips' or 'd4' or a valid tuple, got 'flip'"),
     ("data.root=3", "data.root: expected a valid path"),
+    ("folds.cluster=0.3", "folds.cluster: expected a valid boolean or greater than or equal to 0.5, got 0.3"),
+    ("reference={source: a, data: b, scores: {score: [0.9, 0.2]}}",
+     "reference.scores.score: expected a valid number or the lower end first, got [0.9, 0.2]"),
 ])  # fmt: skip
 def test_a_field_of_several_types_is_one_sentence(change, sentence):
     with pytest.raises(ConfigError) as caught:

@@ -169,6 +169,7 @@ def test_what_cannot_be_converted_is_one_sentence(b2, tmp_path, arguments, words
     assert convert(*arguments, "--out", tmp_path / "out") == 2
     error = capsys.readouterr().err
     assert words in error and "Traceback" not in error
+    assert not (tmp_path / "out/03_cls").exists()
 
 
 def test_tensors_that_are_missing_unknown_or_of_another_shape_are_named(b2, tmp_path, capsys):
@@ -184,6 +185,47 @@ def test_tensors_that_are_missing_unknown_or_of_another_shape_are_named(b2, tmp_
         error
     )
     assert not (tmp_path / "out/03_cls/b2_softmax/fold1").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: state["module.final.0.bias"].fill_(np.nan), "1 not finite (head.0.bias)"),
+        (
+            lambda state: state.update({"module.final.0.bias": torch.zeros(5).cfloat()}),
+            "1 of another type (head.0.bias)",
+        ),
+        (lambda state: state.update({"module.final.0.bias": torch.zeros(5).int()}), "1 of another type (head.0.bias)"),
+        (lambda state: state.update({"final.0.bias": torch.ones(5)}), "1 unknown (final.0.bias)"),
+    ],
+    ids=["nan", "complex", "integers", "twice"],
+)
+def test_weights_that_cannot_be_his_are_refused(b2, tmp_path, change, words, capsys):
+    content = torch.load(b2, weights_only=False)
+    change(content["state_dict"])
+    torch.save(content, tmp_path / b2.name)
+    assert convert(tmp_path / b2.name, "--out", tmp_path / "out") == 2
+    assert words in capsys.readouterr().err
+
+
+def test_nothing_else_is_written_over(b2, tmp_path, capsys):
+    """A trained experiment stays as it is, and a conversion for test scenes is none for out-of-fold scenes."""
+    table = tmp_path / "folds.csv"
+    table.write_text("id,fold\na_00000001,3\n")
+    out = tmp_path / "out"
+    assert convert(b2, "--out", out) == 0
+    assert convert(b2, "--out", out, "--folds", table) == 2
+    assert "out: was converted for test scenes; name another folder" in capsys.readouterr().err
+    manifest = out / "01_folds/manifest.json"
+    trained = {key: value for key, value in json.loads(manifest.read_text()).items() if key != "converted"}
+    manifest.write_text(json.dumps(trained))
+    before = (out / "03_cls/b2_softmax/fold1/manifest.json").stat().st_mtime_ns
+    assert convert(b2, "--out", out) == 2
+    assert "out: holds an experiment that was not converted" in capsys.readouterr().err
+    manifest.unlink()
+    assert convert(b2, "--out", out) == 2
+    assert "out: holds results of an experiment" in capsys.readouterr().err
+    assert (out / "03_cls/b2_softmax/fold1/manifest.json").stat().st_mtime_ns == before
 
 
 class Hostile:

@@ -326,3 +326,5 @@ def test_a_bad_line_ends_with_1_and_wrong_flags_with_2(experiment, capsys, monke
     assert command(experiment, "--seconds", "0") == 2
     assert command(experiment, "--only", "other") == 2
     assert "--only other: expected one of patch" in capsys.readouterr().err
+    assert command(experiment, "--set", "models.patch.train.batch_size=0") == 2
+    assert "models.patch.train.batch_size: expected greater than or equal to 1, got 0" in capsys.readouterr().err

@@ -136,6 +136,7 @@ def test_further_heads_speak_in_training_only():
     [
         ({"merge": "mean"}, "merge: expected one of add, concat, bifpn, got 'mean'"),
         ({"merge": "weighted"}, "merge: expected one of add, concat, bifpn"),
+        ({"merge": "add", "bifpn_layers": 5}, "bifpn_layers: belongs to merge bifpn, got merge add"),
         ({"atrous_rates": [6, 12]}, "atrous_rates: expected three"),
         ({"atrous_rates": [0, 6, 12]}, "atrous_rates: expected three positive"),
         ({"fpn_channels": 0}, "fpn_channels: expected a whole number from 1 up"),

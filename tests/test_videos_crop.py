@@ -209,6 +209,17 @@ def test_boxes_of_no_video_are_named_and_a_full_table_has_nothing_to_say(root):
     assert [(f.kind, f.scene) for f in competition.inspect()] == [("box without video", "9.mp4")]
 
 
+def test_boxes_that_are_not_in_pixels_of_the_frame_are_named(root):
+    """In shares of the sides, beside the frame (of 48 x 64 pixels at most), and one that leaves it only in part."""
+    names = sorted(path.name for path in (root / "train/videos").iterdir())
+    boxes = ("0.1,0.2,0.6,0.9", "900,4,940,40", "-5,-5,20,20")
+    rows = [f"train/videos/{name},,{box}" for name, box in zip(names, boxes, strict=False)]
+    found = [f for f in opened(root, rows).inspect() if f.kind.startswith("box that")]
+    assert [(f.scene, f.detail) for f in found] == [
+        (names[0], "(0.1, 0.2, 0.6, 0.9)"), (names[1], "(900.0, 4.0, 940.0, 40.0)")
+    ]  # fmt: skip
+
+
 def test_without_the_option_nothing_is_looked_up_or_carried(root):
     competition = opened(root)
     assert competition.carried == {} and competition.caveats(competition.scenes("test")) == []

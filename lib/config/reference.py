@@ -10,7 +10,7 @@ from lib.settings import Section, one_of
 
 def _ordered(ends: tuple[float, float]) -> tuple[float, float]:
     if ends[0] > ends[1]:
-        raise ValueError(f"expected the lower end first, got {list(ends)}")
+        raise ValueError("expected the lower end first")
     return ends
 
 

@@ -644,6 +644,12 @@ class Experiment(Section):
         if self.blend.select is not None and len(self.predict.tta_sets) > 1:
             faults.append("blend.select: greedy selection goes with one set of views in predict.tta")
         for name, model in self.models.items():
+            for field in ("distill", "pseudo"):
+                if (asked := getattr(model.train, field)) is not None and asked.experiment == self.name:
+                    faults.append(
+                        f"models.{name}.train.{field}.experiment: expected another experiment than this one, got "
+                        f"{self.name!r}"
+                    )
             faults += [f"models.{name}{fault}" for fault in (*self._bad_references(name, model), *_at_odds(model))]
             if bad := [k for k in self.folds_of(model) if not 0 <= k < self.folds.n]:
                 faults.append(f"models.{name}.folds: expected folds of 0..{self.folds.n - 1}, got {bad}")

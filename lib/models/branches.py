@@ -35,9 +35,15 @@ def build_branches(decoder: nn.Module, head: Any, asked: Mapping[str, Mapping[st
     Raises ConfigError for anything else.
     """
     branches = {}
+    if not isinstance(asked, Mapping):
+        raise ConfigError(f"auxiliary: expected tasks, each with its classes and branch, got {asked!r}")
     for task, options in asked.items():
-        if options.keys() != {"classes", "branch"} or options["branch"] not in KINDS:
-            raise ConfigError(f"auxiliary: expected classes and a branch of {' or '.join(KINDS)}, got {dict(options)}")
+        if (
+            not isinstance(options, Mapping)
+            or options.keys() != {"classes", "branch"}
+            or options["branch"] not in KINDS
+        ):
+            raise ConfigError(f"auxiliary: expected classes and a branch of {' or '.join(KINDS)}, got {options!r}")
         convolution, *rest = head
         layer = nn.Conv2d(
             convolution.in_channels, options["classes"], convolution.kernel_size, padding=convolution.padding

@@ -97,6 +97,8 @@ class HybridOptions:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name}: expected a whole number from 1 up, got {value!r}")
+        if self.merge != "bifpn" and self.bifpn_layers != HybridOptions.bifpn_layers:
+            raise ConfigError(f"bifpn_layers: belongs to merge bifpn, got merge {self.merge}; leave it out")
 
 
 def build(*, classes: int, images: int, dropout: float = 0.0, **options: Any) -> SegmentationNet:

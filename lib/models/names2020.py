@@ -103,7 +103,10 @@ def rename(state: Mapping[str, Tensor], encoder: str) -> tuple[dict[str, Tensor]
         plain = name.removeprefix("module.")
         try:
             stage = plain.removeprefix("encoder_stages.")
-            renamed[outer(plain) if stage == plain else f"encoder.{inner(stage)}"] = tensor
+            ours = outer(plain) if stage == plain else f"encoder.{inner(stage)}"
+            if ours in renamed:  # with the prefix and without: which one counts cannot be told
+                raise KeyError(ours)
+            renamed[ours] = tensor
         except (KeyError, IndexError, ValueError):
             unknown.append(plain)
     return renamed, unknown

@@ -36,7 +36,7 @@ from lib.files import sha256
 from lib.models import build, checkpoint
 from lib.models.names2020 import ENCODERS, rename
 from lib.run import cli, runtime
-from lib.run.artifacts import Store, Unit
+from lib.run.artifacts import MANIFEST, Store, Unit, read_json
 from lib.run.graph import Graph
 from lib.scenes.folds import read_folds, write_folds
 
@@ -146,7 +146,7 @@ def convert(
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Return the state of a network of ours from one of his files, and the numbers that stood beside his weights.
 
-    Raises ArtifactError, with names, for tensors that are missing, unknown or of another shape.
+    Raises ArtifactError, with names, for tensors that are missing, unknown, of another shape or type, or not finite.
     """
     model = config.models[released.model]
     network = build(encoder_weights="none", **model.network.arguments(competition.tasks[model.task].channels))
@@ -158,7 +158,10 @@ def convert(
         "unknown": unknown + [name for name in state if name not in own],
         "missing": [name for name in own if name not in state and name not in given],
         "of another shape": [name for name in state if name in own and state[name].shape != own[name].shape],
-    }
+        "not finite": [name for name, tensor in state.items() if not tensor.isfinite().all()],
+        "of another type": [name for name in state
+                            if name in own and state[name].is_floating_point() != own[name].is_floating_point()],
+    }  # fmt: skip
     if any(faults.values()):
         said = [f"{len(names)} {what} ({', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''})"
                 for what, names in faults.items() if names]  # fmt: skip
@@ -209,10 +212,14 @@ def main(argv=None):
             raise ConfigError(f"{one.path}: {args.config} has no fold {one.fold} of a model {one.model}")
         if config.models[one.model].network.encoder.partition(".")[0] not in ENCODERS:
             raise ConfigError(f"models.{one.model}.network.encoder: expected one of his, {', '.join(ENCODERS)}")
+    if args.folds is None and (steps(config) or config.averages_are_fitted):
+        raise ConfigError(f"{args.config}: chooses on out-of-fold scenes; give --folds, or leave search out")
     table = pd.DataFrame({"id": [], "fold": []}, dtype=str) if args.folds is None else _folds(args.folds, config)
     store = Store(args.out, code=runtime.code_version())
     graph = Graph(config, list(table["id"]), [], tasks=competition.tasks)
-    write(store, graph.folds(), lambda folder: write_folds(folder / "folds.csv", table), {"scenes": len(table)})
+    _refuse_other(store, graph.folds(), args.folds)
+    record = {"scenes": len(table), "converted": _for(args.folds)}
+    write(store, graph.folds(), lambda folder: write_folds(folder / "folds.csv", table), record)
     for one in released:
         source = {"file": one.path.name, "sha256": sha256(one.path)}
         state, numbers = convert(config, competition, one)
@@ -220,14 +227,32 @@ def main(argv=None):
         write(store, graph.checkpoint(one.model, one.fold), fill, {"converted": source | numbers})
         cli.say(f"{one.path.name}: {one.model} of fold {one.fold}")
     if args.folds is None:
-        if steps(config) or config.averages_are_fitted:
-            raise ConfigError(f"{args.config}: chooses on out-of-fold scenes; give --folds, or leave search out")
         decision = stated(config, competition)
         write(store, graph.decode(), lambda folder: decision.write(folder / DECODE), {"scores": {}})
     if settings := missing(config, released):
         cli.say("not all networks of the experiment are here; stages 04 to 06 take these with " + " ".join(settings))
     cli.say(f"{args.out}: {len(released)} checkpoints; give it to stages 04 to 06 as --inputs {args.out}"
             + (" --split test" if args.folds is None else ""))  # fmt: skip
+
+
+def _for(folds: Path | None) -> str:
+    return "test scenes" if folds is None else "out-of-fold scenes too"
+
+
+def _refuse_other(store: Store, unit: Unit, folds: Path | None) -> None:
+    """Refuse to write over an experiment that was trained, or over a conversion that serves other scenes.
+
+    unit: the folds, whose manifest says what the folder is.
+    """
+    if not store.root.is_dir():
+        return
+    if not (manifest := store.root / unit.key / MANIFEST).is_file():
+        if any(store.root.glob("0?_*")):
+            raise ConfigError(f"{store.root}: holds results of an experiment; name another folder with --out")
+        return
+    if (found := read_json(manifest).get("converted")) != _for(folds):
+        what = f"was converted for {found}" if found else "holds an experiment that was not converted"
+        raise ConfigError(f"{store.root}: {what}; name another folder with --out")
 
 
 def _folds(path: Path, config: Experiment) -> pd.DataFrame:

@@ -273,6 +273,8 @@ def machine() -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("overrides", nargs="*", metavar="SECTION.KEY=VALUE", help="change one value of the experiment")
+    flags.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="sets",
+                       help="the same, as the stages take it")  # fmt: skip
     flags.add_argument("--config", type=Path, default=cli.DEMO, help="experiment file (default: the embedded demo)")
     flags.add_argument("--workdir", type=Path, default=Path("workdir"), help="where results lie (default: workdir)")
     flags.add_argument("--only", metavar="MODEL", help="this model only")
@@ -283,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = flags.parse_args(argv)
     if not args.seconds > 0:
         raise ConfigError(f"--seconds: expected a number above 0, got {args.seconds:g}")
-    experiment, competition, run = opened(args.config, args.overrides, args.workdir)
+    experiment, competition, run = opened(args.config, [*args.overrides, *args.sets], args.workdir)
     if args.only not in (None, *experiment.models):
         raise ConfigError(f"--only {args.only}: expected one of {', '.join(experiment.models)}")
     about = machine()

@@ -37,7 +37,7 @@ from lib.competitions.facts import Facts
 from lib.competitions.tables import Form
 from lib.competitions.videos import frames as video
 from lib.competitions.videos import metric as scoring
-from lib.competitions.videos.crop import Box, Boxes, Crop, Detector, cut, nearest, read_boxes
+from lib.competitions.videos.crop import Box, Boxes, Crop, Detector, cut, nearest, read_boxes, strange
 from lib.competitions.videos.frames import FrameSampling
 from lib.errors import ConfigError, DataError
 from lib.tasks import Label
@@ -184,14 +184,18 @@ class Videos(Classification):
         if fault := self.fault(scene):
             return [*findings, Finding("unreadable video", scene.id, fault)]
         path, span = scene.files["video"], self._span(scene)
-        stated = video.probe(path, span)[0]
+        stated, _, shape = video.probe(path, span)
         frames = video.sample(path, FrameSampling(every=1), INSPECTED, span)
         if len(frames) < stated - 1:  # headers that count one frame too many are common, and harmless
             findings.append(Finding("video cut short", scene.id, f"{path}: {len(frames)} of {stated} frames"))
         if not frames.any():
             findings.append(Finding("video all black", scene.id, str(path)))
-        if self.options.crop and not self._boxes(scene):
-            findings.append(Finding(self._no_box, scene.id, "looked at whole"))
+        if self.options.crop:
+            boxes = self._boxes(scene)
+            if not boxes:
+                findings.append(Finding(self._no_box, scene.id, "looked at whole"))
+            elif odd := next((box for box in boxes.values() if strange(box, shape)), None):
+                findings.append(Finding("box that is not in pixels of the frame", scene.id, f"{tuple(odd)}"))
         return findings
 
     def inspect(self) -> list[Finding]:

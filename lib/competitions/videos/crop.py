@@ -87,6 +87,15 @@ def cut(frame: np.ndarray, box: Box | None, crop: Crop) -> np.ndarray:
     return cv2.copyMakeBorder(inside, above, below, before, after, cv2.BORDER_CONSTANT, value=(0, 0, 0))
 
 
+def strange(box: Box, shape: tuple[int, int]) -> bool:
+    """Tell whether a box cannot be meant in pixels of a frame of this shape (H, W).
+
+    So it is where none of it is inside, or where it lies within the first pixel, as one in shares of the sides does.
+    """
+    height, width = shape
+    return box.x1 <= 0 or box.y1 <= 0 or box.x0 >= width or box.y0 >= height or max(box) <= 1
+
+
 def _place(centre: float, length: int, whole: int) -> int:
     """Return where a side begins: about its centre, moved into the frame, or so that the frame lies within it."""
     low, high = sorted((0, whole - length))
