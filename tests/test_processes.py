@@ -114,7 +114,7 @@ def test_the_state_stays_until_all_processes_have_read_it(tmp_path, monkeypatch)
 
 
 SCRIPT = """
-import hashlib, json, sys
+import hashlib, json, os, signal, sys
 from pathlib import Path
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import torch
@@ -130,23 +130,32 @@ def validate(net):
     for name, tensor in sorted(net.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
     seen.append(digest.hexdigest())
+    if os.environ.get("PRESSED") == str(runtime.rank()) and len(seen) == 1:
+        os.kill(os.getpid(), signal.SIGINT)
     return {{"select": float(len(seen)) + 10 * runtime.rank()}}
 
 with runtime.process_group():
-    scores = Fit(network(**options), CLASSES, Squares(), validate, train(**section), place(folder)).run()
+    fit = Fit(network(**options), CLASSES, Squares(), validate, train(**section), place(folder))
+    try:
+        scores = fit.run()
+    except KeyboardInterrupt:
+        scores = [fit.epoch, fit.step]
     runtime.barrier()
 (folder / f"rank{{runtime.rank()}}.json").write_text(json.dumps([seen, scores]))
 """
 
 
-def in_processes(folder, count, options, section):
-    """Train in so many processes. Return the lines of the log, the saved weights and what each rank validated."""
-    folder.mkdir()
+def in_processes(folder, count, options, section, pressed=""):
+    """Train in so many processes. Return the lines of the log, the saved weights and what each rank validated.
+
+    pressed: the rank that gets a Ctrl-C in its first validation.
+    """
+    folder.mkdir(exist_ok=True)
     script = folder / "run.py"
     script.write_text(SCRIPT.format(root=str(ROOT)))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
     command = [sys.executable, *launcher, str(script), str(folder), json.dumps(options), json.dumps(section)]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT)
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PRESSED": pressed}, cwd=ROOT)
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     ranks = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(count)]
     return log, load_file(folder / "best.safetensors"), ranks
@@ -183,3 +192,35 @@ def test_the_statistics_of_norms_are_one_processs_in_all(tmp_path):
     """gloo shares no norms: each process has its own statistics, and the first one's are validated and saved."""
     _, _, ranks = in_processes(tmp_path / "two", 2, {}, {"epochs": 2, "ema": 0.9, "validate_every": 1})
     assert ranks[0] == ranks[1] and len(set(ranks[0][0])) == 2
+
+
+@pytest.mark.slow
+def test_a_ctrl_c_in_one_process_stops_all_after_the_same_step_and_a_resume_ends_alike(tmp_path):
+    section = {"epochs": 2, "ema": 0.9, "validate_every": 1}
+    _, _, ranks = in_processes(tmp_path / "unbroken", 2, {}, section)
+    unbroken = [digests[1] for digests, _ in ranks]
+    log, _, ranks = in_processes(tmp_path / "broken", 2, {}, section, pressed="1")
+    assert len(log) == 1 and [scores for _, scores in ranks] == [[1, 1], [1, 1]]
+    log, _, ranks = in_processes(tmp_path / "broken", 2, {}, section)
+    assert len(log) == 2 and [digests for digests, _ in ranks] == [[digest] for digest in unbroken]
+
+
+def test_the_answer_of_all_is_that_of_some_calls_before(monkeypatch):
+    """Another process, which was pressed at its second call."""
+    theirs = iter([0, 1, 1, 1, 1])
+
+    class Group:
+        def new_group(self, backend):
+            assert backend == "gloo"
+
+        def all_reduce(self, count, group, async_op):
+            assert async_op
+            count += next(theirs)
+            return self
+
+        def wait(self):
+            pass
+
+    monkeypatch.setattr(runtime, "_group", Group)
+    stops = runtime.anywhere(lambda: False, lag=2)
+    assert [stops() for _ in range(5)] == [False, False, False, True, True]

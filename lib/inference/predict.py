@@ -60,7 +60,7 @@ class Predictor:
 
     @torch.inference_mode()
     def every_set(self, image: np.ndarray | Tensor, pixel_size: float | None = None) -> dict[str, np.ndarray]:
-        """Predict one scene: set of views -> probs, each as if it had been predicted with that set alone.
+        """Predict one scene: set of views -> probs; each set's are those that it gives alone.
 
         The network is left in eval mode. pixel_size: the scene's, where the view needs it.
         """

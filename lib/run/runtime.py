@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from importlib import metadata
@@ -135,6 +135,31 @@ def gather(value: Any) -> list[Any]:
     box: list[Any] = [None] * group.get_world_size()
     group.all_gather_object(box, value)
     return box
+
+
+def anywhere(pressed: Callable[[], bool], lag: int) -> Callable[[], bool]:
+    """Return a function that tells all processes at the same call whether ``pressed`` is true in one of them.
+
+    Every process calls it once a step. Its question goes out without waiting, over gloo, which needs no GPU; the answer
+    is that of ``lag`` calls before, which has come by then. Alone, a process has its own answer at once.
+    """
+    if (group := _group()) is None:
+        return pressed
+    import torch
+
+    gloo = group.new_group(backend="gloo")
+    asked: deque[tuple[torch.Tensor, Any]] = deque()
+
+    def told() -> bool:
+        count = torch.tensor([int(pressed())])
+        asked.append((count, group.all_reduce(count, group=gloo, async_op=True)))
+        if len(asked) <= lag:
+            return False
+        count, question = asked.popleft()
+        question.wait()
+        return bool(count)
+
+    return told
 
 
 def _group() -> Any:

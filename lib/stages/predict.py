@@ -80,7 +80,7 @@ def precision_line(run: Run, name: str, used: str) -> str:
     model, asked = run.config.models[name], run.predict_of(name).precision
     said = [f"{asked} asked, {used} used on this CPU"] if used != asked else []
     if run.competition.tasks[model.task].float32 and used != "float32":
-        said.append(f"task {model.task} is float32 but where a model asks otherwise, as models.{name}.precision does")
+        said.append(f"task {model.task} promises float32; models.{name}.precision asks for {asked}")
     return "; ".join(said)
 
 

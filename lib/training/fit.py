@@ -53,7 +53,8 @@ class Fit:
         """Train to the end (or from where the last state stands); return the scores of the kept epoch."""
         self._resume()
         runtime.barrier()  # all have read the state before the first process removes it
-        with runtime.interruptible() as interrupted:
+        with runtime.interruptible() as pressed:
+            interrupted = runtime.anywhere(pressed, self.stepper.watch.lag)
             while self.epoch < self.train.epochs and not self.stop:
                 self._epoch(interrupted)
         if runtime.rank() == 0:
@@ -87,6 +88,7 @@ class Fit:
             bar.set_postfix(loss=f"{stepper.last_loss:.3f}")
             if interrupted():
                 self._save()
+                runtime.barrier()  # what the first process saves needs the others until it has it
                 raise KeyboardInterrupt
             if time.monotonic() - saved > train.save_minutes * 60:
                 self._save()

@@ -94,7 +94,6 @@ class Judge:
     Several processes share the scenes; what these add to the scores is summed in the order of the scenes, so that every
     process returns the numbers of a single one, to the bit.
 
-
     decode: settings in place of the competition's own. others: task -> levels of a scene from an out-of-fold network,
     for the competition's other tasks; without them only the scores with a perfect answer to those tasks are known.
     """
@@ -107,8 +106,9 @@ class Judge:
         self.params = {**competition.defaults(), **decode}
 
     def __call__(self, network: Network) -> dict[str, float]:
-        """Return the scores of ``network``, in all processes those of the first one's; its training mode is left as it
-        was. Where a scene fails in one process, all raise: that one its error, the others ArtifactError.
+        """Return the scores of ``network`` as the first process holds it; its training mode is left as it was.
+
+        Where a scene fails in one process, all raise: that one its error, the others ArtifactError.
         """
         training = network.training
         runtime.share([*network.parameters(), *network.buffers()])

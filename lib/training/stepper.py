@@ -1,7 +1,7 @@
 """From a batch to moved weights: one step of the training, in one process or several, in any precision.
 
 Nothing here waits for the device between the batch and the moved weights. A loss that is not finite is found some steps
-later (``watch``), and until then the weights stand still (``precision``), so that it can be told where it came from.
+later (``watch``), and until then the weights stand still (``precision``): the layer that made it can still be found.
 """
 
 import gc

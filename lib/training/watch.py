@@ -49,7 +49,7 @@ class PastStep:
     ids: tuple[str, ...]
     """Scenes of this process."""
     parameters: list[str] = field(default_factory=list)
-    """Names of the parameters that got a gradient, where somebody will ask."""
+    """Names of the parameters that got a gradient; empty without loss scaling."""
 
 
 class Watch:
