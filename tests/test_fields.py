@@ -77,8 +77,7 @@ ELSEWHERE = {
                                          "_predicts_damage",
     "models.*.train.compile": "test_compile.py::test_a_compiled_network_learns_the_same_under_the_same_names_through_a"
                                "_thaw",
-    "models.*.train.distill.models": "test_sisters.py::test_a_student_learns_from_networks_that_have_not_seen_its"
-                                     "_validation_fold",
+    "models.*.train.distill.models": "test_graph.py::test_a_student_follows_its_teachers_logits_and_refuses_old_ones",
     "models.*.train.pseudo.experiment": "test_sisters.py::test_a_round_of_pseudo_labels_uses_for_each_fold_the_networks"
                                         "_that_have_not_seen_it",
     "predict.budget_minutes": "test_kaggle.py::test_a_budget_of_a_third_leaves_out_a_fold_and_is_the_experiment"

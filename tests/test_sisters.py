@@ -207,8 +207,7 @@ def test_a_student_learns_from_networks_that_have_not_seen_its_validation_fold(t
     """Teacher and student share a workdir; a teacher that looks otherwise makes the student stale."""
     teacher = Sister(tmp_path, "labels")
     model = EXPERIMENTS["labels"]["models"]["pictures"]
-    distill = {"experiment": "labels", "models": ["pictures"], "temperature": 4}
-    train = {**model["train"], "distill": distill, "mix": {"mixup": 0.2},
+    train = {**model["train"], "distill": {"experiment": "labels", "temperature": 4}, "mix": {"mixup": 0.2},
              "loss": {"terms": {"ce": 1}, "smoothing": 0.1}}  # fmt: skip
     student = Sister(tmp_path, "labels", name="student", models={"pictures": {**model, "train": train}})
     logits = ("--set", "predict.logits=true")
