@@ -30,6 +30,7 @@ def both(tmp_path, section):
     return logs, weights
 
 
+@pytest.mark.slow
 def test_a_compiled_network_learns_the_same_under_the_same_names_through_a_thaw(tmp_path, backend):
     backend("aot_eager")
     section = {"epochs": 2, "freeze_encoder_epochs": 1, "ema": 0.9, "optimizer": {"lr": 1e-4}}

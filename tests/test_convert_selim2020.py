@@ -37,6 +37,7 @@ def images(number: int) -> torch.Tensor:
     return torch.randint(0, 256, (1, 3 * number, 64, 96), generator=torch.Generator().manual_seed(number)).byte()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_converted_network_answers_as_the_published_one(config, name):
     """Random weights, float64, so that nothing but the forwards themselves can differ; normalised in float32."""

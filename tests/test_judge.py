@@ -78,6 +78,7 @@ def processes(tmp_path_factory) -> tuple[dict, list[dict]]:
     return judge_in(folder / "one", 1)[0], judge_in(folder / "two", 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["loc", "cls"])
 def test_two_processes_score_as_one_to_the_bit(processes, role):
     """Five scenes over two processes: an odd number; the tallies are floats whose sum depends on its order."""

@@ -62,6 +62,7 @@ def test_encoders_of_every_kind(encoder):
         assert tiny(encoder=encoder, **options).eval()(picture(1)).shape == (1, 3, 64, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("classes", "kind"), [(3, "multiclass"), (1, "binary")])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_one_batch_can_be_overfitted(classes, kind, precision):

@@ -169,6 +169,7 @@ class Deep(nn.Module):
         return self.layers(x.float() / 255)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize(("precision", "close"), [("float32", 1e-5), ("bfloat16", 0.02)])
 def test_a_compiled_network_answers_as_the_plain_one(precision, close):
@@ -179,6 +180,7 @@ def test_a_compiled_network_answers_as_the_plain_one(precision, close):
         np.testing.assert_allclose(fast(scene), plain(scene), atol=close)
 
 
+@pytest.mark.slow
 def test_a_network_of_the_pipeline_is_compiled_without_a_break(monkeypatch):
     """One graph from the first layer to the last, traced as for any backend; the answers are the same."""
     graphs = []

@@ -343,6 +343,7 @@ def network():
     return build("maskformer", classes=5, images=2, encoder="tu-test_efficientnet", **NETWORK)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "share", "changes"),
     [

@@ -187,6 +187,7 @@ def test_without_a_scaler_the_run_ends_and_its_state_stays_good(tmp_path):
 HALF = {"precision": "float16", "cpu_precision": "float16", "batch_size": 2, "epochs": 3, "ema": 0.9}
 
 
+@pytest.mark.slow
 def test_a_batch_that_overflows_is_skipped_counted_and_said(tmp_path):
     said = []
     own = Fit(network(), CLASSES, OneBad([9]), lambda _: {"select": 0.0}, train(**HALF), place(tmp_path))
@@ -214,6 +215,7 @@ def test_a_skipped_loss_has_no_part_in_the_means_and_moves_nothing():
     assert int(own.average.updates) == updates
 
 
+@pytest.mark.slow
 def test_too_many_skipped_steps_in_a_row_end_the_run_and_a_resume_counts_on(tmp_path):
     section = train(**HALF, max_skipped_steps=6)
     (tmp_path / "a").mkdir()
@@ -233,6 +235,7 @@ def test_too_many_skipped_steps_in_a_row_end_the_run_and_a_resume_counts_on(tmp_
         fit(tmp_path / "b", section, data=OneBad(range(8, 24)))
 
 
+@pytest.mark.slow
 def test_float16_with_skipped_steps_resumes_to_the_same_bytes(tmp_path):
     section, data = train(**HALF), OneBad([2, 9])
     for name in ("whole", "broken"):
@@ -318,6 +321,7 @@ def full(monkeypatch, optimizer_class, when):
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [1, 2, 4])
 @pytest.mark.parametrize("precision", ["float16", "float32"])
 def test_a_device_that_is_full_in_the_optimizer_takes_the_step_once(tmp_path, monkeypatch, precision, call):
@@ -333,6 +337,7 @@ def test_a_device_that_is_full_in_the_optimizer_takes_the_step_once(tmp_path, mo
     assert [line["amp"]["scale"] for line in logs[0]] == [line["amp"]["scale"] for line in logs[1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float16", "float32"])
 def test_half_a_step_is_not_taken_twice(tmp_path, monkeypatch, precision):
     section = train(epochs=3, precision=precision, cpu_precision="float16")

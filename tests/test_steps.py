@@ -147,6 +147,7 @@ def test_mixed_images_are_mixed_at_every_scale():
 # ---- trained ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_learns_at_every_scale_and_the_log_has_a_line_for_each(tmp_path):
     from lib.training.fit import Fit, Place
 
