@@ -17,7 +17,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from lib.config.networks import branches
@@ -30,6 +29,7 @@ from lib.run import runtime
 from lib.scenes.probs import quantise
 from lib.tasks import Task
 from lib.training.dataset import BatchSampler, SampleStream
+from lib.training.ema import estimate_norms
 from lib.training.stepper import Place, Stepper, share_norms
 
 BLOCK = 8
@@ -65,14 +65,7 @@ class Subject:
         arguments = self.model.network.arguments(self.task.channels) | branches(self.model, self.tasks)
         torch.manual_seed(0)
         network = build(**arguments, encoder_weights="none").to(self.device)
-        norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.momentum = 1.0  # the statistics of the next batch alone
-        with torch.no_grad():
-            network.train()(self.images(2))
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        estimate_norms(network, [{"image": self.images(2)}], device=self.device)
         return network.eval().cpu()
 
     def network(self) -> Network:
