@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from conftest import TINY, stage
+from reloading import reloaded
 
 from lib.competitions.contract import Scene
 from lib.config import check
@@ -67,10 +68,9 @@ def test_every_branch_trains_and_evaluation_is_as_without(name, tmp_path):
     with torch.inference_mode():
         logits = net.eval()(x)
         assert logits.equal(plain.eval()(x))
-    checkpoint.describe(tmp_path, arguments, ("image",), ("a", "b", "c"))
-    checkpoint.save_weights(tmp_path, net.state_dict())
+    loaded = reloaded(net, arguments, tmp_path)
     with torch.inference_mode():
-        assert checkpoint.load_network(tmp_path)(x).equal(logits)
+        assert loaded(x).equal(logits)
 
 
 def test_a_head_shares_the_decoder_and_a_decoder_does_not():

@@ -7,11 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from overfitting import overfit
+from reloading import reloaded
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lib.config.sections import Optimizer
 from lib.errors import ConfigError
-from lib.models import build, checkpoint
+from lib.models import build
 from lib.models.hybrid import Pyramid
 from lib.training.optim import param_groups
 
@@ -67,9 +68,7 @@ def test_a_checkpoint_gives_the_network_back(tmp_path):
     arguments = {"architecture": "hybrid", "classes": 3, "images": 1, "encoder": "tu-test_resnet"}
     arguments |= HYBRID | {"merge": "bifpn"}
     net = build(**arguments)
-    checkpoint.describe(tmp_path, arguments, ("image",), ("a", "b", "c"))
-    checkpoint.save_weights(tmp_path, net.state_dict())
-    loaded = checkpoint.load_network(tmp_path)  # not in inference mode: tensors made there take other kernels
+    loaded = reloaded(net, arguments, tmp_path)
     with torch.inference_mode():
         assert loaded(picture()).equal(net.eval()(picture()))
 

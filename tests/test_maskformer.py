@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from reloading import reloaded
 from torch import nn
 
 from lib.config.sections import Loss, Optimizer
@@ -89,9 +90,7 @@ def test_one_batch_can_be_overfitted(classes, kind, precision):
 def test_a_checkpoint_gives_the_network_back(tmp_path):
     arguments = {"architecture": "maskformer", "classes": 3, "images": 1, "encoder": "tu-test_resnet"} | SIZES
     net = build(**arguments)
-    checkpoint.describe(tmp_path, arguments, ("image",), ("a", "b", "c"))
-    checkpoint.save_weights(tmp_path, net.state_dict())
-    loaded = checkpoint.load_network(tmp_path)  # not in inference mode: tensors made there take other kernels
+    loaded = reloaded(net, arguments, tmp_path)
     with torch.inference_mode():
         assert loaded(picture()).equal(net.eval()(picture()))
 

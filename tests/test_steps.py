@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from reloading import reloaded
 
 from lib.config.sections import Loss, Train
 from lib.errors import ConfigError
-from lib.models import build, checkpoint
+from lib.models import build
 from lib.models.recompute import Recomputed
 from lib.models.steps import decode
 from lib.tasks import MulticlassMask
@@ -63,10 +64,9 @@ def test_every_step_but_the_last_has_a_head_all_train_and_evaluation_is_as_witho
     with torch.inference_mode():
         logits = net.eval()(x)
         assert logits.equal(plain.eval()(x))
-    checkpoint.describe(tmp_path, arguments, ("image",), ("a", "b", "c"))
-    checkpoint.save_weights(tmp_path, net.state_dict())
+    loaded = reloaded(net, arguments, tmp_path)
     with torch.inference_mode():
-        assert checkpoint.load_network(tmp_path)(x).equal(logits)
+        assert loaded(x).equal(logits)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
