@@ -10,6 +10,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from lib.competitions.contract import Competition, Finding, Scene, summarize
+from lib.competitions.listing import otherwise
+from lib.competitions.records import matched, read_records
 from lib.config.sections import Folds
 from lib.errors import ConfigError, DataError
 from lib.files import whole_file, write_json
@@ -54,8 +56,8 @@ def split(competition: Competition, section: Folds, folder: Path) -> Iterator[st
     if section.file is None:
         table.insert(1, "fold", _assigned(table, flags, section))
     else:
-        table, unused = _given(section, table)
-        yield f"  folds taken from {section.file}" + (f"; {unused} of its ids are not in the data" if unused else "")
+        table, said = _given(section, table)
+        yield from said
     folds.write_folds(folder / "folds.csv", table)
     report = audit_report(competition, table, groups, looks or looks_of(competition, scenes, section.embed))
     write_json(folder / "audit.json", report)
@@ -123,17 +125,32 @@ def require_same_folds(run: Run, setting: str, experiment: str, fold: int) -> No
                           f"{fold} may have seen validation scenes; take its folds.csv as folds.file")  # fmt: skip
 
 
-def _given(section: Folds, table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """Take the folds of a given file; scenes and flags stay those of the data. Returns how many ids were not needed."""
+def _given(section: Folds, table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Take the folds of a given file; scenes and flags stay those of the data. Returns what is to be said of it, too.
+
+    The file is read as all tables of users: its ids and folds may have lost zeros or be written as 1.0.
+    """
     assert section.file is not None, "only a given file is taken"
-    given = folds.read_folds(section.file)
+    path = Path(section.file)
+    read = read_records(path)
+    given = pd.DataFrame(read.rows, columns=list(read.columns), dtype=object)
+    said = [f"  ! {path.name} line {row.line}: {row.kind} ({row.detail})" for row in read.odd]
+    if "id" in given and "fold" in given:
+        means = matched(given["id"], {name: name for name in table["id"]})
+        changed = {text: name for text, name in means.items() if text != name}
+        said += [f"  ! {line}" for line in summarize(otherwise(f"ids of {path.name} read as those of scenes", path.name,
+                                                              changed))]  # fmt: skip
+        given["id"] = [means.get(text, text) for text in given["id"]]
+        given["fold"] = given["fold"].str.removesuffix(".0")
+    given = folds.checked(path, given)
     here = given["id"].isin(table["id"])
     given, unused = given[here], int((~here).sum())
     folds.check(given, table["id"])
     if given["fold"].max() >= section.n:
         raise ConfigError(f"folds.n: {section.file} has folds up to {given['fold'].max()}, set folds.n to match")
     table.insert(1, "fold", table["id"].map(given.set_index("id")["fold"]))
-    return table, unused
+    taken = f"  folds taken from {section.file}" + (f"; {unused} of its ids are not in the data" if unused else "")
+    return table, [taken, *said]
 
 
 def looks_of(competition: Competition, scenes: list[Scene], by_features: bool = True, needed: str = "") -> audit.Looks:

@@ -17,6 +17,7 @@ A class found neither in the truth nor in the answer has no union and is left ou
 Answer: (H, W) uint8 class indices. Submission: one row of runs per picture and class but the first, and index PNGs.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -29,7 +30,8 @@ from lib import metrics as scoring
 from lib.competitions import contract, tables
 from lib.competitions.contract import SUBMISSION, Answer, Competition, Finding, Levels, Params, Row, Scene
 from lib.competitions.decoding import Setting, gains, morphology
-from lib.competitions.listing import SUFFIXES, Classes, Expression, Pattern, by_pattern, find_in_ids
+from lib.competitions.listing import SUFFIXES, Classes, Expression, Pattern, by_pattern, find_in_ids, otherwise
+from lib.competitions.records import matched, read_text
 from lib.competitions.tables import Form, Name
 from lib.competitions.voc import label_map
 from lib.ensemble.morphology import open_and_close
@@ -261,10 +263,16 @@ class VOC(Competition):
         """The scenes of each split by file names alone, the first split of each id, and what is strange about them."""
         splits = self._splits()
         pictures = {split: by_pattern(self.root, _several(self.options.images), split) for split in splits}
+        odd_ids: list[Finding] = []
+        for split, listed in splits.items():
+            means = matched(listed, {scene_id: scene_id for scene_id in pictures[split]}, SUFFIXES)
+            odd_ids += otherwise("ids written otherwise than their pictures, read as those", f"the list of {split}",
+                                 means, SUFFIXES)  # fmt: skip
+            splits[split] = [means.get(scene_id, scene_id) for scene_id in listed]
         ids = list(dict.fromkeys(i for split, listed in splits.items() for i in listed if i in pictures[split]))
         groups, findings = find_in_ids("group", self.options.group, ids)
         domains, odd = find_in_ids("domain", self.options.domain, ids)
-        findings += odd
+        findings += odd + odd_ids
         by_split: dict[str, list[Scene]] = {}
         first: dict[str, tuple[str, Scene]] = {}
         missing: dict[str, str] = {}
@@ -456,12 +464,13 @@ def _several(given: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _read_list(path: Path) -> list[str]:
-    """Return the ids of a list: the first word of each line, without folders and without a picture's suffix."""
-    try:
-        words = [line.split()[0] for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeError) as error:
-        raise DataError(f"{path}: expected a list of ids in UTF-8, got {error}") from error
-    names = [PurePosixPath(word) for word in words]
+    """Return the ids of a list: the first word of each line, without folders and without a picture's suffix.
+
+    What follows a blank, a comma or a semicolon is not read, nor are lines that begin with #.
+    """
+    lines = (line for line in read_text(path).splitlines() if not line.startswith("#"))
+    words = (re.split(r"[\s,;]", line.strip().strip("\"'"), maxsplit=1)[0] for line in lines)
+    names = [PurePosixPath(word.strip("\"'").replace("\\", "/")) for word in words if word]
     return [name.stem if name.suffix.lower() in SUFFIXES else name.name for name in names]
 
 
