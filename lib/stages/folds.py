@@ -165,7 +165,10 @@ def looks_of(competition: Competition, scenes: list[Scene], by_features: bool = 
         say(f"  {absent}")
 
     def one(scene: Scene) -> tuple[list[int], np.ndarray | None]:
-        frames = pairs.frames(competition.read(scene, competition.images[0]))
+        try:
+            frames = pairs.frames(competition.read(scene, competition.images[0]))
+        except DataError:  # the data check names it
+            return [], None
         return [pairs.perceptual_hash(frame) for frame in frames], embedder(frames) if embedder else None
 
     with ThreadPoolExecutor(max_workers=2) as pool:

@@ -178,6 +178,10 @@ class Videos(Classification):
         return [f"labels: {', '.join(ones)} is class 1 (data.options.positive), {others or 'no other'} class 0"]
 
     @cached_property
+    def _rows(self) -> tuple[tuple[str, ...], list[dict[str, str]]]:
+        return ((), []) if self.options.annotations else super()._rows
+
+    @cached_property
     def records(self) -> list[Record]:
         """What label file, folders or annotations say."""
         if self.options.annotations is None:
