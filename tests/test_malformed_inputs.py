@@ -444,9 +444,7 @@ def voc(root):
     for number in range(1, 5):
         pixels = np.random.default_rng(number).integers(1, 256, (*SHAPE, 3), dtype=np.uint8)
         cv2.imwrite(str(root / "JPEGImages" / f"{number:03d}.jpg"), pixels)
-        write_png(
-            root / "SegmentationClass" / f"{number:03d}.png", blobs(number + 4 * (number == 3)) * (1 + number % 2)
-        )
+        write_png(root / "SegmentationClass" / f"{number:03d}.png", classes(number))
     (root / "ImageSets/Segmentation/train.txt").write_text("001\n002\n003\n004\n")
 
 
