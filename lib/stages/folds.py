@@ -17,6 +17,7 @@ from lib.errors import ConfigError, DataError
 from lib.files import whole_file, write_json
 from lib.run.cli import Run, say
 from lib.scenes import audit, embed, folds, pairs
+from lib.scenes.matching import Matcher
 from lib.scenes.pairs import DUPLICATE_BITS, LOOK_ALIKE, look_alikes, near_duplicates
 
 FINDINGS = "findings.csv"
@@ -75,8 +76,9 @@ def joined(groups: list[str], looks: audit.Looks, ids: list[str], section: Folds
     """
     least = LOOK_ALIKE if section.cluster is True else float(section.cluster)
     embeddings = looks.embeddings or {}
-    found = [near_duplicates([looks.hashes[i] for i in ids])[:, :2],
-             look_alikes([embeddings.get(i) for i in ids], least)[0]]  # fmt: skip
+    copies = [(i, j) for i, j, _ in near_duplicates([looks.hashes[i] for i in ids])
+              if looks.matcher is None or looks.matcher.copies(ids[i], ids[j])]  # fmt: skip
+    found = [np.array(copies, np.int64).reshape(-1, 2), look_alikes([embeddings.get(i) for i in ids], least)[0]]
     alike = np.unique(np.concatenate(found), axis=0)  # (P, 2)
     new = folds.join(groups, alike)
     before = pd.Series(groups).groupby(new).nunique()
@@ -164,11 +166,14 @@ def looks_of(competition: Competition, scenes: list[Scene], by_features: bool = 
     if absent:
         say(f"  {absent}")
 
-    def one(scene: Scene) -> tuple[list[int], np.ndarray | None]:
+    def frames_of(scene: Scene) -> list[np.ndarray]:
         try:
-            frames = pairs.frames(competition.read(scene, competition.images[0]))
+            return pairs.frames(competition.read(scene, competition.images[0]))
         except DataError:  # the data check names it
-            return [], None
+            return []
+
+    def one(scene: Scene) -> tuple[list[int], np.ndarray | None]:
+        frames = frames_of(scene)
         return [pairs.perceptual_hash(frame) for frame in frames], embedder(frames) if embedder else None
 
     with ThreadPoolExecutor(max_workers=2) as pool:
@@ -176,4 +181,5 @@ def looks_of(competition: Competition, scenes: list[Scene], by_features: bool = 
     named = dict(zip((scene.id for scene in scenes), found, strict=True))
     hashes = {name: codes for name, (codes, _) in named.items()}
     vectors = {name: found for name, (_, found) in named.items() if found is not None}
-    return audit.Looks(hashes, vectors if embedder else None)
+    by_id = {scene.id: scene for scene in scenes}
+    return audit.Looks(hashes, vectors if embedder else None, Matcher(lambda scene_id: frames_of(by_id[scene_id])))
