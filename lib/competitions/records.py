@@ -69,14 +69,12 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     part, width, at = ",", 0, 0
     while at < len(lines):
         line, text = at + 1, lines[at]
-        if not text.strip(" \t,;"):
-            at += 1
-            continue
-        if not width:
+        if not width and text.strip(" \t,;"):
             part = max(",;\t", key=re.sub('"[^"]*"', "", text).count)  # of equal counts the first
         row, at = _fields(lines, at, part, width)
-        width = width or len(row)
-        yield line, row
+        if any(row):
+            width = width or len(row)
+            yield line, row
 
 
 def _fields(lines: Sequence[str], at: int, part: str, width: int) -> tuple[list[str], int]:
@@ -89,16 +87,19 @@ def _fields(lines: Sequence[str], at: int, part: str, width: int) -> tuple[list[
     row, end = _quoted(lines[at : at + 1], part), at + 1
     if lines[at].count('"') % 2:
         closing = next((n for n in range(end, min(len(lines), end + _LONGEST)) if lines[n].count('"') % 2), None)
-        longer = [] if closing is None else _quoted(lines[at : closing + 1], part)
+        longer = [] if closing is None else _quoted(lines[at : closing + 1], part, strict=True)
         if closing is not None and longer and len(longer) == (width or len(longer)):
             row, end = longer, closing + 1
     return [field.strip() for field in row], end
 
 
-def _quoted(lines: Sequence[str], part: str) -> list[str]:
-    """Return the fields of lines that are one row; none where they are several rows, or no row."""
+def _quoted(lines: Sequence[str], part: str, strict: bool = False) -> list[str]:
+    """Return the fields of lines that are one row; none where they are several rows, or no row.
+
+    ``strict``: a quotation mark must end its field.
+    """
     try:
-        (row,) = csv.reader([f"{line}\n" for line in lines], delimiter=part)
+        (row,) = csv.reader([f"{line}\n" for line in lines], delimiter=part, strict=strict)
     except (csv.Error, ValueError):
         return []
     return row
