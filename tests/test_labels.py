@@ -245,7 +245,8 @@ def test_faults_are_named_and_left_out(root):
     competition = Competition(root, classes=[*synthetic.CLASSES, "spots"])
     assert found(competition) == {
         ("unreadable image", "000"), ("label without picture", "001"), ("image all black", "006"),
-        ("image without label", "extra.png"), ("label is none of the classes", "003"), ("row written twice, read once", "train.csv line 18"),
+        ("image without label", "extra.png"), ("label is none of the classes", "003"),
+        ("row written twice, read once", "train.csv line 18"),
         ("label given twice", "007"), ("class without picture", "spots"),
     }  # fmt: skip
     used = {scene.id for scene in competition.scenes("train")}

@@ -11,12 +11,15 @@ from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 
 from lib.competitions import open_competition
+from lib.config.sections import Folds
 from lib.errors import ConfigError, DataError
 from lib.scenes import rle
 from lib.scenes.raster import write_png
+from lib.stages import folds as stage
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
@@ -572,8 +575,43 @@ def test_building_damage(tmp_path, name):
         np.testing.assert_array_equal(competition.truth(scene)["damage"], truth)
 
 
+# ---- given folds --------------------------------------------------------------------------------------
+IDS = ["001", "002", "003", "004"]
+GIVEN = "id,fold\n001,0\n002,1\n003,0\n004,1\n"
+FOLDS = {
+    "as it should be": (GIVEN, []),
+    "semicolons and a byte order mark": ("\ufeff" + GIVEN.replace(",", ";"), []),
+    "folds as floats": (GIVEN.replace("0\n", "0.0\n").replace("1\n", "1.0\n"), []),
+    "lost zeros": (GIVEN.replace("00", ""), ["ids of folds.csv read as those of scenes: 1 (folds.csv)"]),
+    "blanks and blank lines": (GIVEN.replace(",", " , ").replace("\n", "\n\n"), []),
+    "a row twice": (GIVEN + "001,0\n", ["folds.csv line 6: row written twice, read once (as line 2)"]),
+    "a row too long": (
+        GIVEN + "005,1,x\n", ["folds.csv line 6: row left out (expected 2 fields as in the header, got 3)"]),
+    "two folds of one scene": (GIVEN + "001,1\n", "expected every id once, got 1 repeated (001)"),
+    "a fold in words": (GIVEN.replace("001,0", "001,first"), "001 has 'first'"),
+    "a scene that is missing": (GIVEN.replace("001,0\n", ""), "1 scenes have no fold (001)"),
+    "no column of folds": (GIVEN.replace("fold", "part"), "expected the columns id and fold"),
+    "nothing": ("", "got an empty file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLDS)
+def test_given_folds(tmp_path, name):
+    written, said = FOLDS[name]
+    (tmp_path / "folds.csv").write_text(written, encoding="utf-8")
+    section, table = Folds(n=2, file=str(tmp_path / "folds.csv")), pd.DataFrame({"id": IDS})
+    if isinstance(said, str):
+        with pytest.raises(DataError) as error:
+            stage._given(section, table)
+        assert said in str(error.value) and "folds" in str(error.value)
+        return
+    taken, lines = stage._given(section, table)
+    assert dict(zip(taken["id"], taken["fold"])) == {"001": 0, "002": 1, "003": 0, "004": 1}
+    assert [line.removeprefix("  ! ") for line in lines[1:]] == said and "folds taken from" in lines[0]
+
+
 def test_there_are_more_than_sixty():
     counts = {"binary_rle": BINARY, "multiclass_rle": SEVERAL, "labels": LABELS, "videos": VIDEOS, "voc": VOC,
-              "xview2": DAMAGE}  # fmt: skip
+              "xview2": DAMAGE, "folds.file": FOLDS}  # fmt: skip
     assert all("as it should be" in cases for cases in counts.values())
     assert sum(len(cases) - 1 for cases in counts.values()) >= 60

@@ -254,7 +254,8 @@ def test_faults_are_named_and_left_out(root):
     competition = Competition(root)
     assert found(competition) == {
         ("unreadable video", "000.mp4"), ("unreadable video", "002.mp4"), ("label without video", "001.avi"),
-        ("video cut short", "003"), ("label is not 0 or 1", "005.avi"), ("row written twice, read once", "label.csv line 14"),
+        ("video cut short", "003"), ("label is not 0 or 1", "005.avi"),
+        ("row written twice, read once", "label.csv line 14"),
         ("label given twice", "007.mp4"), ("video without label", "unlabelled.mp4"),
         ("video all black", "night.avi"),
     }  # fmt: skip

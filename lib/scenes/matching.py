@@ -36,8 +36,8 @@ TOGETHER = 10
 """Points that move together, from which on two pictures show one thing. Of pairs that features call alike, those of one
 place (9 of street videos) have 12 to 278, those of one kind alone (63 of salt tiles, 14 of nuclei) at most 5."""
 
-Points = tuple[np.ndarray, np.ndarray | None]
-"""(N, 2) float32 x and y, and (N, 128) float32 descriptors, None without any."""
+Points = tuple[np.ndarray, np.ndarray]
+"""(N, 2) float32 x and y, and (N, 128) float32 descriptors."""
 
 
 def fine_structure(image: np.ndarray) -> np.ndarray:
@@ -65,13 +65,14 @@ def points_of(image: np.ndarray) -> Points:
     scale = DETAIL / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     grey = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_AREA)
-    found, descriptors = cv2.SIFT_create(nfeatures=POINTS).detectAndCompute(grey, None)
-    return np.array([point.pt for point in found], np.float32).reshape(-1, 2), descriptors
+    found, descriptors = cv2.SIFT.create(nfeatures=POINTS).detectAndCompute(grey, None)
+    places = np.array([point.pt for point in found], np.float32).reshape(-1, 2)
+    return places, np.zeros((0, 128), np.float32) if descriptors is None else descriptors
 
 
 def together(a: Points, b: Points) -> int:
     """Count the points of two pictures that one shift, turn and scale maps on each other."""
-    if any(descriptors is None or len(descriptors) < 2 for _, descriptors in (a, b)):
+    if min(len(a[0]), len(b[0])) < 2:
         return 0
     nearest = cv2.BFMatcher().knnMatch(a[1], b[1], k=2)
     clear = [first for first, second in nearest if first.distance < 0.8 * second.distance]  # Lowe's ratio

@@ -451,9 +451,9 @@ def _annotated(root: Path, path: Path) -> tuple[list[Record], list[Finding]]:
                         f"0, got {len(findings)} other lines")  # fmt: skip
     times = Counter(folder for folder, *_ in rows)
     records = []
-    for folder, first, last, label in rows:
-        flat = folder.replace("/", "_")
-        scene_id = f"{flat}_{first}" if times[folder] > 1 else flat
-        there = [root / folder] if (root / folder).is_dir() else []
-        records.append(Record(scene_id, label, there, {"group": flat}, (first, last)))
+    for name, start, end, meaning in rows:
+        flat = name.replace("/", "_")
+        scene_id = f"{flat}_{start}" if times[name] > 1 else flat
+        there = [root / name] if (root / name).is_dir() else []
+        records.append(Record(scene_id, meaning, there, {"group": flat}, (start, end)))
     return records, findings
