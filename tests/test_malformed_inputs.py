@@ -167,6 +167,9 @@ BINARY = {
     "a quotation mark that nothing closes": Case(
         line(TABLE, 3, lambda row: f'"{row}'),
         {("row left out", "train.csv line 3"), ("image without truth", "0002")}, {"0002"}),
+    "a byte that is not UTF-8": Case(
+        text(TABLE, lambda t: t.encode().replace(b"0002", b"0002\xff")),
+        {("row left out", "train.csv line 3"), ("image without truth", "0002")}, {"0002"}),
     "a row without an id": Case(
         line(TABLE, 2, lambda row: row.removeprefix("0001")),
         {("row without an id, left out", "train.csv line 2"), ("image without truth", "0001")}, {"0001"}),

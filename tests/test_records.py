@@ -43,6 +43,14 @@ def test_a_quotation_mark_spoils_its_own_row_alone(tmp_path):
     assert found.rows[2]["rle"] == "7 8" and [row.line for row in found.odd] == [3]
 
 
+def test_bytes_that_are_not_utf8_spoil_their_own_row_alone(tmp_path):
+    found = read(tmp_path, b"id,label\na,cat\nb,c\xe4t\nc,dog\n")
+    assert [row["id"] for row in found.rows] == ["a", "c"] and [row.line for row in found.odd] == [3]
+    for way in (records.read_rows, lambda path: records.read_text(path).splitlines()):
+        with pytest.raises(DataError, match="bytes that are none in line 3; save it as UTF-8"):
+            list(way(tmp_path / "t.csv"))
+
+
 def test_a_long_table_is_read_quickly_and_whole(tmp_path):
     text = "id,rle\n" + "".join(f"{n:06d},{n} 3 {n + 9} 4\n" for n in range(1, 20_001))
     found = read(tmp_path, text)
@@ -57,7 +65,7 @@ def test_a_long_table_is_read_quickly_and_whole(tmp_path):
         (b"\x89PNG\r\n\x1a\n\xff", "save it as UTF-8"),
         (b"\xff\xfei", "save it as UTF-8"),
         (b"id,id\n1,2\n", "got 'id' twice; rename one of them"),
-        (b"id,rle\n1;2\n3;4\n", "none such in 2 rows \\(first: line 2\\)"),
+        (b"id,rle\n1;2\n3;4\n", "got 2 others \\(line 2: expected 2 fields as in the header, got 1\\)"),
     ],
 )
 def test_what_is_no_table_is_a_sentence(tmp_path, content, said):

@@ -86,7 +86,7 @@ class Table:
         if self.columns and not all(names):
             raise DataError(
                 f"{self.path}: expected a column out of {', '.join(CLASS_COLUMNS)} and one out of "
-                f"{', '.join(RLE_COLUMNS)}, got {', '.join(self.columns)}; rename them in the file"
+                f"{', '.join(RLE_COLUMNS)}, got {', '.join(self.columns)[:120]}; rename them in the file"
             )
         runs = self.runs(names[1])
         return {key: [(row[names[0]], text) for row, text in zip(own, runs[key])] for key, own in self.rows.items()}
@@ -109,8 +109,10 @@ def read_table(path: Path | None, id_column: str = "") -> Table:
     table = Table(path, columns, id_column or next((name for name in ID_COLUMNS if name in columns), ""))
     if table.id_column not in columns:
         wanted = f"a column {id_column}" if id_column else f"a column of ids out of {', '.join(ID_COLUMNS)}"
-        raise DataError(f"{path}: expected {wanted}, got {', '.join(columns)}; rename it in the file, or set "
-                        "data.options.id_column where the competition has it")  # fmt: skip
+        raise DataError(
+            f"{path}: expected {wanted} in its first line, got {', '.join(columns)[:120]}; rename it in the file, or set "
+            "data.options.id_column where the competition has it"
+        )
     findings = odd_rows(path, read)
     rows: dict[str, list[dict[str, str]]] = {}
     lines: dict[str, list[int]] = {}

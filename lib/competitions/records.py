@@ -19,6 +19,8 @@ Meaning = TypeVar("Meaning")
 csv.field_size_limit(2**31 - 1)  # the runs of one large image are longer than Python's limit for a field
 _LONGEST = 100
 """A field goes on over at most so many lines; a quotation mark that is not closed by then is taken for a mistake."""
+_HALF = re.compile("[\udc80-\udcff]")
+_NOT_UTF8 = "{path}: expected a text file in UTF-8, such as a CSV file, got {found}; save it as UTF-8 again"
 NOT_TEXT = {"nan", "none", "null", "na", "<na>"}
 """What programs write for a field without a text."""
 
@@ -46,17 +48,36 @@ class Records:
 
 def read_text(path: Path) -> str:
     """Read a text file in UTF-8, or in UTF-16 where a byte order mark says so. Raises DataError."""
+    text = _decoded(path)
+    if number := next((n for n, line in enumerate(text.split("\n"), 1) if not _is_sound(line)), 0):
+        raise DataError(_NOT_UTF8.format(path=path, found=f"bytes that are none in line {number}"))
+    return text
+
+
+def _decoded(path: Path) -> str:
+    """Read a text with \n at the ends of its lines, in which bytes that are not UTF-8 are kept as half characters."""
     try:
         raw = path.read_bytes()
-        return raw.decode("utf-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
+        if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+            text = raw.decode("utf-16")
+        else:
+            text = raw.decode("utf-8-sig", errors="surrogateescape")
     except (OSError, UnicodeError) as error:
-        raise DataError(f"{path}: expected a text file in UTF-8, such as a CSV file, got {error}; save it as UTF-8 "
-                        "again") from error  # fmt: skip
+        raise DataError(_NOT_UTF8.format(path=path, found=error)) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _is_sound(text: str) -> bool:
+    """Tell whether a text has no half characters."""
+    return text.isascii() or not _HALF.search(text)
 
 
 def read_rows(path: Path) -> Iterator[list[str]]:
     """Yield the rows of a user's table one by one, header first, as ``numbered_rows`` does. Raises DataError."""
-    return (row for _, row in numbered_rows(path))
+    for line, row in numbered_rows(path):
+        if not all(map(_is_sound, row)):
+            raise DataError(_NOT_UTF8.format(path=path, found=f"bytes that are none in line {line}"))
+        yield row
 
 
 def numbered_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -64,13 +85,16 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
     Fields are parted by what parts the header: commas, semicolons or tabs. Blanks around a field and blank lines are
     left out. A quotation mark that no other one closes spoils its own row alone: that has one field too few or many.
+    Bytes that are not UTF-8 become half characters (``surrogateescape``), but for those of a header.
     """
-    lines = read_text(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    lines = _decoded(path).split("\n")
     part, width, at = ",", 0, 0
     while at < len(lines):
         line, text = at + 1, lines[at]
         if not width and text.strip(" \t,;"):
             part = max(",;\t", key=re.sub('"[^"]*"', "", text).count)  # of equal counts the first
+            if not _is_sound(text):
+                raise DataError(_NOT_UTF8.format(path=path, found=f"bytes that are none in line {line}"))
         row, at = _fields(lines, at, part, width)
         if any(row):
             width = width or len(row)
@@ -124,7 +148,9 @@ def read_records(path: Path) -> Records:
     for line, row in numbered:
         while len(row) > len(header) and not row[-1]:
             row.pop()
-        if len(row) != len(header):
+        if not all(map(_is_sound, row)):
+            odd.append(OddRow("row left out", line, "expected UTF-8, got bytes that are none; save the file as UTF-8"))
+        elif len(row) != len(header):
             odd.append(OddRow("row left out", line, f"expected {len(header)} fields as in the header, got {len(row)}"))
         elif first.setdefault(tuple(row), line) != line:
             odd.append(OddRow("row written twice, read once", line, f"as line {first[tuple(row)]}"))
@@ -132,9 +158,10 @@ def read_records(path: Path) -> Records:
             rows.append(dict(zip(header, row, strict=True)))
             lines.append(line)
     if odd and not rows:
-        raise DataError(f"{path}: expected {len(header)} fields in every row as in the header "
-                        f"({', '.join(header)[:80]}), got none such in {len(odd)} rows (first: line {odd[0].line}); "
-                        "part the fields of all lines by the same sign")  # fmt: skip
+        raise DataError(
+            f"{path}: expected rows as its header says ({', '.join(header)[:80]}), got {len(odd)} others "
+            f"(line {odd[0].line}: {odd[0].detail}); part the fields of all lines by the same sign"
+        )
     return Records(tuple(header), rows, lines, odd)
 
 
