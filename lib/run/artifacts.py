@@ -2,26 +2,29 @@
 
 Each leaf folder of ``workdir/<experiment>/`` is a *unit*, written by one stage. It is built in ``<unit>.partial/``,
 its ``manifest.json`` is written last, and the folder is renamed: a folder with its final name is whole. The manifest
-says what made it. A unit found under a read-only ``--inputs`` root is *frozen*: taken as given, never rebuilt.
+says what made it and what its files hold (``lib/run/manifest.py``). A unit found under a read-only ``--inputs`` root
+is *frozen*: taken as given, never rebuilt.
 """
 
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lib.errors import ArtifactError
 from lib.files import digest, write_json
+from lib.run import manifest
+from lib.run.manifest import MANIFEST, read_json
 
-MANIFEST = "manifest.json"
+NAMED = 3
+"""Scenes that are named where many have changed."""
 
 
 @dataclass(frozen=True)
@@ -38,21 +41,17 @@ class Unit:
     """The units it reads."""
     portable: bool = True
     """May be taken from ``--inputs``; never true for results about test scenes."""
+    data: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """What it reads of the data -> a digest of that today; {} where this is not known. No part of the fingerprint."""
+    beside: tuple[str, ...] = ()
+    """Its files that only tell of it (logs); nothing is built on them."""
+    per_scene: bool = False
+    """Has a file for every scene, each of which is checked when it is read (``Store.check``), not all at once."""
 
     @property
     def name(self) -> str:
         """Return the last part of its path, which is the split where a unit has one."""
         return self.key.rsplit("/", 1)[-1]
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file; ArtifactError where it is missing or broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path}: missing") from error
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path}: not valid JSON ({error}); delete its folder and rerun the stage") from error
 
 
 class Store:
@@ -61,6 +60,7 @@ class Store:
     def __init__(self, root: Path, inputs: tuple[Path, ...] = (), code: str = ""):
         """``root`` is ``workdir/<experiment>``; ``inputs`` are folders like it; ``code`` marks the sources."""
         self.root, self.inputs, self.code = root, inputs, code
+        self._commands: dict[Path, str] = {}
 
     # ---- looking --------------------------------------------------------------------------------------
     def folder(self, unit: Unit) -> Path:
@@ -78,7 +78,7 @@ class Store:
     def fingerprint(self, unit: Unit) -> str:
         """Return the hash of everything the unit depends on; a frozen unit keeps the one it was made with."""
         if not (self.root / unit.key).exists() and (frozen := self._frozen(unit)):
-            return read_json(frozen / MANIFEST)["fingerprint"]
+            return manifest.read(frozen)["fingerprint"]
         return digest({"key": unit.key, "facts": unit.facts, "upstream": [self.fingerprint(u) for u in unit.upstream]})
 
     def status(self, unit: Unit) -> str:
@@ -88,47 +88,107 @@ class Store:
             if self._frozen(unit):
                 return "frozen"
             return "partial" if self._matching_partial(unit) else "missing"
-        if self.fault(own):
+        if manifest.fault(own):
             return "damaged"
-        return "done" if read_json(own / MANIFEST)["fingerprint"] == self.fingerprint(unit) else "stale"
+        return "stale" if self.outdated(unit) else "done"
+
+    def outdated(self, unit: Unit) -> str:
+        """Say in what a finished unit is not what would be made today ("with other settings"), or nothing.
+
+        It is outdated with each unit that it reads, too, unless that was removed or is taken from ``--inputs``.
+        """
+        own = self.root / unit.key
+        if not own.exists() or (made := manifest.made(own)) is None:
+            return ""
+        if (changed := self._changed(made, unit)) and _settings(made.get("facts", {})) == _settings(unit.facts):
+            return f"from other data ({some(changed)}: changed, new or gone since)"
+        if changed or made["fingerprint"] != self.fingerprint(unit):
+            return "with other settings"
+        for needed in unit.upstream:
+            today = manifest.made(self.folder(needed))
+            if today is not None and not manifest.reads(made, needed.key, today):
+                return f"from another {needed.key}"
+            if self.outdated(needed):
+                return f"from {needed.key}, which is stale"
+        return ""
 
     @staticmethod
-    def fault(folder: Path) -> str:
-        """Say what is wrong with a finished unit (a file gone or of another size), or nothing."""
-        try:
-            files = read_json(folder / MANIFEST)["files"]
-        except (ArtifactError, KeyError, TypeError):
-            return f"{folder / MANIFEST}: missing or broken"
-        for name, size in files.items():
-            path = folder / name
-            if not path.is_file():
-                return f"{path}: deleted"
-            if path.stat().st_size != size:
-                return f"{path}: expected {size} bytes, got {path.stat().st_size}"
-        return ""
+    def _changed(made: Mapping[str, Any], unit: Unit) -> list[str]:
+        """Return what a unit reads of the data that is not as it was; nothing where either state is not known."""
+        then, now = made.get("data") or unit.data, unit.data or made.get("data", {})
+        return [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
 
     def older_code(self, unit: Unit) -> bool:
         """Tell whether a finished unit was made by sources other than the present ones."""
-        return read_json(self.folder(unit) / MANIFEST).get("code") != self.code
+        return self.manifest(unit).get("code") != self.code
 
     def require(self, unit: Unit) -> Path:
-        """Return the folder of a finished unit; ArtifactError naming the command where it is not usable."""
-        status = self.status(unit)
-        if status == "frozen" and (fault := self.fault(self.folder(unit))):
-            raise ArtifactError(f"{fault}; the attached copy is incomplete, attach it again")
+        """Return the folder of a finished unit; ArtifactError naming the command where it is not usable.
+
+        The bytes of its files are checked, but for one with a file ``per_scene``, whose reader calls ``check``.
+        """
+        status, folder = self.status(unit), self.folder(unit)
+        if status == "frozen" and (fault := manifest.fault(folder)):
+            raise ArtifactError(f"{fault}; the attached copy is incomplete or damaged, attach it again")
         if status in ("done", "frozen"):
-            return self.folder(unit)
+            self._commands[folder] = unit.command
+            self.refuse_strangers(unit)
+            for name in () if unit.per_scene else self.manifest(unit)["files"]:
+                manifest.check(folder / name, unit.command)
+            return folder
+        if status == "stale":
+            for needed in unit.upstream:  # what is to be run first
+                if self.outdated(needed):
+                    self.require(needed)
         reason = {
             "missing": "has not been made",
             "partial": "is unfinished",
-            "stale": "was made with other settings",
-            "damaged": f"is damaged ({self.fault(self.root / unit.key)})",
+            "stale": f"was made {self.outdated(unit)}",
+            "damaged": f"is damaged ({manifest.fault(folder)})",
         }[status]
         raise ArtifactError(f"{unit.key} {reason}; run: {unit.command}")
 
+    def refuse_strangers(self, unit: Unit) -> None:
+        """Raise ArtifactError where files lie in a finished unit that are not its own."""
+        folder = self.folder(unit)
+        if odd := manifest.strangers(folder):
+            raise ArtifactError(f"{folder / odd[0]}: expected only what {folder / MANIFEST} lists, found {len(odd)} "
+                                "further files; move them elsewhere")  # fmt: skip
+
+    def check(self, path: Path) -> Path:
+        """Return a file of a unit that was required, if its bytes are those that were written. ArtifactError."""
+        command = next((self._commands[parent] for parent in path.parents if parent in self._commands), "")
+        return manifest.check(path, command)
+
     def manifest(self, unit: Unit) -> dict[str, Any]:
-        """Return what a finished unit says of itself."""
-        return read_json(self.folder(unit) / MANIFEST)
+        """Return what a finished unit says of itself, which the caller must not change."""
+        return manifest.read(self.folder(unit))
+
+    def is_old(self, unit: Unit) -> bool:
+        """Tell whether a finished unit of this workdir was made by a version that recorded no sums."""
+        made = manifest.made(self.root / unit.key)
+        return made is not None and not made.get("sha256")
+
+    def adopt(self, unit: Unit) -> bool:
+        """Record the sums of a finished unit of an earlier version, which is taken as it lies there.
+
+        So are what it reads and the state of the data, where its manifest does not say. Tells whether anything was.
+        """
+        own = self.root / unit.key
+        made = manifest.made(own)
+        if made is None or (made.get("sha256") and (made.get("data") or not unit.data)):
+            return False
+        for needed in unit.upstream:
+            self.adopt(needed)
+        with self._lock(unit):
+            manifest.write(own, {**self._reading(unit), **made, "data": made.get("data") or unit.data}, unit.beside)
+        return True
+
+    def _reading(self, unit: Unit) -> dict[str, Any]:
+        """Return what the manifest says of all that a unit is made from but its settings."""
+        found = {needed.key: manifest.made(self.folder(needed)) for needed in unit.upstream}
+        read = {key: manifest.content(made) for key, made in found.items() if made is not None}
+        return {"read": read, "data": dict(unit.data)}
 
     # ---- building -------------------------------------------------------------------------------------
     def partial(self, unit: Unit) -> Path:
@@ -138,14 +198,19 @@ class Store:
     def recover(self, unit: Unit) -> None:
         """Finish a build that was killed after its manifest and before its last rename."""
         partial = self.partial(unit)
-        whole = (partial / MANIFEST).exists() and not self.fault(partial)
-        if whole and read_json(partial / MANIFEST)["fingerprint"] == self.fingerprint(unit):
+        whole = (partial / MANIFEST).exists() and not manifest.fault(partial)
+        if whole and self._is_begun(manifest.read(partial), unit):
             with self._lock(unit):
                 _swap(partial, self.root / unit.key)
 
     def _matching_partial(self, unit: Unit) -> bool:
         begun = self.partial(unit) / "unit.json"
-        return begun.exists() and read_json(begun).get("fingerprint") == self.fingerprint(unit)
+        return begun.exists() and self._is_begun(read_json(begun), unit)
+
+    def _is_begun(self, begun: Mapping[str, Any], unit: Unit) -> bool:
+        """Tell whether a half-built unit is what would be built today; earlier versions state its settings alone."""
+        today = {**self._reading(unit), "fingerprint": self.fingerprint(unit)}
+        return all(not value or begun.get(key) in (value, None, {}) for key, value in today.items())
 
     @contextlib.contextmanager
     def build(self, unit: Unit, record: dict[str, Any], fresh: bool = False) -> Iterator[Path]:
@@ -159,12 +224,12 @@ class Store:
             if fresh or not self._matching_partial(unit):
                 shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True, exist_ok=True)
-            fingerprint = self.fingerprint(unit)
-            write_json(partial / "unit.json", {"fingerprint": fingerprint})
+            begun = {"fingerprint": self.fingerprint(unit), **self._reading(unit)}
+            write_json(partial / "unit.json", begun)
             started = time.time()
             try:
                 yield partial
-                self._seal(unit, partial, record, fingerprint, time.time() - started)
+                self._seal(unit, partial, {**begun, **record}, time.time() - started)
             except OSError as error:
                 if error.errno == errno.ENOSPC:
                     raise ArtifactError(
@@ -173,23 +238,52 @@ class Store:
                 raise
             _swap(partial, final)
 
-    def _seal(self, unit: Unit, folder: Path, record: dict, fingerprint: str, seconds: float) -> None:
+    def _seal(self, unit: Unit, folder: Path, record: dict, seconds: float) -> None:
         (folder / "unit.json").unlink()
         for leftover in folder.rglob("*.tmp"):
             leftover.unlink()
-        files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
-        files.pop(MANIFEST, None)
-        manifest = {
+        entries = {
             "unit": unit.key,
-            "fingerprint": fingerprint,
+            "fingerprint": record["fingerprint"],
             "facts": unit.facts,
             "upstream": {u.key: self.fingerprint(u) for u in unit.upstream},
             "code": self.code,
             **record,
             "seconds": round(seconds, 1),
-            "files": files,
         }
-        write_json(folder / MANIFEST, manifest)
+        manifest.write(folder, entries, unit.beside)
+
+    def reuse(self, unit: Unit, files: Mapping[str, Sequence[str]]) -> list[str]:
+        """Put files of the finished unit that is being built anew into its partial folder; returns the scenes.
+
+        ``files``: scene -> its files. Those are taken whose data are as they were, if the unit differs in its data or
+        its scenes alone, but not where the scene failed or a file is damaged.
+        """
+        own, made = self.root / unit.key, manifest.made(self.root / unit.key)
+        if made is None or not made.get("sha256") or not self._differs_in_data_alone(made, unit):
+            return []
+        changed = set(self._changed(made, unit))
+        whole = not changed & unit.data.keys() - files.keys()  # what is not told by scene is read by all of them
+        taken = []
+        for scene, names in files.items() if whole else ():
+            if scene in changed or scene in made.get("failed", {}):
+                continue
+            targets = [self.partial(unit) / name for name in names]
+            for name, target in zip(names, targets):
+                _link(own / name, target)
+            if all(target.exists() and manifest.sum_of(target) == made["sha256"].get(name)
+                   for name, target in zip(names, targets)):  # fmt: skip
+                taken.append(scene)
+                continue
+            for target in targets:
+                target.unlink(missing_ok=True)
+        return taken
+
+    def _differs_in_data_alone(self, made: Mapping[str, Any], unit: Unit) -> bool:
+        """Tell whether a finished unit is of today's settings and of today's units, whatever scenes there are."""
+        upstream = {needed.key: self.fingerprint(needed) for needed in unit.upstream}
+        read = made.get("read") == self._reading(unit)["read"]
+        return read and upstream == made.get("upstream") and _settings(made.get("facts", {})) == _settings(unit.facts)
 
     @contextlib.contextmanager
     def _lock(self, unit: Unit) -> Iterator[None]:
@@ -205,6 +299,29 @@ class Store:
             stream.write(f"process {os.getpid()} on {socket.gethostname()}")
             stream.flush()
             yield
+
+
+def some(names: Sequence[str]) -> str:
+    """Name the first of many scenes, and say how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _settings(facts: Mapping[str, Any]) -> str:
+    """Return a digest of facts but for lists of scenes."""
+    return digest({key: value for key, value in facts.items() if not isinstance(value, list | tuple)})
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the disk cannot; one that is not there is left out."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError, FileExistsError):
+        try:
+            os.link(source, target)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError | FileExistsError):
+                raise
+            shutil.copyfile(source, target)
 
 
 def _swap(partial: Path, final: Path) -> None:
