@@ -17,9 +17,10 @@ from lib.run.graph import Graph
 from lib.run.index import INDEX, MEMORY, Index, current
 
 FILES = {
-    "train/a.png": "image of a", "train/b.png": "image of b", "train/b.jpg": "infrared of b", "labels/a.json": "label of a",
-    "train/a.jpg": "infrared of a", "labels/b.json": "label of b", "masks/b/1.png": "one", "masks/b/2.png": "two",
-    "test/t.png": "image of t", "test/u.png": "image of u", "train.csv": "table", "sample.csv": "sample",
+    "train/a.png": "image of a", "train/a.jpg": "infrared of a", "labels/a.json": "label of a",
+    "train/b.png": "image of b", "train/b.jpg": "infrared of b", "labels/b.json": "label of b",
+    "masks/b/1.png": "one", "masks/b/2.png": "two", "test/t.png": "image of t", "test/u.png": "image of u",
+    "train.csv": "table", "sample.csv": "sample",
 }  # fmt: skip
 
 
@@ -102,7 +103,8 @@ def hashed(monkeypatch):
 
 ALL = {"01_folds", *(f"02_loc/net/fold{k}" for k in (0, 1)),
        *(f"04_probs/loc/net/fold{k}/{split}" for k in (0, 1) for split in ("oof", "test")),
-       *(f"05_ensemble/{name}" for name in ("oof", "test", "decode")), "06_submission/oof", "06_submission/test"}  # fmt: skip
+       *(f"05_ensemble/{name}" for name in ("oof", "test", "decode")),
+       *(f"06_submission/{name}" for name in ("oof", "test"))}  # fmt: skip
 OF_TEST = {key for key in ALL if key.endswith("test")}
 
 

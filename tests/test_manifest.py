@@ -16,12 +16,12 @@ FILES = {
     "01_folds": {"folds.csv": "id,fold\na,0\nb,1\n", "audit.json": "{}"},
     "02_loc/net/fold0": {
         "best.safetensors": "weights of fold 0",
-        "network.json": '{"classes": ["a"]}',
+        "network.json": '{"images": ["a"]}',
         "log.jsonl": "",
     },
     "02_loc/net/fold1": {
         "best.safetensors": "weights of fold 1",
-        "network.json": '{"classes": ["a"]}',
+        "network.json": '{"images": ["a"]}',
         "log.jsonl": "",
     },
     "04_probs/loc/net/fold0/oof": {"a.tif": "levels of a", "b.tif": "levels of b"},
@@ -75,7 +75,7 @@ HARMS = {
     "folds exchanged": ("01_folds", "folds.csv", lambda path: b"id,fold\na,1\nb,0\n"),
     "one digit of the decision": ("05_ensemble/decode", "decode.json",
                                   lambda path: path.read_bytes().replace(b"0.45", b"0.46")),
-    "one letter of the network": ("02_loc/net/fold0", "network.json", lambda path: b'{"classes": ["b"]}'),
+    "one letter of the network": ("02_loc/net/fold0", "network.json", lambda path: b'{"images": ["b"]}'),
     "one byte of the submission": ("06_submission/test", "submission.csv", one_bit),
 }  # fmt: skip
 

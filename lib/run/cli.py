@@ -109,7 +109,7 @@ class Run:
             return False
         for needed in unit.upstream:
             self.store.require(needed)
-        again = f"{len(failed)} scenes have the fallback ({some(failed)}), trying them again"
+        again = f"scenes with the fallback: {len(failed)} ({some(failed)}), trying them again"
         reason = {
             "done": "rebuilding (--force)" if self.force else again,
             "stale": f"stale (made {self.store.outdated(unit)}), rebuilding",

@@ -98,14 +98,16 @@ class Index:
         return [self._name(path) for path in found if path.is_file()]
 
     def _name(self, path: Path) -> str:
-        text, before = os.path.abspath(path), f"{self.root}{os.sep}"
-        return text.removeprefix(before).replace(os.sep, "/")
+        text, root = str(path), f"{self._competition.root}{os.sep}"
+        if not text.startswith(root):
+            text, root = os.path.abspath(path), f"{self.root}{os.sep}"
+        return text.removeprefix(root).replace(os.sep, "/")
 
     def _inside(self, path: Path) -> list[str]:
-        with suppress(OSError):
-            if path.is_dir():
-                return [self._name(file) for file in sorted(path.iterdir()) if file.is_file()]
-        return [self._name(path)]
+        try:
+            return [self._name(path / name) for name in sorted(os.listdir(path)) if (path / name).is_file()]
+        except OSError:  # a file, or nothing
+            return [self._name(path)]
 
     def look(self, hashes: Callable[[Path], str] | None = sha256) -> "Index":
         """Stat all files, hash those that are not known. ``hashes``: None, and a file's time stands for its bytes."""
@@ -115,7 +117,7 @@ class Index:
         new = {}
         for name in [*names, *self.tables, *sample]:
             try:
-                stat = (self.root / name).stat()
+                stat = os.stat(os.path.join(self.root, name))
             except OSError:  # named in a list, and not there; whoever reads it says so
                 self.files[name] = [None, None, "missing"]
                 continue
@@ -140,7 +142,7 @@ class Index:
         carried = [self._digest([self._name(path)]) for path in self._competition.carried.values()]
         for split in SPLITS:
             for scene in self._scenes[split]:
-                said = digest([scene.domain, scene.group, scene.pixel_size, carried])
+                said = repr([scene.domain, scene.group, scene.pixel_size, carried])
                 files = {role: self._digest(names) for role, names in self.roles[split][scene.id].items()}
                 scenes[split][scene.id] = {"": said, **files}
         sample = self._competition.sample
@@ -149,9 +151,9 @@ class Index:
                     self._digest([self._name(sample)]) if sample else "")  # fmt: skip
 
     def _digest(self, names: Iterable[str]) -> str:
-        """Return a digest of the bytes of files, and of the names in a folder of several."""
-        sums = {Path(name).name: self.files.get(name, ["missing"])[-1] for name in names}
-        return digest(list(sums.values()) if len(sums) == 1 else sums)
+        """Return what stands for the bytes of files: the sum of one, of several a digest with their names."""
+        sums = [(name.rpartition("/")[2], self.files.get(name, ["missing"])[-1]) for name in names]
+        return sums[0][1] if len(sums) == 1 else digest(sums)
 
     def write(self, folder: Path) -> None:
         """Write index.json into a folder."""

@@ -61,5 +61,5 @@ def fallbacks(run: Run) -> Iterator[str]:
                 for name, model in run.config.models.items() for fold in run.config.folds_of(model)]  # fmt: skip
         failed = sorted({scene for one in made if one is not None for scene in one.get("failed", {})})
         if failed:
-            yield (f"{split}: {len(failed)} scenes have the fallback of stage 04 ({some(failed)}), which tries them "
-                   "again whenever it is run")  # fmt: skip
+            yield (f"{split}: scenes with the fallback of stage 04: {len(failed)} ({some(failed)}); stage 04 tries "
+                   "them again whenever it is run")  # fmt: skip
