@@ -11,7 +11,7 @@ from typing import Any
 from lib.config.sections import Experiment, Model, plain
 from lib.errors import ArtifactError
 from lib.files import digest
-from lib.run.artifacts import MANIFEST, Unit, read_json
+from lib.run.artifacts import MANIFEST, Unit, read_manifest, read_object
 from lib.tasks import Task
 
 STAGE_OF_TASK = {"loc": ("02_loc", "02_train_loc.py"), "cls": ("03_cls", "03_train_cls.py")}
@@ -58,7 +58,7 @@ def teachers(config: Experiment, workdir: Path) -> dict[str, str | None]:
             paths = [folder / MANIFEST for folder in pseudo_folders(workdir, model, fold)]
             if missing := [path.parent for path in paths if not path.exists()]:
                 raise ArtifactError(f"{missing[0]}: no probabilities for pseudo-labels; run stage 04 there first")
-            found[_pseudo_key(model, fold)] = digest([read_json(path)["fingerprint"] for path in paths])
+            found[_pseudo_key(model, fold)] = digest([read_manifest(path.parent)["fingerprint"] for path in paths])
         distill = model.train.distill
         for fold in config.folds_of(model) if distill is not None else ():
             folders = teacher_folders(workdir, model, fold)
@@ -76,11 +76,11 @@ def _logits_fingerprint(workdir: Path, folder: Path) -> str:
     if not (folder / MANIFEST).exists():
         raise ArtifactError(f"{folder}: the teacher has no such logits; run its stages up to 04 with predict.logits: "
                             "true first, or correct train.distill.models")  # fmt: skip
-    manifest = read_json(folder / MANIFEST)
+    manifest = read_object(folder / MANIFEST, fingerprint=str, upstream=dict)
     experiment = folder.relative_to(workdir).parts[0]
     for key, fingerprint in manifest["upstream"].items():
         today = workdir / experiment / key / MANIFEST
-        if today.exists() and read_json(today)["fingerprint"] != fingerprint:
+        if today.exists() and read_manifest(today.parent)["fingerprint"] != fingerprint:
             raise ArtifactError(f"{folder}: these logits are not those of today's {key}; run the teacher's stage 04 "
                                 "with predict.logits: true again")  # fmt: skip
     return manifest["fingerprint"]
