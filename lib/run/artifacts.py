@@ -197,8 +197,8 @@ class Store:
             for path in (partial, final):
                 if os.path.lexists(path) and (path.is_symlink() or not path.is_dir()):
                     found = "a symbolic link" if path.is_symlink() else "a file"
-                    raise ArtifactError(f"{path}: expected a folder or nothing, found {found}, in whose place no result "
-                                        "is built; move it elsewhere and run again")  # fmt: skip
+                    raise ArtifactError(f"{path}: expected a folder or nothing, found {found}, in whose place no "
+                                        "result is built; move it elsewhere and run again")  # fmt: skip
             started = time.time()
             try:
                 if fresh or not self._matching_partial(unit):

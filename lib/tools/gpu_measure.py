@@ -24,7 +24,6 @@ from lib.errors import ArtifactError
 from lib.inference.predict import FRAMES, Predictor
 from lib.models import build, checkpoint
 from lib.models.layers import Network
-from lib.run import runtime
 from lib.scenes.probs import quantise
 from lib.tasks import Task
 from lib.training.dataset import BatchSampler, SampleStream

@@ -24,7 +24,7 @@ NO_ROOM = re.compile(r"unable to (open shared memory|write to file </torch_)|out
 
 
 def loader(
-    dataset: SampleStream, batches: Sequence[Sequence[int]], workers: int, device: torch.device,
+    dataset: SampleStream, batches: list[list[int]], workers: int, device: torch.device,
     generator: torch.Generator | None = None,
 ) -> DataLoader:  # fmt: skip
     """Return the loader of these batches (lists of sample numbers)."""
@@ -52,8 +52,8 @@ def room_for(workers: int, dataset: SampleStream, batch: Sequence[int]) -> tuple
     if used == workers:
         return workers, ""
     mib = 1 << 20
-    return used, (f"train.workers: {workers} asked, {used} used: {SHARED} has {free / mib:.0f} MiB free, and batches of "
-                  f"{size / mib:.1f} MiB go through it, {AHEAD} ahead for each process; a container has more with "
+    return used, (f"train.workers: {workers} asked, {used} used: {SHARED} has {free / mib:.0f} MiB free, and batches "
+                  f"of {size / mib:.1f} MiB go through it, {AHEAD} ahead for each process; a container has more with "
                   "--shm-size or --ipc=host")  # fmt: skip
 
 
@@ -69,8 +69,8 @@ def told() -> Iterator[None]:
                                 "train.workers: 0, or with more of it (--shm-size or --ipc=host of a "
                                 "container)") from error  # fmt: skip
         if dead := DEAD.search(words):
-            raise ArtifactError(f"a process that loads samples died ({dead[1].strip()}), out of memory or stopped by "
-                                f"someone; {AGAIN}; if it happens again, with fewer train.workers") from error  # fmt: skip
+            raise ArtifactError(f"a process that loads samples died ({dead[1].strip()}), out of memory or stopped "
+                                f"by someone; {AGAIN}; if it happens again, with fewer train.workers") from error  # fmt: skip
         if isinstance(error, PipelineError) and " in DataLoader worker process " in words:
             raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
         raise
