@@ -84,9 +84,14 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path, depth: int = DEPTH) -> Any:
-    """Return the value of a JSON file. Raises OSError, and ValueError for what is no JSON or nested too deep."""
+    """Return the value of a JSON file. Raises OSError, and ValueError as ``parse_json``."""
+    return parse_json(Path(path).read_bytes(), depth)
+
+
+def parse_json(text: str | bytes, depth: int = DEPTH) -> Any:
+    """Return the value of a JSON text. Raises ValueError for what is no JSON or nested too deep."""
     try:
-        value = json.loads(Path(path).read_bytes())
+        value = json.loads(text)
     except RecursionError:
         raise ValueError(f"nested more than {depth} deep") from None
     level = [value]

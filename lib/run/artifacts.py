@@ -77,6 +77,21 @@ def read_object(path: Path, **kinds: type) -> dict[str, Any]:
     return found
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file of one JSON object per line, as log.jsonl; ArtifactError that names the line for anything else."""
+    found = []
+    try:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if not isinstance(entry := files.parse_json(line), dict):
+                raise ArtifactError(f"{path}, line {number}: expected an object, found {type(entry).__name__}")
+            found.append(entry)
+    except ValueError as error:
+        raise ArtifactError(f"{path}, line {len(found) + 1}: not valid JSON ({error})") from error
+    except OSError as error:
+        raise ArtifactError(faults.sentence(error) or f"{path}: cannot be read ({error})") from error
+    return found
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of a unit; ArtifactError where it is missing or damaged."""
     return read_object(folder / MANIFEST, fingerprint=str, files=dict)

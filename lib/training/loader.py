@@ -2,9 +2,13 @@
 
 import os
 import re
+import signal
+import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.multiprocessing import get_context
@@ -19,17 +23,28 @@ SHARED = Path("/dev/shm")
 """Where Linux keeps the memory that processes share, through which batches come."""
 AHEAD = 2
 """Batches that each process makes ahead of time, which is torch's default."""
-DEAD = re.compile(r"DataLoader worker \(pid.*?\) (is killed by signal: [\w ]+|exited unexpectedly)")
 NO_ROOM = re.compile(r"unable to (open shared memory|write to file </torch_)|out of shared memory|Bus error")
+
+
+class Loader(DataLoader):
+    """A loader whose processes can be ended where one of them died; torch would report it again at the next child."""
+
+    def __iter__(self) -> Any:
+        iterator = super().__iter__()
+        _running.add(iterator)
+        return iterator
+
+
+_running: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def loader(
     dataset: SampleStream, batches: list[list[int]], workers: int, device: torch.device,
     generator: torch.Generator | None = None,
-) -> DataLoader:  # fmt: skip
+) -> Loader:  # fmt: skip
     """Return the loader of these batches (lists of sample numbers)."""
-    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, generator=generator,
-                      pin_memory=device.type == "cuda", worker_init_fn=runtime.leave_signals_to_parent)  # fmt: skip
+    return Loader(dataset, batch_sampler=batches, num_workers=workers, generator=generator,
+                  pin_memory=device.type == "cuda", worker_init_fn=runtime.leave_signals_to_parent)  # fmt: skip
 
 
 def room_for(workers: int, dataset: SampleStream, batch: Sequence[int]) -> tuple[int, str]:
@@ -63,17 +78,43 @@ def told() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        words = _words(error)
-        if NO_ROOM.search(words):
+        words, died = _words(error), _end(patient=isinstance(error, OSError | EOFError))
+        if NO_ROOM.search(words) or "SIGBUS" in died:
             raise ArtifactError(f"the memory that processes share ({SHARED}) is full or cannot be used; {AGAIN}, with "
                                 "train.workers: 0, or with more of it (--shm-size or --ipc=host of a "
                                 "container)") from error  # fmt: skip
-        if dead := DEAD.search(words):
-            raise ArtifactError(f"a process that loads samples died ({dead[1].strip()}), out of memory or stopped "
-                                f"by someone; {AGAIN}; if it happens again, with fewer train.workers") from error  # fmt: skip
+        if died:
+            raise ArtifactError(
+                f"a process that loads samples died ({', '.join(died)}), out of memory or stopped by someone; {AGAIN}; "
+                "if it happens again, with fewer train.workers"
+            ) from error
         if isinstance(error, PipelineError) and " in DataLoader worker process " in words:
             raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
         raise
+
+
+def _end(patient: bool) -> list[str]:
+    """End all loader processes; return of those that had died how: the name of a signal, or the exit code.
+
+    Nothing is to be read in torch's words: a death shows as any error of the connection to it. patient: it may have
+    been this very moment. torch's handler of ended processes, which raises wherever it comes, is silent meanwhile.
+    """
+    died: list[str] = []
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGCHLD, lambda *_: None) if main else None
+    for iterator in list(_running):
+        processes = getattr(iterator, "_workers", ())
+        for process in processes:
+            process.join(2 if patient else 0)
+            if process.exitcode:
+                died.append(signal.Signals(-process.exitcode).name if process.exitcode < 0
+                            else f"exit code {process.exitcode}")  # fmt: skip
+        if processes:
+            iterator._shutdown_workers()
+    _running.clear()
+    if main:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if handler is None else handler)
+    return died
 
 
 def _words(error: BaseException | None) -> str:
