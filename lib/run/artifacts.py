@@ -7,7 +7,6 @@ is *frozen*: taken as given, never rebuilt.
 """
 
 import contextlib
-import errno
 import fcntl
 import os
 import shutil
@@ -16,12 +15,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lib.errors import ArtifactError
 from lib.files import digest, write_json
-from lib.run import manifest
-from lib.run.manifest import MANIFEST, read_json
+from lib.run import faults, manifest
+from lib.run.manifest import BEGUN, MANIFEST, SCAFFOLD, read_object
 
 NAMED = 3
 """Scenes that are named where many have changed."""
@@ -196,21 +195,33 @@ class Store:
         return self.root / f"{unit.key}.partial"
 
     def recover(self, unit: Unit) -> None:
-        """Finish a build that was killed after its manifest and before its last rename."""
-        partial = self.partial(unit)
+        """Finish a build that was killed after its manifest and before its last rename, and clear what is left of it.
+
+        An older unit that was moved aside comes back where nothing has taken its place.
+        """
+        partial, final = self.partial(unit), self.root / unit.key
         whole = (partial / MANIFEST).exists() and not manifest.fault(partial)
-        if whole and self._is_begun(manifest.read(partial), unit):
+        whole = whole and self._is_begun(manifest.read(partial), unit)
+        if whole or os.path.lexists(_aside(final)):
             with self._lock(unit):
-                _swap(partial, self.root / unit.key)
+                if whole:
+                    _swap(partial, final)
+                elif os.path.lexists(final):
+                    _remove(_aside(final))
+                else:
+                    os.replace(_aside(final), final)
 
     def _matching_partial(self, unit: Unit) -> bool:
-        begun = self.partial(unit) / "unit.json"
-        return begun.exists() and self._is_begun(read_json(begun), unit)
+        try:
+            return self._is_begun(read_object(self.partial(unit) / BEGUN), unit)
+        except ArtifactError:  # there is none, or it cannot be gone on with
+            return False
 
     def _is_begun(self, begun: Mapping[str, Any], unit: Unit) -> bool:
         """Tell whether a half-built unit is what would be built today; earlier versions state its settings alone."""
-        today = {**self._reading(unit), "fingerprint": self.fingerprint(unit)}
-        return all(not value or begun.get(key) in (value, None, {}) for key, value in today.items())
+        today = self._reading(unit).items()
+        same = all(not value or begun.get(key) in (value, None, {}) for key, value in today)
+        return same and begun.get("fingerprint") == self.fingerprint(unit)
 
     @contextlib.contextmanager
     def build(self, unit: Unit, record: dict[str, Any], fresh: bool = False) -> Iterator[Path]:
@@ -221,27 +232,31 @@ class Store:
         """
         with self._lock(unit):
             partial, final = self.partial(unit), self.root / unit.key
-            if fresh or not self._matching_partial(unit):
-                shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True, exist_ok=True)
-            begun = {"fingerprint": self.fingerprint(unit), **self._reading(unit)}
-            write_json(partial / "unit.json", begun)
+            for path in (partial, final):
+                if os.path.lexists(path) and (path.is_symlink() or not path.is_dir()):
+                    found = "a symbolic link" if path.is_symlink() else "a file"
+                    raise ArtifactError(f"{path}: expected a folder or nothing, found {found}, in whose place no "
+                                        "result is built; move it elsewhere and run again")  # fmt: skip
             started = time.time()
             try:
+                if fresh or not self._matching_partial(unit):
+                    _remove(partial)
+                partial.mkdir(parents=True, exist_ok=True)
+                (partial / MANIFEST).unlink(missing_ok=True)  # of a build that was damaged after it
+                for leftover in partial.rglob("*.tmp"):
+                    leftover.unlink()
+                begun = {"fingerprint": self.fingerprint(unit), **self._reading(unit)}
+                write_json(partial / BEGUN, begun)
                 yield partial
                 self._seal(unit, partial, {**begun, **record}, time.time() - started)
-            except OSError as error:
-                if error.errno == errno.ENOSPC:
-                    raise ArtifactError(
-                        f"{partial}: the disk is full; free some space and run the same command again, it resumes"
-                    ) from error
-                raise
-            _swap(partial, final)
+                _swap(partial, final)
+            except Exception as error:
+                if not (said := faults.sentence(error)):
+                    raise
+                place = f"{partial}: " if getattr(error, "filename", None) is None else ""
+                raise ArtifactError(place + said) from error
 
     def _seal(self, unit: Unit, folder: Path, record: dict, seconds: float) -> None:
-        (folder / "unit.json").unlink()
-        for leftover in folder.rglob("*.tmp"):
-            leftover.unlink()
         entries = {
             "unit": unit.key,
             "fingerprint": record["fingerprint"],
@@ -287,18 +302,62 @@ class Store:
 
     @contextlib.contextmanager
     def _lock(self, unit: Unit) -> Iterator[None]:
-        folder = self.root / ".locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / (unit.key.replace("/", "__") + ".lock"), "a+", encoding="utf-8") as stream:
+        path = self.root / ".locks" / (unit.key.replace("/", "__") + ".lock")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = open(path, "a+", encoding="utf-8")  # noqa: SIM115 closed below, in forked processes at once
+        except OSError as error:
+            raise ArtifactError(faults.sentence(error) or f"{path}: {error}") from error
+        with stream:
+            _held.add(stream)
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                stream.seek(0)
-                raise ArtifactError(f"{unit.key} is being built by {stream.read().strip()}; wait or stop it") from error
-            stream.truncate(0)
-            stream.write(f"process {os.getpid()} on {socket.gethostname()}")
-            stream.flush()
-            yield
+                _take(stream, unit)
+                yield
+            finally:
+                _held.discard(stream)
+
+
+def _take(stream: IO[str], unit: Unit) -> None:
+    """Take the lock of a unit and write into it who has it. Raises ArtifactError where another process has it."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+        stream.flush()
+    except BlockingIOError as error:
+        stream.seek(0)
+        owner = stream.read().strip() or "another process"
+        raise ArtifactError(f"{unit.key} is being built by {owner}; wait or stop it") from error
+    except OSError as error:
+        named = OSError(error.errno, error.strerror, stream.name)
+        raise ArtifactError(faults.sentence(named) or str(named)) from error
+
+
+_held: set[IO[str]] = set()
+"""The locks of this process."""
+
+
+def _leave_locks_to_parent() -> None:
+    """Close the locks in a forked process, such as one that loads samples: else they would outlive their owner."""
+    for stream in _held:
+        stream.close()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_leave_locks_to_parent)
+
+
+def _aside(final: Path) -> Path:
+    """Return the name under which an older unit waits until the newer one has taken its place."""
+    return final.with_name(final.name + ".old")
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or whatever stands in its place; of a symbolic link only the link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def some(names: Sequence[str]) -> str:
@@ -325,10 +384,12 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _swap(partial: Path, final: Path) -> None:
-    """Give ``partial`` the name ``final``; an older unit is moved aside first and removed last."""
-    old = final.with_name(final.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
+    """Give the whole folder ``partial`` the name ``final``; an older unit is moved aside first and removed last."""
+    for name in SCAFFOLD:
+        (partial / name).unlink(missing_ok=True)
+    old = _aside(final)
+    _remove(old)
+    if os.path.lexists(final):
         os.replace(final, old)
     os.replace(partial, final)
     descriptor = os.open(final.parent, os.O_RDONLY)
@@ -336,4 +397,4 @@ def _swap(partial: Path, final: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)

@@ -2,11 +2,10 @@
 
 A stage script asks ``start`` for a ``Run`` and lets it make the units: all of them by ``Run.make``, or one at a time by
 walking ``Run.pending(units)`` and calling ``Run.build``. Errors written for the user end with exit code 2, an interrupt
-with 130.
+(Ctrl-C, SIGTERM, the end of the terminal) with 130.
 """
 
 import argparse
-import errno
 import functools
 import logging
 import sys
@@ -25,8 +24,8 @@ from lib.competitions.contract import Competition, Scene
 from lib.config import check
 from lib.config.load import load, refusal
 from lib.config.sections import Experiment, Predict
-from lib.errors import ArtifactError, ConfigError, DataError, PipelineError
-from lib.run import manifest, runtime
+from lib.errors import ConfigError, DataError, PipelineError
+from lib.run import faults, manifest, runtime
 from lib.run.artifacts import Store, Unit, some
 from lib.run.graph import FOLDS, SPLITS, STAGE_OF_TASK, Graph, check_only, taught, teachers
 from lib.run.index import Index, current
@@ -38,9 +37,6 @@ if TYPE_CHECKING:  # imported where they are used: a stage that has nothing to d
     from lib.scenes import folds as _  # noqa: F401 - tells the kernel's builder what ``Run.folds`` needs
 
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
-
-UNUSABLE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP)
-"""What the system says of a path that the user named and that cannot be read or written."""
 
 
 @dataclass
@@ -307,26 +303,26 @@ def quiet() -> None:
 
 
 def exits(main: Callable) -> Callable:
-    """Turn a stage's outcome into an exit code: 0, 2 with one clear sentence, 130 after an interrupt."""
+    """Turn a stage's outcome into an exit code: 0, 2 with one clear sentence, 130 after an interrupt.
+
+    An error of the machine (disk, permissions, memory) is a sentence too; only what nobody foresaw has a traceback.
+    """
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
         try:
-            return main(argv) or 0
+            with runtime.terminable():
+                return main(argv) or 0
         except PipelineError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted; what was finished is kept, run the same command again to go on", file=sys.stderr)
             return 130
-        except OSError as error:
-            if error.errno in UNUSABLE and error.filename is not None:
-                print(f"error: {error.filename}: {error.strerror}; name another path", file=sys.stderr)
-                return 2
-            if error.errno != errno.ENOSPC:
+        except Exception as error:
+            if not (said := faults.sentence(error)):
                 raise
-            full = ArtifactError("the disk is full; free some space and run the same command again, it resumes")
-            print(f"error: {full}", file=sys.stderr)
+            print(f"error: {said}", file=sys.stderr)
             return 2
 
     return wrapped

@@ -14,8 +14,9 @@ from lib.config.sections import Experiment, Model, plain
 from lib.errors import ArtifactError
 from lib.files import digest
 from lib.run import manifest
-from lib.run.artifacts import MANIFEST, Unit
+from lib.run.artifacts import Unit
 from lib.run.index import INDEX, DataState
+from lib.run.manifest import MANIFEST
 from lib.tasks import Task
 
 STAGE_OF_TASK = {"loc": ("02_loc", "02_train_loc.py"), "cls": ("03_cls", "03_train_cls.py")}

@@ -4,15 +4,24 @@ A manifest holds the size, the time and the SHA-256 of every file. A file is has
 Manifests of earlier versions hold sizes alone; their files are checked by size until ``Store.adopt`` records the rest.
 """
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from lib import files
 from lib.errors import ArtifactError
 from lib.files import digest, sha256, write_json
+from lib.run import faults
 
 MANIFEST = "manifest.json"
+BEGUN = "unit.json"
+"""In a folder that is being built: what it is to become."""
+STATE = "last.pt"
+"""In a folder that is being built: where its training stands."""
+SCAFFOLD = (BEGUN, STATE)
+"""What a finished unit no longer needs; it goes when the manifest is written and no kill can lose anything."""
+PARTS = ("sha256", "mtime_ns", "data", "read", "failed", "facts", "upstream")
+"""Objects in a manifest, beside ``files``."""
 SMALL = 1 << 26
 """Bytes of a unit that are hashed whenever it is looked at; of a larger one only files whose time has changed are."""
 
@@ -23,11 +32,42 @@ _manifests: dict[Path, tuple[tuple[int, ...], dict[str, Any]]] = {}
 def read_json(path: Path) -> Any:
     """Read a JSON file; ArtifactError where it is missing or broken."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return files.read_json(path)
     except FileNotFoundError as error:
         raise ArtifactError(f"{path}: missing") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ArtifactError(f"{path}: not valid JSON ({error}); delete its folder and rerun the stage") from error
+    except OSError as error:
+        raise ArtifactError(faults.sentence(error) or f"{path}: cannot be read ({error})") from error
+
+
+def read_object(path: Path, **kinds: type) -> dict[str, Any]:
+    """Read a JSON object with at least these keys, each of its kind; ArtifactError where it is anything else."""
+    found = read_json(path)
+    wrong = "" if isinstance(found, dict) else f"expected an object, found {type(found).__name__}"
+    for key, kind in kinds.items() if not wrong else ():
+        if not isinstance(found.get(key), kind):
+            there = f"found {type(found[key]).__name__}" if key in found else "found none"
+            wrong = f"{key}: expected {kind.__name__}, {there}"
+            break
+    if wrong:
+        raise ArtifactError(f"{path}: damaged ({wrong}); delete its folder and rerun the stage")
+    return found
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file of one JSON object per line, as log.jsonl; ArtifactError that names the line for anything else."""
+    found = []
+    try:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if not isinstance(entry := files.parse_json(line), dict):
+                raise ArtifactError(f"{path}, line {number}: expected an object, found {type(entry).__name__}")
+            found.append(entry)
+    except ValueError as error:
+        raise ArtifactError(f"{path}, line {len(found) + 1}: not valid JSON ({error})") from error
+    except OSError as error:
+        raise ArtifactError(faults.sentence(error) or f"{path}: cannot be read ({error})") from error
+    return found
 
 
 def _state(path: Path) -> tuple[int, ...]:
@@ -51,12 +91,11 @@ def read(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise ArtifactError(f"{path}: missing") from error
     if path not in _manifests or _manifests[path][0] != state:
-        found = read_json(path)
-        parts = {"files": dict, "sha256": dict, "mtime_ns": dict, "data": dict, "read": dict, "failed": dict}
-        whole = isinstance(found, dict) and {"fingerprint", "files"} <= found.keys()
-        whole = whole and all(isinstance(found.get(key, kind()), kind) for key, kind in parts.items())
-        if not whole or not all(isinstance(size, int) for size in found["files"].values()):
-            raise ArtifactError(f"{path}: expected a manifest, found other JSON; delete its folder and rerun the stage")
+        found = read_object(path, fingerprint=str, files=dict)
+        odd = [key for key in PARTS if not isinstance(found.get(key, {}), dict)]
+        if odd or not all(isinstance(size, int) for size in found["files"].values()):
+            raise ArtifactError(f"{path}: damaged ({', '.join(odd) or 'files: expected sizes'}); delete its folder and "
+                                "rerun the stage")  # fmt: skip
         _manifests[path] = state, found
     return _manifests[path][1]
 
@@ -75,7 +114,8 @@ def write(folder: Path, entries: Mapping[str, Any], beside: Collection[str] = ()
     ``content`` stands for the bytes of all files but those ``beside`` (logs), on which nothing is built.
     """
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    paths.pop(MANIFEST, None)
+    for name in (MANIFEST, *SCAFFOLD):
+        paths.pop(name, None)
     sums = {name: sum_of(path) for name, path in paths.items()}
     stats = {name: path.stat() for name, path in paths.items()}
     write_json(folder / MANIFEST, {

@@ -23,8 +23,7 @@ from lib.config.reference import Reference, difference
 from lib.config.sections import Experiment
 from lib.errors import ArtifactError
 from lib.run import cli
-from lib.run.artifacts import MANIFEST, read_json
-from lib.run.manifest import fault, reads
+from lib.run.manifest import MANIFEST, fault, read_json, reads
 from lib.tools import table
 
 FOLDS = "01_folds"

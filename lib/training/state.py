@@ -1,6 +1,9 @@
 """The resumable state of a training run: everything the next step depends on, in one atomically replaced file."""
 
 import pickle
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +11,7 @@ import torch
 
 from lib.errors import ArtifactError
 from lib.files import whole_file
-
-STATE = "last.pt"
+from lib.run.manifest import STATE
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
@@ -26,10 +28,22 @@ def load(folder: Path) -> dict[str, Any] | None:
     path = folder / STATE
     if not path.exists():
         return None
-    try:
+    with whole(folder):
+        with zipfile.ZipFile(path) as archive:
+            if harmed := archive.testzip():  # torch writes checksums and reads past them
+                raise ValueError(f"wrong checksum of {harmed}")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        raise ArtifactError(f"{path}: damaged ({type(error).__name__}); rerun with --force to train anew") from error
+
+
+@contextmanager
+def whole(folder: Path) -> Iterator[None]:
+    """Turn what a damaged state ends in, while it is read or taken, into an ArtifactError."""
+    try:
+        yield
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, LookupError, TypeError,
+            AttributeError, zipfile.BadZipFile) as error:  # fmt: skip
+        raise ArtifactError(f"{folder / STATE}: damaged ({type(error).__name__}: {str(error).splitlines()[0]}); rerun "
+                            "with --force to train anew") from error  # fmt: skip
 
 
 def restore_rng(state: dict[str, Any]) -> None:
