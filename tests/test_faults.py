@@ -448,3 +448,15 @@ def test_a_state_with_a_wrong_byte_is_not_gone_on_with(tmp_path):
     assert torch.load(io.BytesIO(bytes(content)))["a"].count_nonzero() == 1, "torch itself takes it"
     with pytest.raises(ArtifactError, match="last.pt: damaged .*checksum.*--force"):
         state.load(tmp_path)
+
+
+def test_the_state_of_another_unit_is_not_gone_on_with(tmp_path):
+    """Fold 1's last.pt in fold 0 has tensors of the same shapes."""
+    for fold in (0, 1):
+        (tmp_path / f"fold{fold}").mkdir()
+        (tmp_path / f"fold{fold}" / manifest.BEGUN).write_text(json.dumps({"fingerprint": f"of fold {fold}"}))
+        state.save(tmp_path / f"fold{fold}", {"epoch": fold})
+    assert state.load(tmp_path / "fold0")["epoch"] == 0
+    (tmp_path / "fold1" / manifest.STATE).replace(tmp_path / "fold0" / manifest.STATE)
+    with pytest.raises(ArtifactError, match="last.pt: damaged .*the state of another unit.*--force"):
+        state.load(tmp_path / "fold0")
