@@ -56,6 +56,9 @@ EXPERIMENT = {
 TIMES = ("manifest.json", "log.jsonl")
 """Files that hold times, which differ from run to run."""
 
+SHORT = ("after the last epoch", "seal", "exchange")
+"""Phases that last too short to be hit; each change of a name in them waits ``PAUSE`` seconds."""
+PAUSE = 0.005
 PHASES = ("start-up", "epoch", "save", "validation", "after the last epoch", "scenes", "seal", "exchange", "end")
 PLAN = (
     ("02_train_loc", "start-up", 2), ("02_train_loc", "epoch", 3), ("02_train_loc", "loader process", 4),
@@ -117,9 +120,23 @@ def hook(told: Told) -> None:
                 return real(*arguments, **more)
             finally:
                 told.enter(after or before)
+                if after in SHORT:
+                    time.sleep(PAUSE)
 
         setattr(owner, name, call)
 
+    def slow(name: str) -> None:
+        real = getattr(os, name)
+
+        def call(*arguments, **more):
+            if PHASES[told.shared[0]] in SHORT:
+                time.sleep(PAUSE)
+            return real(*arguments, **more)
+
+        setattr(os, name, call)
+
+    for name in ("replace", "unlink", "rmdir", "fsync", "scandir"):
+        slow(name)
     within(Stepper, "take", "epoch", also=told.load)
     within(state, "save", "save", "epoch")
     within(fit.Fit, "_judge", "validation", "epoch")

@@ -124,3 +124,10 @@ def test_a_second_process_on_the_same_unit_is_told_who_holds_it(experiment, caps
     finally:
         os.kill(first.pid, signal.SIGKILL)
         first.wait()
+
+
+def test_kills_at_random_instants_end_with_the_same_bytes():
+    """A handful; ``python tests/kills.py`` makes as many as one likes."""
+    command = [sys.executable, str(ROOT / "tests" / "kills.py"), "--kills", "5", "--seed", "0"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "5 ended with the same bytes" in done.stdout, done.stdout + done.stderr
