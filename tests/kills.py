@@ -4,9 +4,10 @@
 
 A tiny experiment (64 pixels, a U-Net of 30,000 weights, two loader processes) runs once undisturbed. Then a stage is
 forked from this process, which has imported everything, and gets a SIGKILL: at a random instant of its start-up, of an
-epoch, of a save, of a validation, between the last epoch and the seal, in the seal or in the exchange of folders; or one
-of its loader processes gets it. Some starts are cold, as from a shell, so that imports are hit too. The stage is run
-again at once and must end with the bytes of the undisturbed run and leave nothing behind.
+epoch, of a save, of a validation, between the last epoch and the seal, in the seal or in the exchange of folders; or
+one of its loader processes gets it. Some starts are cold, as from a shell, so that imports are hit too. What lasts too
+short to be hit is made longer: between the last epoch and the end, each change of a name waits some milliseconds. The
+stage is run again at once and must end with the bytes of the undisturbed run and leave nothing behind.
 """
 
 import argparse
@@ -48,7 +49,8 @@ EXPERIMENT = {
         "task": "loc", "folds": [0],
         "network": {"architecture": "unet", "encoder": "none", "images": ["image"], "options": {"base": 2}},
         "train": {"epochs": 3, "batch_size": 2, "crop": 32, "sampling": {"samples": 4}, "augment": "light", "ema": 0.9,
-                  "workers": 2, "optimizer": {"lr": 0.01}, "validate_every": 1, "save_minutes": 0.0001, "loss": {"terms": {"bce": 1, "dice": 1}}},
+                  "workers": 2, "optimizer": {"lr": 0.01}, "validate_every": 1, "save_minutes": 0.0001,
+                  "loss": {"terms": {"bce": 1, "dice": 1}}},
     }},
     "predict": {"tta": "hflip", "tile": 64},
     "search": {"axes": {"threshold": [0.3, 0.4, 0.5, 0.6]}},

@@ -157,7 +157,8 @@ def in_processes(folder, count, options, section, pressed=""):
     script.write_text(SCRIPT.format(root=str(ROOT)))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
     command = [sys.executable, *launcher, str(script), str(folder), json.dumps(options), json.dumps(section)]
-    subprocess.run(command, check=pressed != "launcher", env={**os.environ, "OMP_NUM_THREADS": "1", "PRESSED": pressed}, cwd=ROOT)
+    own = {**os.environ, "OMP_NUM_THREADS": "1", "PRESSED": pressed}
+    subprocess.run(command, check=pressed != "launcher", env=own, cwd=ROOT)
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     ranks = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(count)]
     return log, load_file(folder / "best.safetensors"), ranks
