@@ -28,7 +28,7 @@ from lib.scenes.probs import quantise
 from lib.tasks import Task
 from lib.training.dataset import BatchSampler, SampleStream
 from lib.training.ema import estimate_norms
-from lib.training.loader import loader
+from lib.training.loader import loader, told
 from lib.training.stepper import Place, Stepper, share_norms
 
 BLOCK = 8
@@ -252,14 +252,15 @@ def loader_pace(dataset: SampleStream, train: Train, device: torch.device, budge
     sampler = BatchSampler(MOST * train.batch_size, train.batch_size)
     stream = loader(dataset, list(sampler), train.workers, device)
     uncounted, count, now = 1 + 2 * train.workers, 0, 0.0
-    for number, batch in enumerate(stream, 1):
-        now = time.perf_counter()
-        if number <= uncounted:
-            started = now
-            continue
-        count += len(batch["id"])
-        if now - started > budget:
-            break
+    with told():
+        for number, batch in enumerate(stream, 1):
+            now = time.perf_counter()
+            if number <= uncounted:
+                started = now
+                continue
+            count += len(batch["id"])
+            if now - started > budget:
+                break
     return count / (now - started)
 
 

@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import threading
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,12 +29,12 @@ class Loader(DataLoader):
     """A loader whose processes can be ended where one of them died; torch would report it again at the next child."""
 
     def __iter__(self) -> Any:
-        iterator = super().__iter__()
-        _running.add(iterator)
-        return iterator
+        _running[:] = [super().__iter__()]
+        return _running[0]
 
 
-_running: weakref.WeakSet[Any] = weakref.WeakSet()
+_running: list[Any] = []
+"""The iterator of the last loader, which its error must not take along: its processes tell how they ended."""
 
 
 def loader(
@@ -91,6 +90,8 @@ def told() -> Iterator[None]:
         if isinstance(error, PipelineError) and " in DataLoader worker process " in words:
             raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
         raise
+    finally:
+        _running.clear()
 
 
 def _end(patient: bool) -> list[str]:
@@ -102,7 +103,7 @@ def _end(patient: bool) -> list[str]:
     died: list[str] = []
     main = threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGCHLD, lambda *_: None) if main else None
-    for iterator in list(_running):
+    for iterator in _running:
         processes = getattr(iterator, "_workers", ())
         for process in processes:
             process.join(2 if patient else 0)
@@ -111,7 +112,6 @@ def _end(patient: bool) -> list[str]:
                             else f"exit code {process.exitcode}")  # fmt: skip
         if processes:
             iterator._shutdown_workers()
-    _running.clear()
     if main:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL if handler is None else handler)
     return died
