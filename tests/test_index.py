@@ -246,6 +246,20 @@ def test_what_the_listing_says_of_a_scene_counts_too(data):
     assert len(set(found)) == 4
 
 
+def test_a_picture_that_moved_to_another_class_has_another_label(data):
+    """Where the folder is the label and no file says it."""
+
+    def digest(folder):
+        path = data.root / folder / "a.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("image of a")
+        found = Index(data, {"train": [Scene("a", {"image": path, "infrared": path})], "test": []}, {}).look().data
+        return found.by_scene("train", ("image",))["a"]
+
+    (data.root / "train.csv").unlink()
+    assert digest("cats") != digest("dogs") == digest("dogs")
+
+
 def test_a_crf_reads_images_and_pseudo_labels_read_test_images(tmp_path, data):
     def changed(**changes):
         work = Workdir(tmp_path / f"work{len(list(tmp_path.iterdir()))}", data, **changes)

@@ -237,6 +237,21 @@ def test_units_of_an_earlier_version_are_taken_over_and_checked_from_then_on(sto
     assert states(store)["02_loc/net/fold0"] == "damaged"
 
 
+def test_a_copy_of_a_large_unit_is_hashed_once(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest, "SMALL", 0)
+    shutil.copytree(store.root, tmp_path / "copy", copy_function=shutil.copyfile)
+    copy, unit, hashed = Store(tmp_path / "copy"), units()["04_probs/loc/net/fold0/oof"], []
+    monkeypatch.setattr(manifest, "sha256", lambda path: hashed.append(path.name) or sha256(path))
+    before = manifest.read(copy.root / unit.key)
+    for expected in (["a.tif", "b.tif"], []):
+        manifest._sums.clear()
+        hashed.clear()
+        assert not fault(copy.root / unit.key) and sorted(hashed) == expected
+        assert not copy.adopt(unit)
+    after = manifest.read(copy.root / unit.key)
+    assert after["mtime_ns"] != before["mtime_ns"] and {**after, "mtime_ns": 0} == {**before, "mtime_ns": 0}
+
+
 def test_frozen_units_of_an_earlier_version_serve_by_size(store, tmp_path):
     attached = tmp_path / "attached"
     shutil.copytree(store.root, attached)

@@ -171,11 +171,16 @@ class Store:
     def adopt(self, unit: Unit) -> bool:
         """Record the sums of a finished unit of an earlier version, which is taken as it lies there.
 
-        So are what it reads and the state of the data, where its manifest does not say. Tells whether anything was.
+        So are what it reads and the state of the data, where its manifest does not say. Tells whether anything was, but
+        for new times of files that were checked.
         """
         own = self.root / unit.key
         made = manifest.made(own)
-        if made is None or (made.get("sha256") and (made.get("data") or not unit.data)):
+        if made is None:
+            return False
+        if made.get("sha256") and (made.get("data") or not unit.data):
+            with self._lock(unit):
+                manifest.retime(own)
             return False
         for needed in unit.upstream:
             self.adopt(needed)

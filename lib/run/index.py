@@ -139,16 +139,19 @@ class Index:
     def data(self) -> DataState:
         """What units take their part of."""
         scenes: dict[str, dict[str, dict[str, str]]] = {split: {} for split in SPLITS}
+        images = frozenset(self._competition.files)
         carried = [self._digest([self._name(path)]) for path in self._competition.carried.values()]
         for split in SPLITS:
             for scene in self._scenes[split]:
+                roles = self.roles[split][scene.id]
                 said = repr([scene.domain, scene.group, scene.pixel_size, carried])
-                files = {role: self._digest(names) for role, names in self.roles[split][scene.id].items()}
+                if split == "train" and not self.tables and images >= roles.keys():
+                    said += os.path.dirname(next(iter(roles.values()))[0])  # its folder is its label
+                files = {role: self._digest(names) for role, names in roles.items()}
                 scenes[split][scene.id] = {"": said, **files}
         sample = self._competition.sample
         tables = {name: self._digest([name]) for name in self.tables}
-        return DataState(scenes, tables, frozenset(self._competition.files),
-                    self._digest([self._name(sample)]) if sample else "")  # fmt: skip
+        return DataState(scenes, tables, images, self._digest([self._name(sample)]) if sample else "")
 
     def _digest(self, names: Iterable[str]) -> str:
         """Return what stands for the bytes of files: the sum of one, of several a digest with their names."""

@@ -4,6 +4,8 @@ A manifest holds the size, the time and the SHA-256 of every file. A file is has
 Manifests of earlier versions hold sizes alone; their files are checked by size until ``Store.adopt`` records the rest.
 """
 
+import os
+import stat
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -71,8 +73,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _state(path: Path) -> tuple[int, ...]:
-    stat = path.stat()
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    state = path.stat()
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
 def sum_of(path: Path) -> str:
@@ -117,12 +119,12 @@ def write(folder: Path, entries: Mapping[str, Any], beside: Collection[str] = ()
     for name in (MANIFEST, *SCAFFOLD):
         paths.pop(name, None)
     sums = {name: sum_of(path) for name, path in paths.items()}
-    stats = {name: path.stat() for name, path in paths.items()}
+    states = {name: path.stat() for name, path in paths.items()}
     write_json(folder / MANIFEST, {
         **entries,
         "content": digest({name: found for name, found in sums.items() if name not in beside}),
-        "files": {name: stat.st_size for name, stat in stats.items()},
-        "mtime_ns": {name: stat.st_mtime_ns for name, stat in stats.items()},
+        "files": {name: state.st_size for name, state in states.items()},
+        "mtime_ns": {name: state.st_mtime_ns for name, state in states.items()},
         "sha256": sums,
     })  # fmt: skip
 
@@ -148,15 +150,32 @@ def fault(folder: Path) -> str:
         return f"{folder / MANIFEST}: missing or broken"
     times, small = manifest.get("mtime_ns", {}), sum(manifest["files"].values()) <= SMALL
     for name, size in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            return f"{path}: deleted"
-        stat = path.stat()
-        if stat.st_size != size:
-            return f"{path}: expected {size} bytes, got {stat.st_size}"
-        if (small or stat.st_mtime_ns != times.get(name)) and (other := _other_bytes(path, name, manifest)):
+        state = _stat(folder, name)
+        if state is None:
+            return f"{folder / name}: deleted"
+        if state.st_size != size:
+            return f"{folder / name}: expected {size} bytes, got {state.st_size}"
+        if (small or state.st_mtime_ns != times.get(name)) and (other := _other_bytes(folder / name, name, manifest)):
             return other
     return ""
+
+
+def _stat(folder: Path, name: str) -> os.stat_result | None:
+    """Return what the disk says of a file, None where there is none."""
+    try:
+        found = os.stat(os.path.join(folder, name))
+    except OSError:
+        return None
+    return found if stat.S_ISREG(found.st_mode) else None
+
+
+def retime(folder: Path) -> None:
+    """Record the times of a unit that is as it was written, so that a copy of it is not hashed again each time."""
+    manifest = read(folder)
+    found = {name: _stat(folder, name) for name in manifest["files"]}
+    times = {name: state.st_mtime_ns for name, state in found.items() if state is not None}
+    if "sha256" in manifest and times != manifest.get("mtime_ns"):
+        write_json(folder / MANIFEST, {**manifest, "mtime_ns": times})
 
 
 def _other_bytes(path: Path, name: str, manifest: Mapping[str, Any]) -> str:
@@ -174,9 +193,9 @@ def strangers(folder: Path) -> list[str]:
     manifest = made(folder)
     if manifest is None or "sha256" not in manifest:
         return []
-    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*")
-             if path.is_file() and not path.name.startswith("."))  # fmt: skip
-    return sorted(name for name in names if name != MANIFEST and name not in manifest["files"])
+    names = {os.path.relpath(os.path.join(place, name), folder).replace(os.sep, "/") if place != str(folder) else name
+             for place, _, names in os.walk(folder) for name in names if not name.startswith(".")}  # fmt: skip
+    return sorted(names - manifest["files"].keys() - {MANIFEST})
 
 
 def check(path: Path, command: str = "") -> Path:
