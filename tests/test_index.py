@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from invented import experiment
+from invented import TRAIN, experiment
 
 from lib.competitions.contract import Scene
 from lib.files import sha256
@@ -258,6 +258,23 @@ def test_a_picture_that_moved_to_another_class_has_another_label(data):
 
     (data.root / "train.csv").unlink()
     assert digest("cats") != digest("dogs") == digest("dogs")
+
+
+def test_files_that_settings_name_count_by_their_bytes(tmp_path, data):
+    folds, weights = tmp_path / "given.csv", tmp_path / "weights.safetensors"
+    folds.write_text("id,fold\na,0\nb,1\n")
+    weights.write_text("weights")
+    network = {"architecture": "unet", "images": ["image"], "encoder": "resnet18", "encoder_weights": str(weights)}
+    model = {"task": "loc", "network": network, "train": TRAIN}
+    work = Workdir(tmp_path / "work", data, folds={"n": 2, "file": str(folds)}, models={"net": model})
+    assert not work.stale()
+    weights.write_text("WEIGHTS")
+    assert work.why()["02_loc/net/fold1"] == "from other data (encoder_weights: changed, new or gone since)"
+    assert not work.why()["01_folds"]
+    weights.unlink()
+    assert not work.stale(), "a network that was trained needs them no longer"
+    folds.write_text("id,fold\na,1\nb,0\n")
+    assert work.why()["01_folds"] == "from other data (folds.file: changed, new or gone since)"
 
 
 def test_a_crf_reads_images_and_pseudo_labels_read_test_images(tmp_path, data):

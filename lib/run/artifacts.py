@@ -41,7 +41,8 @@ class Unit:
     portable: bool = True
     """May be taken from ``--inputs``; never true for results about test scenes."""
     data: Mapping[str, str] = field(default_factory=dict, hash=False)
-    """What it reads of the data -> a digest of that today; {} where this is not known. No part of the fingerprint."""
+    """What it reads of the data -> a digest of that today, "" where it can no longer be told; {} where nothing is
+    known. No part of the fingerprint."""
     beside: tuple[str, ...] = ()
     """Its files that only tell of it (logs); nothing is built on them."""
     per_scene: bool = False
@@ -115,7 +116,8 @@ class Store:
     def _changed(made: Mapping[str, Any], unit: Unit) -> list[str]:
         """Return what a unit reads of the data that is not as it was; nothing where either state is not known."""
         then, now = made.get("data") or unit.data, unit.data or made.get("data", {})
-        return [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
+        return [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name) and
+                now.get(name) != ""]  # fmt: skip
 
     def older_code(self, unit: Unit) -> bool:
         """Tell whether a finished unit was made by sources other than the present ones."""

@@ -6,6 +6,7 @@ other units follows their bytes: one that is built anew to the same bytes makes 
 manifests and never makes a unit stale: after an edit, ``--force``.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -151,8 +152,8 @@ class Graph:
         }
         beside = (INDEX, "audit.json", "findings.csv")
         data = self._data("train")
-        return Unit(FOLDS, facts, self._command("01_prepare_folds.py"), data=data.everything if data else {},
-                    beside=beside)  # fmt: skip
+        seen = {**data.everything, **_bytes("folds.file", config.folds.file)} if data else {}
+        return Unit(FOLDS, facts, self._command("01_prepare_folds.py"), data=seen, beside=beside)
 
     def _data(self, split: str) -> DataState | None:
         """Return what is known of the data, None where that holds no scenes of a split."""
@@ -171,7 +172,7 @@ class Graph:
         model = self.config.models[name]
         others = [model.train.localization] if model.train.localization else []
         images = {image for one in (name, *others) for image in self._images(one)}
-        found = {TRAINING: data.whole("train", images)}
+        found = {TRAINING: data.whole("train", images), **_bytes("encoder_weights", model.network.encoder_weights)}
         if model.train.distill:
             found["the teacher's logits"] = self.taught.get(_teacher_key(model, fold), "")
         if model.train.pseudo:
@@ -290,6 +291,13 @@ class Graph:
         data = {"the sample submission": known.sample, TEST: known.whole("test", ())} if known else {}
         data = self._labels() if split == "oof" else data
         return Unit(f"06_submission/{split}", {"split": split}, command, upstream, portable=False, data=data)
+
+
+def _bytes(setting: str, path: str | Path | None) -> dict[str, str]:
+    """Return a setting that names a file with the sum of its bytes, "" for one that is gone; {} for other words."""
+    if path is None or not os.path.isabs(path) and not os.path.exists(path):
+        return {}
+    return {setting: manifest.sum_of(Path(path)) if os.path.isfile(path) else ""}
 
 
 def check_only(graph: Graph, task: str | None, only: str | None, fold: int | None) -> None:
