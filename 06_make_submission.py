@@ -16,7 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from lib.report import page
 from lib.run import cli
-from lib.stages import submit
+from lib.stages import ensemble, submit
 
 
 @cli.exits
@@ -29,6 +29,8 @@ def main(argv=None):
         return cli.lint(args)
     run = cli.open_run(args)
     run.make("06", submit.units(run), partial(submit.write, run))
+    for line in ensemble.fallbacks(run):
+        cli.say(line)
     cli.say(page.write(run))
 
 

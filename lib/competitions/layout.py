@@ -110,8 +110,8 @@ def read_table(path: Path | None, id_column: str = "") -> Table:
     if table.id_column not in columns:
         wanted = f"a column {id_column}" if id_column else f"a column of ids out of {', '.join(ID_COLUMNS)}"
         raise DataError(
-            f"{path}: expected {wanted} in its first line, got {', '.join(columns)[:120]}; rename it in the file, or set "
-            "data.options.id_column where the competition has it"
+            f"{path}: expected {wanted} in its first line, got {', '.join(columns)[:120]}; rename it in the file, or "
+            "set data.options.id_column where the competition has it"
         )
     findings = odd_rows(path, read)
     rows: dict[str, list[dict[str, str]]] = {}

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import cv2
@@ -433,7 +433,7 @@ def _number(label: str) -> int | None:
 def _annotated(root: Path, path: Path) -> tuple[list[Record], list[Finding]]:
     """Read an annotations text: lines of folder, first and last frame number, label; and the lines that are none.
 
-    Raises DataError where no line is one.
+    A folder is a name below ``root``; one that leads out of it names no video. Raises DataError where no line is one.
     """
     rows: dict[tuple[str, int, int, str], None] = {}  # a line that is written twice is one
     findings = []
@@ -454,6 +454,8 @@ def _annotated(root: Path, path: Path) -> tuple[list[Record], list[Finding]]:
     for name, start, end, meaning in rows:
         flat = name.replace("/", "_")
         scene_id = f"{flat}_{start}" if times[name] > 1 else flat
-        there = [root / name] if (root / name).is_dir() else []
+        place = PurePosixPath(name)
+        inside = not place.is_absolute() and ".." not in place.parts
+        there = [root / name] if inside and (root / name).is_dir() else []
         records.append(Record(scene_id, meaning, there, {"group": flat}, (start, end)))
     return records, findings

@@ -22,7 +22,6 @@ Answer: {"localization": (H, W) uint8 in {0, 1}, "damage": (H, W) uint8 in 0..4}
 Un-classified buildings count as no-damage in the official targets; what a network learns there is an option.
 """
 
-import json
 import re
 import tempfile
 import zipfile
@@ -43,6 +42,7 @@ from lib.competitions.xview2 import metric as scoring
 from lib.competitions.xview2 import pairs as official
 from lib.competitions.xview2.postprocess import STEPS, Decoded
 from lib.errors import ConfigError, DataError
+from lib.files import read_json
 from lib.scenes import polygons, raster, rle
 from lib.settings import Section
 from lib.tasks import IGNORE, BinaryMask, MulticlassMask
@@ -379,13 +379,13 @@ def _list(tier: Path) -> tuple[list[Scene], list[Finding]]:
 def _load(path: Path) -> dict[str, list[dict[str, Any]]]:
     """Read the features of a label, "xy" and "lng_lat" (empty if absent). Raises DataError unless well formed."""
     try:
-        features = json.loads(path.read_bytes())["features"]
+        features = read_json(path)["features"]
         if not isinstance(features["xy"], list):
             raise TypeError(f"features.xy is {type(features['xy']).__name__}")
         features = {"xy": features["xy"], "lng_lat": list(features.get("lng_lat", []))}
         for feature in (*features["xy"], *features["lng_lat"]):
             feature["wkt"], feature["properties"].get("subtype")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: expected a JSON label, got {error}; fetch this file again") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: expected features.xy with wkt and properties per building, got {error!r}") from error
