@@ -491,6 +491,10 @@ class Competition(ABC):
         """Say what is wrong with the answer in a row that holds no runs, "" if nothing."""
         return ""
 
+    def scene_fault(self, rows: Sequence[Row]) -> str:
+        """Say what is wrong with the rows of one scene together, each of which is valid by itself, "" if nothing."""
+        return ""
+
     def size(self, scene: Scene) -> Size:
         """Return (height, width) of a scene from its image's header, (None, None) where that cannot be read."""
         path = scene.files.get(self.own_images[0])
@@ -530,12 +534,16 @@ class Competition(ABC):
             return [f"{path}: expected a submission (a CSV, or the folder it lies in), found nothing there"]
         if sample is None and self.sample is not None and tables.same_names(path, self.sample, self.form):
             sample = self.sample
-        asked = self._answered(path) if scenes is None and sample is None else scenes
+        asked = self._answered(path) if scenes is None else scenes
         sizes = None if asked is None else {name: self.size(s) for s in asked for name in self.row_names(s)}
-        faults = tables.lint(path, self.form, sizes, sample, self.row_fault)
-        if faults:
+        if faults := tables.lint(path, self.form, sizes, sample, self.row_fault):
             return faults
-        for scene in scenes or ():
+        together: dict[str, list[str]] = {}
+        for scene_id, rows in self._rows_of(path).items():
+            if kind := self.scene_fault(rows):
+                together.setdefault(kind, []).append(scene_id)
+        faults = [tables.sentence(path, "scene", kind, names) for kind, names in together.items()]
+        for scene in () if faults else scenes or ():
             try:
                 if self.size(scene) != (None, None):  # else there is no image to draw on
                     self._read_back(path, scene)
@@ -544,25 +552,30 @@ class Competition(ABC):
         return faults
 
     def _answered(self, path: Path) -> list[Scene] | None:
-        """Return the scenes that have a row in a CSV, without files; None where each has one row."""
+        """Return the scenes that have a row in a CSV, without files; None where a row has no name but its scene's."""
         try:
-            scenes = [Scene(i, {}) for i in dict.fromkeys(map(self.scene_of, tables.read(path, self.form)))]
+            scenes = [Scene(i, {}) for i in dict.fromkeys(map(self.scene_of, tables.read(path, self.form))) if i]
         except DataError:
             return None  # the linter says what is wrong
-        return scenes if any(len(self.row_names(scene)) > 1 for scene in scenes) else None
+        return scenes if any(self.form.names > 1 or len(self.row_names(scene)) > 1 for scene in scenes) else None
 
-    def _read_back(self, path: Path, scene: Scene) -> Answer:
-        """Read one scene's answer from a CSV, which is read once for all scenes."""
+    def _rows_of(self, path: Path) -> dict[str, list[Row]]:
+        """Return the rows of each scene in a CSV, which is read once for all of them. Raises DataError."""
         state = (path, path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
         if state is None or state != self._submitted[0]:
             rows_of: dict[str, list[Row]] = {}
             for row in tables.read(path, self.form):
                 rows_of.setdefault(self.scene_of(row), []).append(row)
             self._submitted = state, rows_of
-        if scene.id not in self._submitted[1]:
+        return self._submitted[1]
+
+    def _read_back(self, path: Path, scene: Scene) -> Answer:
+        """Read one scene's answer from a CSV."""
+        rows = self._rows_of(path).get(scene.id)
+        if rows is None:
             raise DataError(f"{path}: expected a row for {scene.id!r}, found none; write the submission again")
         try:
-            return self.answer_from(scene, self._submitted[1][scene.id])
+            return self.answer_from(scene, rows)
         except DataError as error:
             raise DataError(f"{path}: scene {scene.id}: {error}") from error
 

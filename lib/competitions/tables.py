@@ -171,12 +171,12 @@ def lint(
                 faults[kind].append(_shown(name))
             if sizes is not None and tuple(row[:length]) not in sizes:
                 faults["not one of the scenes asked for"].append(_shown(name))
-        standard = [] if sample is None else list(read_rows(sample))
+        standard = [] if sample is None else read_sample(sample)
     except DataError as error:
         return [str(error)]
 
     if form.repeats:
-        faults["objects that overlap"] = [name for name, runs in runs_of.items() if _overlap(runs)]
+        faults["objects that overlap"] = [name for name, runs in runs_of.items() if rle.overlap(runs)]
         faults["an empty row beside others"] = [
             name for name, runs in runs_of.items() if len(runs) > 1 and not all(map(len, runs))
         ]
@@ -191,7 +191,7 @@ def lint(
     if not names:
         findings.append(f"{path}: expected rows below the header, got none")
     if standard:
-        wanted = [tuple(row[: form.names]) for row in standard[1:] if row]
+        wanted = [tuple(row[: form.names]) for row in standard[1:]]
         if form.repeats:
             names, wanted = sorted(set(names)), sorted(set(wanted))
         findings += _compare_with_sample(path, names, wanted, faults)
@@ -209,13 +209,6 @@ def _runs(text: str, size: Size, origin: int) -> tuple[np.ndarray, str]:
     return rle.parse(text, None if height is None or width is None else height * width, origin)
 
 
-def _overlap(runs: Sequence[np.ndarray]) -> bool:
-    """Tell whether two of a scene's objects, (runs, 2) start and length each, share a pixel."""
-    together = np.concatenate(runs)
-    together = together[together[:, 0].argsort(kind="stable")]
-    return bool((together[1:, 0] < together[:-1].sum(axis=1)).any())
-
-
 def _compare_with_sample(path: Path, names: list[Name], wanted: list[Name], faults: dict[str, list[str]]) -> list[str]:
     """Add rows missing from and foreign to the sample to ``faults``; return findings on their number and order."""
     here, there = set(names), set(wanted)
@@ -229,6 +222,15 @@ def _compare_with_sample(path: Path, names: list[Name], wanted: list[Name], faul
         return [f"{path}: expected the sample's order of rows, got {len(moved)} moved (first: {_shown(name)}, line "
                 f"{line})"]  # fmt: skip
     return []
+
+
+def read_sample(path: Path) -> list[list[str]]:
+    """Return the rows of a sample, header first. Raises DataError where there is none below it."""
+    rows = [row for row in read_rows(path) if row]
+    if len(rows) < 2:
+        raise DataError(f"{path}: expected the competition's sample submission, a header and rows, got "
+                        f"{'a header alone' if rows else 'an empty file'}; fetch it again")  # fmt: skip
+    return rows
 
 
 def _shown(name: Name) -> str:

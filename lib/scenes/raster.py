@@ -111,15 +111,27 @@ def _check_png(path: Path) -> None:
     data = path.read_bytes()
     if not data.startswith(PNG_SIGNATURE):
         return
+    try:
+        png_end(data)
+    except DataError as error:
+        raise DataError(f"{path}: {error}; fetch this file again") from error
+
+
+def png_end(data: bytes) -> int:
+    """Walk the chunks of a PNG, the bytes of a file with its signature, and return where the last one ends.
+
+    Raises DataError, which says what is wrong and names no file, where one is cut short or has a wrong checksum.
+    """
     at, name = len(PNG_SIGNATURE), b""
     while name != b"IEND":
         length, name = struct.unpack_from(">I4s", data, at) if at + 12 <= len(data) else (len(data), b"")
         end = at + 8 + length
         if end + 4 > len(data):
-            raise DataError(f"{path}: truncated PNG ({len(data)} bytes, no end mark); fetch this file again")
+            raise DataError(f"truncated PNG ({len(data)} bytes, no end mark)")
         if zlib.crc32(memoryview(data)[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            raise DataError(f"{path}: damaged PNG (wrong checksum at byte {at}); fetch this file again")
+            raise DataError(f"damaged PNG (wrong checksum at byte {at})")
         at = end + 4
+    return at
 
 
 def _rgb_bands(source: rasterio.DatasetReader) -> list[int]:

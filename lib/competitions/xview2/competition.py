@@ -24,7 +24,6 @@ Un-classified buildings count as no-damage in the official targets; what a netwo
 
 import json
 import re
-import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -41,6 +40,7 @@ from lib.competitions.tables import Form, Name, Size
 from lib.competitions.xview2 import decode as decoding
 from lib.competitions.xview2 import metric as scoring
 from lib.competitions.xview2 import pairs as official
+from lib.competitions.xview2.archive import open_archive
 from lib.competitions.xview2.postprocess import STEPS, Decoded
 from lib.errors import ConfigError, DataError
 from lib.scenes import polygons, raster, rle
@@ -241,9 +241,20 @@ class XView2(Competition):
 
     def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
         """Draw the five rows of a scene; what was graded outside of the buildings is not in them."""
+        if fault := self.scene_fault(rows):
+            raise DataError(fault)
         masks = [rle.decode(text, TILE) for _, text in rows]
         damage = sum((mask * np.uint8(grade) for grade, mask in enumerate(masks[1:], 1)), np.zeros(TILE, np.uint8))
         return {"localization": masks[0], "damage": damage}
+
+    def scene_fault(self, rows: Sequence[Row]) -> str:
+        """Say whether damage classes share a pixel or lie outside of the buildings, class 0."""
+        runs = {row_id.rpartition("_")[2]: rle.parse(text, TILE[0] * TILE[1])[0] for row_id, text in rows}
+        grades = [own for part, own in runs.items() if part != "0"]
+        if rle.overlap(grades):
+            return "two damage classes on one pixel"
+        within = all(rle.lies_within(own, runs.get("0", own[:0])) for own in grades)
+        return "" if within else "damage outside of every building, which is class 0"
 
     def scene_of(self, row: Row) -> str:
         """Return the scene's id, which the number of the class follows."""
@@ -259,60 +270,83 @@ class XView2(Competition):
     def lint(self, path: Path, scenes: Sequence[Scene] | None = None, sample: Path | None = None) -> list[str]:
         """Lint what ``write_submission`` wrote, a folder or zip of PNG pairs, or a CSV.
 
-        Where both formats are there, they must give the same answers. Needs no data unless ``scenes`` are given.
+        Formats that lie beside each other must give the same answers. Needs no data unless ``scenes`` are given. Of
+        PNGs a ``sample`` says which scenes they must answer.
         """
         path = Path(path)
         if not path.exists():
             return [f"{path}: expected a submission (folder, .zip or .csv), found nothing there"]
-        if zipfile.is_zipfile(path):
-            return _lint_archive(path)
-        if path.is_file():
-            return super().lint(path, scenes, sample)
-        table, pairs = path / contract.SUBMISSION, path / PAIRS
-        if not table.exists() and not pairs.exists():
-            faults = official.lint_png_pairs(path)
-            return faults if sample is None else [*faults, f"{sample}: a sample submission needs a CSV to compare with"]
-        faults = super().lint(table, scenes, sample) + _lint_pairs(pairs, scenes)
-        return faults or [*_lint_archive(path / ARCHIVE), *self._lint_agreement(table, pairs)]
+        if path.is_dir() and any((path / name).exists() for name in (contract.SUBMISSION, PAIRS, ARCHIVE)):
+            faults = super().lint(path, scenes, sample)
+            for pictures in (path / PAIRS, path / ARCHIVE):
+                faults += self._lint_pictures(pictures, scenes, None, path / PAIRS, compare=not faults)
+            return faults
+        if path.is_dir() or path.suffix.lower() == ".zip" or zipfile.is_zipfile(path):
+            named = path if path.is_dir() else path.parent / PAIRS if path.name == ARCHIVE else None
+            listed = named if named and (named / official.SCENE_IDS).exists() else None
+            return self._lint_pictures(path, scenes, sample, listed, compare=path.name in (PAIRS, ARCHIVE))
+        return super().lint(path, scenes, sample)
 
-    def _lint_agreement(self, table: Path, pairs: Path) -> list[str]:
-        """Return the scenes whose answers in the CSV and in the PNGs differ."""
-        runs, differing = {name: text for name, text in tables.read(table, self.form)}, []
-        for scene_id in official.read_pairs(pairs):
-            rows = official.pair_rows(scene_id, *official.read_png_pair(pairs, scene_id))
-            if any(runs.get(row_id) != text for row_id, text in rows):
-                differing.append(scene_id)
-        return [f"{table}: {len(differing)} scenes differ from the PNGs (first: {differing[0]})"] if differing else []
+    def _lint_pictures(
+        self, path: Path, scenes: Sequence[Scene] | None, sample: Path | None, listed: Path | None, compare: bool
+    ) -> list[str]:
+        """Lint a folder or an archive of PNGs, whose scenes are listed in the folder ``listed`` or nowhere.
+
+        ``compare``: with the CSV that stage 06 wrote beside a list.
+        """
+        try:
+            owed = self._owed(scenes, sample, listed)
+            agrees = self._agrees(path.parent / contract.SUBMISSION, owed) if compare and listed and owed else None
+        except DataError as error:
+            return [f"{path}: {error}"]
+        pairs = None if owed is None else owed.values()
+        if path.is_dir() or not path.exists():
+            return official.lint_png_pairs(path, pairs, agrees)
+        with open_archive(path) as (pictures, faults):
+            return faults + (official.lint_png_pairs(pictures, pairs, agrees) if pictures else [])
+
+    def _owed(
+        self, scenes: Sequence[Scene] | None, sample: Path | None, listed: Path | None
+    ) -> Mapping[str, str] | None:
+        """Return scene id -> pair of what PNGs must answer, None where nothing says. Raises DataError where lists
+        differ."""
+        asked: dict[str, set[str]] = {}
+        if scenes is not None:
+            asked["the scenes asked for"] = {scene.id for scene in scenes}
+        if sample is not None:
+            asked[f"the scenes of {sample}"] = {self.scene_of(row) for row in tables.read_sample(sample)[1:]}
+        owed = official.read_pairs(listed) if listed else None
+        for words, ids in asked.items():
+            owed = official.pairs_of(ids) if owed is None else owed
+            if odd := sorted(owed.keys() ^ ids):
+                raise DataError(f"expected {words}, {len(ids)}, got {len(owed)} in {official.SCENE_IDS} (differing: "
+                                f"{', '.join(odd[:3])})")  # fmt: skip
+        return owed
+
+    def _agrees(self, table: Path, owed: Mapping[str, str]) -> official.Agrees | None:
+        """Return what tells whether a CSV gives the same answers, None where there is no such file.
+
+        Raises DataError where it has other scenes.
+        """
+        if not table.is_file():
+            return None
+        rows_of, scene_of = self._rows_of(table), {pair: scene_id for scene_id, pair in owed.items()}
+        if odd := sorted(rows_of.keys() ^ owed.keys()):
+            raise DataError(f"expected the scenes of {table.name} beside it, {len(rows_of)}, got {len(owed)} "
+                            f"(differing: {', '.join(odd[:3])})")  # fmt: skip
+
+        def agrees(pair: str, localization: np.ndarray, damage: np.ndarray) -> bool:
+            said = {row[0]: row[1] for row in rows_of[scene_of[pair]]}
+            rows = official.pair_rows(scene_of[pair], localization, damage)
+            return all(said.get(row_id) == text for row_id, text in rows)
+
+        return agrees
 
 
 def _beside_preset(settings: Params) -> list[str]:
     """Return the settings that are not at their defaults, which a preset would overrule."""
     return [name for name, value in settings.items()
             if name not in ("preset", "postprocess") and value != decoding.DEFAULTS.get(name)]  # fmt: skip
-
-
-# ---- linting ------------------------------------------------------------------------------------------
-def _lint_pairs(pairs: Path, scenes: Sequence[Scene] | None) -> list[str]:
-    """Lint our folder of PNGs together with its list of scenes."""
-    try:
-        pair_of = official.read_pairs(pairs)
-    except DataError as error:
-        return [str(error)]
-    faults = official.lint_png_pairs(pairs, pair_of.values())
-    if scenes is not None and (odd := sorted(pair_of.keys() ^ {scene.id for scene in scenes})):
-        faults.append(f"{pairs}: expected the {len(scenes)} scenes asked for, got {len(pair_of)} (differing: {odd[0]})")
-    return faults
-
-
-def _lint_archive(archive: Path) -> list[str]:
-    """Lint the PNGs of an archive."""
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            with zipfile.ZipFile(archive) as packed:
-                packed.extractall(folder)
-        except (OSError, zipfile.BadZipFile) as error:
-            return [f"{archive}: expected a zip of PNG pairs, got {error}"]
-        return [fault.replace(folder, str(archive)) for fault in official.lint_png_pairs(Path(folder))]
 
 
 # ---- files --------------------------------------------------------------------------------------------
