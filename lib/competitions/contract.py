@@ -16,7 +16,7 @@ Ids are strings; images are uint8; probabilities cross this border as uint8 *lev
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -33,6 +33,7 @@ from lib.competitions.tables import Form, Name, Size
 from lib.ensemble import search
 from lib.ensemble.search import Lattice
 from lib.errors import ConfigError, DataError
+from lib.files import digest
 from lib.scenes import raster
 from lib.settings import Section
 from lib.tasks import Task, known
@@ -521,6 +522,36 @@ class Competition(ABC):
         """Read one scene's answer back from what ``write_submission`` wrote. Raises DataError where there is none."""
         return self._read_back(Path(folder) / SUBMISSION, scene)
 
+    def submit(
+        self, answers: Iterable[tuple[Scene, Answer]], folder: Path, owed: Sequence[Scene] | None = None
+    ) -> list[str]:
+        """Write a submission, read back what lies on the disk and return what is wrong with it; [] if nothing is.
+
+        It must be valid, answer the scenes ``owed`` (by default those of ``answers``), and hold in each of its formats
+        the answers that it was given. Answers are not kept while it is written, only digests of their rows.
+        """
+        folder, given = Path(folder), []
+
+        def passing() -> Iterator[tuple[Scene, Answer]]:
+            for scene, answer in answers:
+                given.append((scene, _digest(self.rows(scene, answer)), _digest(self.written(scene, answer))))
+                yield scene, answer
+
+        self.write_submission(passing(), folder)
+        if faults := self.lint(folder, [scene for scene, *_ in given] if owed is None else owed):
+            return faults
+        rows_of = self._rows_of(folder / SUBMISSION)
+        other = {s.id for s, rows, _ in given if _digest(rows_of[s.id]) != rows}
+        for scene, _, all_rows in given:
+            if _digest(self.written(scene, self.read_submission(folder, scene))) != all_rows:
+                other.add(scene.id)
+        kind = "holds another answer than was written"
+        return [tables.sentence(folder, "scene", kind, sorted(other))] if other else []
+
+    def written(self, scene: Scene, answer: Answer) -> list[Row]:
+        """Return all rows that the files of a submission hold of a scene; by default those of ``submission.csv``."""
+        return self.rows(scene, answer)
+
     def lint(self, path: Path, scenes: Sequence[Scene] | None = None, sample: Path | None = None) -> list[str]:
         """Return what is wrong with a submission, a CSV or the folder it lies in; [] if it is valid.
 
@@ -574,10 +605,17 @@ class Competition(ABC):
         rows = self._rows_of(path).get(scene.id)
         if rows is None:
             raise DataError(f"{path}: expected a row for {scene.id!r}, found none; write the submission again")
+        if fault := self.scene_fault(rows):
+            raise DataError(f"{path}: scene {scene.id}: {fault}; write the submission again")
         try:
             return self.answer_from(scene, rows)
         except DataError as error:
             raise DataError(f"{path}: scene {scene.id}: {error}") from error
+
+
+def _digest(rows: Iterable[Row]) -> str:
+    """Hash the rows of a scene, whose order is the sample's to say."""
+    return digest(sorted(map(list, rows)))
 
 
 def confusion_table(counts: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, int]]:

@@ -264,6 +264,10 @@ class Labels(Classification):
         label = self.classes[int(answer.argmax())]
         return [(self.row_id(scene), *((label,) if self._submits_label else (f"{p:.6f}" for p in answer)))]
 
+    def written(self, scene: Scene, answer: Answer) -> list[Row]:
+        """Return a picture's row and, beside the name of a class, that of its probabilities."""
+        return self.rows(scene, answer) + (self._probabilities.rows(scene, answer) if self._submits_label else [])
+
     def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
         """Return a row's probabilities; those of a label are 0 and 1."""
         texts = rows[0][1:]
@@ -304,5 +308,8 @@ class Labels(Classification):
         rows = tables.read(beside, other.form)
         best = {row[0]: self.classes[np.argmax([float(text) for text in row[1:]])] for row in rows}
         table = Path(path) / SUBMISSION
-        differing = [name for name, label in tables.read(table, self.form) if best.get(name) != label]
+        labels = {row[0]: row[1] for row in tables.read(table, self.form)}
+        if odd := sorted(best.keys() ^ labels.keys()):
+            return [tables.sentence(beside, "row", f"in one of it and {table.name} alone", odd)]
+        differing = [name for name, label in labels.items() if best[name] != label]
         return [tables.sentence(table, "row", "label is not the most probable class", differing)] if differing else []

@@ -117,6 +117,20 @@ def _check_png(path: Path) -> None:
         raise DataError(f"{path}: {error}; fetch this file again") from error
 
 
+def png_fault(data: bytes) -> str:
+    """Say why the bytes of a file are not a PNG that is whole and ends where the file does, "" if they are.
+
+    GDAL, and other readers, take some of these files without an error.
+    """
+    if data[:8] != PNG_SIGNATURE or data[12:16] != b"IHDR" or len(data) < 33:
+        return "is not a PNG"
+    try:
+        end = png_end(data)
+    except DataError as error:
+        return "is cut short" if "truncated" in str(error) else "is damaged: a chunk has a wrong checksum"
+    return "has bytes after the end of the PNG" if end < len(data) else ""
+
+
 def png_end(data: bytes) -> int:
     """Walk the chunks of a PNG, the bytes of a file with its signature, and return where the last one ends.
 

@@ -21,10 +21,10 @@ def units(run: Run) -> list[Unit]:
 
 
 def write(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
-    """Write the submission of a unit's split and lint what lies on disk; returns what the manifest records.
+    """Write the submission of a unit's split and check what lies on disk; returns what the manifest records.
 
-    Out-of-fold files are read back and scored like any other. ArtifactError where the linter finds anything, or the
-    score of the files is not the score of stage 05.
+    A test submission must answer all test scenes. Out-of-fold files are scored like any other. ArtifactError where the
+    linter finds anything, the files hold other answers, or their score is not the score of stage 05.
     """
     decision, split = Decision.of(run), unit.name
     competition, scenes = run.competition, []
@@ -34,9 +34,10 @@ def write(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
             scenes.append(scene)
             yield scene, competition.decode(levels, settings_for(scene, decision.params))
 
-    competition.write_submission(answers(), folder)
-    faults = competition.lint(folder, scenes)
-    if faults:
+    owed = None  # out of fold those that networks without their fold have predicted
+    if split == "test":
+        owed = [scene for scene in competition.scenes("test") if scene.id in run.graph.test_ids]
+    if faults := competition.submit(answers(), folder, owed):
         raise ArtifactError(f"{folder}: the submission is not valid: " + "; ".join(faults))
     outcome: dict[str, Any] = {"scenes": len(scenes), "lint": "valid"}
     if split == "oof":

@@ -339,6 +339,10 @@ class VOC(Competition):
             answer[rle.decode(text, answer.shape) > 0] = int(row_id.rpartition("_")[2])
         return answer
 
+    def scene_fault(self, rows: Sequence[Row]) -> str:
+        """Say whether two classes share a pixel."""
+        return "two classes on one pixel" if rle.overlap([rle.parse(text)[0] for _, text in rows]) else ""
+
     def scene_of(self, row: Row) -> str:
         """Return the scene's id, which the number of the class follows."""
         return row[0].rpartition("_")[0]
@@ -374,31 +378,43 @@ class VOC(Competition):
             return super().lint(path, scenes, sample)
         table, pictures = path / SUBMISSION, path / MASKS
         if not table.exists() and not pictures.exists():
-            faults = self._lint_masks(path, scenes)
-            return faults if sample is None else [*faults, f"{sample}: a sample submission needs a CSV to compare with"]
+            return self._lint_masks(path, scenes, sample)
         faults = self._lint_masks(pictures, scenes) + super().lint(table, scenes, sample)
         return faults or self._lint_agreement(table, pictures)
 
-    def _lint_masks(self, folder: Path, scenes: Sequence[Scene] | None) -> list[str]:
-        """Lint index PNGs: all there and no others, readable, of the picture's size, classes only."""
+    def _lint_masks(self, folder: Path, scenes: Sequence[Scene] | None, sample: Path | None = None) -> list[str]:
+        """Lint index PNGs: all there and no others, whole, of the picture's size, classes only.
+
+        ``sample`` says which pictures must be answered. Where no CSV lies beside the folder, one of them must show
+        another class than the first.
+        """
         found = {path.stem: path for path in sorted(folder.glob("*.png"))}
         if not found:
             return [f"{folder}: expected index PNGs, one per picture, found none"]
-        wanted = dict.fromkeys(found) if scenes is None else {scene.id: self.size(scene) for scene in scenes}
+        wanted: dict[str, Any] = {scene.id: self.size(scene) for scene in scenes or ()}
+        try:
+            of_sample = {self.scene_of(row) for row in tables.read_sample(sample)[1:]} if sample else set()
+        except DataError as error:
+            return [str(error)]
+        wanted = {**dict.fromkeys(of_sample), **wanted} or dict.fromkeys(found)
         missing, foreign = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
         faults = [Finding("picture without a PNG", scene_id) for scene_id in missing]
         faults += [Finding("not one of the scenes asked for", f"{scene_id}.png") for scene_id in foreign]
+        shown = 0
         for scene_id in sorted(wanted.keys() & found.keys()):
             path, size = found[scene_id], wanted[scene_id]
             try:
-                mask = raster.read_mask(path)
-            except DataError:
-                faults.append(Finding("not a readable index PNG", path.name))
+                mask = read_index_png(path)
+            except DataError as error:
+                faults.append(Finding(str(error), path.name))
                 continue
+            shown += bool(mask.any())
             if size not in (None, (None, None)) and mask.shape != tuple(size):
                 faults.append(Finding("not of its picture's size", path.name))
             if mask.max(initial=0) >= len(self.names):
                 faults.append(Finding(f"values that are none of the classes 0..{len(self.names) - 1}", path.name))
+        if not shown and not faults and not (folder.parent / SUBMISSION).exists():
+            faults.append(Finding(f"{self.names[0]} in every pixel of every picture", min(found)))
         return [f"{folder}: {line}" for line in contract.summarize(faults)]
 
     def _lint_agreement(self, table: Path, pictures: Path) -> list[str]:
@@ -435,6 +451,19 @@ def read_mask(path: Path, colours: np.ndarray | None = None) -> np.ndarray:
         except DataError as error:
             raise DataError(f"{error}; if the classes are colours, name them in data.options.colours") from error
     return _look_up(raster.read_image(path), colours)
+
+
+def read_index_png(path: Path) -> np.ndarray:
+    """Read a submitted mask as (H, W) uint8. Raises DataError, the reason alone, unless it is a whole index PNG."""
+    data = path.read_bytes()
+    if fault := raster.png_fault(data):
+        raise DataError(fault)
+    if data[24] > 8 or data[25] not in (0, 3):  # bits per sample; grey or palette
+        raise DataError("is no PNG of 8-bit indices, grey or with a palette")
+    try:
+        return raster.read_mask(path)
+    except DataError as error:
+        raise DataError("is damaged and cannot be decoded") from error
 
 
 def _look_up(picture: np.ndarray, colours: np.ndarray) -> np.ndarray:

@@ -235,7 +235,7 @@ def inspect_png(data: bytes) -> tuple[np.ndarray | None, str]:
     """Do the same with the bytes of a file; of a larger one the first MOST_BYTES + 1 are enough."""
     if len(data) > MOST_BYTES:
         return None, f"has more than {MOST_BYTES} bytes, more than any such PNG needs"
-    if fault := _container_fault(data):
+    if fault := raster.png_fault(data):
         return None, fault
     width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
     palette = colour == 3
@@ -256,17 +256,6 @@ def inspect_png(data: bytes) -> tuple[np.ndarray | None, str]:
     if top > (4 if palette or bits == 8 else 0):
         return None, "holds values other than 0, 1, 2, 3, 4"
     return mask, ""
-
-
-def _container_fault(data: bytes) -> str:
-    """Say what is wrong with the chunks of a PNG, "" if nothing. GDAL reads some such files without an error."""
-    if data[:8] != raster.PNG_SIGNATURE or data[12:16] != b"IHDR":
-        return "is not a PNG"
-    try:
-        end = raster.png_end(data)
-    except DataError as error:
-        return "is cut short" if "truncated" in str(error) else "is damaged: a chunk has a wrong checksum"
-    return "has bytes after the end of the PNG" if end < len(data) else ""
 
 
 def _pixels_are_whole(data: bytes) -> bool:
