@@ -276,10 +276,7 @@ class Labels(Classification):
     def row_fault(self, row: Row) -> str:
         if self._submits_label:
             return "" if row[1] in self.classes else "label is none of the classes"
-        try:
-            probs = [float(text) for text in row[1:]]
-        except ValueError:
-            probs = [np.nan]
+        probs = [tables.number(text) for text in row[1:]]
         if not all(0 <= p <= 1 for p in probs):  # false for NaN
             return "expected probabilities in [0, 1]"
         return "" if abs(sum(probs) - 1) < 1e-3 else "probabilities do not add up to 1"

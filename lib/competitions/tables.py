@@ -8,6 +8,7 @@ length first length ...``, in which the pixels of the whole image are counted.
 """
 
 import csv
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ Name = tuple[str, ...]
 Size = tuple[int, int] | tuple[None, None] | None
 """(height, width) of an image; without numbers where they are not known."""
 
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _NOT_TEXT = {"nan", "none", "null", "na", "<na>"}
 
 
@@ -43,12 +45,15 @@ class Form:
 
 
 # ---- read and write -----------------------------------------------------------------------------------
-def read_rows(path: Path) -> Iterator[list[str]]:
-    """Yield the rows of a CSV one by one, header first; blank lines are rows without fields. Raises DataError."""
+def read_rows(path: Path, strict: bool = False) -> Iterator[list[str]]:
+    """Yield the rows of a CSV one by one, header first; blank lines are rows without fields. Raises DataError.
+
+    ``strict``: quotes that do not close, or after which a field goes on, are an error.
+    """
     limit = csv.field_size_limit(2**31 - 1)  # the runs of one large image are longer than Python's limit for a field
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            yield from csv.reader(file)
+            yield from csv.reader(file, strict=strict)
     except (OSError, UnicodeError, csv.Error) as error:
         raise DataError(f"{path}: expected a CSV file in UTF-8, got {error}") from error
     finally:
@@ -76,7 +81,7 @@ def read(path: Path, form: Form) -> list[Name]:
 
     Raises DataError on another header, on rows with another number of fields, and on names that repeat but should not.
     """
-    header, *rows = list(read_rows(path)) or [[]]
+    header, *rows = list(read_rows(path, strict=True)) or [[]]
     found = [tuple(row) for row in rows if len(row) == len(form.columns)]
     distinct = len(found) if form.repeats else len({row[: form.names] for row in found})
     if tuple(header) != form.columns or distinct != len(rows):
@@ -152,7 +157,7 @@ def lint(
     names: list[Name] = []
     runs_of: dict[str, list[np.ndarray]] = defaultdict(list)
     length = len(next(iter(sizes))) if sizes else form.names
-    rows = read_rows(path)
+    rows = read_rows(path, strict=True)
     try:
         header = next(rows, [])
         for line, row in enumerate(rows, 2):
@@ -235,6 +240,11 @@ def read_sample(path: Path) -> list[list[str]]:
 
 def _shown(name: Name) -> str:
     return ",".join(name)
+
+
+def number(text: str) -> float:
+    """Read a decimal number as scorers do; NaN for any other text, such as "0_1", that Python takes for one."""
+    return float(text) if _NUMBER.fullmatch(text) else float("nan")
 
 
 def sentence(path: Path, noun: str, kind: str, names: list[str]) -> str:

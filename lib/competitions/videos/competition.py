@@ -345,11 +345,7 @@ class Videos(Classification):
         return float(rows[0][1])
 
     def row_fault(self, row: Row) -> str:
-        try:
-            good = 0 <= float(row[1]) <= 1  # false for NaN
-        except ValueError:
-            good = False
-        return "" if good else "expected a score in [0, 1]"
+        return "" if 0 <= tables.number(row[1]) <= 1 else "expected a score in [0, 1]"  # NaN is not
 
     def lint(self, path: Path, scenes: Sequence[Scene] | None = None, sample: Path | None = None) -> list[str]:
         """Return what is wrong with a CSV, or the one in a folder; videos that cannot be read have the fallback."""
