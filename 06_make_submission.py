@@ -26,7 +26,7 @@ from lib.stages import submit
 @cli.exits
 def main(argv=None):
     flags = cli.parser(__doc__)
-    flags.add_argument("--lint", type=Path, metavar="PATH", help="check this submission only: a folder, a zip or a CSV file")
+    flags.add_argument("--lint", type=Path, metavar="PATH", help="check this submission only: a folder, zip or CSV")
     flags.add_argument("--sample", type=Path, metavar="CSV", help="with --lint: the competition's sample submission")
     args = flags.parse_args(argv)
     if args.lint:
