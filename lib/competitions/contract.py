@@ -527,26 +527,24 @@ class Competition(ABC):
     ) -> list[str]:
         """Write a submission, read back what lies on the disk and return what is wrong with it; [] if nothing is.
 
-        It must be valid, answer the scenes ``owed`` (by default those of ``answers``), and hold in each of its formats
-        the answers that it was given. Answers are not kept while it is written, only digests of their rows.
+        It must be valid, answer the scenes ``owed`` (by default those of ``answers``), and hold the answers that it was
+        given: in the format that ``read_submission`` reads, with which ``lint`` compares the others. Answers are not
+        kept while it is written, only digests of their rows.
         """
-        folder, given = Path(folder), []
+        folder, given = Path(folder), {}
 
         def passing() -> Iterator[tuple[Scene, Answer]]:
             for scene, answer in answers:
-                given.append((scene, _digest(self.rows(scene, answer)), _digest(self.written(scene, answer))))
+                given[scene] = _digest(self.written(scene, answer))
                 yield scene, answer
 
         self.write_submission(passing(), folder)
-        if faults := self.lint(folder, [scene for scene, *_ in given] if owed is None else owed):
+        if faults := self.lint(folder, list(given) if owed is None else owed):
             return faults
-        rows_of = self._rows_of(folder / SUBMISSION)
-        other = {s.id for s, rows, _ in given if _digest(rows_of[s.id]) != rows}
-        for scene, _, all_rows in given:
-            if _digest(self.written(scene, self.read_submission(folder, scene))) != all_rows:
-                other.add(scene.id)
+        other = [scene.id for scene, rows in given.items()
+                 if _digest(self.written(scene, self.read_submission(folder, scene))) != rows]  # fmt: skip
         kind = "holds another answer than was written"
-        return [tables.sentence(folder, "scene", kind, sorted(other))] if other else []
+        return [tables.sentence(folder, "scene", kind, other)] if other else []
 
     def written(self, scene: Scene, answer: Answer) -> list[Row]:
         """Return all rows that the files of a submission hold of a scene; by default those of ``submission.csv``."""
@@ -573,11 +571,12 @@ class Competition(ABC):
         for scene_id, rows in self._rows_of(path).items():
             if kind := self.scene_fault(rows):
                 together.setdefault(kind, []).append(scene_id)
-        faults = [tables.sentence(path, "scene", kind, names) for kind, names in together.items()]
-        for scene in () if faults else scenes or ():
+        if together:
+            return [tables.sentence(path, "scene", kind, names) for kind, names in together.items()]
+        for scene in scenes or ():
             try:
                 if self.size(scene) != (None, None):  # else there is no image to draw on
-                    self._read_back(path, scene)
+                    self._draw(path, scene)
             except DataError as error:
                 faults.append(str(error))
         return faults
@@ -601,12 +600,16 @@ class Competition(ABC):
         return self._submitted[1]
 
     def _read_back(self, path: Path, scene: Scene) -> Answer:
-        """Read one scene's answer from a CSV."""
+        """Read one scene's answer from a CSV. Raises DataError where there is none."""
+        if fault := self.scene_fault(self._rows_of(path).get(scene.id, ())):
+            raise DataError(f"{path}: scene {scene.id}: {fault}; write the submission again")
+        return self._draw(path, scene)
+
+    def _draw(self, path: Path, scene: Scene) -> Answer:
+        """Return the answer that the rows of a scene hold, without a look at how they go together."""
         rows = self._rows_of(path).get(scene.id)
         if rows is None:
             raise DataError(f"{path}: expected a row for {scene.id!r}, found none; write the submission again")
-        if fault := self.scene_fault(rows):
-            raise DataError(f"{path}: scene {scene.id}: {fault}; write the submission again")
         try:
             return self.answer_from(scene, rows)
         except DataError as error:
