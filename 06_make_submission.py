@@ -18,6 +18,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from lib.errors import ConfigError
 from lib.report import page
 from lib.run import cli
 from lib.stages import submit
@@ -31,6 +32,8 @@ def main(argv=None):
     args = flags.parse_args(argv)
     if args.lint:
         return cli.lint(args)
+    if args.sample:
+        raise ConfigError("--sample: goes with --lint; what stage 06 writes follows the sample beside the data")
     run = cli.open_run(args)
     run.make("06", submit.units(run), partial(submit.write, run))
     cli.say(page.write(run))

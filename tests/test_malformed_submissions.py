@@ -24,6 +24,7 @@ from conftest import stage
 from sisters import COMMON, EXPERIMENTS, SEGMENTATION, TRAIN
 
 from lib.competitions import NAMES, open_competition
+from lib.competitions.xview2.pairs import lint_png_pairs
 from lib.config.load import load
 from lib.scenes import rle
 
@@ -449,6 +450,16 @@ def linked(folder: Path) -> Path:
     return path
 
 
+def zip64(folder: Path) -> Path:
+    """Write the archive with sizes in the form that files above 4 GiB need."""
+    path = folder.parent / "handed_in.zip"
+    with zipfile.ZipFile(path, "w") as packed:
+        for name, data in entries(folder).items():
+            with packed.open(name, "w", force_zip64=True) as file:
+                file.write(data)
+    return path
+
+
 # ---- folders ------------------------------------------------------------------------------------------
 def within(part: str, change: Callable[[Path], object]) -> Change:
     """Change a part of the folder of stage 06, all of which is linted then."""
@@ -654,6 +665,7 @@ VALID = [
         ("stored", archive()),
         ("deflated", archive(method=zipfile.ZIP_DEFLATED)),
         ("other order", archive(lambda e: [*reversed(e.items())])),
+        ("zip64", lambda folder: zip64(folder)),
         ("with a comment", archive(then=lambda d: d[:-2] + b"\2\0hi")),
         ("other compression of the PNGs", archive(lambda e: e.update({
             name: cv2.imencode(".png", unpng(data), [cv2.IMWRITE_PNG_COMPRESSION, 9])[1].tobytes()
@@ -705,6 +717,22 @@ def test_out_of_fold_submissions_are_owed_the_labelled_scenes(forms):
     table.write_text("id,label\nt,cat\n")
     assert said_of("--config", config, "--lint", table, "--split", "oof") == (0, f"{table}: valid\n")
     assert said_of("--config", config, "--lint", table)[0] == 2
+
+
+def test_a_sample_is_used_or_refused(forms):
+    code, said = said_of("--config", forms.make("labels")[0], "--sample", "sample.csv")
+    assert code == 2 and "--sample: goes with --lint" in said
+
+
+def test_a_number_between_others_that_has_no_pair_is_missed_without_any_list(tmp_path):
+    place = tmp_path / "handed_in"
+    place.mkdir()
+    for number in (3, 5):
+        for kind in ("localization", "damage"):
+            (place / f"test_{kind}_0000{number}_prediction.png").write_bytes(png(np.eye(*TILE, dtype=np.uint8)))
+    (fault,) = lint_png_pairs(place)
+    assert "others have one below and above it (test_00004)" in fault
+    assert lint_png_pairs(place, ["test_00003", "test_00005"]) == []
 
 
 def test_a_bomb_is_not_unpacked(forms, tmp_path, monkeypatch):

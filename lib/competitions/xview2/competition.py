@@ -298,7 +298,7 @@ class XView2(Competition):
         except DataError as error:
             return [f"{path}: {error}"]
         pairs = None if owed is None else owed.values()
-        if path.suffix.lower() != ".zip" and not zipfile.is_zipfile(path):
+        if path.is_dir() or path.suffix.lower() != ".zip" and not zipfile.is_zipfile(path):
             return official.lint_png_pairs(path, pairs, agrees)
         with open_archive(path) as (pictures, faults):
             return faults + (official.lint_png_pairs(pictures, pairs, agrees) if pictures else [])

@@ -259,13 +259,16 @@ def inspect_png(data: bytes) -> tuple[np.ndarray | None, str]:
 
 
 def _pixels_are_whole(data: bytes) -> bool:
-    """Tell whether the compressed pixels of a PNG, whose chunks are whole, end where their stream says they do."""
-    stream, at = zlib.decompressobj(), 8
+    """Tell whether the compressed pixels of a PNG, whose chunks are whole, end where their stream says they do.
+
+    Not more than MOST_BYTES are unpacked of each chunk, nor of all together.
+    """
+    stream, at, pixels = zlib.decompressobj(), 8, 0
     try:
-        while at < len(data):
+        while at < len(data) and pixels <= MOST_BYTES:
             length, name = struct.unpack_from(">I4s", data, at)
             if name == b"IDAT":
-                stream.decompress(data[at + 8 : at + 8 + length], MOST_BYTES)
+                pixels += len(stream.decompress(data[at + 8 : at + 8 + length], MOST_BYTES))
             at += 12 + length
     except zlib.error:
         return False
