@@ -22,9 +22,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lib.competitions import tables
-from lib.competitions.contract import Answer, Competition, Finding, Scene, confusion_table
+from lib.competitions.contract import Answer, Competition, Finding, Row, Scene, confusion_table
 from lib.competitions.listing import Expression, find_in_ids
-from lib.competitions.tables import Name, Size
+from lib.competitions.tables import Size
 from lib.errors import DataError
 from lib.settings import Section
 
@@ -71,7 +71,8 @@ class ClassificationOptions(Section):
     """Which data set a scene was taken from, for ``train.sampling.sources``: a column, or else a regular expression
     searched in the id; without either, its domain."""
     sample: str | None = "sample_submission.csv"
-    """Sample submission, whose order of rows is kept."""
+    """Sample submission, which says what scenes are answered, in what order and under what header. null: none is
+    used."""
 
 
 @dataclass(frozen=True)
@@ -122,14 +123,6 @@ class Classification(Competition):
     @abstractmethod
     def index_of(self, label: str) -> int | None:
         """Return the index of a label's class, None for a label that there is not."""
-
-    @property
-    def sample(self) -> Path | None:  # type: ignore[override]
-        """The sample submission. Raises DataError where one is stated and not there."""
-        path = self.root / (self.options.sample or "")
-        if self.options.sample and "sample" in self.options.model_fields_set and not path.is_file():
-            raise DataError(f"{path}: expected a sample submission, found none; set data.options.sample")
-        return path if path.is_file() else None
 
     # ---- scenes ---------------------------------------------------------------------------------------
     def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:
@@ -193,13 +186,10 @@ class Classification(Competition):
     # ---- submission -----------------------------------------------------------------------------------
     def row_id(self, scene: Scene) -> str:
         """Return a scene's id as the table and the submission write it."""
-        return self._row_ids.get(scene.id, scene.id)
+        return self._text_of_scene.get(scene.id) or self._row_ids.get(scene.id, scene.id)
 
-    def row_names(self, scene: Scene) -> list[Name]:
-        return [(self.row_id(scene),)]
-
-    def scene_of(self, row: Sequence[str]) -> str:
-        return _flat(row[0])
+    def scene_of(self, row: Row) -> str:
+        return self._scene_of_text.get(row[0], _flat(row[0]))
 
     def size(self, scene: Scene) -> Size:
         """Return that a row needs no size to be understood."""
@@ -238,7 +228,7 @@ class Classification(Competition):
     @cached_property
     def _test_ids(self) -> list[str]:
         """Ids as the sample has them, or else the table."""
-        sample = [row[0] for row in list(tables.read_rows(self.sample))[1:] if row] if self.sample else []
+        sample = [text for (text,) in self.sampled.names(1)] if self.sampled else []
         return sample or [row.get(self.options.columns.id, "") for row in self._rows[1]]
 
     def _named(self, ids: Sequence[str], strict: bool = True) -> tuple[dict[str, dict[str, str]], list[Finding]]:

@@ -27,8 +27,10 @@ import numpy as np
 from tqdm import tqdm
 
 from lib.competitions import decoding, tables
+from lib.competitions import sample as samples
 from lib.competitions.decoding import Setting
 from lib.competitions.facts import Facts, Memo, state_of
+from lib.competitions.sample import Owed, Sample
 from lib.competitions.tables import Form, Name, Size
 from lib.ensemble import search
 from lib.ensemble.search import Lattice
@@ -113,6 +115,12 @@ def summarize(findings: Iterable[Finding], names: int = 3) -> list[str]:
     return lines
 
 
+def told(failed: Mapping[str, str], names: int = 3) -> str:
+    """Say which scenes failed, scene id -> its error, and of the first ``names`` why."""
+    first = [f"{scene} ({error})" for scene, error in list(failed.items())[:names]]
+    return "; ".join(first) + (f"; and {len(failed) - names} more" if len(failed) > names else "")
+
+
 APART = ("per_domain", "seen", "unseen")
 """Keys of chosen settings that say for which scenes other settings hold."""
 
@@ -151,8 +159,6 @@ class Competition(ABC):
     """The largest grid a search may span."""
     form: Form
     """What the rows of ``submission.csv`` look like."""
-    sample: Path | None = None
-    """The competition's sample submission, whose order of rows is kept where it names the scenes that are answered."""
 
     def __init__(self, root: Path, options: Any, memo: Path | None = None):
         """``options``: an instance of ``Options``. ``memo``: a JSON file in which facts of scenes are remembered."""
@@ -175,19 +181,99 @@ class Competition(ABC):
     def scenes(self, split: str) -> list[Scene]:
         """Return the scenes of "train" (labelled, tiers merged) or "test" that can be used, sorted by id.
 
-        A scene that lacks one of ``files`` is left out; of "train" also one that lacks a label or whose ``facts`` have
-        an error; ``inspect`` names them. "train" reads each label once, no pixels. Raises DataError when "train" has
-        no scene that can be used.
+        "test" are the scenes that an answer is owed to: those that the sample submission names, or else those of which
+        there is any file. Of these some may lack files (``incomplete``), and one that only the sample knows has none.
+        A scene of "train" that lacks one of ``files`` or a label, or whose ``facts`` have an error, is left out;
+        ``inspect`` names it. "train" reads each label once, no pixels. Raises DataError when "train" has no scene that
+        can be used, and where a sample names none of the test scenes that are there.
         """
         if split not in SPLITS:
             raise ValueError(f"split: expected train or test, got {split!r}")
         if split not in self._scenes:
             listed = self._list(split)
-            whole = {s.id: s for s in reversed(listed) if all(role in s.files for role in self.files)}
+            found = {s.id: s for s in reversed(listed) if all(role in s.files for role in self.files)}
             if split == "train":
-                whole = self._usable([scene for scene in whole.values() if self.labelled(scene)], len(listed))
-            self._scenes[split] = [whole[key] for key in sorted(whole)]
+                found = self._usable([scene for scene in found.values() if self.labelled(scene)], len(listed))
+            else:
+                found = {scene.id: scene for scene in reversed(listed)} | found
+                if self.owed is not None:
+                    found = {key: found.get(key, Scene(key, {})) for key in self.owed.written}
+            self._scenes[split] = [found[key] for key in sorted(found)]
         return self._scenes[split]
+
+    @cached_property
+    def sample(self) -> Path | None:
+        """The sample submission: the one that ``data.options.sample`` states, else one of the usual name.
+
+        Raises DataError where one is stated and not there.
+        """
+        stated = self.options.sample if "sample" in self.options.model_fields_set else ""
+        if stated is None:
+            return None
+        known = [self.root / name for name in ((stated,) if stated else samples.NAMES)]
+        found = next((path for path in known if path.is_file()), None)
+        if stated and found is None:
+            raise DataError(f"{known[0]}: expected a sample submission, found none; set data.options.sample")
+        return found
+
+    @cached_property
+    def sampled(self) -> Sample | None:
+        """What the sample submission says; None where there is none. Raises DataError."""
+        return samples.read(self.sample) if self.sample else None
+
+    @cached_property
+    def owed(self) -> Owed | None:
+        """Which scenes the sample names; None where there is none, or it has no rows, or there is no test set here.
+
+        Raises DataError where it names none of the test scenes that are there.
+        """
+        listed = {scene.id for scene in self._list("test")} if self.sampled and self.sampled.rows else set()
+        if self.sampled is None or not listed:
+            return None
+        texts = [self.id_in(name) for name in self.sampled.names(self.form.names)]
+        found = samples.owed(texts, listed)
+        if len(found.not_named) == len(listed):
+            raise DataError(
+                f"{self.sampled.path}: expected the ids of the test scenes, found {len(found.written)} ids of which "
+                f"none has a file (the first row is {','.join(self.sampled.rows[0])[:80]!r}, the first file's id is "
+                f"{found.not_named[0]!r}); set "
+                "data.options.sample to the file of this test set, or to null to do without it"
+            )
+        return found
+
+    def header_of(self, expected: Sequence[str]) -> tuple[str, ...]:
+        """Return the sample's header, () without one.
+
+        ``expected``: what the columns of an answer are, in words. Raises DataError for a header of another length.
+        """
+        if self.sampled is None:
+            return ()
+        samples.check_header(self.sampled, expected)
+        return self.sampled.header
+
+    def check_sample(self) -> None:
+        """Raise DataError for a sample whose header no submission of this competition can have.
+
+        Asked before scenes are listed, since stage 06 would else be the first to notice.
+        """
+        _ = self.form
+
+    def incomplete(self, scene: Scene) -> str:
+        """Say why a scene cannot be predicted, by the names and headers of its files; "" where nothing is missing.
+
+        It lacks one of ``files``, or its ``own_images`` differ in size.
+        """
+        if missing := [role for role in self.files if role not in scene.files]:
+            beside = ", ".join(str(scene.files[role]) for role in self.files if role in scene.files)
+            return f"expected {' and '.join(self.files)}, found " + (f"no {' and no '.join(missing)} beside {beside}"
+                                                                     if beside else "no file of it")  # fmt: skip
+        if len(self.own_images) == 1:
+            return ""
+        sizes = {image: raster.stated_size(scene.files[image]) for image in self.own_images}
+        if len({size for size in sizes.values() if size[0] is not None}) < 2:
+            return ""
+        found = " and ".join(f"{scene.files[image]} of {_shown(size)}" for image, size in sizes.items())
+        return f"expected images of one size, found {found}"
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -255,6 +341,8 @@ class Competition(ABC):
 
     def _list(self, split: str) -> list[Scene]:
         if split not in self._listed:
+            if self.sampled is not None:
+                self.check_sample()
             self._listed[split] = self.listed(split)
         return self._listed[split][0]
 
@@ -315,7 +403,10 @@ class Competition(ABC):
         return []
 
     def caveats(self, scenes: Sequence[Scene]) -> list[str]:
-        """Return what of these scenes is read otherwise than was asked for, in sentences; a kernel prints them."""
+        """Return what of these scenes is read or written otherwise than was asked for, in sentences.
+
+        Stage 06 and a kernel print them.
+        """
         return []
 
     @property
@@ -479,22 +570,45 @@ class Competition(ABC):
     def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
         """Return the answer that a scene's rows hold. Raises DataError where they hold none."""
 
-    def scene_of(self, row: Row) -> str:
-        """Return the id of the scene that a row belongs to; by default its first field."""
+    def id_in(self, row: Row) -> str:
+        """Return the id in a row as the submission writes it; by default its first field."""
         return row[0]
+
+    def scene_of(self, row: Row) -> str:
+        """Return the id of the scene that a row belongs to."""
+        text = self.id_in(row)
+        return self._scene_of_text.get(text, text)
+
+    def row_id(self, scene: Scene) -> str:
+        """Return a scene's id as the submission writes it: as the sample does, where it names the scene."""
+        return self._text_of_scene.get(scene.id, scene.id)
+
+    @cached_property
+    def _text_of_scene(self) -> dict[str, str]:
+        try:
+            return dict(self.owed.written) if self.owed else {}
+        except DataError:
+            return {}  # a submission alone is looked at; where scenes are listed, this is raised
+
+    @cached_property
+    def _scene_of_text(self) -> dict[str, str]:
+        return {text: scene_id for scene_id, text in self._text_of_scene.items()}
 
     def row_names(self, scene: Scene) -> list[Name]:
         """Return the names of rows that a submission must have for a scene; by default one, the scene's id."""
-        return [(scene.id,)]
+        return [(self.row_id(scene),)]
 
     def row_fault(self, row: Row) -> str:
         """Say what is wrong with the answer in a row that holds no runs, "" if nothing."""
         return ""
 
     def size(self, scene: Scene) -> Size:
-        """Return (height, width) of a scene from its image's header, (None, None) where that cannot be read."""
-        path = scene.files.get(self.own_images[0])
-        return raster.stated_size(path) if path else (None, None)
+        """Return (height, width) of a scene from the header of the first of its images that can be read.
+
+        (None, None) where there is none.
+        """
+        paths = [scene.files[image] for image in self.own_images if image in scene.files]
+        return next((size for path in paths if (size := raster.stated_size(path))[0] is not None), (None, None))
 
     def write_submission(self, answers: Iterable[tuple[Scene, Answer]], folder: Path) -> list[Path]:
         """Write every format the competition takes into ``folder``, scene by scene; return the files.
@@ -504,14 +618,19 @@ class Competition(ABC):
         return [self.write_table(answers, Path(folder) / SUBMISSION)]
 
     def write_table(self, answers: Iterable[tuple[Scene, Answer]], path: Path) -> Path:
-        """Write a CSV of ``rows`` scene by scene, in the order of the competition's sample where it has these names."""
+        """Write a CSV of ``rows`` scene by scene, those of the test set in the order of the competition's sample."""
         with tables.write(path, self.form) as add:
             for scene, answer in answers:
                 for row in self.rows(scene, answer):
                     add(*row)
-        if self.sample is not None and tables.same_names(path, self.sample, self.form):
-            tables.keep_order(path, self.sample, self.form)
+        self.keep_order(path)
         return path
+
+    def keep_order(self, path: Path) -> None:
+        """Bring the rows of a written CSV into the order of the sample, unless it answers other scenes."""
+        if self.sampled is not None and self.sampled.rows:
+            names = self.sampled.names(self.form.names)
+            tables.keep_order(path, names, self.form, self.scene_of)
 
     def read_submission(self, folder: Path, scene: Scene) -> Answer:
         """Read one scene's answer back from what ``write_submission`` wrote. Raises DataError where there is none."""
@@ -528,7 +647,7 @@ class Competition(ABC):
         path = Path(path) / SUBMISSION if Path(path).is_dir() else Path(path)
         if not path.exists():
             return [f"{path}: expected a submission (a CSV, or the folder it lies in), found nothing there"]
-        if sample is None and self.sample is not None and tables.same_names(path, self.sample, self.form):
+        if sample is None and self.sampled is not None and tables.same_names(path, self.sampled, self.form):
             sample = self.sample
         asked = self._answered(path) if scenes is None and sample is None else scenes
         sizes = None if asked is None else {name: self.size(s) for s in asked for name in self.row_names(s)}
@@ -565,6 +684,11 @@ class Competition(ABC):
             return self.answer_from(scene, self._submitted[1][scene.id])
         except DataError as error:
             raise DataError(f"{path}: scene {scene.id}: {error}") from error
+
+
+def _shown(size: Size) -> str:
+    height, width = size or (None, None)
+    return f"{width}x{height} pixels" if height else "unknown size"
 
 
 def confusion_table(counts: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, int]]:

@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator
 
+from lib.competitions import suffixes
 from lib.competitions.contract import Finding, names_of
 from lib.errors import ConfigError
 from lib.tasks import IGNORE
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
+SUFFIXES = suffixes.PICTURES
 RESERVED = ("id", "fold", "group", "domain")
 """Columns of folds.csv that no class may be called."""
 

@@ -33,6 +33,9 @@ class RunsOptions(Section):
     """How runs count pixels; auto: told from the training runs."""
     origin: Literal["auto", 0, 1] = "auto"
     """Number of the first pixel; auto: told from the training runs."""
+    sample: str | None = ""
+    """Sample submission, which says what scenes are answered, in what order and under what header; "": one of the
+    usual name. null: none is used."""
 
     @field_validator("slices")
     @classmethod
@@ -55,11 +58,6 @@ class RunsCompetition(Competition):
         """Read an image, or its neighbour in the stack ("image+1"), as (H, W, 3) uint8 RGB of the image's own size."""
         pixels = super().read(scene, image)
         return pixels if image == "image" else resize(pixels, raster.image_size(scene.files["image"]))
-
-    @cached_property
-    def sample_table(self) -> layout.Table:
-        """The competition's sample submission; without columns where there is none."""
-        return layout.read_table(layout.first(self.root, layout.SAMPLES), getattr(self.options, "id_column", ""))
 
     @abstractmethod
     def labelled_runs(self) -> Iterable[tuple[Scene, str]]:

@@ -13,12 +13,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lib.errors import DataError
 from lib.files import whole_file
 from lib.scenes import rle
+
+if TYPE_CHECKING:
+    from lib.competitions.sample import Sample
 
 Name = tuple[str, ...]
 """The fields that name a row: an id, or an id and a class."""
@@ -112,23 +116,32 @@ def write(path: Path, form: Form) -> Iterator[Callable[..., None]]:
         yield add
 
 
-def same_names(path: Path, sample: Path, form: Form) -> bool:
-    """Tell whether a submission and a sample name the same rows, in any order; false where one cannot be read."""
+def same_names(path: Path, sample: "Sample", form: Form) -> bool:
+    """Tell whether a submission and a sample name the same rows, in any order; false where it cannot be read."""
     try:
-        mine, theirs = ({tuple(row[: form.names]) for row in list(read_rows(p))[1:]} for p in (path, sample))
+        mine = {tuple(row[: form.names]) for row in list(read_rows(path))[1:] if row}
     except DataError:
         return False
-    return mine == theirs
+    return mine == set(sample.names(form.names))
 
 
-def keep_order(path: Path, sample: Path, form: Form) -> None:
-    """Write a submission again in the order of a sample that names the same rows."""
-    rows_of: dict[Name, list[Name]] = defaultdict(list)
-    for row in read(path, form):
-        rows_of[row[: form.names]].append(row)
-    with write(path, form) as add:
-        for name in dict.fromkeys(tuple(row[: form.names]) for row in list(read_rows(sample))[1:]):
-            for row in rows_of[name]:
+def keep_order(path: Path, names: Sequence[Name], form: Form, scene_of: Callable[[Name], str]) -> None:
+    """Write a submission again in the order of ``names``, unless it has that order or answers other scenes too.
+
+    A row whose name is none of these stands where its scene begins in ``names``. ``scene_of``: the id of the scene that
+    a row belongs to.
+    """
+    places = {name: place for place, name in enumerate(names)}
+    begins: dict[str, int] = {}
+    for name, place in places.items():
+        begins.setdefault(scene_of(name), place)
+    rows = read(path, form)
+    if any(scene_of(row) not in begins for row in rows):
+        return
+    ordered = sorted(rows, key=lambda row: places.get(row[: form.names], begins[scene_of(row)]))
+    if ordered != rows:
+        with write(path, form) as add:
+            for row in ordered:
                 add(*row)
 
 

@@ -40,6 +40,7 @@ from lib.tasks import IGNORE, MulticlassMask
 
 UNIONS = ("trainval",)
 """Splits that repeat others, so that an id in them and in another is nothing strange."""
+COLUMNS = ("ImageId_ClassId", "EncodedPixels")
 MASKS = "masks"
 MASK = "mask"
 """Role of a scene's mask; where there is a folder per class, ``mask of cat``."""
@@ -75,6 +76,9 @@ class VOCOptions(Section):
     must stay together, such as a video."""
     domain: Expression | None = None
     """Regular expression searched in the id: where the picture is from; without it that is the group."""
+    sample: str | None = ""
+    """Sample submission, which says what scenes are answered, in what order and under what header; "": one of the
+    usual name. null: none is used."""
 
     @field_validator("masks")
     @classmethod
@@ -102,7 +106,6 @@ class VOC(Competition):
     Options = VOCOptions
     steps = label_map.STEPS
     steps_in_search = False
-    form = Form(("ImageId_ClassId", "EncodedPixels"))
 
     def __init__(self, root: Path, options: VOCOptions, memo: Path | None = None):
         super().__init__(root, options, memo)
@@ -328,10 +331,15 @@ class VOC(Competition):
         return image // 2 + palette()[answer] // 2
 
     # ---- submission -----------------------------------------------------------------------------------
+    @property
+    def form(self) -> Form:  # type: ignore[override]
+        """Runs by id and number of the class, under the sample's header where there is one."""
+        return Form(self.header_of(("an id with _ and the number of a class", "its runs")) or COLUMNS)
+
     def rows(self, scene: Scene, answer: Answer) -> list[Row]:
         """Return a row of runs for each class but the first."""
         texts = rle.encode_labels(answer, count=len(self.names) - 1)
-        return [(f"{scene.id}_{index}", text) for index, text in enumerate(texts, 1)]
+        return [(f"{self.row_id(scene)}_{index}", text) for index, text in enumerate(texts, 1)]
 
     def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
         answer = np.zeros(raster.image_size(scene.files["image"]), np.uint8)
@@ -339,12 +347,12 @@ class VOC(Competition):
             answer[rle.decode(text, answer.shape) > 0] = int(row_id.rpartition("_")[2])
         return answer
 
-    def scene_of(self, row: Row) -> str:
-        """Return the scene's id, which the number of the class follows."""
+    def id_in(self, row: Row) -> str:
+        """Return a scene's id as the submission writes it, which the number of the class follows."""
         return row[0].rpartition("_")[0]
 
     def row_names(self, scene: Scene) -> list[Name]:
-        return [(f"{scene.id}_{index}",) for index in range(1, len(self.names))]
+        return [(f"{self.row_id(scene)}_{index}",) for index in range(1, len(self.names))]
 
     def write_submission(self, answers: Iterable[tuple[Scene, Answer]], folder: Path) -> list[Path]:
         """Write the CSV of runs and a folder of index PNGs."""

@@ -24,6 +24,7 @@ Un-classified buildings count as no-damage in the official targets; what a netwo
 
 import json
 import re
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,7 +38,7 @@ from pydantic import Field
 from lib.competitions import contract, tables
 from lib.competitions.contract import Answer, Axes, Chain, Competition, Finding, Lattice, Levels, Params, Row, Scene
 from lib.competitions.facts import Facts
-from lib.competitions.tables import Form, Name, Size
+from lib.competitions.tables import Form, Name
 from lib.competitions.xview2 import decode as decoding
 from lib.competitions.xview2 import metric as scoring
 from lib.competitions.xview2 import pairs as official
@@ -58,6 +59,7 @@ TIERS = (*TRAIN_TIERS, "hold", "test")
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
 TILE = (1024, 1024)
 PAIRS, ARCHIVE = "xview2", "xview2.zip"
+COLUMNS = ("ImageId_ClassId", "EncodedPixels")
 CSV_ROWS = 5
 """Rows per scene: the building mask, then the damage classes."""
 COLOURS = np.array([[255, 255, 255], [70, 190, 90], [250, 220, 60], [245, 140, 30], [220, 40, 40]], np.uint8)
@@ -75,6 +77,9 @@ class XView2Options(Section):
     tiers: tuple[str, ...] | None = Field(None, min_length=1)
     """The folders whose labels are used; hold and test are test then, if not stated. null: train, tier1, tier3, and
     hold if it has labels."""
+    sample: str | None = ""
+    """Sample submission, which says what scenes are answered, in what order and under what header; "": one of the
+    usual name. null: none is used."""
 
 
 class XView2(Competition):
@@ -89,7 +94,6 @@ class XView2(Competition):
     settings = decoding.SETTINGS
     steps = STEPS
     steps_in_search = False
-    form = Form(("ImageId_ClassId", "EncodedPixels"))
 
     # ---- data -----------------------------------------------------------------------------------------
     def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:
@@ -222,39 +226,65 @@ class XView2(Competition):
         return painted
 
     # ---- submission -----------------------------------------------------------------------------------
-    def write_submission(self, answers: Iterable[tuple[Scene, Answer]], folder: Path) -> list[Path]:
-        """Write the folder and the archive of official PNG pairs and Kaggle's CSV; answers come sorted by scene id.
+    @property
+    def form(self) -> Form:  # type: ignore[override]
+        """Runs by id and number of the class, under the sample's header where there is one."""
+        return Form(self.header_of(("an id with _ and the number of a class", "its runs")) or COLUMNS)
 
-        Raises DataError for masks of other than 1024x1024 pixels, which the official scorer would refuse.
+    def write_submission(self, answers: Iterable[tuple[Scene, Answer]], folder: Path) -> list[Path]:
+        """Write Kaggle's CSV, and the folder and archive of official PNG pairs; answers come sorted by scene id.
+
+        Without the pairs where a mask is not of TILE pixels: the official scorer refuses it, and part of them is worth
+        nothing. ``caveats`` says so.
         """
         table, images, archive = folder / contract.SUBMISSION, folder / PAIRS, folder / ARCHIVE
+        odd = 0
         with tables.write(table, self.form) as add_row, official.write_png_pairs(images) as add_pair:
             for scene, answer in answers:
-                add_pair(scene.id, answer["localization"], answer["damage"])
+                odd += answer["localization"].shape != TILE
+                if not odd:
+                    add_pair(scene.id, answer["localization"], answer["damage"])
                 for row in self.rows(scene, answer):
                     add_row(*row)
+        self.keep_order(table)
+        if odd:
+            shutil.rmtree(images)
+            return [table]
         official.zip_pngs(images, archive)
         return [table, archive, *sorted(images.iterdir())]
 
+    def caveats(self, scenes: Sequence[Scene]) -> list[str]:
+        """Say where the official PNG pairs are left out, since scenes are not of their size."""
+        if not (odd := [scene.id for scene in scenes if self.size(scene) != TILE]):
+            return []
+        return [f"{len(odd)} of {len(scenes)} scenes are not {TILE[0]}x{TILE[1]} pixels (first: {odd[0]}): the "
+                f"official PNG pairs, which must be, are left out; {contract.SUBMISSION} has every scene"]  # fmt: skip
+
     def rows(self, scene: Scene, answer: Answer) -> list[Row]:
-        return list(official.pair_rows(scene.id, answer["localization"], answer["damage"]))
+        return list(official.pair_rows(self.row_id(scene), answer["localization"], answer["damage"]))
 
     def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
         """Draw the five rows of a scene; what was graded outside of the buildings is not in them."""
-        masks = [rle.decode(text, TILE) for _, text in rows]
-        damage = sum((mask * np.uint8(grade) for grade, mask in enumerate(masks[1:], 1)), np.zeros(TILE, np.uint8))
+        size = self.size(scene)
+        masks = [rle.decode(text, size) for _, text in rows]
+        damage = sum((mask * np.uint8(grade) for grade, mask in enumerate(masks[1:], 1)), np.zeros(size, np.uint8))
         return {"localization": masks[0], "damage": damage}
 
-    def scene_of(self, row: Row) -> str:
-        """Return the scene's id, which the number of the class follows."""
+    def id_in(self, row: Row) -> str:
+        """Return a scene's id as the submission writes it, which the number of the class follows."""
         return row[0].rpartition("_")[0]
 
     def row_names(self, scene: Scene) -> list[Name]:
-        return [(f"{scene.id}_{part}",) for part in range(CSV_ROWS)]
+        return [(f"{self.row_id(scene)}_{part}",) for part in range(CSV_ROWS)]
 
-    def size(self, scene: Scene) -> Size:
-        """Return the only size that the official scorer takes."""
-        return TILE
+    def size(self, scene: Scene) -> tuple[int, int]:
+        """Return (height, width) of a pair from the headers of its images.
+
+        Where these differ, or none can be read, that is TILE, the size of a pair in the challenge.
+        """
+        read = [raster.stated_size(scene.files[side]) for side in SIDES if side in scene.files]
+        stated = {(height, width) for height, width in read if height is not None and width is not None}
+        return stated.pop() if len(stated) == 1 else TILE
 
     def lint(self, path: Path, scenes: Sequence[Scene] | None = None, sample: Path | None = None) -> list[str]:
         """Lint what ``write_submission`` wrote, a folder or zip of PNG pairs, or a CSV.
@@ -272,7 +302,10 @@ class XView2(Competition):
         if not table.exists() and not pairs.exists():
             faults = official.lint_png_pairs(path)
             return faults if sample is None else [*faults, f"{sample}: a sample submission needs a CSV to compare with"]
-        faults = super().lint(table, scenes, sample) + _lint_pairs(pairs, scenes)
+        faults = super().lint(table, scenes, sample)
+        if not pairs.exists() and (scenes is None or self.caveats(scenes)):  # left out, as ``write_submission`` does
+            return faults
+        faults += _lint_pairs(pairs, scenes)
         return faults or [*_lint_archive(path / ARCHIVE), *self._lint_agreement(table, pairs)]
 
     def _lint_agreement(self, table: Path, pairs: Path) -> list[str]:
