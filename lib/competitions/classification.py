@@ -12,7 +12,7 @@ An id with a path in it, cats/0001.png, is cats_0001.png in all results but the 
 """
 
 from abc import abstractmethod
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -137,15 +137,30 @@ class Classification(Competition):
         names = [path.relative_to(folder).as_posix() for path in paths]
         if not any("/" in name for name in known):
             paths = [path for path in paths if path.parent == folder] or paths
-            names = [path.name for path in paths]
+            flat = [path.name for path in paths]
+            names = flat if self.sampled or len({*map(self._last_key, flat)}) == len(flat) else names
+        findings = self._named_like_classes(folder, paths)
         ids = [self._keys(name)[0 if whole else -1] for name in names]
-        named, findings = self._named(ids, strict=False)
+        named, odd = self._named(ids, strict=False)
+        findings += odd
         scenes: dict[str, Scene] = {}
         for row_id, path in zip(ids, paths, strict=True):
             scene = self.scene(row_id, path, {role: found.get(row_id, "") for role, found in named.items()})
             if scenes.setdefault(scene.id, scene) is not scene:
                 findings.append(Finding(f"two {self.noun}s of one id", scene.id, f"{path} is not used"))
         return list(scenes.values()), findings
+
+    def places(self, split: str) -> list[str]:
+        stated = getattr(self.options, split) or ()
+        return [stated] if isinstance(stated, str) else list(stated)
+
+    def usual_folders(self, split: str) -> Sequence[str]:
+        default = type(self.options).model_fields[split].default
+        return [default] if isinstance(default, str) else default
+
+    def read_files(self) -> list[Path]:
+        named = [path for record in self.records for path in record.paths]  # of what a label is wrong of is said
+        return [*super().read_files(), self.table, *named]
 
     def scene(self, row_id: str, path: Path, more: Mapping[str, str]) -> Scene:
         """Return the scene of an id and a file."""
@@ -215,6 +230,16 @@ class Classification(Competition):
                 yield path
             elif path.is_dir() and not path.name.startswith("."):
                 yield from self._walk(path)
+
+    def _last_key(self, name: str) -> str:
+        return self._keys(name)[-1]
+
+    def _named_like_classes(self, folder: Path, paths: Sequence[Path]) -> list[Finding]:
+        """Report the folders of test scenes that have the name of a class, which is not taken for their label."""
+        held = Counter(path.relative_to(folder).parts[0] for path in paths if path.parent != folder)
+        labels = {record.label for record in self.records} if held else set()
+        return [Finding("test folder named like a class, which is not taken for a label", name, f"{count} {self.noun}s")
+                for name, count in sorted(held.items()) if name in labels]  # fmt: skip
 
     def _keys(self, name: str) -> tuple[str, ...]:
         """Return what may be the id of a file: its name or path, and the same without its suffix."""

@@ -16,6 +16,7 @@ Ids are strings; images are uint8; probabilities cross this border as uint8 *lev
 import os
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,7 @@ from typing import Any, ClassVar
 import numpy as np
 from tqdm import tqdm
 
-from lib.competitions import decoding, tables
+from lib.competitions import decoding, passed, tables
 from lib.competitions import sample as samples
 from lib.competitions.decoding import Setting
 from lib.competitions.facts import Facts, Memo, state_of
@@ -159,6 +160,8 @@ class Competition(ABC):
     """The largest grid a search may span."""
     form: Form
     """What the rows of ``submission.csv`` look like."""
+    other_folders: tuple[str, ...] = ()
+    """Names of folders that come with the data and hold no scenes."""
 
     def __init__(self, root: Path, options: Any, memo: Path | None = None):
         """``options``: an instance of ``Options``. ``memo``: a JSON file in which facts of scenes are remembered."""
@@ -375,11 +378,75 @@ class Competition(ABC):
         for split in SPLITS:
             scenes += [(scene, split) for scene in self._list(split)]
             findings += self._listed[split][1]
+        findings += self.owing()
+        findings += self.passed_over(findings)
         with ThreadPoolExecutor(max_workers=2) as pool:
             inspected = pool.map(lambda pair: self.inspect_scene(*pair), scenes)
             for found in tqdm(inspected, "data check", total=len(scenes), leave=False, disable=None):
                 findings += found
         return findings
+
+    def owing(self) -> list[Finding]:
+        """Report where the sample submission and the test files do not fit: scenes, then rows."""
+        if self.sampled is None or self.owed is None:
+            return []
+        path = str(self.sampled.path)
+        found = [Finding("the sample names it, there is no file of it", key, path) for key in self.owed.without_file]
+        found += [Finding("test file that the sample does not name", key, path) for key in self.owed.not_named]
+        theirs = self.sampled.names(self.form.names)
+        ours = dict.fromkeys(name for scene in self.scenes("test") for name in self.row_names(scene))
+        known = set(theirs)
+        found += [Finding("row of the sample that no answer has", ",".join(n), path) for n in theirs if n not in ours]
+        return found + [Finding("row that the sample has not", ",".join(n), path) for n in ours if n not in known]
+
+    def passed_over(self, findings: Iterable[Finding] = ()) -> list[Finding]:
+        """Report the pictures, videos and files beside them below ``root`` that are in no scene and in no finding."""
+        listed = [scene for split in SPLITS for scene in self._list(split)]
+        used = [*self.read_files(), *(path for scene in listed for path in scene.files.values())]
+        said = {word for f in findings for word in re.split(r"[\s,;()]+", f"{f.scene} {f.detail}")}
+        found = [Finding(*found) for found in passed.passed_over(self.root, used, self.other_folders)]
+        times = Counter(Path(f.scene).name for f in found)
+        return [f for f in found if str(self.root / f.scene) not in said
+                and not (times[Path(f.scene).name] == 1 and Path(f.scene).name in said)]  # fmt: skip
+
+    def read_files(self) -> list[Path]:
+        """Return the files and folders that are read, or left alone as asked for, besides those of scenes."""
+        denied = getattr(self.options, "test", "") is None
+        return [
+            *self.carried.values(),
+            *([self.sample] if self.sample else []),
+            *(self.root / folder for folder in self.usual_folders("test") if denied),
+        ]
+
+    def usual_folders(self, split: str) -> Sequence[str]:
+        """Return the folders below ``root`` in which a split is looked for where no option says so."""
+        return ()
+
+    def places(self, split: str) -> list[str]:
+        """Return where the scenes of a split are looked for, as folders or patterns below ``root``."""
+        return [str(self.root)]
+
+    def summary(self) -> list[str]:
+        """Return how many scenes there are of each split, where they were looked for, and what the sample binds."""
+        train, test = self._list("train"), self.scenes("test")
+        lines = [f"{len(train)} training scenes listed"]
+        if not test:
+            lines[0] += (
+                f"; 0 test scenes found; looked in {', '.join(self.places('test')) or 'no folder, as asked for'}"
+            )
+        else:
+            lines[0] += f"; {len(test)} test scenes"
+        if self.sampled is not None:
+            named = len({self.id_in(name) for name in self.sampled.names(self.form.names)})
+            header, order = ",".join(self.sampled.header)[:200], " and its order of rows" if named else ""
+            lines.append(
+                f"{self.sampled.path.name} names {named} scenes; the submission has its header {header}{order}"
+            )
+        faults = {scene.id: fault for scene in test if (fault := self.incomplete(scene))}
+        if faults:
+            lines.append(f"{len(faults)} of {len(test)} test scenes cannot be predicted: they take predict.fallback, "
+                         f"or stop stage 04 where there is none: {told(faults)}")  # fmt: skip
+        return lines
 
     def inspect_scene(self, scene: Scene, split: str) -> list[Finding]:
         """Report what is wrong with one scene: images that are missing, broken or black, labels that cannot be used."""

@@ -87,6 +87,9 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
     def _truths(self) -> dict[str, list[tuple[str, str]]]:
         return self._table.pairs(layout.CLASS_COLUMNS, layout.RLE_COLUMNS)  # id -> its (class, runs)
 
+    def read_files(self) -> list[Path]:
+        return [*super().read_files(), self._table.path]
+
     def labelled_runs(self) -> list[tuple[Scene, str]]:
         listed = self._list("train") if self._truths else ()
         return [(scene, runs) for scene in listed for _, runs in self._truths.get(scene.id, ())]

@@ -1,7 +1,7 @@
 """What competitions share whose truth and answers are masks written as runs: HuBMAP, nuclei, salt, scans, steel."""
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -58,6 +58,13 @@ class RunsCompetition(Competition):
         """Read an image, or its neighbour in the stack ("image+1"), as (H, W, 3) uint8 RGB of the image's own size."""
         pixels = super().read(scene, image)
         return pixels if image == "image" else resize(pixels, raster.image_size(scene.files["image"]))
+
+    def places(self, split: str) -> list[str]:
+        stated = getattr(self.options, split)
+        return [] if stated is None else [stated] if stated else list(layout.FOLDERS[split])
+
+    def usual_folders(self, split: str) -> Sequence[str]:
+        return layout.FOLDERS[split]
 
     @abstractmethod
     def labelled_runs(self) -> Iterable[tuple[Scene, str]]:

@@ -31,6 +31,7 @@ def check(competition: Competition, folder: Path, strict: bool) -> Iterator[str]
     lines = summarize(findings)
     if strict and findings:
         raise DataError("--strict: " + "; ".join(lines))
+    yield from (f"  {line}" for line in competition.summary())
     yield from lines or ["data check: nothing to remark"]
     yield from (f"  {remark}" for remark in competition.remarks())
 

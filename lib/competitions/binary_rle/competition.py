@@ -161,6 +161,9 @@ class BinaryRLE(RunsCompetition):
         """Tell whether an image has a mask file or rows of runs."""
         return self._has_truth(scene.id, scene.files) and scene.id in self._training[0]
 
+    def read_files(self) -> list[Path]:
+        return [*super().read_files(), *(table.path for table in self._tables.values())]
+
     def fact_files(self, scene: Scene) -> list[Path]:
         own = [path for role, path in scene.files.items() if role in ("image", "mask", "masks")]
         return [*own, self._tables["train"].path]

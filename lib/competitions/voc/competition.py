@@ -136,6 +136,18 @@ class VOC(Competition):
                                 f"{ZERO_OR_255}")  # fmt: skip
         return scenes
 
+    def places(self, split: str) -> list[str]:
+        options = self.options
+        names = options.train_splits if split == "train" else [options.test_split] if options.test_split else []
+        patterns = [options.lists] if options.lists is not None else [*_several(options.images)]
+        return list(dict.fromkeys(pattern.replace("{split}", name) for name in names for pattern in patterns))
+
+    def read_files(self) -> list[Path]:
+        options = self.options
+        names = (*options.train_splits, *([options.test_split] if options.test_split else []))
+        lists = [self.root / options.lists.replace("{split}", name) for name in names] if options.lists else []
+        return [*super().read_files(), *lists]
+
     def labelled(self, scene: Scene) -> bool:
         """Tell whether a scene has a mask, of one class at least."""
         return any(role.startswith(MASK) for role in scene.files)

@@ -90,6 +90,7 @@ class XView2(Competition):
     tasks = {"loc": BinaryMask(("building",), float32=True), "cls": MulticlassMask(("background", *DAMAGE))}
     images = SIDES
     labels = LABELS
+    other_folders = ("targets",)
     flags = (*FLAGS, "empty")
     settings = decoding.SETTINGS
     steps = STEPS
@@ -103,7 +104,17 @@ class XView2(Competition):
             found, strange = _list(folder)
             scenes += found
             findings += strange
+            if split == "train" and folder.name not in TRAIN_TIERS:
+                kind = f"scene of {folder.name} without a label: neither trained on nor answered"
+                findings += [
+                    Finding(kind, s.id, "state data.options.tiers") for s in found if not {*LABELS} & {*s.files}
+                ]
         return scenes, findings
+
+    def places(self, split: str) -> list[str]:
+        trained = self.options.tiers or (*TRAIN_TIERS, "hold")
+        others = [tier for tier in TIERS if tier not in TRAIN_TIERS and tier not in (self.options.tiers or ())]
+        return [f"{tier}/images" for tier in (trained if split == "train" else others)]
 
     def read_facts(self, scene: Scene) -> Facts:
         """Read both labels and the headers of the images; what makes the scene unusable ends up in ``error``."""
