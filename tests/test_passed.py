@@ -172,3 +172,15 @@ def test_the_unlabelled_half_of_hold_is_said(tmp_path):
     assert kinds(competition)[kind] == ["flood_00000001", "flood_00000002"]
     competition = opened("xview2", root, tiers=["train"])
     assert {"flood_00000001", "flood_00000002"} < {scene.id for scene in competition.scenes("test")}
+
+
+def test_images_whose_ids_collide_are_said(tmp_path):
+    root = make("multiclass_rle", tmp_path / "data")
+    picture(root / "days/day1/a0.png", 80)
+    picture(root / "days/day2/a0.png", 81)
+    picture(root / "days/day2/a1.png", 82)
+    found = kinds(opened("multiclass_rle", root, train="days/*/*.png"))
+    assert found["two images of one id"] == ["a0"] and not any("days" in kind for kind in found)
+    apart = opened("multiclass_rle", root, train="days/*/*.png", id=r"(day\d)/(a\d)")
+    assert "two images of one id" not in kinds(apart)
+    assert [scene.id for scene in apart._list("train")] == ["day1_a0", "day2_a0", "day2_a1"]

@@ -144,20 +144,23 @@ def list_images(folder: Path) -> tuple[dict[str, Files], list[Finding]]:
 
 def find_images(
     root: Path, split: str, pattern: str | None, expression: str = "", suffix: bool = False
-) -> dict[str, Path]:
-    """Return id -> image of a split, sorted; ``pattern`` names a folder, or the files themselves where it has a ``*``.
+) -> tuple[dict[str, Path], list[Finding]]:
+    """Return id -> image of a split, sorted, and what is not used.
 
+    ``pattern`` names a folder, or the files themselves where it has a ``*``.
     ``expression``: searched in a file's path below ``root``, its groups joined by "_" are the id; without groups or a
     match that is the file's name, with its ``suffix`` or without. Of two files with one id the first by name is taken.
     """
     folder = None if "*" in (pattern or "") else image_folder(root, split, pattern)
     paths = folder.iterdir() if folder else root.glob(pattern) if pattern else ()
     found: dict[str, Path] = {}
+    findings = []
     for path in sorted(filter(is_picture, paths)):
         match = re.search(expression, path.relative_to(root).as_posix())
-        image_id = "_".join(match.groups()) if match else ""
-        found.setdefault(image_id or (path.name if suffix else path.stem), path)
-    return dict(sorted(found.items()))
+        image_id = ("_".join(match.groups()) if match else "") or (path.name if suffix else path.stem)
+        if (first := found.setdefault(image_id, path)) != path:
+            findings.append(Finding("two images of one id", image_id, f"{first} is used, not {path}"))
+    return dict(sorted(found.items())), findings
 
 
 def slice_names(count: int) -> tuple[str, ...]:

@@ -66,8 +66,10 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
         """List the images of a split; "runs", the table, is a file of those that it says the truth of."""
         sampled = self.sampled.names(1) if self.sampled else ()
         suffix = self._table.names_files or any(Path(text).suffix.lower() in SUFFIXES for (text,) in sampled)
-        files = layout.find_images(self.root, split, getattr(self.options, split), self.options.id, suffix)
-        group_of, findings = find_in_ids("group", self.options.group, list(files))
+        stated = getattr(self.options, split)
+        files, findings = layout.find_images(self.root, split, stated, self.options.id, suffix)
+        group_of, odd_ids = find_in_ids("group", self.options.group, list(files))
+        findings += odd_ids
         known = self._truths if split == "train" else {}
         rows = [row for rows in known.values() for row in rows]
         labelled = files if rows and all(runs.strip() for _, runs in rows) else known

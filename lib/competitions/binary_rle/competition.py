@@ -402,7 +402,7 @@ class BinaryRLE(RunsCompetition):
         if stated is None:
             return {}
         if "*" in stated:
-            found = by_pattern(self.root, (stated,))
+            found = by_pattern(self.root, stated)
         else:
             folder = layout.first(self.root, (stated,) if stated else MASKS)
             found = {key: own["image"] for key, own in layout.list_images(folder)[0].items()} if folder else {}
