@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from owed import FIELDS, HEADERS, ids_of, make, nothing, opened, picture, rows_for, sample
 
-from lib.competitions import NAMES
+from lib.competitions import NAMES, open_competition
 from lib.competitions import sample as samples
 from lib.errors import DataError
 
@@ -170,3 +170,11 @@ def test_a_pair_without_its_twin_and_one_of_two_sizes_are_owed_an_answer(tmp_pat
     assert faults["test_00004"].endswith("test_post_00004.png of 16x15 pixels")
     sizes = {scene.id: competition.size(scene) for scene in competition.scenes("test")}
     assert sizes == {"test_00003": (16, 16), "test_00004": (1024, 1024), "test_00005": (16, 16)}
+
+
+def test_whose_answer_is_owed_is_told_without_reading_labels(tmp_path, monkeypatch):
+    root = make("binary_rle", tmp_path / "data")
+    sample("binary_rle", root, ["t3", "t1"])
+    competition = open_competition("binary_rle", root)  # how runs count pixels is not stated
+    monkeypatch.setattr(type(competition), "labelled_runs", lambda self: pytest.fail("the runs were read"))
+    assert [scene.id for scene in competition.scenes("test")] == ["t1", "t3"]

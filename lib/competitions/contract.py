@@ -233,7 +233,7 @@ class Competition(ABC):
         listed = {scene.id for scene in self._list("test")} if self.sampled and self.sampled.rows else set()
         if self.sampled is None or not listed:
             return None
-        texts = [self.id_in(name) for name in self.sampled.names(self.form.names)]
+        texts = [self.id_in(name) for name in self.sampled.names(1)]  # ``form`` may need the training runs
         found = samples.owed(texts, listed)
         if len(found.not_named) == len(listed):
             raise DataError(
@@ -393,8 +393,8 @@ class Competition(ABC):
         path = str(self.sampled.path)
         found = [Finding("the sample names it, there is no file of it", key, path) for key in self.owed.without_file]
         found += [Finding("test file that the sample does not name", key, path) for key in self.owed.not_named]
-        theirs = self.sampled.names(self.form.names)
         ours = dict.fromkeys(name for scene in self.scenes("test") for name in self.row_names(scene))
+        theirs = self.sampled.names(len(next(iter(ours))))
         known = set(theirs)
         found += [Finding("row of the sample that no answer has", ",".join(n), path) for n in theirs if n not in ours]
         return found + [Finding("row that the sample has not", ",".join(n), path) for n in ours if n not in known]
@@ -431,13 +431,12 @@ class Competition(ABC):
         train, test = self._list("train"), self.scenes("test")
         lines = [f"{len(train)} training scenes listed"]
         if not test:
-            lines[0] += (
-                f"; 0 test scenes found; looked in {', '.join(self.places('test')) or 'no folder, as asked for'}"
-            )
+            places = ", ".join(self.places("test"))
+            lines[0] += f"; 0 test scenes found; looked in {places}" if places else "; no test set, as asked for"
         else:
             lines[0] += f"; {len(test)} test scenes"
         if self.sampled is not None:
-            named = len({self.id_in(name) for name in self.sampled.names(self.form.names)})
+            named = len({self.id_in(name) for name in self.sampled.names(1)})
             header, order = ",".join(self.sampled.header)[:200], " and its order of rows" if named else ""
             lines.append(
                 f"{self.sampled.path.name} names {named} scenes; the submission has its header {header}{order}"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lib.competitions.suffixes import OTHER_PICTURES, OTHER_VIDEOS, PICTURES, VIDEOS
 
+READ = (*PICTURES, *VIDEOS)
 RESULTS = "01_folds"
 """What the name of a folder in a folder of results begins with."""
 MANY = 5
@@ -23,14 +24,14 @@ def passed_over(root: Path, used: Iterable[Path], known: Collection[str] = ()) -
     nothing is said.
     """
     root, paths = Path(root), {os.path.abspath(path) for path in used}
-    folders = {os.path.dirname(path) for path in paths}
+    folders = {os.path.dirname(path) for path in paths if _kind(path) in READ or os.path.isdir(path)}
     read: dict[str, list[str]] = {}  # folder -> pictures and videos whose suffix is read
     rest: list[tuple[str, str, str]] = []
     for folder, names in _walk(root, paths, known):
         here = os.path.relpath(folder, root)
         for name in names:
-            suffix = os.path.splitext(name)[1].lower()
-            if suffix in (*PICTURES, *VIDEOS):
+            suffix = _kind(name)
+            if suffix in READ:
                 read.setdefault(here, []).append(name)
             elif suffix in (*OTHER_PICTURES, *OTHER_VIDEOS):
                 rest.append((f"file of a suffix that is not read ({suffix})", _below(here, name), here))
@@ -55,6 +56,10 @@ def _walk(root: Path, used: Collection[str], known: Collection[str]) -> Iterator
                            and os.path.join(folder, name) not in used)  # fmt: skip
         yield folder, [name for name in sorted(names)
                        if not name.startswith(".") and os.path.join(folder, name) not in used]  # fmt: skip
+
+
+def _kind(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
 
 
 def _below(folder: str, name: str) -> str:
