@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,11 +22,15 @@ from lib.errors import DataError
 from lib.files import whole_file
 from lib.scenes import rle
 
+if TYPE_CHECKING:
+    from lib.competitions.sample import Sample
+
 Name = tuple[str, ...]
 """The fields that name a row: an id, or an id and a class."""
 Size = tuple[int, int] | tuple[None, None] | None
 """(height, width) of an image; without numbers where they are not known."""
 
+NO_ROWS = "expected rows of a sample submission, found a header alone; fetch the file again"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _NOT_TEXT = {"nan", "none", "null", "na", "<na>"}
 
@@ -117,23 +122,32 @@ def write(path: Path, form: Form) -> Iterator[Callable[..., None]]:
         yield add
 
 
-def same_names(path: Path, sample: Path, form: Form) -> bool:
-    """Tell whether a submission and a sample name the same rows, in any order; false where one cannot be read."""
+def same_names(path: Path, sample: "Sample", form: Form) -> bool:
+    """Tell whether a submission and a sample name the same rows, in any order; false where it cannot be read."""
     try:
-        mine, theirs = ({tuple(row[: form.names]) for row in list(read_rows(p))[1:]} for p in (path, sample))
+        mine = {tuple(row[: form.names]) for row in list(read_rows(path))[1:] if row}
     except DataError:
         return False
-    return mine == theirs
+    return mine == set(sample.names(form.names))
 
 
-def keep_order(path: Path, sample: Path, form: Form) -> None:
-    """Write a submission again in the order of a sample that names the same rows."""
-    rows_of: dict[Name, list[Name]] = defaultdict(list)
-    for row in read(path, form):
-        rows_of[row[: form.names]].append(row)
-    with write(path, form) as add:
-        for name in dict.fromkeys(tuple(row[: form.names]) for row in list(read_rows(sample))[1:]):
-            for row in rows_of[name]:
+def keep_order(path: Path, names: Sequence[Name], form: Form, scene_of: Callable[[Name], str]) -> None:
+    """Write a submission again in the order of ``names``, unless it has that order or answers other scenes too.
+
+    A row whose name is none of these stands where its scene begins in ``names``. ``scene_of``: the id of the scene that
+    a row belongs to.
+    """
+    places = {name: place for place, name in enumerate(names)}
+    begins: dict[str, int] = {}
+    for name, place in places.items():
+        begins.setdefault(scene_of(name), place)
+    rows = read(path, form)
+    if any(scene_of(row) not in begins for row in rows):
+        return
+    ordered = sorted(rows, key=lambda row: places.get(row[: form.names], begins[scene_of(row)]))
+    if ordered != rows:
+        with write(path, form) as add:
+            for row in ordered:
                 add(*row)
 
 
@@ -142,7 +156,7 @@ def lint(
     path: Path,
     form: Form,
     sizes: Mapping[Name, Size] | None = None,
-    sample: Path | None = None,
+    sample: "Sample | None" = None,
     fault: Callable[[Sequence[str]], str] = lambda row: "",
 ) -> list[str]:
     """Return what is wrong with a submission, a sentence per kind of fault with its count and first rows; [] if valid.
@@ -153,6 +167,8 @@ def lint(
     separate and inside of the image, and the objects of one name must not overlap; where a row holds something else,
     ``fault`` says what is wrong with it, "" if nothing.
     """
+    if sample and not sample.rows:
+        return [f"{sample.path}: {NO_ROWS}"]
     faults: dict[str, list[str]] = defaultdict(list)
     names: list[Name] = []
     runs_of: dict[str, list[np.ndarray]] = defaultdict(list)
@@ -176,7 +192,6 @@ def lint(
                 faults[kind].append(_shown(name))
             if sizes is not None and tuple(row[:length]) not in sizes:
                 faults["not one of the scenes asked for"].append(_shown(name))
-        standard = [] if sample is None else read_sample(sample)
     except DataError as error:
         return [str(error)]
 
@@ -190,13 +205,13 @@ def lint(
     known = {name[:length] for name in names}
     faults["missing, it was asked for"] = [_shown(name) for name in sizes or () if name not in known]
     findings = []
-    expected = standard[0] if standard else list(form.columns)
+    expected = list(sample.header if sample else form.columns)
     if header != expected:
         findings.append(f"{path}: expected the header {','.join(expected)!r}, got {','.join(header)[:80]!r}")
     if not names:
         findings.append(f"{path}: expected rows below the header, got none")
-    if standard:
-        wanted = [tuple(row[: form.names]) for row in standard[1:]]
+    if sample:
+        wanted = [row[: form.names] for row in sample.rows]
         if form.repeats:
             names, wanted = sorted(set(names)), sorted(set(wanted))
         findings += _compare_with_sample(path, names, wanted, faults)
@@ -227,15 +242,6 @@ def _compare_with_sample(path: Path, names: list[Name], wanted: list[Name], faul
         return [f"{path}: expected the sample's order of rows, got {len(moved)} moved (first: {_shown(name)}, line "
                 f"{line})"]  # fmt: skip
     return []
-
-
-def read_sample(path: Path) -> list[list[str]]:
-    """Return the rows of a sample, header first. Raises DataError where there is none below it."""
-    rows = [row for row in read_rows(path) if row]
-    if len(rows) < 2:
-        raise DataError(f"{path}: expected the competition's sample submission, a header and rows, got "
-                        f"{'a header alone' if rows else 'an empty file'}; fetch it again")  # fmt: skip
-    return rows
 
 
 def _shown(name: Name) -> str:

@@ -24,6 +24,7 @@ Un-classified buildings count as no-damage in the official targets; what a netwo
 
 import json
 import re
+import shutil
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ from pydantic import Field
 from lib.competitions import contract, tables
 from lib.competitions.contract import Answer, Axes, Chain, Competition, Finding, Lattice, Levels, Params, Row, Scene
 from lib.competitions.facts import Facts
-from lib.competitions.tables import Form, Name, Size
+from lib.competitions.tables import Form, Name
 from lib.competitions.xview2 import decode as decoding
 from lib.competitions.xview2 import metric as scoring
 from lib.competitions.xview2 import pairs as official
@@ -58,6 +59,7 @@ TIERS = (*TRAIN_TIERS, "hold", "test")
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
 TILE = (1024, 1024)
 PAIRS, ARCHIVE = "xview2", "xview2.zip"
+COLUMNS = ("ImageId_ClassId", "EncodedPixels")
 CSV_ROWS = 5
 """Rows per scene: the building mask, then the damage classes."""
 COLOURS = np.array([[255, 255, 255], [70, 190, 90], [250, 220, 60], [245, 140, 30], [220, 40, 40]], np.uint8)
@@ -75,6 +77,9 @@ class XView2Options(Section):
     tiers: tuple[str, ...] | None = Field(None, min_length=1)
     """The folders whose labels are used; hold and test are test then, if not stated. null: train, tier1, tier3, and
     hold if it has labels."""
+    sample: str | None = ""
+    """Sample submission, which says what scenes are answered, in what order and under what header; "": one of the
+    usual name. null: none is used."""
 
 
 class XView2(Competition):
@@ -85,11 +90,11 @@ class XView2(Competition):
     tasks = {"loc": BinaryMask(("building",), float32=True), "cls": MulticlassMask(("background", *DAMAGE))}
     images = SIDES
     labels = LABELS
+    other_folders = ("targets",)
     flags = (*FLAGS, "empty")
     settings = decoding.SETTINGS
     steps = STEPS
     steps_in_search = False
-    form = Form(("ImageId_ClassId", "EncodedPixels"))
 
     # ---- data -----------------------------------------------------------------------------------------
     def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:
@@ -99,7 +104,17 @@ class XView2(Competition):
             found, strange = _list(folder)
             scenes += found
             findings += strange
+            if split == "train" and folder.name not in TRAIN_TIERS:
+                kind = f"scene of {folder.name} without a label: neither trained on nor answered"
+                findings += [
+                    Finding(kind, s.id, "state data.options.tiers") for s in found if not {*LABELS} & {*s.files}
+                ]
         return scenes, findings
+
+    def places(self, split: str) -> list[str]:
+        trained = self.options.tiers or (*TRAIN_TIERS, "hold")
+        others = [tier for tier in TIERS if tier not in TRAIN_TIERS and tier not in (self.options.tiers or ())]
+        return [f"{tier}/images" for tier in (trained if split == "train" else others)]
 
     def read_facts(self, scene: Scene) -> Facts:
         """Read both labels and the headers of the images; what makes the scene unusable ends up in ``error``."""
@@ -222,48 +237,74 @@ class XView2(Competition):
         return painted
 
     # ---- submission -----------------------------------------------------------------------------------
-    def write_submission(self, answers: Iterable[tuple[Scene, Answer]], folder: Path) -> list[Path]:
-        """Write the folder and the archive of official PNG pairs and Kaggle's CSV; answers come sorted by scene id.
+    @property
+    def form(self) -> Form:  # type: ignore[override]
+        """Runs by id and number of the class, under the sample's header where there is one."""
+        return Form(self.header_of(("an id with _ and the number of a class", "its runs")) or COLUMNS)
 
-        Raises DataError for masks of other than 1024x1024 pixels, which the official scorer would refuse.
+    def write_submission(self, answers: Iterable[tuple[Scene, Answer]], folder: Path) -> list[Path]:
+        """Write Kaggle's CSV, and the folder and archive of official PNG pairs; answers come sorted by scene id.
+
+        Without the pairs where a mask is not of TILE pixels: the official scorer refuses it, and part of them is worth
+        nothing. ``caveats`` says so.
         """
         table, images, archive = folder / contract.SUBMISSION, folder / PAIRS, folder / ARCHIVE
+        odd = 0
         with tables.write(table, self.form) as add_row, official.write_png_pairs(images) as add_pair:
             for scene, answer in answers:
-                add_pair(scene.id, answer["localization"], answer["damage"])
+                odd += answer["localization"].shape != TILE
+                if not odd:
+                    add_pair(scene.id, answer["localization"], answer["damage"])
                 for row in self.rows(scene, answer):
                     add_row(*row)
+        self.keep_order(table)
+        if odd:
+            shutil.rmtree(images)
+            return [table]
         official.zip_pngs(images, archive)
         return [table, archive, *sorted(images.iterdir())]
 
+    def caveats(self, scenes: Sequence[Scene]) -> list[str]:
+        """Say where the official PNG pairs are left out, since scenes are not of their size."""
+        if not (odd := [scene.id for scene in scenes if self.size(scene) != TILE]):
+            return []
+        return [f"{len(odd)} of {len(scenes)} scenes are not {TILE[0]}x{TILE[1]} pixels (first: {odd[0]}): the "
+                f"official PNG pairs, which must be, are left out; {contract.SUBMISSION} has every scene"]  # fmt: skip
+
     def rows(self, scene: Scene, answer: Answer) -> list[Row]:
-        return list(official.pair_rows(scene.id, answer["localization"], answer["damage"]))
+        return list(official.pair_rows(self.row_id(scene), answer["localization"], answer["damage"]))
 
     def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
         """Draw the five rows of a scene; what was graded outside of the buildings is not in them."""
-        masks = [rle.decode(text, TILE) for _, text in rows]
-        damage = sum((mask * np.uint8(grade) for grade, mask in enumerate(masks[1:], 1)), np.zeros(TILE, np.uint8))
+        size = self.size(scene)
+        masks = [rle.decode(text, size) for _, text in rows]
+        damage = sum((mask * np.uint8(grade) for grade, mask in enumerate(masks[1:], 1)), np.zeros(size, np.uint8))
         return {"localization": masks[0], "damage": damage}
 
     def scene_fault(self, rows: Sequence[Row]) -> str:
         """Say whether damage classes share a pixel or lie outside of the buildings, class 0."""
-        runs = {row_id.rpartition("_")[2]: rle.parse(text, TILE[0] * TILE[1])[0] for row_id, text in rows}
+        runs = {row_id.rpartition("_")[2]: rle.parse(text)[0] for row_id, text in rows}
         grades = [own for part, own in runs.items() if part != "0"]
         if rle.overlap(grades):
             return "two damage classes on one pixel"
         within = all(rle.lies_within(own, runs.get("0", own[:0])) for own in grades)
         return "" if within else "damage outside of every building, which is class 0"
 
-    def scene_of(self, row: Row) -> str:
-        """Return the scene's id, which the number of the class follows."""
+    def id_in(self, row: Row) -> str:
+        """Return a scene's id as the submission writes it, which the number of the class follows."""
         return row[0].rpartition("_")[0]
 
     def row_names(self, scene: Scene) -> list[Name]:
-        return [(f"{scene.id}_{part}",) for part in range(CSV_ROWS)]
+        return [(f"{self.row_id(scene)}_{part}",) for part in range(CSV_ROWS)]
 
-    def size(self, scene: Scene) -> Size:
-        """Return the only size that the official scorer takes."""
-        return TILE
+    def size(self, scene: Scene) -> tuple[int, int]:
+        """Return (height, width) of a pair from the headers of its images.
+
+        Where these differ, or none can be read, that is TILE, the size of a pair in the challenge.
+        """
+        read = [raster.stated_size(scene.files[side]) for side in SIDES if side in scene.files]
+        stated = {(height, width) for height, width in read if height is not None and width is not None}
+        return stated.pop() if len(stated) == 1 else TILE
 
     def lint(self, path: Path, scenes: Sequence[Scene] | None = None, sample: Path | None = None) -> list[str]:
         """Lint what ``write_submission`` wrote, a folder or zip of PNG pairs, or a CSV.
@@ -276,6 +317,9 @@ class XView2(Competition):
             return [f"{path}: expected a submission (folder, .zip or .csv), found nothing there"]
         if path.is_dir() and any((path / name).exists() for name in (contract.SUBMISSION, PAIRS, ARCHIVE)):
             faults = super().lint(path, scenes, sample)
+            written = any((path / name).exists() for name in (PAIRS, ARCHIVE))
+            if not written and (scenes is None or self.caveats(scenes)):  # left out, as ``write_submission`` does
+                return faults
             for pictures in (path / PAIRS, path / ARCHIVE):
                 faults += self._lint_pictures(pictures, scenes, None, path / PAIRS, compare=not faults)
             return faults
@@ -312,7 +356,7 @@ class XView2(Competition):
         if scenes is not None:
             asked["the scenes asked for"] = {scene.id for scene in scenes}
         if sample is not None:
-            asked[f"the scenes of {sample}"] = {self.scene_of(row) for row in tables.read_sample(sample)[1:]}
+            asked[f"the scenes of {sample}"] = set(self.scenes_of(sample))
         owed = official.read_pairs(listed) if listed else None
         for words, ids in asked.items():
             owed = official.pairs_of(ids) if owed is None else owed
@@ -335,8 +379,8 @@ class XView2(Competition):
 
         def agrees(pair: str, localization: np.ndarray, damage: np.ndarray) -> bool:
             said = {row[0]: row[1] for row in rows_of[scene_of[pair]]}
-            rows = official.pair_rows(scene_of[pair], localization, damage)
-            return all(said.get(row_id) == text for row_id, text in rows)
+            answer = {"localization": localization, "damage": damage}
+            return all(said.get(row[0]) == row[1] for row in self.rows(Scene(scene_of[pair], {}), answer))
 
         return agrees
 
