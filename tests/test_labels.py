@@ -247,6 +247,7 @@ def test_faults_are_named_and_left_out(root):
         ("unreadable image", "000"), ("label without picture", "001"), ("image all black", "006"),
         ("image without label", "extra.png"), ("label is none of the classes", "003"), ("label given twice", "004"),
         ("label given twice", "007"), ("class without picture", "spots"),
+        ("file beside pictures or videos that is none", "train/notes.txt"),
     }  # fmt: skip
     used = {scene.id for scene in competition.scenes("train")}
     assert used == {f"{k:03d}" for k in range(16)} - {"001", "003", "007"}
