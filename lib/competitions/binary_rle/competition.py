@@ -143,7 +143,9 @@ class BinaryRLE(RunsCompetition):
         if split == "test":
             files, findings = self._images(split)
             scenes, odd = self._describe(split, files)
-            return scenes, findings + odd
+            path = self._tables[split].path.name
+            gone = sorted(self._tables[split].rows.keys() - files.keys()) if files else []
+            return scenes, [*findings, *odd, *(Finding("row of the test table without image", i, path) for i in gone)]
         files, findings = self._training
         lonely = sorted(self._runs.keys() - files.keys())
         findings = findings + [Finding("truth without image", key, "in the table only") for key in lonely]
