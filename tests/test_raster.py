@@ -154,7 +154,7 @@ def test_geotiff_bands_and_centre(tmp_path, photo):
 
 @pytest.mark.parametrize("dtype, scale", [(np.uint16, 7), (np.int16, 7), (np.float32, 1 / 255)])
 def test_more_than_eight_bits_are_stretched_between_percentiles(tmp_path, photo, dtype, scale):
-    bands = (photo.transpose(2, 0, 1) * scale + (100 if scale > 1 else 0)).astype(dtype)
+    bands = (photo.transpose(2, 0, 1).astype(float) * scale + (100 if scale > 1 else 0)).astype(dtype)
     bands[:, :5] = 0  # no data
     write_tiff(tmp_path / "deep.tif", bands)
     low, high = np.percentile(bands[:, 5:], (1, 99))

@@ -253,7 +253,7 @@ def lint(args: argparse.Namespace) -> int:
     """Check any submission of the experiment's competition; returns the exit code, 2 where something is wrong."""
     quiet()
     config = load(args.config, args.overrides)
-    competition = open_competition(config.competition, config.data.root, config.data.options)
+    competition = open_competition(config.competition, config.data.root, config.data.options, limits=config.data.limits)
     faults = competition.lint(args.lint, sample=args.sample)
     for fault in faults:
         say(f"{args.lint}: {fault}")

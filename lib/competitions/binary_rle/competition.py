@@ -468,19 +468,17 @@ class BinaryRLE(RunsCompetition):
         path = scene.files["image"]
         if split == "train" and not self.labelled(scene):
             return [Finding("image without truth", scene.id, str(path))]
-        try:
-            image = raster.read_image(path)
-        except DataError as error:
-            return [Finding("unreadable image", scene.id, str(error))]
-        findings = [] if image.any() else [Finding("image all black", scene.id, str(path))]
+        size, findings = self.inspect_image(scene, "image")
+        if size is None:
+            return findings
         stated = tuple(self._tables[split].value(scene.id, column) for column in ("img_height", "img_width"))
-        if all(stated) and stated != tuple(map(str, image.shape[:2])):
-            findings.append(Finding("size differs from the table", scene.id, f"{stated} and {image.shape[:2]}"))
+        if all(stated) and stated != tuple(map(str, size)):
+            findings.append(Finding("size differs from the table", scene.id, f"{stated} and {size}"))
         if split == "test":
             return findings
-        covered, areas = np.zeros(image.shape[:2], np.int32), []
+        covered, areas = np.zeros(size, np.int32), []
         try:
-            for mask in self._masks(scene, image.shape[:2]):
+            for mask in self._masks(scene, size):
                 covered += mask
                 areas.append(int(mask.sum()))
         except DataError as error:
@@ -527,8 +525,9 @@ def _mask_files(files: Mapping[str, Path]) -> list[Path] | None:
 def _stain(path: Path) -> str:
     """Tell a stained section from fluorescence by the colour of its pixels; "" for an image that cannot be read."""
     try:
-        image = raster.read_image(path)
+        picture = raster.read(path)
     except DataError:
         return ""  # inspect names it
-    colourful = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)[..., 1].mean() >= COLOURFUL
+    seen = cv2.cvtColor(picture.pixels, cv2.COLOR_RGB2HSV)[..., 1][picture.valid]
+    colourful = seen.size > 0 and seen.mean() >= COLOURFUL
     return "brightfield" if colourful else "fluorescence"
