@@ -191,10 +191,11 @@ def fill(image: Bands) -> tuple[Remark, ...]:
     return ()
 
 
-def stretch(planes: np.ndarray, bounds: Bounds | None) -> np.ndarray:
-    """Map (C, H, W) of any number type to uint8 between the bounds; what is not a number becomes 0."""
+def stretch(image: Bands, bounds: Bounds | None) -> np.ndarray:
+    """Map samples of any number type to (C, H, W) uint8 between the bounds; those that are not data become 0."""
     if bounds is None:
-        return np.zeros(planes.shape, np.uint8)
-    values = np.nan_to_num(planes.astype(np.float32), posinf=0.0, neginf=0.0).astype(np.float64)
-    scaled = (values - bounds.low) * (255.0 / (bounds.high - bounds.low or 1.0))
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+        return np.zeros(image.planes.shape, np.uint8)
+    planes = image.planes if image.known is None else np.where(image.known, image.planes, image.planes.dtype.type(0))
+    values = planes.astype(np.float32).astype(np.float64)  # numpy 1 would compute in float32
+    scaled = np.rint((values - bounds.low) * (255.0 / (bounds.high - bounds.low or 1.0))).clip(0, 255).astype(np.uint8)
+    return scaled if image.known is None else scaled * image.known

@@ -32,11 +32,12 @@ class Offset:
 
 
 def offset(first: str | Path, second: str | Path) -> Offset | None:
-    """Compare where two images lie; None where one of them does not say, or has a CRS that cannot be transformed.
-
-    Raises DataError for a file that is not an image.
-    """
-    ours, theirs = raster.place(first), raster.place(second)
+    """Compare where two images lie; None where one of them does not say or cannot be read, or has a CRS that cannot be
+    transformed."""
+    try:
+        ours, theirs = raster.place(first), raster.place(second)
+    except DataError:
+        return None  # whoever reads that image says so
     if ours is None or theirs is None:
         return None
     (crs, transform, (height, width)), (other, to_other, (rows, columns)) = ours, theirs
@@ -60,10 +61,7 @@ def offset(first: str | Path, second: str | Path) -> Offset | None:
 
 def remarks(first: str | Path, second: str | Path) -> list[Remark]:
     """Return what is to be said of where a pair lies: nothing where both lie on one grid or one of them is nowhere."""
-    try:
-        found = offset(first, second)
-    except DataError:
-        return []  # whoever reads that image says so
+    found = offset(first, second)
     if found is None:
         return []
     said = []

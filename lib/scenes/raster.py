@@ -50,12 +50,13 @@ class Picture:
     remarks: tuple[Remark, ...] = ()
 
 
-def read(path: str | Path, beside: Sequence[str | Path] = ()) -> Picture:
+def read(path: str | Path, beside: Sequence[str | Path] = (), turned: bool = True) -> Picture:
     """Read an image with what of it is valid; ``beside``: the other images of its pair, which are stretched with it.
+    ``turned``: as its EXIF orientation wants it to be seen.
 
     One band is repeated, alpha is not a colour, a palette is looked up. Of many bands those marked red, green and blue
     are taken, else those that are described so, else the first three, which is remarked. Three pages of one band each
-    are red, green and blue; of other pages the first of the largest is taken. EXIF orientation is applied.
+    are red, green and blue; of other pages the first of the largest is taken.
 
     Samples that are not bytes, but whole numbers of 0..255 (and not all 0 or 1), stay as they are. Others are stretched
     linearly, all bands alike, from the 1st to the 99th percentile (STRETCH) of the valid pixels that are not 0 in every
@@ -63,25 +64,22 @@ def read(path: str | Path, beside: Sequence[str | Path] = ()) -> Picture:
     one brightness before and after; an image beside it of another number type or number of bands does not count.
     Raises DataError when the file is missing, truncated, not an image, too large (``data.limits``) or complex.
     """
-    own = _read(path)
-    planes, remarks = own.planes, own.remarks
+    own = _read(path, turned)
+    planes, known, remarks = own.planes, own.known, own.remarks
     if planes.dtype != np.uint8:
         remarks += bands.fill(own)
-        states = [_state(file) for file in (path, *beside)]
-        bounds = _bounds_of(tuple(states)) if beside else bands.bounds_of([own])
-        planes = bands.stretch(planes, bounds)
-    if own.known is None:
-        valid = np.ones(planes.shape[1:], bool)
-    else:
-        valid = own.known.max(axis=0)
+        bounds = _bounds_of(tuple(_state(file) for file in (path, *beside))) if beside else bands.bounds_of([own])
+        planes = bands.stretch(own, bounds)
+    valid = np.ones(planes.shape[1:], bool) if known is None else known.max(axis=0)
+    if known is not None:
         planes = planes * valid
     pixels = cv2.merge([planes[0], planes[len(planes) // 2], planes[-1]])
     return Picture(pixels, valid, remarks)
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, turned: bool = True) -> np.ndarray:
     """Read an image as (H, W, 3) uint8 RGB, as ``read`` does."""
-    return read(path).pixels
+    return read(path, turned=turned).pixels
 
 
 def validity(path: str | Path) -> np.ndarray | None:
@@ -253,17 +251,18 @@ def _state(path: str | Path) -> tuple[str, int, int]:
     return str(path), 0, 0
 
 
-def _read(path: str | Path) -> bands.Bands:
-    """Read the colours of an image, turned as it is seen; a palette is looked up, less than 8 bits fill uint8."""
+def _read(path: str | Path, turned: bool = True) -> bands.Bands:
+    """Read the colours of an image; a palette is looked up, less than 8 bits fill uint8."""
     with _open(path) as file:
         read = [bands.read_page(page) for page in file.pages]
+        turn = file.orientation if turned else exif.UPRIGHT
         planes = np.concatenate([planes for planes, _, _ in read]) if len(read) > 1 else read[0][0]
         known = None
         if any(mask is not None for _, mask, _ in read):
             full = [np.ones((1, *own.shape[1:]), bool) if mask is None else mask for own, mask, _ in read]
-            known = exif.turn(np.concatenate(full), file.orientation)
+            known = exif.turn(np.concatenate(full), turn)
         remarks = dict.fromkeys(remark for *_, own in read for remark in own)
-        return bands.Bands(exif.turn(planes, file.orientation), known, (*file.remarks, *remarks))
+        return bands.Bands(exif.turn(planes, turn), known, (*file.remarks, *remarks))
 
 
 @lru_cache(maxsize=4096)
