@@ -114,6 +114,9 @@ def summarize(findings: Iterable[Finding], names: int = 3) -> list[str]:
     return lines
 
 
+FACTS = "flags from pixels"
+"""How facts are read; those that were remembered from another way are read anew."""
+
 APART = ("per_domain", "seen", "unseen")
 """Keys of chosen settings that say for which scenes other settings hold."""
 
@@ -160,7 +163,7 @@ class Competition(ABC):
     def __init__(self, root: Path, options: Any, memo: Path | None = None):
         """``options``: an instance of ``Options``. ``memo``: a JSON file in which facts of scenes are remembered."""
         self.root, self.options = Path(root), options
-        self._memo = Memo(memo, f"{self.name} {options.model_dump_json()}") if memo else None
+        self._memo = Memo(memo, f"{self.name} {options.model_dump_json()} {FACTS}") if memo else None
         self._listed: dict[str, tuple[list[Scene], list[Finding]]] = {}
         self._scenes: dict[str, list[Scene]] = {}
         self._facts: dict[str, Facts] = {}

@@ -26,8 +26,8 @@ def blemishes(picture: Picture) -> list[Remark]:
         return [Remark("image without valid pixels", "nodata, alpha or a mask cover all of it")]
     if not valid.all():
         found.append(Remark("pixels without data", f"{1 - valid.mean():.1%} are not valid and are not learnt from"))
-    first = pixels[tuple(np.argwhere(valid)[0])] if not valid.all() else pixels[0, 0]
-    if ((pixels == first).all(axis=-1) | ~valid).all():
+    first = pixels.reshape(-1, 3)[valid.argmax()]
+    if ((cv2.inRange(pixels, tuple(first.tolist()), tuple(first.tolist())) > 0) | ~valid).all():
         if not first.any():
             return [*found, Remark("image all black", "")]
         return [*found, Remark("image of one colour", ", ".join(map(str, first.tolist())))]
