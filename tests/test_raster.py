@@ -261,7 +261,7 @@ def test_a_value_that_fills_pixels_without_being_declared_is_remarked(tmp_path, 
     values[:, ~hole] = -9999
     write_tiff(tmp_path / "a.tif", values)
     assert kinds(tmp_path / "a.tif") == ["a value fills pixels and is not declared as nodata"]
-    assert "-9999 in 10.0%" in read(tmp_path / "a.tif").remarks[0].detail and "-a_nodata -9999" in str(
+    assert "-9999 in 10.0%" in read(tmp_path / "a.tif").remarks[0].detail and "--nodata -9999 FILE" in str(
         read(tmp_path / "a.tif")
     )
     write_tiff(tmp_path / "b.tif", values, nodata=-9999)

@@ -186,7 +186,7 @@ def fill(image: Bands) -> tuple[Remark, ...]:
     for value in {known.min().item(), known.max().item()} & {float(least), float(most), *FILLS}:
         share = (planes == value).all(axis=0).mean()
         if share >= FILLED:
-            detail = f"{value:g} in {share:.1%} of the pixels; declare it (gdal_edit.py -a_nodata {value:g})"
+            detail = f"{value:g} in {share:.1%} of the pixels; declare it (rio edit-info --nodata {value:g} FILE)"
             return (Remark("a value fills pixels and is not declared as nodata", detail),)
     return ()
 
