@@ -4,49 +4,38 @@ The process kills itself with SIGKILL at the n-th atomic rename or the n-th trai
 before, between and after everything that is written.
 """
 
+import itertools
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from functools import partial
 
 import pytest
-from conftest import ROOT, Experiment
+import starts
+from conftest import Experiment
 
 pytestmark = pytest.mark.slow
 
-RUNNER = """
-import importlib, os, signal, sys
-sys.path.insert(0, {root!r})
-from lib.training.stepper import Stepper
-moment, number, stage = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-count = 0
-def die(*_):
-    global count
-    count += 1
-    if count == number:
-        os.kill(os.getpid(), signal.SIGKILL if moment != "interrupt" else signal.SIGINT)
-if moment == "rename":
-    replace = os.replace
+
+def killed(experiment: Experiment, moment: str, number: int, stage: str, *arguments: str) -> int | None:
+    """Run a stage that dies at its n-th rename or step, or is interrupted there; returns its exit code."""
+    return starts.run(stage, *experiment.flags, *arguments, before=partial(arm, moment, number))
+
+
+def arm(moment: str, number: int) -> None:
+    """Send this process the signal at the n-th moment of its kind."""
+    from lib.training.stepper import Stepper
+
+    owner, name = (os, "replace") if moment == "rename" else (Stepper, "_step")
+    original, count = getattr(owner, name), itertools.count(1)
+
     def counted(*a, **k):
-        die()
-        return replace(*a, **k)
-    os.replace = counted
-else:
-    step = Stepper._step
-    def counted(self, *a, **k):
-        die()
-        return step(self, *a, **k)
-    Stepper._step = counted
-sys.exit(importlib.import_module(stage).main(sys.argv[4:]))
-"""
+        if next(count) == number:
+            os.kill(os.getpid(), signal.SIGINT if moment == "interrupt" else signal.SIGKILL)
+        return original(*a, **k)
 
-
-def killed(experiment: Experiment, moment: str, number: int, stage: str, *arguments: str) -> int:
-    command = [sys.executable, "-c", RUNNER.format(root=str(ROOT)), moment, str(number), stage]
-    done = subprocess.run([*command, *experiment.flags, *arguments], cwd=ROOT, capture_output=True, text=True)
-    return done.returncode
+    setattr(owner, name, counted)
 
 
 def forget(experiment: Experiment, *stages: str) -> None:
@@ -87,12 +76,20 @@ def test_training_with_saves_inside_an_epoch_ends_with_the_same_bytes(experiment
     same_files(experiment.root / "02_loc/loc/fold0", finished.root / "02_loc/loc/fold0", "*.safetensors")
 
 
-@pytest.mark.parametrize(("stage", "number"), [
-    ("04_predict_tta", 3), ("04_predict_tta", 11), ("05_ensemble", 4), ("05_ensemble", 14), ("06_make_submission", 3),
-])  # fmt: skip
+@pytest.mark.parametrize("number", [3, 11])
+def test_prediction_resumes_to_the_same_levels(experiment, finished, number):
+    unit = "04_probs/cls/cls/fold0"
+    forget(experiment, unit)
+    flags = ("--only", "cls", "--fold", "0")
+    assert killed(experiment, "rename", number, "04_predict_tta", *flags) == -signal.SIGKILL
+    assert experiment.run("04_predict_tta", *flags) == 0
+    same_files(experiment.root / unit, finished.root / unit, "*.tif")
+
+
+@pytest.mark.parametrize(("stage", "number"), [("05_ensemble", 4), ("05_ensemble", 14), ("06_make_submission", 3)])
 def test_later_stages_resume_to_the_same_submission(experiment, finished, stage, number):
-    later = [s for s in ("04_predict_tta", "05_ensemble", "06_make_submission") if s >= stage]
-    folders = {"04_predict_tta": "04_probs", "05_ensemble": "05_ensemble", "06_make_submission": "06_submission"}
+    later = [s for s in ("05_ensemble", "06_make_submission") if s >= stage]
+    folders = {"05_ensemble": "05_ensemble", "06_make_submission": "06_submission"}
     forget(experiment, *(folders[s] for s in later))
     assert killed(experiment, "rename", number, stage) == -signal.SIGKILL
     for name in later:
@@ -113,14 +110,13 @@ def test_an_interrupt_saves_the_state_and_exits_with_130(experiment, finished):
 def test_a_second_process_on_the_same_unit_is_told_who_holds_it(experiment, capsys):
     forget(experiment, "02_loc")
     flags = ("--only", "loc", "--fold", "0", "--set", "models.loc.train.epochs=500")
-    command = [sys.executable, str(ROOT / "02_train_loc.py"), *experiment.flags, *flags]
-    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first = starts.start("02_train_loc", *experiment.flags, *flags)
     try:
         while not (experiment.root / "02_loc/loc/fold0.partial/unit.json").exists():
-            assert first.poll() is None
+            assert first.is_alive()
             time.sleep(0.1)
         assert experiment.run("02_train_loc", *flags) == 2
         assert f"being built by process {first.pid}" in capsys.readouterr().err
     finally:
-        os.kill(first.pid, signal.SIGKILL)
-        first.wait()
+        first.kill()
+        first.join()

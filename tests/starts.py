@@ -1,0 +1,49 @@
+"""Stages in processes of their own that begin at once: forked from a server that has imported the heavy libraries.
+
+Importing torch and its neighbours takes longer than most stages of a tiny experiment; a test that kills many processes
+would spend its time there. The server has no threads and no state of ours, so what it forks is as good as new.
+"""
+
+import importlib
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from conftest import ROOT
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["torch", "timm", "segmentation_models_pytorch", "albumentations", "pandas", "cv2",
+                              "rasterio", "scipy.ndimage", "skimage.measure", "sklearn"])  # fmt: skip
+
+
+def _nothing() -> None:
+    """Do nothing before a stage."""
+
+
+def start(stage: str, *arguments: str | Path, output: Path | None = None,
+          before: Callable[[], object] = _nothing) -> BaseProcess:  # fmt: skip
+    """Start a stage; the process's ``exitcode`` is the stage's, or minus the signal that killed it.
+
+    output: a file for what it prints. before: called in the process before the stage; a function of a module.
+    """
+    process = FORKS.Process(target=_run, args=(stage, [str(a) for a in arguments], output, before))
+    process.start()
+    return process
+
+
+def run(stage: str, *arguments: str | Path, **options) -> int | None:
+    """Run a stage as ``start`` does, to its end; returns its exit code."""
+    process = start(stage, *arguments, **options)
+    process.join()
+    return process.exitcode
+
+
+def _run(stage: str, arguments: list[str], output: Path | None, before: Callable[[], object]) -> None:
+    stream = os.open(output or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(stream, 1), os.dup2(stream, 2)
+    sys.path.insert(0, str(ROOT))
+    before()
+    sys.exit(importlib.import_module(stage).main(arguments))
