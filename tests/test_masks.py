@@ -79,3 +79,9 @@ def test_a_picture_is_no_mask_lossy_or_not(tmp_path):
             read_objects(save(tmp_path / name, picture))
     with pytest.raises(DataError, match="which of"):
         read_objects(save(tmp_path / "grey.jpg", picture[..., 0], quality=95))
+
+
+def test_a_mask_of_several_pages_is_refused(tmp_path, disc):
+    Image.fromarray(disc).save(tmp_path / "a.tif", save_all=True, append_images=[Image.fromarray(1 - disc)] * 2)
+    with pytest.raises(DataError, match="a.tif: expected a mask of one page, got 3"):
+        read_objects(tmp_path / "a.tif")

@@ -204,6 +204,15 @@ def test_masks_of_classes_are_read_as_masks_of_objects(tmp_path, form):
     assert found(competition) == ({("grey mask, cut at half", "a")} if form == "jpeg" else set())
 
 
+def test_masks_of_classes_with_other_values_are_asked_about(tmp_path):
+    mask = disc() + np.uint8(9) * (disc(9) > disc())
+    competition = label_maps(tmp_path, mask, masks={"cat": "SegmentationClass"})
+    with pytest.raises(
+        DataError, match=r"got 3 values \(0, 1, 9\); which of them are objects\? Say data.options.ignore"
+    ):
+        competition.scenes("train")
+
+
 def test_exif_turns_a_picture_and_no_mask_of_colours(tmp_path):
     tags = Image.Exif()
     tags[0x0112] = 6

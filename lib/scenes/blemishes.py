@@ -15,6 +15,8 @@ LEAST = 0.01
 EDGE = 16
 """By so many levels of 255 three quarters of the ring around an area differ from it: what fades out, such as the dark
 ground of a fluorescence image or an overexposed roof, does not end so."""
+NEAR = 0.02
+"""At most so many pixels around an area, as a share of it, are nearly of its colour: paint has none."""
 RING = np.ones((5, 5), np.uint8)
 
 
@@ -54,7 +56,9 @@ def _painted(pixels: np.ndarray, valid: np.ndarray, level: int) -> float:
         window = (slice(max(0, top - 2), top + height + 2), slice(max(0, left - 2), left + width + 2))
         own = (parts[window] == part).view(np.uint8)
         ring = (cv2.dilate(own, RING) > own) & valid[window]
-        away = np.abs(pixels[window][ring].astype(np.int16) - level)  # (N, 3)
-        if ring.any() and np.percentile(away.max(axis=-1) if level == 0 else away.min(axis=-1), 25) >= EDGE:
+        planes = cv2.split(pixels[window])  # the band that is furthest from the level counts
+        away = np.maximum.reduce(planes) if level == 0 else np.uint8(255) - np.minimum.reduce(planes)
+        near = np.count_nonzero((away < EDGE) & (away > 0) & valid[window])
+        if ring.any() and near <= NEAR * area and np.percentile(away[ring], 25) >= EDGE:
             total += int(area)
     return total / flat.size

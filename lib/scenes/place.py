@@ -1,6 +1,7 @@
 """Whether two georeferenced images show one place: their footprints are brought into the CRS of the first."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,14 @@ class Offset:
 def offset(first: str | Path, second: str | Path) -> Offset | None:
     """Compare where two images lie; None where one of them does not say or cannot be read, or has a CRS that cannot be
     transformed."""
+    return _offset(raster.file_state(first), raster.file_state(second))
+
+
+@lru_cache(maxsize=4096)
+def _offset(first: raster.State, second: raster.State) -> Offset | None:
+    """Compare the files as they are now; every read of a pair asks for it."""
     try:
-        ours, theirs = raster.place(first), raster.place(second)
+        ours, theirs = raster.place(first[0]), raster.place(second[0])
     except DataError:
         return None  # whoever reads that image says so
     if ours is None or theirs is None:

@@ -36,6 +36,9 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 LOSSY = ("JPEG", "WEBP", "JPEG2000")
 """Drivers and compressions that do not keep the values of a mask."""
 
+State = tuple[str, int, int]
+"""Path, size and time of a file."""
+
 _PAGE = re.compile(r"Page \d+ \((\d+)P x (\d+)L x (\d+)B\)")
 
 
@@ -68,7 +71,7 @@ def read(path: str | Path, beside: Sequence[str | Path] = (), turned: bool = Tru
     planes, known, remarks = own.planes, own.known, own.remarks
     if planes.dtype != np.uint8:
         remarks += bands.fill(own)
-        bounds = _bounds_of(tuple(_state(file) for file in (path, *beside))) if beside else bands.bounds_of([own])
+        bounds = _bounds_of(tuple(file_state(file) for file in (path, *beside))) if beside else bands.bounds_of([own])
         planes = bands.stretch(own, bounds)
     valid = np.ones(planes.shape[1:], bool) if known is None else known.max(axis=0)
     if known is not None:
@@ -165,6 +168,8 @@ class _File:
     pages: list[rasterio.DatasetReader]
     orientation: int
     remarks: tuple[Remark, ...]
+    held: int
+    """How many pages the file has."""
 
 
 @contextmanager
@@ -187,7 +192,7 @@ def _open(path: str | Path, whole: bool = True) -> Iterator[_File]:
             if turned != exif.UPRIGHT:
                 detail = f"orientation {turned}: {exif.MEANING[turned]}; masks are read as they are stored"
                 remarks.append(Remark("EXIF orientation applied", detail))
-            yield _File(pages, turned, tuple(remarks))
+            yield _File(pages, turned, tuple(remarks), len(source.subdatasets) or 1)
     except (RasterioError, OSError) as error:
         reason = error.__cause__ or error
         raise DataError(f"{path}: expected a readable image, got {reason}; fetch this file again") from error
@@ -243,7 +248,7 @@ def _check_png(path: Path) -> None:
         at = end + 4
 
 
-def _state(path: str | Path) -> tuple[str, int, int]:
+def file_state(path: str | Path) -> State:
     """Return what tells whether a file is still the same."""
     with suppress(OSError):
         state = Path(path).stat()
@@ -266,7 +271,7 @@ def _read(path: str | Path, turned: bool = True) -> bands.Bands:
 
 
 @lru_cache(maxsize=4096)
-def _bounds_of(states: tuple[tuple[str, int, int], ...]) -> bands.Bounds | None:
+def _bounds_of(states: tuple[State, ...]) -> bands.Bounds | None:
     """Return the bounds of an image, the first, together with those beside it; a file that changed is read anew."""
     own = _read(states[0][0])
     read = [own]
@@ -281,6 +286,8 @@ def _mask_planes(path: str | Path) -> tuple[np.ndarray, bool]:
     """Read the bands of a mask but alpha as they are stored, and tell whether the format keeps values."""
     with _open(path) as file:
         page = file.pages[0]
+        if file.held > 1:
+            raise DataError(f"{path}: expected a mask of one page, got {file.held}; write each to a file of its own")
         planes = page.read([n for n in range(1, page.count + 1) if page.colorinterp[n - 1] != ColorInterp.alpha] or [1])
         tags = page.tags(ns="IMAGE_STRUCTURE")
         lossless = "LOSSLESS" in tags.get("COMPRESSION_REVERSIBILITY", "")

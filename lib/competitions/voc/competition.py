@@ -216,10 +216,15 @@ class VOC(Competition):
 
     def _objects(self, path: Path) -> tuple[np.ndarray, list[Remark]]:
         """Read the mask of a class as (H, W) uint8 in {0, 1}, where ``ignore`` is stated by its other values."""
-        ignored = set(self.options.ignore)
-        if not ignored:
-            return read_objects(path)
-        return read_objects(path, sorted(set(np.unique(raster.read_mask(path)).tolist()) - {0, *ignored}) or [IGNORE])
+        objects: list[int] = []
+        if self.options.ignore:
+            held = set(np.unique(raster.read_mask(path)).tolist())
+            objects = sorted(held - {0, *self.options.ignore}) or [IGNORE]
+        try:
+            return read_objects(path, objects)
+        except DataError as error:
+            hint = " Say data.options.ignore for those that are not" if str(error).endswith("?") else ""
+            raise DataError(f"{error}{hint}") from error
 
     @property
     def _is_split(self) -> bool:
