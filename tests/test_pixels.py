@@ -130,6 +130,18 @@ def test_masks_in_any_form_give_the_same_truth(tmp_path, form):
     assert found(competition) == said
 
 
+def test_16_bit_masks_beside_runs_show_how_these_count(tmp_path):
+    """The form of TGS salt: 0/65535 as 16 bits, and the same masks as runs down the columns, empty where there is none."""
+    masks = {key: disc(seed) * np.uint16(65535) for seed, key in enumerate("abc")} | {"d": np.zeros(SHAPE, np.uint16)}
+    runs = {key: rle.encode((mask > 0).astype(np.uint8), "column", 1) for key, mask in masks.items()}
+    competition = objects(tmp_path, masks, runs, order="auto", origin="auto")
+    assert (competition.rule.order, competition.rule.origin) == ("column", 1) and "mask files" in competition.rule.why
+    assert found(competition) == set() and len(competition.scenes("train")) == 4
+    assert [competition.truth(scene).sum() for scene in competition.scenes("train")] == [
+        np.count_nonzero(mask) for mask in masks.values()
+    ]
+
+
 def test_masks_of_three_values_are_asked_about_and_an_option_decides(tmp_path):
     three = disc()
     three[:5] = 2
