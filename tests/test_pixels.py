@@ -131,7 +131,7 @@ def test_masks_in_any_form_give_the_same_truth(tmp_path, form):
 
 
 def test_16_bit_masks_beside_runs_show_how_these_count(tmp_path):
-    """The form of TGS salt: 0/65535 as 16 bits, and the same masks as runs down the columns, empty where there is none."""
+    """The form of TGS salt: 0/65535 as 16 bits, and the same as runs down the columns, or an empty text."""
     masks = {key: disc(seed) * np.uint16(65535) for seed, key in enumerate("abc")} | {"d": np.zeros(SHAPE, np.uint16)}
     runs = {key: rle.encode((mask > 0).astype(np.uint8), "column", 1) for key, mask in masks.items()}
     competition = objects(tmp_path, masks, runs, order="auto", origin="auto")
