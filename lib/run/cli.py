@@ -281,7 +281,7 @@ def lint(args: argparse.Namespace) -> int:
     """
     quiet()
     config = load(args.config, args.overrides)
-    competition = open_competition(config.competition, config.data.root, config.data.options)
+    competition = open_competition(config.competition, config.data.root, config.data.options, limits=config.data.limits)
     scenes, unknown = _owed(args, competition)
     faults = competition.lint(args.lint, scenes, args.sample)
     for fault in faults:
