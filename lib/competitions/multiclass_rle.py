@@ -26,12 +26,12 @@ import numpy as np
 from lib.competitions import layout, mean_dice
 from lib.competitions.contract import Answer, Finding, Lattice, Levels, Params, Row, Scene, names_of
 from lib.competitions.decoding import foreground, settings_of_masks
-from lib.competitions.listing import Classes, Expression, find_in_ids, otherwise
+from lib.competitions.listing import SUFFIXES, Classes, Expression, find_in_ids, otherwise
 from lib.competitions.records import matched
 from lib.competitions.runs import RunsCompetition, RunsOptions
 from lib.competitions.tables import Form, Name
 from lib.errors import ConfigError, DataError
-from lib.scenes import raster
+from lib.scenes import raster, rle
 from lib.tasks import MulticlassMask, MultilabelMask
 
 
@@ -58,7 +58,6 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
     def __init__(self, root: Path, options: MulticlassRLEOptions, memo: Path | None = None):
         super().__init__(root, options, memo)
         self.classes, self.names = options.classes, names_of(options.classes)
-        self.sample = self.root / layout.SAMPLES[0]
         if not options.exclusive and len(self.classes) > 7:
             raise ConfigError(f"data.options.classes: expected at most seven that may overlap, got {len(self.classes)}")
         task, rest = (MulticlassMask, ("background",)) if options.exclusive else (MultilabelMask, ())
@@ -67,9 +66,9 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
 
     def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:
         """List the images of a split; "runs", the table, is a file of those that it says the truth of."""
-        _ = self._header  # of which stage 06 would else be the first to ask
-        files = self._files(split)
-        group_of, findings = find_in_ids("group", self.options.group, list(files))
+        files, findings = self._files(split)
+        group_of, odd_ids = find_in_ids("group", self.options.group, list(files))
+        findings = findings + odd_ids
         known = self._truths if split == "train" else {}
         rows = [row for rows in known.values() for row in rows if any(row)]  # an image may be listed with no class
         labelled = files if rows and all(runs for _, runs in rows) else known
@@ -81,9 +80,10 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
         stacks = {key: f"{name}|{files[key].parent}" for key, name in group_of.items()}
         return layout.stacked(scenes, self.images, stacks), findings
 
-    def _files(self, split: str) -> dict[str, Path]:
-        """Return id -> image; ids have a suffix where a table has them so."""
-        suffix = self._written.names_files or self.sample_table.names_files
+    def _files(self, split: str) -> tuple[dict[str, Path], list[Finding]]:
+        """Return id -> image, and what is strange about the names; ids have a suffix where a table has them so."""
+        sampled = self.sampled.names(1) if self.sampled else ()
+        suffix = self._written.names_files or any(Path(text).suffix.lower() in SUFFIXES for (text,) in sampled)
         return layout.find_images(self.root, split, getattr(self.options, split), self.options.id, suffix)
 
     @cached_property
@@ -95,7 +95,7 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
     def _table(self) -> layout.Table:
         """The table of truths, by the ids of the images."""
         try:
-            return self._written.of_images(self._files("train")) if self._written.columns else self._written
+            return self._written.of_images(self._files("train")[0]) if self._written.columns else self._written
         except DataError:  # no training images, as where only test images are
             return self._written
 
@@ -122,6 +122,9 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
         times = Counter((key, name) for key, name, _ in rows)
         return findings + [Finding("several rows of one image and class, joined", key, f"{number} of {name}")
                            for (key, name), number in times.items() if number > 1]  # fmt: skip
+
+    def read_files(self) -> list[Path]:
+        return [*super().read_files(), self._table.path]
 
     def labelled_runs(self) -> list[tuple[Scene, str]]:
         listed = self._list("train") if self._truths else ()
@@ -170,16 +173,25 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
         """A row per image and class, under the sample's header or else the table's."""
         return Form(self._header, names=2, origin=self.rule.origin)
 
+    def check_sample(self) -> None:
+        _ = self._header
+
     @property
     def _header(self) -> tuple[str, ...]:
-        return layout.header_of_classes(self._written, self.sample_table)
+        return layout.header_of_classes(self._written, self.sampled)
 
     def rows(self, scene: Scene, answer: Answer) -> list[Row]:
         """Return a row for every class, the runs empty where there is none of it."""
-        return [(scene.id, name, self.encode(mask)) for name, mask in zip(self.classes, answer, strict=True)]
+        row_id = self.row_id(scene)
+        return [(row_id, name, self.encode(mask)) for name, mask in zip(self.classes, answer, strict=True)]
 
     def row_names(self, scene: Scene) -> list[Name]:
-        return [(scene.id, name) for name in self.classes]
+        return [(self.row_id(scene), name) for name in self.classes]
+
+    def scene_fault(self, rows: Sequence[Row]) -> str:
+        """Say whether two classes that exclude each other share a pixel."""
+        masks = [rle.parse(runs, origin=self.rule.origin)[0] for *_, runs in rows] if self.options.exclusive else []
+        return "two classes on one pixel, which are exclusive" if rle.overlap(masks) else ""
 
     def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
         shape = raster.image_size(scene.files["image"])

@@ -17,7 +17,7 @@ from lib.errors import ConfigError, DataError
 from lib.files import whole_file, write_json
 from lib.run import manifest
 from lib.run.cli import Run, say
-from lib.scenes import audit, embed, folds, pairs
+from lib.scenes import audit, embed, folds, leaks, pairs
 from lib.scenes.matching import Matcher
 from lib.scenes.pairs import DUPLICATE_BITS, LOOK_ALIKE, look_alikes, near_duplicates
 
@@ -35,6 +35,7 @@ def check(competition: Competition, folder: Path, strict: bool) -> Iterator[str]
     lines = summarize(findings)
     if strict and findings:
         raise DataError("--strict: " + "; ".join(lines))
+    yield from (f"  {line}" for line in competition.summary())
     yield from lines or ["data check: nothing to remark"]
     yield from (f"  {remark}" for remark in competition.remarks())
 
@@ -61,13 +62,23 @@ def split(competition: Competition, section: Folds, folder: Path) -> Iterator[st
         table, said = _given(section, table)
         yield from said
     folds.write_folds(folder / "folds.csv", table)
-    report = audit_report(competition, table, groups, looks or looks_of(competition, scenes, section.embed))
+    looks = looks or looks_of(competition, scenes, section.embed)
+    report = audit_report(competition, table, groups, looks)
+    report["test"] = against_test(competition, scenes, looks)
     write_json(folder / "audit.json", report)
     for k, row in report["folds"].items():
         more = f" and {len(flags) - FLAGS} more" if len(flags) > FLAGS else ""
         held = ", ".join(f"{flag} {row[flag]}" for flag in flags[:FLAGS])
         yield f"  fold {k}: {row['scenes']} scenes; with {held}{more}"
     yield from (f"  audit: {line}" for line in audit.lines(report))
+    yield from (f"  audit: {line}" for line in leaks.lines(report["test"]))
+
+
+def against_test(competition: Competition, train: list[Scene], looks: audit.Looks) -> dict[str, Any]:
+    """Compare the test scenes with those of training, which look like ``looks``, by bytes and by hash."""
+    test = competition.scenes("test")
+    hashes = {"train": looks.hashes, "test": looks_of(competition, test, by_features=False).hashes}
+    return leaks.report(train, test, competition.files, hashes)
 
 
 def joined(groups: list[str], looks: audit.Looks, ids: list[str], section: Folds) -> tuple[list[str], list[str]]:
