@@ -410,8 +410,8 @@ VIDEOS = {
     "a video of no bytes": Case(
         lambda root: (root / "train/videos/1.avi").write_bytes(b""), {("unreadable video", "1.avi")}, {"1.avi"}),
     "annotations with a bad line": Case(
-        lambda root: (root / "a.txt").write_text(
-            "train/videos/3 0 1 1\ntrain/videos/3 x 1 0\n\ntrain/videos/3 0 1 1\n"),
+        lambda root: [without(root, *(f"train/videos/{n}.avi" for n in (1, 2, 4, 5, 6))), (root / "a.txt").write_text(
+            "train/videos/3 0 1 1\ntrain/videos/3 x 1 0\n\ntrain/videos/3 0 1 1\n")],
         {("row left out", "a.txt line 2")}, {f"{n}.avi" for n in range(1, 7)} | {"3"},
         options={"annotations": "a.txt"}),
     "annotations of another form": Case(
@@ -470,7 +470,7 @@ VOC = {
     "lines of remarks": Case(text(NAMES, lambda t: "# who has this seen?\n" + t)),
     "lost zeros": Case(
         text(NAMES, swapped("00", "")),
-        {("ids written otherwise than their pictures, read as those", "the list of train")}),
+        {("ids written otherwise than their pictures, read as those", "train.txt")}),
     "a name of no picture": Case(
         text(NAMES, lambda t: t + "099\n"), {("listed picture is not here", "099")}),
     "an empty list": Case(text(NAMES, lambda t: ""), refused="set data.root, or data.options.lists"),
