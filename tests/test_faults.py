@@ -19,7 +19,7 @@ import torch
 from lib.errors import ArtifactError, DataError
 from lib.files import read_json, run_out, whole_file, whole_path, write_bytes, write_json
 from lib.models.checkpoint import save_weights
-from lib.run import artifacts, cli, faults, runtime
+from lib.run import artifacts, cli, faults, manifest, runtime
 from lib.run.artifacts import MANIFEST, Store, Unit
 from lib.scenes.probs import read_levels, write_levels, write_logits
 from lib.training import state
@@ -287,10 +287,10 @@ def test_a_kill_anywhere_in_the_seal_loses_no_training(tmp_path, monkeypatch, nu
 
     def train() -> None:
         with store.build(item, {}) as folder:
-            if not (folder / artifacts.STATE).exists():
+            if not (folder / manifest.STATE).exists():
                 trained.append(1)
                 write_bytes(folder / "best", b"weights")
-                write_bytes(folder / artifacts.STATE, b"state")
+                write_bytes(folder / manifest.STATE, b"state")
             if len(trained) == 1 and not killed:
                 killed.append(1)
                 _dies_at(monkeypatch, number)
@@ -377,7 +377,7 @@ def test_an_odd_note_in_a_half_built_folder_is_built_anew(tmp_path, content):
     with pytest.raises(KeyError), store.build(item, {}) as folder:
         (folder / "half").write_text("x")
         raise KeyError
-    (folder / artifacts.BEGUN).write_bytes(content.encode("latin-1"))
+    (folder / manifest.BEGUN).write_bytes(content.encode("latin-1"))
     assert store.status(item) == "missing"
     make(store, item)
     assert left(tmp_path / item.key) == ["file.txt", MANIFEST]
@@ -441,10 +441,22 @@ def test_a_signal_that_was_ignored_from_the_start_stays_ignored():
 def test_a_state_with_a_wrong_byte_is_not_gone_on_with(tmp_path):
     state.save(tmp_path, {"a": torch.zeros(1000), "epoch": 3})
     assert state.load(tmp_path)["epoch"] == 3
-    content = bytearray((tmp_path / artifacts.STATE).read_bytes())
+    content = bytearray((tmp_path / manifest.STATE).read_bytes())
     place = content.index(bytes(4000)) + 2000
     content[place] = 1
-    (tmp_path / artifacts.STATE).write_bytes(bytes(content))
+    (tmp_path / manifest.STATE).write_bytes(bytes(content))
     assert torch.load(io.BytesIO(bytes(content)))["a"].count_nonzero() == 1, "torch itself takes it"
     with pytest.raises(ArtifactError, match="last.pt: damaged .*checksum.*--force"):
         state.load(tmp_path)
+
+
+def test_the_state_of_another_unit_is_not_gone_on_with(tmp_path):
+    """Fold 1's last.pt in fold 0 has tensors of the same shapes."""
+    for fold in (0, 1):
+        (tmp_path / f"fold{fold}").mkdir()
+        (tmp_path / f"fold{fold}" / manifest.BEGUN).write_text(json.dumps({"fingerprint": f"of fold {fold}"}))
+        state.save(tmp_path / f"fold{fold}", {"epoch": fold})
+    assert state.load(tmp_path / "fold0")["epoch"] == 0
+    (tmp_path / "fold1" / manifest.STATE).replace(tmp_path / "fold0" / manifest.STATE)
+    with pytest.raises(ArtifactError, match="last.pt: damaged .*the state of another unit.*--force"):
+        state.load(tmp_path / "fold0")

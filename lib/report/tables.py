@@ -10,8 +10,8 @@ from lib.competitions.contract import APART
 from lib.config.load import load
 from lib.config.reference import Figure, written
 from lib.errors import ArtifactError, ConfigError
-from lib.run.artifacts import read_lines
 from lib.run.cli import Run
+from lib.run.manifest import read_lines
 
 EXPECTED = "expected on unseen scenes"
 SETTINGS = 254

@@ -2,7 +2,8 @@
 
 Each leaf folder of ``workdir/<experiment>/`` is a *unit*, written by one stage. It is built in ``<unit>.partial/``,
 its ``manifest.json`` is written last, and the folder is renamed: a folder with its final name is whole. The manifest
-says what made it. A unit found under a read-only ``--inputs`` root is *frozen*: taken as given, never rebuilt.
+says what made it and what its files hold (``lib/run/manifest.py``). A unit found under a read-only ``--inputs`` root
+is *frozen*: taken as given, never rebuilt.
 """
 
 import contextlib
@@ -11,23 +12,18 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from lib import files
 from lib.errors import ArtifactError
 from lib.files import digest, write_json
-from lib.run import faults
+from lib.run import faults, manifest
+from lib.run.manifest import BEGUN, MANIFEST, SCAFFOLD, read_object
 
-MANIFEST = "manifest.json"
-BEGUN = "unit.json"
-"""In a folder that is being built: what it is to become."""
-STATE = "last.pt"
-"""In a folder that is being built: where its training stands."""
-SCAFFOLD = (BEGUN, STATE)
-"""What a finished unit no longer needs; it goes when the manifest is written and no kill can lose anything."""
+NAMED = 3
+"""Scenes that are named where many have changed."""
 
 
 @dataclass(frozen=True)
@@ -44,57 +40,18 @@ class Unit:
     """The units it reads."""
     portable: bool = True
     """May be taken from ``--inputs``; never true for results about test scenes."""
+    data: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """What it reads of the data -> a digest of that today, "" where it can no longer be told; {} where nothing is
+    known. No part of the fingerprint."""
+    beside: tuple[str, ...] = ()
+    """Its files that only tell of it (logs); nothing is built on them."""
+    per_scene: bool = False
+    """Has a file for every scene, each of which is checked when it is read (``Store.check``), not all at once."""
 
     @property
     def name(self) -> str:
         """Return the last part of its path, which is the split where a unit has one."""
         return self.key.rsplit("/", 1)[-1]
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file; ArtifactError where it is missing or broken."""
-    try:
-        return files.read_json(path)
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path}: missing") from error
-    except ValueError as error:
-        raise ArtifactError(f"{path}: not valid JSON ({error}); delete its folder and rerun the stage") from error
-    except OSError as error:
-        raise ArtifactError(faults.sentence(error) or f"{path}: cannot be read ({error})") from error
-
-
-def read_object(path: Path, **kinds: type) -> dict[str, Any]:
-    """Read a JSON object with at least these keys, each of its kind; ArtifactError where it is anything else."""
-    found = read_json(path)
-    wrong = "" if isinstance(found, dict) else f"expected an object, found {type(found).__name__}"
-    for key, kind in kinds.items() if not wrong else ():
-        if not isinstance(found.get(key), kind):
-            there = f"found {type(found[key]).__name__}" if key in found else "found none"
-            wrong = f"{key}: expected {kind.__name__}, {there}"
-            break
-    if wrong:
-        raise ArtifactError(f"{path}: damaged ({wrong}); delete its folder and rerun the stage")
-    return found
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of one JSON object per line, as log.jsonl; ArtifactError that names the line for anything else."""
-    found = []
-    try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if not isinstance(entry := files.parse_json(line), dict):
-                raise ArtifactError(f"{path}, line {number}: expected an object, found {type(entry).__name__}")
-            found.append(entry)
-    except ValueError as error:
-        raise ArtifactError(f"{path}, line {len(found) + 1}: not valid JSON ({error})") from error
-    except OSError as error:
-        raise ArtifactError(faults.sentence(error) or f"{path}: cannot be read ({error})") from error
-    return found
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read the manifest of a unit; ArtifactError where it is missing or damaged."""
-    return read_object(folder / MANIFEST, fingerprint=str, files=dict)
 
 
 class Store:
@@ -103,6 +60,7 @@ class Store:
     def __init__(self, root: Path, inputs: tuple[Path, ...] = (), code: str = ""):
         """``root`` is ``workdir/<experiment>``; ``inputs`` are folders like it; ``code`` marks the sources."""
         self.root, self.inputs, self.code = root, inputs, code
+        self._commands: dict[Path, str] = {}
 
     # ---- looking --------------------------------------------------------------------------------------
     def folder(self, unit: Unit) -> Path:
@@ -120,7 +78,7 @@ class Store:
     def fingerprint(self, unit: Unit) -> str:
         """Return the hash of everything the unit depends on; a frozen unit keeps the one it was made with."""
         if not (self.root / unit.key).exists() and (frozen := self._frozen(unit)):
-            return read_manifest(frozen)["fingerprint"]
+            return manifest.read(frozen)["fingerprint"]
         return digest({"key": unit.key, "facts": unit.facts, "upstream": [self.fingerprint(u) for u in unit.upstream]})
 
     def status(self, unit: Unit) -> str:
@@ -130,47 +88,113 @@ class Store:
             if self._frozen(unit):
                 return "frozen"
             return "partial" if self._matching_partial(unit) else "missing"
-        if self.fault(own):
+        if manifest.fault(own):
             return "damaged"
-        return "done" if read_manifest(own)["fingerprint"] == self.fingerprint(unit) else "stale"
+        return "stale" if self.outdated(unit) else "done"
+
+    def outdated(self, unit: Unit) -> str:
+        """Say in what a finished unit is not what would be made today ("with other settings"), or nothing.
+
+        It is outdated with each unit that it reads, too, unless that was removed or is taken from ``--inputs``.
+        """
+        own = self.root / unit.key
+        if not own.exists() or (made := manifest.made(own)) is None:
+            return ""
+        if (changed := self._changed(made, unit)) and _settings(made.get("facts", {})) == _settings(unit.facts):
+            return f"from other data ({some(changed)}: changed, new or gone since)"
+        if changed or made["fingerprint"] != self.fingerprint(unit):
+            return "with other settings"
+        for needed in unit.upstream:
+            today = manifest.made(self.folder(needed))
+            if today is not None and not manifest.reads(made, needed.key, today):
+                return f"from another {needed.key}"
+            if self.outdated(needed):
+                return f"from {needed.key}, which is stale"
+        return ""
 
     @staticmethod
-    def fault(folder: Path) -> str:
-        """Say what is wrong with a finished unit (a file gone or of another size), or nothing."""
-        try:
-            files = read_manifest(folder)["files"]
-        except ArtifactError:
-            return f"{folder / MANIFEST}: missing or broken"
-        for name, size in files.items():
-            path = folder / name
-            if not path.is_file():
-                return f"{path}: deleted"
-            if path.stat().st_size != size:
-                return f"{path}: expected {size} bytes, got {path.stat().st_size}"
-        return ""
+    def _changed(made: Mapping[str, Any], unit: Unit) -> list[str]:
+        """Return what a unit reads of the data that is not as it was; nothing where either state is not known."""
+        then, now = made.get("data") or unit.data, unit.data or made.get("data", {})
+        return [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name) and
+                now.get(name) != ""]  # fmt: skip
 
     def older_code(self, unit: Unit) -> bool:
         """Tell whether a finished unit was made by sources other than the present ones."""
-        return read_manifest(self.folder(unit)).get("code") != self.code
+        return self.manifest(unit).get("code") != self.code
 
     def require(self, unit: Unit) -> Path:
-        """Return the folder of a finished unit; ArtifactError naming the command where it is not usable."""
-        status = self.status(unit)
-        if status == "frozen" and (fault := self.fault(self.folder(unit))):
-            raise ArtifactError(f"{fault}; the attached copy is incomplete, attach it again")
+        """Return the folder of a finished unit; ArtifactError naming the command where it is not usable.
+
+        The bytes of its files are checked, but for one with a file ``per_scene``, whose reader calls ``check``.
+        """
+        status, folder = self.status(unit), self.folder(unit)
+        if status == "frozen" and (fault := manifest.fault(folder)):
+            raise ArtifactError(f"{fault}; the attached copy is incomplete or damaged, attach it again")
         if status in ("done", "frozen"):
-            return self.folder(unit)
+            self._commands[folder] = unit.command
+            self.refuse_strangers(unit)
+            for name in () if unit.per_scene else self.manifest(unit)["files"]:
+                manifest.check(folder / name, unit.command)
+            return folder
+        if status == "stale":
+            for needed in unit.upstream:  # what is to be run first
+                if self.outdated(needed):
+                    self.require(needed)
         reason = {
             "missing": "has not been made",
             "partial": "is unfinished",
-            "stale": "was made with other settings",
-            "damaged": f"is damaged ({self.fault(self.root / unit.key)})",
+            "stale": f"was made {self.outdated(unit)}",
+            "damaged": f"is damaged ({manifest.fault(folder)})",
         }[status]
         raise ArtifactError(f"{unit.key} {reason}; run: {unit.command}")
 
+    def refuse_strangers(self, unit: Unit) -> None:
+        """Raise ArtifactError where files lie in a finished unit that are not its own."""
+        folder = self.folder(unit)
+        if odd := manifest.strangers(folder):
+            raise ArtifactError(f"{folder / odd[0]}: expected only what {folder / MANIFEST} lists, found {len(odd)} "
+                                "further files; move them elsewhere")  # fmt: skip
+
+    def check(self, path: Path) -> Path:
+        """Return a file of a unit that was required, if its bytes are those that were written. ArtifactError."""
+        command = next((self._commands[parent] for parent in path.parents if parent in self._commands), "")
+        return manifest.check(path, command)
+
     def manifest(self, unit: Unit) -> dict[str, Any]:
-        """Return what a finished unit says of itself."""
-        return read_manifest(self.folder(unit))
+        """Return what a finished unit says of itself, which the caller must not change."""
+        return manifest.read(self.folder(unit))
+
+    def is_old(self, unit: Unit) -> bool:
+        """Tell whether a finished unit of this workdir was made by a version that recorded no sums."""
+        made = manifest.made(self.root / unit.key)
+        return made is not None and not made.get("sha256")
+
+    def adopt(self, unit: Unit) -> bool:
+        """Record the sums of a finished unit of an earlier version, which is taken as it lies there.
+
+        So are what it reads and the state of the data, where its manifest does not say. Tells whether anything was, but
+        for new times of files that were checked.
+        """
+        own = self.root / unit.key
+        made = manifest.made(own)
+        if made is None:
+            return False
+        if made.get("sha256") and (made.get("data") or not unit.data):
+            with self._lock(unit):
+                manifest.retime(own)
+            return False
+        for needed in unit.upstream:
+            self.adopt(needed)
+        with self._lock(unit):
+            manifest.write(own, {**self._reading(unit), **made, "data": made.get("data") or unit.data}, unit.beside)
+        return True
+
+    def _reading(self, unit: Unit) -> dict[str, Any]:
+        """Return what the manifest says of all that a unit is made from but its settings."""
+        found = {needed.key: manifest.made(self.folder(needed)) for needed in unit.upstream}
+        read = {key: manifest.content(made) for key, made in found.items() if made is not None}
+        return {"read": read, "data": dict(unit.data)}
 
     # ---- building -------------------------------------------------------------------------------------
     def partial(self, unit: Unit) -> Path:
@@ -183,8 +207,8 @@ class Store:
         An older unit that was moved aside comes back where nothing has taken its place.
         """
         partial, final = self.partial(unit), self.root / unit.key
-        whole = (partial / MANIFEST).exists() and not self.fault(partial)
-        whole = whole and read_manifest(partial)["fingerprint"] == self.fingerprint(unit)
+        whole = (partial / MANIFEST).exists() and not manifest.fault(partial)
+        whole = whole and self._is_begun(manifest.read(partial), unit)
         if whole or os.path.lexists(_aside(final)):
             with self._lock(unit):
                 if whole:
@@ -196,9 +220,15 @@ class Store:
 
     def _matching_partial(self, unit: Unit) -> bool:
         try:
-            return read_object(self.partial(unit) / BEGUN).get("fingerprint") == self.fingerprint(unit)
+            return self._is_begun(read_object(self.partial(unit) / BEGUN), unit)
         except ArtifactError:  # there is none, or it cannot be gone on with
             return False
+
+    def _is_begun(self, begun: Mapping[str, Any], unit: Unit) -> bool:
+        """Tell whether a half-built unit is what would be built today; earlier versions state its settings alone."""
+        today = self._reading(unit).items()
+        same = all(not value or begun.get(key) in (value, None, {}) for key, value in today)
+        return same and begun.get("fingerprint") == self.fingerprint(unit)
 
     @contextlib.contextmanager
     def build(self, unit: Unit, record: dict[str, Any], fresh: bool = False) -> Iterator[Path]:
@@ -222,10 +252,10 @@ class Store:
                 (partial / MANIFEST).unlink(missing_ok=True)  # of a build that was damaged after it
                 for leftover in partial.rglob("*.tmp"):
                     leftover.unlink()
-                fingerprint = self.fingerprint(unit)
-                write_json(partial / BEGUN, {"fingerprint": fingerprint})
+                begun = {"fingerprint": self.fingerprint(unit), **self._reading(unit)}
+                write_json(partial / BEGUN, begun)
                 yield partial
-                self._seal(unit, partial, record, fingerprint, time.time() - started)
+                self._seal(unit, partial, {**begun, **record}, time.time() - started)
                 _swap(partial, final)
             except Exception as error:
                 if not (said := faults.sentence(error)):
@@ -233,21 +263,49 @@ class Store:
                 place = f"{partial}: " if getattr(error, "filename", None) is None else ""
                 raise ArtifactError(place + said) from error
 
-    def _seal(self, unit: Unit, folder: Path, record: dict, fingerprint: str, seconds: float) -> None:
-        files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
-        for name in SCAFFOLD:
-            files.pop(name, None)
-        manifest = {
+    def _seal(self, unit: Unit, folder: Path, record: dict, seconds: float) -> None:
+        entries = {
             "unit": unit.key,
-            "fingerprint": fingerprint,
+            "fingerprint": record["fingerprint"],
             "facts": unit.facts,
             "upstream": {u.key: self.fingerprint(u) for u in unit.upstream},
             "code": self.code,
             **record,
             "seconds": round(seconds, 1),
-            "files": files,
         }
-        write_json(folder / MANIFEST, manifest)
+        manifest.write(folder, entries, unit.beside)
+
+    def reuse(self, unit: Unit, files: Mapping[str, Sequence[str]]) -> list[str]:
+        """Put files of the finished unit that is being built anew into its partial folder; returns the scenes.
+
+        ``files``: scene -> its files. Those are taken whose data are as they were, if the unit differs in its data or
+        its scenes alone, but not where the scene failed or a file is damaged.
+        """
+        own, made = self.root / unit.key, manifest.made(self.root / unit.key)
+        if made is None or not made.get("sha256") or not self._differs_in_data_alone(made, unit):
+            return []
+        changed = set(self._changed(made, unit))
+        whole = not changed & unit.data.keys() - files.keys()  # what is not told by scene is read by all of them
+        taken = []
+        for scene, names in files.items() if whole else ():
+            if scene in changed or scene in made.get("failed", {}):
+                continue
+            targets = [self.partial(unit) / name for name in names]
+            for name, target in zip(names, targets):
+                _link(own / name, target)
+            if all(target.exists() and manifest.sum_of(target) == made["sha256"].get(name)
+                   for name, target in zip(names, targets)):  # fmt: skip
+                taken.append(scene)
+                continue
+            for target in targets:
+                target.unlink(missing_ok=True)
+        return taken
+
+    def _differs_in_data_alone(self, made: Mapping[str, Any], unit: Unit) -> bool:
+        """Tell whether a finished unit is of today's settings and of today's units, whatever scenes there are."""
+        upstream = {needed.key: self.fingerprint(needed) for needed in unit.upstream}
+        read = made.get("read") == self._reading(unit)["read"]
+        return read and upstream == made.get("upstream") and _settings(made.get("facts", {})) == _settings(unit.facts)
 
     @contextlib.contextmanager
     def _lock(self, unit: Unit) -> Iterator[None]:
@@ -307,6 +365,29 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def some(names: Sequence[str]) -> str:
+    """Name the first of many scenes, and say how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _settings(facts: Mapping[str, Any]) -> str:
+    """Return a digest of facts but for lists of scenes."""
+    return digest({key: value for key, value in facts.items() if not isinstance(value, list | tuple)})
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the disk cannot; one that is not there is left out."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError, FileExistsError):
+        try:
+            os.link(source, target)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError | FileExistsError):
+                raise
+            shutil.copyfile(source, target)
 
 
 def _swap(partial: Path, final: Path) -> None:

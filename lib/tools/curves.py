@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 from lib.errors import ArtifactError
 from lib.files import whole_file
 from lib.run import cli
-from lib.run.artifacts import read_lines
+from lib.run.manifest import read_lines
 from lib.tools import table
 
 TERM = "raw_"

@@ -11,12 +11,12 @@ import torch
 
 from lib.errors import ArtifactError
 from lib.files import whole_file
-from lib.run.artifacts import STATE
+from lib.run.manifest import BEGUN, STATE, read_object
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
     """Write ``state`` (tensors and plain values) and the random generators' states; old file or new, never half."""
-    state = {**state, "rng": torch.get_rng_state()}
+    state = {**state, "rng": torch.get_rng_state(), "unit": _unit(folder)}
     if torch.cuda.is_available():
         state["cuda_rng"] = torch.cuda.get_rng_state()
     with whole_file(folder / STATE, "wb") as stream:
@@ -32,7 +32,10 @@ def load(folder: Path) -> dict[str, Any] | None:
         with zipfile.ZipFile(path) as archive:
             if harmed := archive.testzip():  # torch writes checksums and reads past them
                 raise ValueError(f"wrong checksum of {harmed}")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if (own := _unit(folder)) and saved.get("unit", own) != own:
+            raise ValueError("it is the state of another unit")
+        return saved
 
 
 @contextmanager
@@ -44,6 +47,11 @@ def whole(folder: Path) -> Iterator[None]:
             AttributeError, zipfile.BadZipFile) as error:  # fmt: skip
         raise ArtifactError(f"{folder / STATE}: damaged ({type(error).__name__}: {str(error).splitlines()[0]}); rerun "
                             "with --force to train anew") from error  # fmt: skip
+
+
+def _unit(folder: Path) -> str:
+    """Return the fingerprint of the unit that is built in a folder, "" where that is none."""
+    return str(read_object(folder / BEGUN).get("fingerprint", "")) if (folder / BEGUN).exists() else ""
 
 
 def restore_rng(state: dict[str, Any]) -> None:
