@@ -154,7 +154,7 @@ class Store:
         folder = self.folder(unit)
         if odd := manifest.strangers(folder):
             raise ArtifactError(f"{folder / odd[0]}: expected only what {folder / MANIFEST} lists, found {len(odd)} "
-                                "further files; move them elsewhere")  # fmt: skip
+                                "more; move them elsewhere")  # fmt: skip
 
     def check(self, path: Path) -> Path:
         """Return a file of a unit that was required, if its bytes are those that were written. ArtifactError."""
