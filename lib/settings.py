@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 from pydantic_core.core_schema import ErrorType
 
@@ -31,6 +31,27 @@ class Section(BaseModel):
         except ValidationError as error:
             faults = [_fault_of(fault, cls.model_fields) for fault in error.errors()]
             raise ValidationError.from_exception_data(error.title, faults) from None
+
+
+class Limits(Section):
+    """The most that a file of the data may hold. One that holds more is refused by name and not read: it would fill the
+    memory and end the stage whose task is to name it."""
+
+    image_pixels: int = Field(250_000_000, ge=1, strict=True)
+    """Pixels of an image or mask (height times width); 250 million are a square of 15,800 and 0.75 GB as RGB."""
+
+
+_limits = [Limits()]
+
+
+def limits() -> Limits:
+    """Return the limits that hold in this process."""
+    return _limits[0]
+
+
+def set_limits(limits: Limits) -> None:
+    """Set the limits that hold in this process: opening a competition does it, and receiving one in a new process."""
+    _limits[0] = limits
 
 
 def sentences(error: ValidationError, where: str = "") -> list[str]:

@@ -80,8 +80,8 @@ def test_odd_contents_of_a_description_are_damage_with_the_way_out(folder, conte
 @pytest.mark.parametrize("network", [
     {}, {**NETWORK, "classes": "two"}, {**NETWORK, "classes": -1}, {**NETWORK, "encoder": 3},
     {**NETWORK, "images": None}, {**NETWORK, "decoder_channels": "many"}, {**NETWORK, "decoder_channels": [8]},
-    {**NETWORK, "architecture": []}, {**NETWORK, "encoder_options": [1]},
-    {**NETWORK, "auxiliary": [1]}, {**NETWORK, "normalize": {}},
+    {**NETWORK, "architecture": []}, {**NETWORK, "encoder_options": [1]}, {**NETWORK, "auxiliary": [1]},
+    {**NETWORK, "normalize": {}},
     {**LABELS, "drop_rate": "much"}, {**LABELS, "encoder": []},
 ])  # fmt: skip
 def test_a_description_of_no_network_is_a_sentence(folder, network):

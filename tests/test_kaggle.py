@@ -301,7 +301,7 @@ def test_a_sample_submission_is_taken_where_it_fits_the_scenes(data, tmp_path):
     competition = open_competition("binary_rle", own)
     assert "sample_submission.csv" in infer.first_submission(a_run(own, competition, tmp_path / "s"), target)
     assert target.read_text() == sample.read_text()
-    sample.write_text(f"id,rle\n{ids[0]},1 1\n")
+    sample.write_text("id,rle\n" + "".join(f"{i},5 1 1 1\n" for i in ids))  # runs that no scorer takes
     competition = open_competition("binary_rle", own)
     assert infer.first_submission(a_run(own, competition, tmp_path / "s"), target) == "empty answers"
     assert competition.lint(target, competition.scenes("test")) == []

@@ -14,6 +14,7 @@ from lib.competitions import open_competition
 from lib.report.tables import compare
 from lib.run import cli
 from lib.scenes.probs import read_levels
+from lib.scenes.raster import write_png
 
 
 def decode_of(experiment):
@@ -230,23 +231,49 @@ def test_a_truncated_image_is_found_by_stage_01_and_strict_makes_it_an_error(tmp
 
 
 @pytest.mark.slow
-def test_a_test_pair_of_which_nothing_can_be_read_has_an_answer_and_stops_nothing(tmp_path, scenes, finished, capsys):
-    """Its files, the archive and the linter want 1024 x 1024 pixels of every scene; two workers share them."""
+def test_test_pairs_that_cannot_be_predicted_have_an_answer_and_stop_nothing(tmp_path, scenes, finished, capsys):
+    """One is not to be read, one lacks its twin, one has sides of two sizes, one is known from the sample alone.
+
+    The archive and the linter want 1024 x 1024 pixels of every scene; two workers share them.
+    """
     data = tmp_path / "xbd"
     shutil.copytree(scenes, data)
-    scene = open_competition("xview2", data).scenes("test")[1]
+    whole, broken = open_competition("xview2", data).scenes("test")
     for side in ("pre", "post"):
-        scene.files[side].write_bytes(b"no image")
+        broken.files[side].write_bytes(b"no image")
+    folder = whole.files["pre"].parent
+    twinless, unequal, absent = (f"z-storm_0000000{k}" for k in (1, 2, 3))
+    for name in (twinless, unequal):
+        shutil.copy(whole.files["pre"], folder / f"{name}_pre_disaster.png")
+    write_png(folder / f"{unequal}_post_disaster.png", np.ones((1023, 1024, 3), np.uint8))
+    ids = [unequal, absent, whole.id, broken.id, twinless]
+    rows = [f"{scene}_{part}," for scene in ids for part in range(5)]
+    (data / "sample_submission.csv").write_text("\n".join(["ImageId,Runs", *rows]))
     own = Experiment(tmp_path, data)
     flags = ("--inputs", finished.root, "--split", "test")
-    assert own.run(STAGES[3], *flags) == 2 and f"scene {scene.id}: " in capsys.readouterr().err
+    assert own.run(STAGES[3], *flags) == 2
+    said = capsys.readouterr().err
+    for words in ("3 of 5 scenes cannot be predicted: ", f"{twinless} (expected pre and post, found no post beside ",
+                  f"{unequal} (expected images of one size, found ", f"{unequal}_post_disaster.png of 1024x1023 pixels",
+                  f"{absent} (expected pre and post, found no file of it)", "set predict.fallback"):  # fmt: skip
+        assert words in said
     for name in STAGES[3:]:
         assert own.run(name, *flags, "--set", "predict.fallback=0", "--set", "predict.workers=2") == 0, name
-    assert "1 of 2 scenes could not be predicted and have the fallback 0.0" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "4 of 5 scenes could not be predicted and have the fallback 0.0" in said
+    assert "4 of 5 scenes have the fallback 0.0 instead of a prediction: " in said
     manifest = json.loads((own.root / "04_probs/loc/loc/fold0/test/manifest.json").read_text())
-    assert list(manifest["failed"]) == [scene.id] and manifest["scenes"] == 2
+    failed = sorted({*ids} - {whole.id})
+    assert list(manifest["failed"]) == failed and manifest["scenes"] == 5
+    manifest = json.loads((own.root / "06_submission/test/manifest.json").read_text())
+    assert manifest["fallback"] == failed
     mine, theirs = ((e.root / "06_submission/test/submission.csv").read_text().splitlines() for e in (own, finished))
-    assert mine[:6] == theirs[:6] and mine[6:] == [f"{scene.id}_{part}," for part in range(5)]
+    answered = [line for line in theirs if line.startswith(f"{whole.id}_")]
+    assert mine == ["ImageId,Runs", *rows[:10], *answered, *rows[15:]] and any(
+        not line.endswith(",") for line in answered
+    )
+    with zipfile.ZipFile(own.root / "06_submission/test/xview2.zip") as archive:
+        assert len(archive.namelist()) == 2 * 5
 
 
 def test_probabilities_open_as_named_bands(finished):

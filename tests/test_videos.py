@@ -229,6 +229,8 @@ def test_settings_are_checked_without_data(tmp_path):
 # ---- data doctor --------------------------------------------------------------------------------------
 def test_a_whole_set_has_nothing_to_remark(root):
     (root / "public_test" / "videos" / "002.mp4").unlink()
+    assert found(Competition(root)) == {("the sample names it, there is no file of it", "002.mp4")}
+    (root / "sample_submission.csv").unlink()
     assert Competition(root).inspect() == []
 
 
@@ -256,7 +258,7 @@ def test_faults_are_named_and_left_out(root):
         ("unreadable video", "000.mp4"), ("unreadable video", "002.mp4"), ("label without video", "001.avi"),
         ("video cut short", "003"), ("label is not 0 or 1", "005.avi"), ("label given twice", "006.mp4"),
         ("label given twice", "007.mp4"), ("video without label", "unlabelled.mp4"),
-        ("video all black", "night.avi"),
+        ("video all black", "night.avi"), ("the sample names it, there is no file of it", "002.mp4"),
     }  # fmt: skip
     good = ["003", "004.mp4", "006.mp4", "008.avi", "009.mp4", "010", "011.mp4", "night.avi"]
     assert ids(competition.scenes("train")) == good

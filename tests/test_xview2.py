@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from PIL import Image
 from rasterio.transform import from_origin
 
 from lib.competitions import open_competition
-from lib.competitions.contract import Finding, summarize
+from lib.competitions.contract import Finding, Scene, summarize
 from lib.competitions.xview2 import decode as decoding
 from lib.errors import ConfigError, DataError
 from lib.scenes.raster import read_mask, write_png
@@ -351,8 +352,16 @@ def test_a_sound_set_has_no_findings_but_its_size(root):
 
 
 @real
-def test_the_doctor_has_nothing_to_say_about_real_tiles():
-    assert opened(SHARED / "xbd").inspect() == []
+def test_the_doctor_names_only_the_rims_of_real_tiles_which_their_files_declare_as_transparent():
+    black = {}
+    for path in (SHARED / "xbd").rglob("*_disaster.png"):
+        with Image.open(path) as file:  # another reader
+            if file.info.get("transparency") == (0, 0, 0):
+                black[path] = 1 - np.array(file.convert("RGB")).any(-1).mean()
+    expected = {str(path): f"{share:.1%}" for path, share in black.items() if share}
+    findings = opened(SHARED / "xbd").inspect()
+    assert {f.kind for f in findings} == {"pixels without data"} and len(findings) == len(expected) == 6
+    assert {f.detail.split(": ")[0]: f.detail.split(": ")[1].split()[0] for f in findings} == expected
 
 
 def test_duplicate_between_train_and_test_is_found(root):
@@ -521,7 +530,31 @@ def test_linter_finds(answers, tmp_path, defect):
     assert competition.lint(folder, None, sample) or defect == "scene"
 
 
-def test_small_tiles_are_no_xview2_submission(case, tmp_path):
+def test_tiles_of_another_size_have_their_rows_and_no_official_pairs(case, tmp_path):
     competition, scene, levels = case
-    with pytest.raises(DataError, match="1024"):
-        competition.write_submission([(scene, competition.decode(levels, {}))], tmp_path)
+    answer = competition.decode(levels, {})
+    assert competition.write_submission([(scene, answer)], tmp_path) == [tmp_path / "submission.csv"]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(("sub", "xview2"))] == ["submission.csv"]
+    assert competition.lint(tmp_path, [scene]) == competition.lint(tmp_path / "submission.csv", [scene]) == []
+    back = competition.read_submission(tmp_path, scene)
+    np.testing.assert_array_equal(back["localization"], answer["localization"])
+    np.testing.assert_array_equal(competition.tally(back, competition.truth(scene)),
+                                  competition.tally(answer, competition.truth(scene)))  # fmt: skip
+    (line,) = competition.caveats([scene])
+    assert line.startswith("1 of 1 scenes are not 1024x1024 pixels (first: big-storm_00000001): the official PNG pairs")
+
+
+def test_one_tile_of_another_size_leaves_out_the_pairs_of_all(answers, tmp_path):
+    competition, given = answers
+    odd = Scene("storm_00000003", {})
+    masks = {"localization": np.ones((512, 512), np.uint8), "damage": np.ones((512, 512), np.uint8)}
+    folder = tmp_path / "handed"
+    folder.mkdir()
+    written = competition.write_submission([given[0], (odd, masks), given[1]], folder)
+    assert written == [folder / "submission.csv"] and [path.name for path in folder.iterdir()] == ["submission.csv"]
+    assert len((folder / "submission.csv").read_text().splitlines()) == 1 + 3 * 5
+    assert competition.caveats([scene for scene, _ in given]) == []
+    competition.write_submission(given, folder)
+    assert competition.lint(folder, [scene for scene, _ in given]) == []
+    shutil.rmtree(folder / "xview2")
+    assert competition.lint(folder, [scene for scene, _ in given]), "pairs of 1024x1024 that are not there"

@@ -76,11 +76,12 @@ def open_experiment(
 
 def _open(experiment: Experiment, memo: Path) -> tuple[Competition | None, list[str]]:
     """Open the competition; where options are wrong, with the others alone, so that more can be said."""
-    options = dict(experiment.data.options)
+    data = experiment.data
+    options = dict(data.options)
     faults: list[str] = []
     for _ in range(2):
         try:
-            return open_competition(experiment.competition, experiment.data.root, options, memo), faults
+            return open_competition(experiment.competition, data.root, options, memo, data.limits), faults
         except ConfigError as error:
             faults = faults or str(error).splitlines()
             wrong = {match[1] for match in re.finditer(r"data\.options\.(\w+)", str(error))}

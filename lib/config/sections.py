@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, Field, field_validator, model_va
 
 from lib.config.reference import Reference
 from lib.scenes.view import View
-from lib.settings import Section, did_you_mean
+from lib.settings import Limits, Section, did_you_mean
 from lib.tasks import Task
 
 Precision = Literal["float32", "float16", "bfloat16"]
@@ -78,6 +78,8 @@ class Data(Section):
     """The competition's own settings (xview2: ``unclassified: ignore | no-damage``)."""
     synthetic: Synthetic | None = None
     """Write the embedded demo set at ``root`` when it is not there yet."""
+    limits: Limits = Limits()
+    """The most that a file may hold; one that holds more is named and not read."""
 
 
 class Folds(Section):

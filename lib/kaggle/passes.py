@@ -99,8 +99,7 @@ def rehearse(run: Run, scenes: Sequence[Scene], folders: Mapping[str, Path], out
     started = time.perf_counter()
     out.mkdir()
     answers = ((s, run.competition.decode(levels(s), settings_for(s, params))) for s in scenes)
-    run.competition.write_submission(answers, out)
-    run.competition.lint(out, scenes)
+    run.competition.submit(answers, out)
     whole = time.perf_counter() - started
     return mean(reading), max(0.0, whole - sum(reading)) / len(scenes)
 

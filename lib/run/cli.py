@@ -274,15 +274,41 @@ def _check_weights(run: Run, task: str, args: argparse.Namespace) -> None:
 
 
 def lint(args: argparse.Namespace) -> int:
-    """Check any submission of the experiment's competition; returns the exit code, 2 where something is wrong."""
+    """Check any submission of the experiment's competition; returns the exit code, 2 where something is wrong.
+
+    The scenes of the data that an experiment names, or a sample, say which answers are owed. Without either, that no
+    answer is missing cannot be told, and the last line says so.
+    """
     quiet()
     config = load(args.config, args.overrides)
-    competition = open_competition(config.competition, config.data.root, config.data.options)
-    faults = competition.lint(args.lint, sample=args.sample)
+    competition = open_competition(config.competition, config.data.root, config.data.options, limits=config.data.limits)
+    scenes, unknown = _owed(args, competition)
+    faults = competition.lint(args.lint, scenes, args.sample)
     for fault in faults:
-        say(f"{args.lint}: {fault}")
-    say(f"{args.lint}: " + (f"{len(faults)} faults" if faults else "valid"))
+        say(fault)
+    if faults:
+        say(f"{args.lint}: {len(faults)} fault{'s' * (len(faults) > 1)}")
+    elif scenes is None and args.sample is None:
+        say(f"{args.lint}: no fault found, but whether an answer is missing was NOT checked: {unknown}; to check it, "
+            "name the experiment and its data (--config FILE --set data.root=FOLDER) or --sample CSV")  # fmt: skip
+    else:
+        say(f"{args.lint}: valid")
     return 2 if faults else 0
+
+
+def _owed(args: argparse.Namespace, competition: Competition) -> tuple[list[Scene] | None, str]:
+    """Return the scenes that a submission must answer, or None and why they are not known.
+
+    They are those of the test set, with ``--split oof`` those with labels. The embedded demo is asked only where it is
+    named: it is what the other stages take without ``--config``.
+    """
+    if args.config == DEMO and not any(change.startswith("data.") for change in args.overrides):
+        return None, "no --config says which scenes there are"
+    try:
+        scenes = competition.scenes("train" if args.split == "oof" else "test")
+    except DataError as error:
+        return None, str(error)
+    return (scenes, "") if scenes else (None, f"{competition.root} has no test scenes")
 
 
 def _flags(args: argparse.Namespace) -> str:

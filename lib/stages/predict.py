@@ -18,19 +18,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lib.competitions.contract import Scene
-from lib.errors import ArtifactError, ConfigError, PipelineError
+from lib.competitions.contract import Scene, told
+from lib.errors import ArtifactError, ConfigError, DataError, PipelineError
 from lib.inference.predict import Predictor
-from lib.inference.scene import read_stack, sizes
+from lib.inference.scene import read_stack, sizes, stated_sizes
 from lib.models import checkpoint
 from lib.run.artifacts import Unit
 from lib.run.cli import Run, quiet, say
 from lib.run.executor import Pool, devices
 from lib.run.graph import LOGITS
 from lib.scenes.probs import file_name, levels_path, quantise, write_levels, write_logits
-
-NAMED = 3
-"""Failed scenes whose errors are printed."""
 
 
 def open_pool(run: Run, start: str = "spawn") -> Pool:
@@ -58,6 +55,7 @@ def predict(run: Run, units: list[Unit], pool: Pool | None = None, tick: Callabl
                                                                "tf32": looks.tf32}}  # fmt: skip
         with run.build(unit, record) as out:
             scenes = scenes_of(run, unit.name, fold)
+            require_whole(run, scenes)
             record["scenes"] = len(scenes)
             earlier = taken_over(run, unit, scenes)
             seconds, failed = [], {}
@@ -91,6 +89,17 @@ def taken_over(run: Run, unit: Unit, scenes: list[Scene]) -> float | None:
     return None
 
 
+def require_whole(run: Run, scenes: list[Scene]) -> None:
+    """Say before anything is predicted which scenes lack files or have images of several sizes.
+
+    They take ``predict.fallback``; DataError where there is none.
+    """
+    faults = {scene.id: fault for scene in scenes if (fault := run.competition.incomplete(scene))}
+    if faults and run.config.predict.fallback is None:
+        raise DataError(f"{len(faults)} of {len(scenes)} scenes cannot be predicted: {told(faults)}; mend their files, "
+                        "or set predict.fallback (0: nothing is found there), which they are given then")  # fmt: skip
+
+
 def precision_line(run: Run, name: str, used: str) -> str:
     """Say where a model does not predict in what was asked for, or not in the float32 that its task is promised."""
     model, asked = run.config.models[name], run.predict_of(name).precision
@@ -111,20 +120,16 @@ def fall_back(run: Run, name: str, scenes: list[Scene], failed: Mapping[str, str
         raise ArtifactError(f"{name}: each of {len(scenes)} scenes failed, which no fallback is for; {told(failed)}")
     task, value = run.competition.tasks[run.config.models[name].task], run.config.predict.fallback
     size_of = sizes(run.competition, scenes) if task.dense else dict.fromkeys(failed, (1, 1))
+    known = stated_sizes(run.competition, scenes) if task.dense else size_of
     for scene in failed:
-        levels = quantise(np.full((task.channels, *size_of[scene]), value, np.float32), run.config.predict.truncate)
+        constant = value if scene in known else 0  # of no image a mask is empty
+        levels = quantise(np.full((task.channels, *size_of[scene]), constant, np.float32), run.config.predict.truncate)
         for views in run.config.predict.tta_sets:
             path = levels_path(out, run.config.predict.tta_sets, views, scene)
             path.parent.mkdir(exist_ok=True)
             write_levels(path, levels, task.classes)
     say(f"  {len(failed)} of {len(scenes)} scenes could not be predicted and have the fallback {value}: {told(failed)}")
     return failed
-
-
-def told(failed: Mapping[str, str]) -> str:
-    """Say which scenes failed, and of the first ones why."""
-    first = [f"{scene} ({error})" for scene, error in list(failed.items())[:NAMED]]
-    return "; ".join(first) + (f"; and {len(failed) - NAMED} more" if len(failed) > NAMED else "")
 
 
 # ---- in a worker --------------------------------------------------------------------------------------
@@ -242,7 +247,9 @@ class Networks:
         return found
 
     def read(self, scene: Scene) -> np.ndarray:
-        """Read what the network is given of a scene."""
+        """Read what the network is given of a scene. Raises DataError for one that is not whole."""
+        if fault := self.run.competition.incomplete(scene):
+            raise DataError(f"scene {scene.id}: {fault}")
         return read_stack(self.run.competition, scene, self.description["images"])
 
     def paths(self, folder: Path, scene: Scene) -> dict[str, Path]:

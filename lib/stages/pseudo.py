@@ -16,7 +16,7 @@ from lib.config.sections import Model, Predict, Pseudo
 from lib.ensemble.blend import blend
 from lib.errors import ArtifactError, ConfigError
 from lib.run import manifest
-from lib.run.cli import Run
+from lib.run.cli import Run, say
 from lib.run.graph import pseudo_folders
 from lib.run.manifest import MANIFEST
 from lib.scenes.probs import levels_path, read_levels
@@ -54,13 +54,24 @@ def order(labelled: list[int], first: int, count: int, share: float) -> list[int
 
 
 def labels(run: Run, model: Model, asked: Pseudo, fold: int) -> PseudoLabels:
-    """Return the pseudo-labels for a fold. ConfigError where the earlier experiment divides scenes otherwise."""
+    """Return the pseudo-labels for a fold, without those of scenes that have a fallback or no image.
+
+    ConfigError where the earlier experiment divides scenes otherwise, and where no scene is left.
+    """
     scenes = run.competition.scenes("test")
     if not scenes:
         raise ConfigError("train.pseudo: the competition has no unlabelled scenes here")
     require_same_folds(run, "train.pseudo", asked.experiment, fold)
     sources = [(folder, _sets_of_views(folder)) for folder in pseudo_folders(run.store.root.parent, model, fold)]
-    return PseudoLabels(tuple(scenes), tuple(sources), run.competition.tasks[model.task], asked.ratio)
+    failed = {scene for folder, _ in sources for scene in manifest.read(folder).get("failed", {})}
+    seen = [scene for scene in scenes if scene.id not in failed and not run.competition.incomplete(scene)]
+    if not seen:
+        raise ConfigError(f"train.pseudo: none of {len(scenes)} unlabelled scenes has an image and a prediction of "
+                          f"{asked.experiment}; mend their files and run stage 04 there again")  # fmt: skip
+    if len(seen) < len(scenes):
+        say(f"  {len(scenes) - len(seen)} of {len(scenes)} unlabelled scenes have no image or only the fallback of "
+            f"{asked.experiment}, and teach nothing")  # fmt: skip
+    return PseudoLabels(tuple(seen), tuple(sources), run.competition.tasks[model.task], asked.ratio)
 
 
 def _sets_of_views(folder: Path) -> tuple[str, ...]:

@@ -206,7 +206,7 @@ def main(argv=None):
     args = flags.parse_args(argv)
     cli.quiet()
     config = load(args.config, args.overrides)
-    competition = open_competition(config.competition, config.data.root, config.data.options)
+    competition = open_competition(config.competition, config.data.root, config.data.options, limits=config.data.limits)
     released = listed(args.checkpoints, args.model, args.fold)
     for one in released:
         if one.model not in config.models or one.fold not in config.folds_of(config.models[one.model]):
