@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from lib.competitions.contract import SPLITS, Competition, Scene
-from lib.files import digest, sha256, write_json
+from lib.files import digest, sha256, time_of, write_json
 
 INDEX = "index.json"
 """In the unit of stage 01."""
@@ -117,15 +117,16 @@ class Index:
         new = {}
         for name in [*names, *self.tables, *sample]:
             try:
-                stat = os.stat(os.path.join(self.root, name))
+                state = os.stat(os.path.join(self.root, name))
             except OSError:  # named in a list, and not there; whoever reads it says so
                 self.files[name] = [None, None, "missing"]
                 continue
             entry = self.known.get(name, [])
-            if entry[:2] == [stat.st_size, stat.st_mtime_ns]:
+            found = [state.st_size, time_of(state)]
+            if entry[:2] == found:
                 self.files[name] = entry
             else:
-                new[name] = [stat.st_size, stat.st_mtime_ns]
+                new[name] = found
         if by_time:
             self.files |= {name: [*state, f"{state[0]} bytes of {state[1]}"] for name, state in new.items()}
             return self
