@@ -61,10 +61,18 @@ def sentences(error: ValidationError, where: str = "") -> list[str]:
     mean crop?``.
     """
     said: dict[tuple[str, str], list[str]] = {}  # (key, what came) -> what was expected there
-    for fault in error.errors():
+    faults = error.errors()
+    for fault in faults:
+        if fault["type"] == "too_short" and any(_is_within(other, fault) for other in faults):
+            continue  # it counts only the parts in which nothing is wrong
         key, message, got = _parts(fault, where)
         said.setdefault((key, got), []).append(message)
     return [(f"{key}: " if key else "") + _either(messages) + got for (key, got), messages in said.items()]
+
+
+def _is_within(fault: ErrorDetails, other: ErrorDetails) -> bool:
+    """Tell whether a fault is about a part of what the other one is about."""
+    return len(fault["loc"]) > len(other["loc"]) and fault["loc"][: len(other["loc"])] == other["loc"]
 
 
 def did_you_mean(name: Any, known: Iterable[Any]) -> str:

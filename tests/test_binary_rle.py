@@ -279,7 +279,9 @@ def test_masks_may_be_named_by_a_pattern(tmp_path):
         raster.write_png(tmp_path / "masks" / f"{key}_mask.png", np.eye(9, 12, dtype=np.uint8) * 255)
         raster.write_png(tmp_path / "masks" / f"{key}_edge.png", np.ones((9, 12), np.uint8))
     competition = opened(tmp_path, masks="masks/*_mask.png")
-    assert [scene.id for scene in competition.scenes("train")] == ["0001", "1e5"] and competition.inspect() == []
+    assert [scene.id for scene in competition.scenes("train")] == ["0001", "1e5"]
+    passed = [(finding.kind, finding.scene) for finding in competition.inspect()]
+    assert passed == [("file in masks that no scene uses", f"masks/{key}_edge.png") for key in ("0001", "1e5")]
     np.testing.assert_array_equal(competition.truth(competition.scenes("train")[1]), np.eye(9, 12))
     with pytest.raises(DataError, match="_seg.png: expected masks, found none"):
         opened(tmp_path, masks="masks/*_seg.png").scenes("train")

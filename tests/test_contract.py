@@ -308,15 +308,18 @@ def test_the_linter_finds(root, tmp_path, text, fault, monkeypatch):
 
 
 def test_the_order_of_the_sample_is_kept_and_asked_for(root, tmp_path):
-    competition, scenes = submitted(root, tmp_path)
-    competition.sample = root / "sample.csv"
-    competition.sample.write_text("id,share\ny,0\nx,0\n")
+    sample = root / "sample_submission.csv"
+    sample.write_text("id,share\ny,0\nx,0\n")
+    _, scenes = submitted(root, tmp_path)
+    (tmp_path / "submission.csv").write_text("id,share\nx,0\ny,0\n")
+    competition = opened(root)
     (found,) = competition.lint(tmp_path, scenes)
     assert "expected the sample's order of rows" in found
     competition.write_submission([(scene, np.zeros((8, 9))) for scene in scenes], tmp_path)
     assert (tmp_path / "submission.csv").read_text() == "id,share\ny,0.000000\nx,0.000000\n"
     assert competition.lint(tmp_path, scenes) == []
-    competition.sample.write_text("id,share\nq,0\n")  # of other scenes
+    sample.write_text("id,share\nq,0\n")  # of other scenes
+    competition = opened(root)
     competition.write_submission([(scene, np.zeros((8, 9))) for scene in scenes], tmp_path)
     assert (tmp_path / "submission.csv").read_text() == "id,share\nx,0.000000\ny,0.000000\n"
     assert competition.lint(tmp_path, scenes) == []

@@ -1,20 +1,23 @@
 """A scene that fails: its size, smaller windows where the GPU is full, the fallback, and when there is none."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from owed import make, opened
 from torch import nn
 
-from lib.competitions.contract import Scene
+from lib.competitions.contract import Competition, Scene
 from lib.config.sections import Predict
 from lib.errors import ArtifactError, ConfigError, DataError
 from lib.inference.predict import Predictor
-from lib.inference.scene import sizes
+from lib.inference.scene import read_stack, sizes
 from lib.scenes.probs import read_levels
 from lib.scenes.raster import stated_size, write_png
-from lib.stages.predict import Networks, fall_back, halved, told
+from lib.stages.predict import Networks, fall_back, halved, require_whole, told
+from lib.stages.submit import fallbacks
 from lib.tasks import BinaryMask, Label
 
 
@@ -27,14 +30,19 @@ def scenes(tmp_path) -> list[Scene]:
     return [Scene(name, {"image": tmp_path / f"{name}.png"}) for name in "abcde"]
 
 
-COMPETITION = SimpleNamespace(images=("image",), tasks={"loc": BinaryMask(("x",)), "cls": Label(("p", "q", "r"))})
+def size(scene: Scene) -> tuple[int, int] | tuple[None, None]:
+    """The size of the first image that can be read, as the contract has it."""
+    return Competition.size(SimpleNamespace(own_images=tuple(scene.files)), scene)
+
+
+COMPETITION = SimpleNamespace(tasks={"loc": BinaryMask(("x",)), "cls": Label(("p", "q", "r"))}, size=size)
 
 
 def test_a_scene_without_a_size_has_the_commonest_of_the_others(scenes):
     assert sizes(COMPETITION, scenes) == {"a": (40, 30), "b": (20, 20), "c": (40, 30), "d": (40, 30), "e": (40, 30)}
     assert stated_size(scenes[4].files["image"]) == (None, None)
     pair = Scene("f", {"pre": scenes[4].files["image"], "post": scenes[1].files["image"]})
-    assert sizes(SimpleNamespace(images=("pre", "post")), [*scenes[:1], pair])["f"] == (20, 20), "any of its images"
+    assert sizes(COMPETITION, [*scenes[:1], pair])["f"] == (20, 20), "any of its images"
     with pytest.raises(DataError, match="none of 1 scenes"):
         sizes(COMPETITION, scenes[4:])
     assert sizes(COMPETITION, []) == {}
@@ -53,7 +61,7 @@ class Small(nn.Module):
 
 def networks(predictor: Predictor, **predict) -> Networks:
     found = Networks(torch.device("cpu"))
-    competition = SimpleNamespace(read=lambda scene, image: read(scene))
+    competition = SimpleNamespace(read=lambda scene, image: read(scene), incomplete=lambda scene: "")
     found.run = SimpleNamespace(competition=competition, config=SimpleNamespace(predict=Predict(tta="none", **predict)))
     found.predictor, found.description = predictor, {"images": ["image"], "classes": ["x"]}
     return found
@@ -119,8 +127,11 @@ def test_the_fallback_has_the_size_and_classes_of_the_scene(scenes, tmp_path, ta
     run = SimpleNamespace(competition=COMPETITION, config=config)
     assert list(fall_back(run, "m", scenes, {"e": "no image", "d": "too odd"}, tmp_path)) == ["d", "e"]
     for views in ("none", "flips"):
-        levels, names = read_levels(tmp_path / views / "e.tif")
-        assert levels.shape == shape and (levels == 51).all() and names == COMPETITION.tasks[task].classes
+        for scene in "de":
+            levels, names = read_levels(tmp_path / views / f"{scene}.tif")
+            unseen = scene == "e" and task == "loc"  # of an image without a size nothing is drawn
+            assert levels.shape == shape and (levels == (0 if unseen else 51)).all()
+            assert names == COMPETITION.tasks[task].classes
     with pytest.raises(ArtifactError, match="m: each of 5 scenes failed"):
         fall_back(run, "m", scenes, dict.fromkeys("abcde", "bad network"), tmp_path)
 
@@ -141,3 +152,57 @@ def test_a_fault_of_the_settings_is_no_scene_s_fault(tmp_path):
     found.answer = found.network = Refused()
     with pytest.raises(ConfigError, match="predict.compile"):
         networks(found, fallback=0).predict(Scene("s", {}), tmp_path)
+
+
+def pairs(tmp_path: Path) -> Path:
+    """Three test pairs: one whole, one without its twin, one whose sides differ in size."""
+    root = make("xview2", tmp_path / "data")
+    (root / "test/images/test_post_00003.png").unlink()
+    write_png(root / "test/images/test_post_00004.png", np.zeros((15, 16, 3), np.uint8))
+    return root
+
+
+def test_scenes_that_are_not_whole_are_an_error_that_names_files_and_sizes_or_take_the_fallback(tmp_path):
+    competition = opened("xview2", pairs(tmp_path))
+    scenes, config = competition.scenes("test"), SimpleNamespace(predict=Predict(tta="none"))
+    run = SimpleNamespace(competition=competition, config=config)
+    with pytest.raises(DataError) as error:
+        require_whole(run, scenes)
+    for words in ("2 of 3 scenes cannot be predicted: test_00003 (expected pre and post, found no post beside ",
+                  "test_pre_00003.png); test_00004 (expected images of one size, found ",
+                  "test_pre_00004.png of 16x16 pixels and ", "test_post_00004.png of 16x15 pixels",
+                  "set predict.fallback"):  # fmt: skip
+        assert words in str(error.value)
+    run.config.predict = Predict(tta="none", fallback=0.3)
+    require_whole(run, scenes)
+    found = Networks(torch.device("cpu"))
+    found.run, found.predictor = run, predictor(64, 16)
+    found.description = {"images": ["pre"], "classes": ["building"]}  # of which one side is enough
+    errors = {scene.id: found.predict(scene, tmp_path).error for scene in scenes}
+    assert errors["test_00005"] == "" and errors["test_00003"].startswith("scene test_00003: expected pre and post")
+    assert "of 16x15 pixels" in errors["test_00004"]
+    run.config.models = {"m": SimpleNamespace(task="loc")}
+    failed = {scene: error for scene, error in errors.items() if error}
+    fall_back(run, "m", [*scenes, Scene("nobody", {})], {**failed, "nobody": "no file"}, tmp_path)
+    levels = {scene: read_levels(tmp_path / f"{scene}.tif")[0] for scene in (*failed, "nobody")}
+    assert {scene: found.shape for scene, found in levels.items()} == {
+        "test_00003": (1, 16, 16), "test_00004": (1, 1024, 1024), "nobody": (1, 1024, 1024)
+    }  # fmt: skip
+    assert all((found == 76).all() for found in levels.values())  # 0.3 of 255
+
+
+def test_images_of_several_sizes_are_no_traceback(tmp_path):
+    competition = opened("xview2", pairs(tmp_path))
+    scene = competition.scenes("test")[1]
+    with pytest.raises(DataError, match=r"scene test_00004: .*test_pre_00004.png of 16x16, .*_00004.png of 16x15 pix"):
+        read_stack(competition, scene, ("pre", "post"))
+    assert read_stack(competition, competition.scenes("test")[2], ("pre", "post")).shape == (6, 16, 16)
+
+
+def test_stage_06_names_the_scenes_that_have_the_fallback(tmp_path):
+    members = [SimpleNamespace(name="test", failed={"b": "no twin"}), SimpleNamespace(name="test", failed={"a": "cut"}),
+               SimpleNamespace(name="decode", failed={"of training": "never"})]  # fmt: skip
+    blend = SimpleNamespace(upstream=members)
+    store = SimpleNamespace(folder=lambda unit: tmp_path, manifest=lambda unit: {"failed": unit.failed})
+    run = SimpleNamespace(graph=SimpleNamespace(blend=lambda split: blend), store=store)
+    assert fallbacks(run, "test") == {"a": "cut", "b": "no twin"}

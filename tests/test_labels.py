@@ -248,6 +248,7 @@ def test_faults_are_named_and_left_out(root):
         ("image without label", "extra.png"), ("image of one colour", "extra.png"),
         ("label is none of the classes", "003"), ("label given twice", "004"),
         ("label given twice", "007"), ("class without picture", "spots"),
+        ("file beside pictures or videos that is none", "train/notes.txt"),
     }  # fmt: skip
     used = {scene.id for scene in competition.scenes("train")}
     assert used == {f"{k:03d}" for k in range(16)} - {"001", "003", "007"}

@@ -229,6 +229,8 @@ def test_settings_are_checked_without_data(tmp_path):
 # ---- data doctor --------------------------------------------------------------------------------------
 def test_a_whole_set_has_nothing_to_remark(root):
     (root / "public_test" / "videos" / "002.mp4").unlink()
+    assert found(Competition(root)) == {("the sample names it, there is no file of it", "002.mp4")}
+    (root / "sample_submission.csv").unlink()
     assert Competition(root).inspect() == []
 
 
@@ -256,7 +258,7 @@ def test_faults_are_named_and_left_out(root):
         ("unreadable video", "000.mp4"), ("unreadable video", "002.mp4"), ("label without video", "001.avi"),
         ("video cut short", "003"), ("label is not 0 or 1", "005.avi"), ("label given twice", "006.mp4"),
         ("label given twice", "007.mp4"), ("video without label", "unlabelled.mp4"),
-        ("video all black", "night.avi"),
+        ("video all black", "night.avi"), ("the sample names it, there is no file of it", "002.mp4"),
     }  # fmt: skip
     good = ["003", "004.mp4", "006.mp4", "008.avi", "009.mp4", "010", "011.mp4", "night.avi"]
     assert ids(competition.scenes("train")) == good
@@ -487,6 +489,18 @@ def test_annotations_name_folders_frames_and_labels(tmp_path):
     (tmp_path / "list.txt").write_text("run/a one 4 1")
     with pytest.raises(DataError, match="lines of folder"):
         Competition(tmp_path, annotations="list.txt").scenes("train")
+
+
+def test_annotations_are_names_below_the_data_and_no_paths(tmp_path):
+    root = tmp_path / "data"
+    for folder in (root / "a", root / "b", tmp_path / "outside"):
+        folder.mkdir(parents=True)
+        write_png(folder / "img_00001.png", np.full((32, 40, 3), 90, np.uint8))
+    lines = ["a 1 1 1", "b 1 1 0", "../outside 1 1 1", f"{tmp_path}/outside 1 1 1", "a/../../outside 1 1 0"]
+    (root / "list.txt").write_text("\n".join(lines))
+    competition = Competition(root, annotations="list.txt")
+    assert ids(competition.scenes("train")) == ["a", "b"]
+    assert [kind for kind, _ in found(competition)] == ["label without video"] * 3
 
 
 @real

@@ -15,7 +15,7 @@ from PIL import Image
 from rasterio.transform import from_origin
 
 from lib.competitions import open_competition
-from lib.competitions.contract import Finding, summarize
+from lib.competitions.contract import Finding, Scene, summarize
 from lib.competitions.xview2 import decode as decoding
 from lib.errors import ConfigError, DataError
 from lib.scenes.raster import read_mask, write_png
@@ -530,7 +530,31 @@ def test_linter_finds(answers, tmp_path, defect):
     assert competition.lint(folder, None, sample) or defect == "scene"
 
 
-def test_small_tiles_are_no_xview2_submission(case, tmp_path):
+def test_tiles_of_another_size_have_their_rows_and_no_official_pairs(case, tmp_path):
     competition, scene, levels = case
-    with pytest.raises(DataError, match="1024"):
-        competition.write_submission([(scene, competition.decode(levels, {}))], tmp_path)
+    answer = competition.decode(levels, {})
+    assert competition.write_submission([(scene, answer)], tmp_path) == [tmp_path / "submission.csv"]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(("sub", "xview2"))] == ["submission.csv"]
+    assert competition.lint(tmp_path, [scene]) == competition.lint(tmp_path / "submission.csv", [scene]) == []
+    back = competition.read_submission(tmp_path, scene)
+    np.testing.assert_array_equal(back["localization"], answer["localization"])
+    np.testing.assert_array_equal(competition.tally(back, competition.truth(scene)),
+                                  competition.tally(answer, competition.truth(scene)))  # fmt: skip
+    (line,) = competition.caveats([scene])
+    assert line.startswith("1 of 1 scenes are not 1024x1024 pixels (first: big-storm_00000001): the official PNG pairs")
+
+
+def test_one_tile_of_another_size_leaves_out_the_pairs_of_all(answers, tmp_path):
+    competition, given = answers
+    odd = Scene("storm_00000003", {})
+    masks = {"localization": np.ones((512, 512), np.uint8), "damage": np.ones((512, 512), np.uint8)}
+    folder = tmp_path / "handed"
+    folder.mkdir()
+    written = competition.write_submission([given[0], (odd, masks), given[1]], folder)
+    assert written == [folder / "submission.csv"] and [path.name for path in folder.iterdir()] == ["submission.csv"]
+    assert len((folder / "submission.csv").read_text().splitlines()) == 1 + 3 * 5
+    assert competition.caveats([scene for scene, _ in given]) == []
+    competition.write_submission(given, folder)
+    assert competition.lint(folder, [scene for scene, _ in given]) == []
+    shutil.rmtree(folder / "xview2")
+    assert competition.lint(folder, [scene for scene, _ in given]), "pairs of 1024x1024 that are not there"

@@ -12,7 +12,7 @@ An id with a path in it, cats/0001.png, is cats_0001.png in all results but the 
 """
 
 from abc import abstractmethod
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,9 +22,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lib.competitions import tables
-from lib.competitions.contract import Answer, Competition, Finding, Scene, confusion_table
+from lib.competitions.contract import Answer, Competition, Finding, Row, Scene, confusion_table
 from lib.competitions.listing import Expression, find_in_ids
-from lib.competitions.tables import Name, Size
+from lib.competitions.tables import Size
 from lib.errors import DataError
 from lib.settings import Section
 
@@ -71,7 +71,8 @@ class ClassificationOptions(Section):
     """Which data set a scene was taken from, for ``train.sampling.sources``: a column, or else a regular expression
     searched in the id; without either, its domain."""
     sample: str | None = "sample_submission.csv"
-    """Sample submission, whose order of rows is kept."""
+    """Sample submission, which says what scenes are answered, in what order and under what header. null: none is
+    used."""
 
 
 @dataclass(frozen=True)
@@ -123,14 +124,6 @@ class Classification(Competition):
     def index_of(self, label: str) -> int | None:
         """Return the index of a label's class, None for a label that there is not."""
 
-    @property
-    def sample(self) -> Path | None:  # type: ignore[override]
-        """The sample submission. Raises DataError where one is stated and not there."""
-        path = self.root / (self.options.sample or "")
-        if self.options.sample and "sample" in self.options.model_fields_set and not path.is_file():
-            raise DataError(f"{path}: expected a sample submission, found none; set data.options.sample")
-        return path if path.is_file() else None
-
     # ---- scenes ---------------------------------------------------------------------------------------
     def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:
         """List the scenes of "train", those without a label last, or of "test"."""
@@ -144,15 +137,30 @@ class Classification(Competition):
         names = [path.relative_to(folder).as_posix() for path in paths]
         if not any("/" in name for name in known):
             paths = [path for path in paths if path.parent == folder] or paths
-            names = [path.name for path in paths]
+            flat = [path.name for path in paths]
+            names = flat if self.sampled or len({*map(self._last_key, flat)}) == len(flat) else names
+        findings = self._named_like_classes(folder, paths)
         ids = [self._keys(name)[0 if whole else -1] for name in names]
-        named, findings = self._named(ids, strict=False)
+        named, odd = self._named(ids, strict=False)
+        findings += odd
         scenes: dict[str, Scene] = {}
         for row_id, path in zip(ids, paths, strict=True):
             scene = self.scene(row_id, path, {role: found.get(row_id, "") for role, found in named.items()})
             if scenes.setdefault(scene.id, scene) is not scene:
                 findings.append(Finding(f"two {self.noun}s of one id", scene.id, f"{path} is not used"))
         return list(scenes.values()), findings
+
+    def places(self, split: str) -> list[str]:
+        stated = getattr(self.options, split) or ()
+        return [stated] if isinstance(stated, str) else list(stated)
+
+    def usual_folders(self, split: str) -> Sequence[str]:
+        default = type(self.options).model_fields[split].default
+        return [default] if isinstance(default, str) else default
+
+    def read_files(self) -> list[Path]:
+        named = [path for record in self.records for path in record.paths]  # of what a label is wrong of is said
+        return [*super().read_files(), self.table, *named]
 
     def scene(self, row_id: str, path: Path, more: Mapping[str, str]) -> Scene:
         """Return the scene of an id and a file."""
@@ -193,13 +201,10 @@ class Classification(Competition):
     # ---- submission -----------------------------------------------------------------------------------
     def row_id(self, scene: Scene) -> str:
         """Return a scene's id as the table and the submission write it."""
-        return self._row_ids.get(scene.id, scene.id)
+        return self._text_of_scene.get(scene.id) or self._row_ids.get(scene.id, scene.id)
 
-    def row_names(self, scene: Scene) -> list[Name]:
-        return [(self.row_id(scene),)]
-
-    def scene_of(self, row: Sequence[str]) -> str:
-        return _flat(row[0])
+    def scene_of(self, row: Row) -> str:
+        return self._scene_of_text.get(row[0], _flat(row[0]))
 
     def size(self, scene: Scene) -> Size:
         """Return that a row needs no size to be understood."""
@@ -226,6 +231,16 @@ class Classification(Competition):
             elif path.is_dir() and not path.name.startswith("."):
                 yield from self._walk(path)
 
+    def _last_key(self, name: str) -> str:
+        return self._keys(name)[-1]
+
+    def _named_like_classes(self, folder: Path, paths: Sequence[Path]) -> list[Finding]:
+        """Report the folders of test scenes that have the name of a class, which is not taken for their label."""
+        held = Counter(path.relative_to(folder).parts[0] for path in paths if path.parent != folder)
+        labels = {record.label for record in self.records} if held else set()
+        return [Finding("test folder named like a class, which is not taken for a label", name, f"{count} {self.noun}s")
+                for name, count in sorted(held.items()) if name in labels]  # fmt: skip
+
     def _keys(self, name: str) -> tuple[str, ...]:
         """Return what may be the id of a file: its name or path, and the same without its suffix."""
         return (name, str(PurePosixPath(name).with_suffix(""))) if self.suffixes else (name,)
@@ -238,7 +253,7 @@ class Classification(Competition):
     @cached_property
     def _test_ids(self) -> list[str]:
         """Ids as the sample has them, or else the table."""
-        sample = [row[0] for row in list(tables.read_rows(self.sample))[1:] if row] if self.sample else []
+        sample = [text for (text,) in self.sampled.names(1)] if self.sampled else []
         return sample or [row.get(self.options.columns.id, "") for row in self._rows[1]]
 
     def _named(self, ids: Sequence[str], strict: bool = True) -> tuple[dict[str, dict[str, str]], list[Finding]]:

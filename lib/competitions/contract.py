@@ -16,7 +16,8 @@ Ids are strings; images are uint8; probabilities cross this border as uint8 *lev
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -26,13 +27,16 @@ from typing import Any, ClassVar
 import numpy as np
 from tqdm import tqdm
 
-from lib.competitions import decoding, tables
+from lib.competitions import decoding, passed, tables
+from lib.competitions import sample as samples
 from lib.competitions.decoding import Setting
 from lib.competitions.facts import Facts, Memo, state_of
+from lib.competitions.sample import Owed, Sample
 from lib.competitions.tables import Form, Name, Size
 from lib.ensemble import search
 from lib.ensemble.search import Lattice
 from lib.errors import ConfigError, DataError
+from lib.files import digest
 from lib.scenes import raster
 from lib.scenes.blemishes import blemishes
 from lib.settings import Limits, Section, limits, set_limits
@@ -114,6 +118,12 @@ def summarize(findings: Iterable[Finding], names: int = 3) -> list[str]:
     return lines
 
 
+def told(failed: Mapping[str, str], names: int = 3) -> str:
+    """Say which scenes failed, scene id -> its error, and of the first ``names`` why."""
+    first = [f"{scene} ({error})" for scene, error in list(failed.items())[:names]]
+    return "; ".join(first) + (f"; and {len(failed) - names} more" if len(failed) > names else "")
+
+
 FACTS = "flags from pixels"
 """How facts are read; those that were remembered from another way are read anew."""
 
@@ -155,10 +165,10 @@ class Competition(ABC):
     """The largest grid a search may span."""
     form: Form
     """What the rows of ``submission.csv`` look like."""
+    other_folders: tuple[str, ...] = ()
+    """Names of folders that come with the data and hold no scenes."""
     together: tuple[str, ...] = ()
     """Images of a scene that are stretched to bytes by one rule where they have more than 8 bits: before and after."""
-    sample: Path | None = None
-    """The competition's sample submission, whose order of rows is kept where it names the scenes that are answered."""
 
     def __init__(self, root: Path, options: Any, memo: Path | None = None):
         """``options``: an instance of ``Options``. ``memo``: a JSON file in which facts of scenes are remembered."""
@@ -191,19 +201,99 @@ class Competition(ABC):
     def scenes(self, split: str) -> list[Scene]:
         """Return the scenes of "train" (labelled, tiers merged) or "test" that can be used, sorted by id.
 
-        A scene that lacks one of ``files`` is left out; of "train" also one that lacks a label or whose ``facts`` have
-        an error; ``inspect`` names them. "train" reads each label once, no pixels. Raises DataError when "train" has
-        no scene that can be used.
+        "test" are the scenes that an answer is owed to: those that the sample submission names, or else those of which
+        there is any file. Of these some may lack files (``incomplete``), and one that only the sample knows has none.
+        A scene of "train" that lacks one of ``files`` or a label, or whose ``facts`` have an error, is left out;
+        ``inspect`` names it. "train" reads each label once, no pixels. Raises DataError when "train" has no scene that
+        can be used, and where a sample names none of the test scenes that are there.
         """
         if split not in SPLITS:
             raise ValueError(f"split: expected train or test, got {split!r}")
         if split not in self._scenes:
             listed = self._list(split)
-            whole = {s.id: s for s in reversed(listed) if all(role in s.files for role in self.files)}
+            found = {s.id: s for s in reversed(listed) if all(role in s.files for role in self.files)}
             if split == "train":
-                whole = self._usable([scene for scene in whole.values() if self.labelled(scene)], len(listed))
-            self._scenes[split] = [whole[key] for key in sorted(whole)]
+                found = self._usable([scene for scene in found.values() if self.labelled(scene)], len(listed))
+            else:
+                found = {scene.id: scene for scene in reversed(listed)} | found
+                if self.owed is not None:
+                    found = {key: found.get(key, Scene(key, {})) for key in self.owed.written}
+            self._scenes[split] = [found[key] for key in sorted(found)]
         return self._scenes[split]
+
+    @cached_property
+    def sample(self) -> Path | None:
+        """The sample submission: the one that ``data.options.sample`` states, else one of the usual name.
+
+        Raises DataError where one is stated and not there.
+        """
+        stated = self.options.sample if "sample" in self.options.model_fields_set else ""
+        if stated is None:
+            return None
+        known = [self.root / name for name in ((stated,) if stated else samples.NAMES)]
+        found = next((path for path in known if path.is_file()), None)
+        if stated and found is None:
+            raise DataError(f"{known[0]}: expected a sample submission, found none; set data.options.sample")
+        return found
+
+    @cached_property
+    def sampled(self) -> Sample | None:
+        """What the sample submission says; None where there is none. Raises DataError."""
+        return samples.read(self.sample) if self.sample else None
+
+    @cached_property
+    def owed(self) -> Owed | None:
+        """Which scenes the sample names; None where there is none, or it has no rows, or there is no test set here.
+
+        Raises DataError where it names none of the test scenes that are there.
+        """
+        listed = {scene.id for scene in self._list("test")} if self.sampled and self.sampled.rows else set()
+        if self.sampled is None or not listed:
+            return None
+        texts = [self.id_in(name) for name in self.sampled.names(1)]  # ``form`` may need the training runs
+        found = samples.owed(texts, listed)
+        if len(found.not_named) == len(listed):
+            raise DataError(
+                f"{self.sampled.path}: expected the ids of the test scenes, found {len(found.written)} ids of which "
+                f"none has a file (the first row is {','.join(self.sampled.rows[0])[:80]!r}, the first file's id is "
+                f"{found.not_named[0]!r}); set "
+                "data.options.sample to the file of this test set, or to null to do without it"
+            )
+        return found
+
+    def header_of(self, expected: Sequence[str]) -> tuple[str, ...]:
+        """Return the sample's header, () without one.
+
+        ``expected``: what the columns of an answer are, in words. Raises DataError for a header of another length.
+        """
+        if self.sampled is None:
+            return ()
+        samples.check_header(self.sampled, expected)
+        return self.sampled.header
+
+    def check_sample(self) -> None:
+        """Raise DataError for a sample whose header no submission of this competition can have.
+
+        Asked before scenes are listed, since stage 06 would else be the first to notice.
+        """
+        _ = self.form
+
+    def incomplete(self, scene: Scene) -> str:
+        """Say why a scene cannot be predicted, by the names and headers of its files; "" where nothing is missing.
+
+        It lacks one of ``files``, or its ``own_images`` differ in size.
+        """
+        if missing := [role for role in self.files if role not in scene.files]:
+            beside = ", ".join(str(scene.files[role]) for role in self.files if role in scene.files)
+            return f"expected {' and '.join(self.files)}, found " + (f"no {' and no '.join(missing)} beside {beside}"
+                                                                     if beside else "no file of it")  # fmt: skip
+        if len(self.own_images) == 1:
+            return ""
+        sizes = {image: raster.stated_size(scene.files[image]) for image in self.own_images}
+        if len({size for size in sizes.values() if size[0] is not None}) < 2:
+            return ""
+        found = " and ".join(f"{scene.files[image]} of {_shown(size)}" for image, size in sizes.items())
+        return f"expected images of one size, found {found}"
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -271,6 +361,8 @@ class Competition(ABC):
 
     def _list(self, split: str) -> list[Scene]:
         if split not in self._listed:
+            if self.sampled is not None:
+                self.check_sample()
             self._listed[split] = self.listed(split)
         return self._listed[split][0]
 
@@ -303,11 +395,74 @@ class Competition(ABC):
         for split in SPLITS:
             scenes += [(scene, split) for scene in self._list(split)]
             findings += self._listed[split][1]
+        findings += self.owing()
+        findings += self.passed_over(findings)
         with ThreadPoolExecutor(max_workers=2) as pool:
             inspected = pool.map(lambda pair: self.inspect_scene(*pair), scenes)
             for found in tqdm(inspected, "data check", total=len(scenes), leave=False, disable=None):
                 findings += found
         return findings
+
+    def owing(self) -> list[Finding]:
+        """Report where the sample submission and the test files do not fit: scenes, then rows."""
+        if self.sampled is None or self.owed is None:
+            return []
+        path = str(self.sampled.path)
+        found = [Finding("the sample names it, there is no file of it", key, path) for key in self.owed.without_file]
+        found += [Finding("test file that the sample does not name", key, path) for key in self.owed.not_named]
+        ours = dict.fromkeys(name for scene in self.scenes("test") for name in self.row_names(scene))
+        theirs = self.sampled.names(len(next(iter(ours))))
+        known = set(theirs)
+        found += [Finding("row of the sample that no answer has", ",".join(n), path) for n in theirs if n not in ours]
+        return found + [Finding("row that the sample has not", ",".join(n), path) for n in ours if n not in known]
+
+    def passed_over(self, findings: Iterable[Finding] = ()) -> list[Finding]:
+        """Report the pictures, videos and files beside them below ``root`` that are in no scene and in no finding."""
+        listed = [scene for split in SPLITS for scene in self._list(split)]
+        used = [*self.read_files(), *(path for scene in listed for path in scene.files.values())]
+        said = {word for f in findings for word in re.split(r"[\s,;()]+", f"{f.scene} {f.detail}")}
+        found = [Finding(*found) for found in passed.passed_over(self.root, used, self.other_folders)]
+        times = Counter(Path(f.scene).name for f in found)
+        return [f for f in found if str(self.root / f.scene) not in said
+                and not (times[Path(f.scene).name] == 1 and Path(f.scene).name in said)]  # fmt: skip
+
+    def read_files(self) -> list[Path]:
+        """Return the files and folders that are read, or left alone as asked for, besides those of scenes."""
+        denied = getattr(self.options, "test", "") is None
+        return [
+            *self.carried.values(),
+            *([self.sample] if self.sample else []),
+            *(self.root / folder for folder in self.usual_folders("test") if denied),
+        ]
+
+    def usual_folders(self, split: str) -> Sequence[str]:
+        """Return the folders below ``root`` in which a split is looked for where no option says so."""
+        return ()
+
+    def places(self, split: str) -> list[str]:
+        """Return where the scenes of a split are looked for, as folders or patterns below ``root``."""
+        return [str(self.root)]
+
+    def summary(self) -> list[str]:
+        """Return how many scenes there are of each split, where they were looked for, and what the sample binds."""
+        train, test = self._list("train"), self.scenes("test")
+        lines = [f"{len(train)} training scenes listed"]
+        if not test:
+            places = ", ".join(self.places("test"))
+            lines[0] += f"; 0 test scenes found; looked in {places}" if places else "; no test set, as asked for"
+        else:
+            lines[0] += f"; {len(test)} test scenes"
+        if self.sampled is not None:
+            named = len({self.id_in(name) for name in self.sampled.names(1)})
+            header, order = ",".join(self.sampled.header)[:200], " and its order of rows" if named else ""
+            lines.append(
+                f"{self.sampled.path.name} names {named} scenes; the submission has its header {header}{order}"
+            )
+        faults = {scene.id: fault for scene in test if (fault := self.incomplete(scene))}
+        if faults:
+            lines.append(f"{len(faults)} of {len(test)} test scenes cannot be predicted: they take predict.fallback, "
+                         f"or stop stage 04 where there is none: {told(faults)}")  # fmt: skip
+        return lines
 
     def inspect_scene(self, scene: Scene, split: str) -> list[Finding]:
         """Report what is wrong with one scene: images that are missing, broken or black, labels that cannot be used."""
@@ -338,7 +493,10 @@ class Competition(ABC):
         return []
 
     def caveats(self, scenes: Sequence[Scene]) -> list[str]:
-        """Return what of these scenes is read otherwise than was asked for, in sentences; a kernel prints them."""
+        """Return what of these scenes is read or written otherwise than was asked for, in sentences.
+
+        Stage 06 and a kernel print them.
+        """
         return []
 
     @property
@@ -530,22 +688,49 @@ class Competition(ABC):
     def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
         """Return the answer that a scene's rows hold. Raises DataError where they hold none."""
 
-    def scene_of(self, row: Row) -> str:
-        """Return the id of the scene that a row belongs to; by default its first field."""
+    def id_in(self, row: Row) -> str:
+        """Return the id in a row as the submission writes it; by default its first field."""
         return row[0]
+
+    def scene_of(self, row: Row) -> str:
+        """Return the id of the scene that a row belongs to."""
+        text = self.id_in(row)
+        return self._scene_of_text.get(text, text)
+
+    def row_id(self, scene: Scene) -> str:
+        """Return a scene's id as the submission writes it: as the sample does, where it names the scene."""
+        return self._text_of_scene.get(scene.id, scene.id)
+
+    @cached_property
+    def _text_of_scene(self) -> dict[str, str]:
+        try:
+            return dict(self.owed.written) if self.owed else {}
+        except DataError:
+            return {}  # a submission alone is looked at; where scenes are listed, this is raised
+
+    @cached_property
+    def _scene_of_text(self) -> dict[str, str]:
+        return {text: scene_id for scene_id, text in self._text_of_scene.items()}
 
     def row_names(self, scene: Scene) -> list[Name]:
         """Return the names of rows that a submission must have for a scene; by default one, the scene's id."""
-        return [(scene.id,)]
+        return [(self.row_id(scene),)]
 
     def row_fault(self, row: Row) -> str:
         """Say what is wrong with the answer in a row that holds no runs, "" if nothing."""
         return ""
 
+    def scene_fault(self, rows: Sequence[Row]) -> str:
+        """Say what is wrong with the rows of one scene together, each of which is valid by itself, "" if nothing."""
+        return ""
+
     def size(self, scene: Scene) -> Size:
-        """Return (height, width) of a scene from its image's header, (None, None) where that cannot be read."""
-        path = scene.files.get(self.own_images[0])
-        return raster.stated_size(path) if path else (None, None)
+        """Return (height, width) of a scene from the header of the first of its images that can be read.
+
+        (None, None) where there is none.
+        """
+        paths = [scene.files[image] for image in self.own_images if image in scene.files]
+        return next((size for path in paths if (size := raster.stated_size(path))[0] is not None), (None, None))
 
     def write_submission(self, answers: Iterable[tuple[Scene, Answer]], folder: Path) -> list[Path]:
         """Write every format the competition takes into ``folder``, scene by scene; return the files.
@@ -555,18 +740,51 @@ class Competition(ABC):
         return [self.write_table(answers, Path(folder) / SUBMISSION)]
 
     def write_table(self, answers: Iterable[tuple[Scene, Answer]], path: Path) -> Path:
-        """Write a CSV of ``rows`` scene by scene, in the order of the competition's sample where it has these names."""
+        """Write a CSV of ``rows`` scene by scene, those of the test set in the order of the competition's sample."""
         with tables.write(path, self.form) as add:
             for scene, answer in answers:
                 for row in self.rows(scene, answer):
                     add(*row)
-        if self.sample is not None and tables.same_names(path, self.sample, self.form):
-            tables.keep_order(path, self.sample, self.form)
+        self.keep_order(path)
         return path
+
+    def keep_order(self, path: Path) -> None:
+        """Bring the rows of a written CSV into the order of the sample, unless it answers other scenes."""
+        if self.sampled is not None and self.sampled.rows:
+            names = self.sampled.names(self.form.names)
+            tables.keep_order(path, names, self.form, self.scene_of)
 
     def read_submission(self, folder: Path, scene: Scene) -> Answer:
         """Read one scene's answer back from what ``write_submission`` wrote. Raises DataError where there is none."""
         return self._read_back(Path(folder) / SUBMISSION, scene)
+
+    def submit(
+        self, answers: Iterable[tuple[Scene, Answer]], folder: Path, owed: Sequence[Scene] | None = None
+    ) -> list[str]:
+        """Write a submission, read back what lies on the disk and return what is wrong with it; [] if nothing is.
+
+        It must be valid, answer the scenes ``owed`` (by default those of ``answers``), and hold the answers that it was
+        given: in the format that ``read_submission`` reads, with which ``lint`` compares the others. Answers are not
+        kept while it is written, only digests of their rows.
+        """
+        folder, given = Path(folder), {}
+
+        def passing() -> Iterator[tuple[Scene, Answer]]:
+            for scene, answer in answers:
+                given[scene] = _digest(self.written(scene, answer))
+                yield scene, answer
+
+        self.write_submission(passing(), folder)
+        if faults := self.lint(folder, list(given) if owed is None else owed):
+            return faults
+        other = [scene.id for scene, rows in given.items()
+                 if _digest(self.written(scene, self.read_submission(folder, scene))) != rows]  # fmt: skip
+        kind = "holds another answer than was written"
+        return [tables.sentence(folder, "scene", kind, other)] if other else []
+
+    def written(self, scene: Scene, answer: Answer) -> list[Row]:
+        """Return all rows that the files of a submission hold of a scene; by default those of ``submission.csv``."""
+        return self.rows(scene, answer)
 
     def lint(self, path: Path, scenes: Sequence[Scene] | None = None, sample: Path | None = None) -> list[str]:
         """Return what is wrong with a submission, a CSV or the folder it lies in; [] if it is valid.
@@ -579,43 +797,80 @@ class Competition(ABC):
         path = Path(path) / SUBMISSION if Path(path).is_dir() else Path(path)
         if not path.exists():
             return [f"{path}: expected a submission (a CSV, or the folder it lies in), found nothing there"]
-        if sample is None and self.sample is not None and tables.same_names(path, self.sample, self.form):
-            sample = self.sample
-        asked = self._answered(path) if scenes is None and sample is None else scenes
+        try:
+            standard = samples.read(sample) if sample else self.sampled
+        except DataError as error:
+            return [str(error)]
+        if sample is None and standard is not None and not tables.same_names(path, standard, self.form):
+            standard = None
+        asked = self._answered(path) if scenes is None else scenes
         sizes = None if asked is None else {name: self.size(s) for s in asked for name in self.row_names(s)}
-        faults = tables.lint(path, self.form, sizes, sample, self.row_fault)
-        if faults:
+        if faults := tables.lint(path, self.form, sizes, standard, self.row_fault):
             return faults
+        together: dict[str, list[str]] = {}
+        for scene_id, rows in self._rows_of(path).items():
+            if kind := self.scene_fault(rows):
+                together.setdefault(kind, []).append(scene_id)
+        if together:
+            return [tables.sentence(path, "scene", kind, names) for kind, names in together.items()]
         for scene in scenes or ():
             try:
                 if self.size(scene) != (None, None):  # else there is no image to draw on
-                    self._read_back(path, scene)
+                    self._draw(path, scene)
             except DataError as error:
                 faults.append(str(error))
         return faults
 
+    def scenes_of(self, sample: Path) -> list[str]:
+        """Return the ids of the scenes that a sample submission names. Raises DataError where it names none."""
+        found = samples.read(sample)
+        if not found.rows:
+            raise DataError(f"{sample}: {tables.NO_ROWS}")
+        return list(dict.fromkeys(map(self.scene_of, found.names(1))))
+
     def _answered(self, path: Path) -> list[Scene] | None:
-        """Return the scenes that have a row in a CSV, without files; None where each has one row."""
+        """Return the scenes that have a row in a CSV, without files; None where a row has no name but its scene's."""
         try:
-            scenes = [Scene(i, {}) for i in dict.fromkeys(map(self.scene_of, tables.read(path, self.form)))]
+            scenes = [Scene(i, {}) for i in dict.fromkeys(map(self.scene_of, tables.read(path, self.form))) if i]
         except DataError:
             return None  # the linter says what is wrong
-        return scenes if any(len(self.row_names(scene)) > 1 for scene in scenes) else None
+        return scenes if any(self.form.names > 1 or len(self.row_names(scene)) > 1 for scene in scenes) else None
 
-    def _read_back(self, path: Path, scene: Scene) -> Answer:
-        """Read one scene's answer from a CSV, which is read once for all scenes."""
+    def _rows_of(self, path: Path) -> dict[str, list[Row]]:
+        """Return the rows of each scene in a CSV, which is read once for all of them. Raises DataError."""
         state = (path, path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
         if state is None or state != self._submitted[0]:
             rows_of: dict[str, list[Row]] = {}
             for row in tables.read(path, self.form):
                 rows_of.setdefault(self.scene_of(row), []).append(row)
             self._submitted = state, rows_of
-        if scene.id not in self._submitted[1]:
+        return self._submitted[1]
+
+    def _read_back(self, path: Path, scene: Scene) -> Answer:
+        """Read one scene's answer from a CSV. Raises DataError where there is none."""
+        if fault := self.scene_fault(self._rows_of(path).get(scene.id, ())):
+            raise DataError(f"{path}: scene {scene.id}: {fault}; write the submission again")
+        return self._draw(path, scene)
+
+    def _draw(self, path: Path, scene: Scene) -> Answer:
+        """Return the answer that the rows of a scene hold, without a look at how they go together."""
+        rows = self._rows_of(path).get(scene.id)
+        if rows is None:
             raise DataError(f"{path}: expected a row for {scene.id!r}, found none; write the submission again")
         try:
-            return self.answer_from(scene, self._submitted[1][scene.id])
+            return self.answer_from(scene, rows)
         except DataError as error:
             raise DataError(f"{path}: scene {scene.id}: {error}") from error
+
+
+def _digest(rows: Iterable[Row]) -> str:
+    """Hash the rows of a scene, whose order is the sample's to say."""
+    return digest(sorted(map(list, rows)))
+
+
+def _shown(size: Size) -> str:
+    height, width = size or (None, None)
+    return f"{width}x{height} pixels" if height else "unknown size"
 
 
 def confusion_table(counts: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, int]]:

@@ -23,6 +23,7 @@ from pydantic import BeforeValidator
 
 from lib import metrics as scoring
 from lib.competitions import contract, tables
+from lib.competitions import sample as samples
 from lib.competitions.classification import Classification, ClassificationOptions
 from lib.competitions.contract import SUBMISSION, Answer, Axes, Chain, Finding, Lattice, Levels, Params, Row, Scene
 from lib.competitions.decoding import GAIN_STEPS, Setting, gains
@@ -68,6 +69,8 @@ class Labels(Classification):
     Options = LabelsOptions
     noun = "picture"
     suffixes = SUFFIXES
+    _beside = False
+    """Whether this is the table of probabilities that lies beside one of labels, which no sample is for."""
 
     # ---- scenes ---------------------------------------------------------------------------------------
     @property
@@ -244,9 +247,29 @@ class Labels(Classification):
     # ---- submission -----------------------------------------------------------------------------------
     @property
     def form(self) -> Form:  # type: ignore[override]
-        """Id and label, or id and a column per class."""
+        """Id and label, or id and a column per class, under the sample's header where there is one.
+
+        Raises DataError for a sample that asks for something else.
+        """
         columns = self.options.columns
-        return Form((columns.id, *((columns.label,) if self._submits_label else self.classes)), origin=None)
+        own = (columns.id, *((columns.label,) if self._submits_label else self.classes))
+        if self.sampled is None or self._beside:
+            return Form(own, origin=None)
+        names = self.sampled.header[1:]
+        other, fits = "probabilities" if self._submits_label else "label", sorted(names) == sorted(self.classes)
+        way_out = f"set data.options.submit: {other}" if fits or len(names) == 1 else ""
+        samples.check_header(self.sampled, ("an id", *own[1:]), way_out)
+        if not self._submits_label and not fits:
+            odd = ", ".join(sorted({*names} ^ {*self.classes})[:8])
+            raise DataError(f"{self.sampled.path}: expected a column for each of {len(self.classes)} classes, found "
+                            f"others ({odd}); state data.options.classes as the header has them, or set "
+                            "data.options.sample to null to do without it")  # fmt: skip
+        return Form(self.sampled.header, origin=None)
+
+    @property
+    def _columns(self) -> list[int]:
+        """The index of the class whose probability stands in each column but the first."""
+        return [self._indices[name] for name in self.form.columns[1:]]
 
     @property
     def _submits_label(self) -> bool:
@@ -256,26 +279,33 @@ class Labels(Classification):
     def _probabilities(self) -> "Labels":
         """The same competition as one that submits probabilities, which lie beside labels."""
         other = copy(self)
-        other.options = self.options.model_copy(update={"submit": "probabilities"})
+        other.options, other._beside = self.options.model_copy(update={"submit": "probabilities"}), self._submits_label
         return other
 
     def rows(self, scene: Scene, answer: Answer) -> list[Row]:
         """Return a picture's row: its class, or its probabilities."""
         label = self.classes[int(answer.argmax())]
-        return [(self.row_id(scene), *((label,) if self._submits_label else (f"{p:.6f}" for p in answer)))]
+        if self._submits_label:
+            return [(self.row_id(scene), label)]
+        return [(self.row_id(scene), *(f"{answer[index]:.6f}" for index in self._columns))]
+
+    def written(self, scene: Scene, answer: Answer) -> list[Row]:
+        """Return a picture's row and, beside the name of a class, that of its probabilities."""
+        return self.rows(scene, answer) + (self._probabilities.rows(scene, answer) if self._submits_label else [])
 
     def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
         """Return a row's probabilities; those of a label are 0 and 1."""
         texts = rows[0][1:]
-        return np.array([name == texts[0] for name in self.classes] if self._submits_label else texts, np.float64)
+        if self._submits_label:
+            return np.array([name == texts[0] for name in self.classes], np.float64)
+        answer = np.zeros(len(self.classes))
+        answer[self._columns] = texts
+        return answer
 
     def row_fault(self, row: Row) -> str:
         if self._submits_label:
             return "" if row[1] in self.classes else "label is none of the classes"
-        try:
-            probs = [float(text) for text in row[1:]]
-        except ValueError:
-            probs = [np.nan]
+        probs = [tables.number(text) for text in row[1:]]
         if not all(0 <= p <= 1 for p in probs):  # false for NaN
             return "expected probabilities in [0, 1]"
         return "" if abs(sum(probs) - 1) < 1e-3 else "probabilities do not add up to 1"
@@ -304,5 +334,8 @@ class Labels(Classification):
         rows = tables.read(beside, other.form)
         best = {row[0]: self.classes[np.argmax([float(text) for text in row[1:]])] for row in rows}
         table = Path(path) / SUBMISSION
-        differing = [name for name, label in tables.read(table, self.form) if best.get(name) != label]
+        labels = {row[0]: row[1] for row in tables.read(table, self.form)}
+        if odd := sorted(best.keys() ^ labels.keys()):
+            return [tables.sentence(beside, "row", f"in one of it and {table.name} alone", odd)]
+        differing = [name for name, label in labels.items() if best[name] != label]
         return [tables.sentence(table, "row", "label is not the most probable class", differing)] if differing else []

@@ -12,13 +12,13 @@ from pathlib import Path
 from lib.competitions import tables
 from lib.competitions.contract import Finding, Scene
 from lib.competitions.listing import SUFFIXES, is_picture
+from lib.competitions.sample import Sample
 from lib.errors import DataError
 
 FOLDERS = {
     "train": ("train_images", "train/images", "stage1_train", "train"),
     "test": ("test_images", "test/images", "stage1_test", "test"),
 }
-SAMPLES = ("sample_submission.csv", "stage1_sample_submission.csv")
 ID_COLUMNS = ("id", "ImageId", "image_id", "img")
 RLE_COLUMNS = ("rle", "rle_mask", "encoding", "EncodedPixels", "segmentation")
 CLASS_COLUMNS = ("class", "ClassId", "class_id", "label", "category")
@@ -82,18 +82,21 @@ def read_table(path: Path | None, id_column: str = "") -> Table:
     return replace(table, rows=rows)
 
 
-def header_of_classes(table: Table, sample: Table) -> tuple[str, ...]:
+def header_of_classes(table: Table, sample: Sample | None) -> tuple[str, ...]:
     """Return the columns of ids, classes and runs of a submission: the sample's, else the table's, else Kaggle's.
 
     Raises DataError for a sample that has not these three in this order.
     """
-    first_two = sample.id_column, sample.column(CLASS_COLUMNS)
-    if sample.columns and (len(sample.columns) != 3 or sample.columns[:2] != first_two):
-        raise DataError(f"{sample.path}: expected columns of ids ({', '.join(ID_COLUMNS)}), classes "
-                        f"({', '.join(CLASS_COLUMNS)}) and runs in this order, got {', '.join(sample.columns)}; remove "
-                        "the file or mend it")  # fmt: skip
-    own = table.id_column, table.column(CLASS_COLUMNS), table.column(RLE_COLUMNS)
-    return sample.columns or (own if all(own) and table.columns else ("id", "class", "segmentation"))
+    if sample is not None:
+        known = (ID_COLUMNS, CLASS_COLUMNS, RLE_COLUMNS)
+        others = [{*known[0], *known[1], *known[2]} - {*own} for own in known]
+        if len(sample.header) != 3 or any(name in odd for name, odd in zip(sample.header, others, strict=True)):
+            raise DataError(f"{sample.path}: expected columns of ids ({', '.join(ID_COLUMNS)}), classes "
+                            f"({', '.join(CLASS_COLUMNS)}) and runs in this order, got {', '.join(sample.header)}; "
+                            "mend the file, or set data.options.sample to null to do without it")  # fmt: skip
+        return sample.header
+    own_names = table.id_column, table.column(CLASS_COLUMNS), table.column(RLE_COLUMNS)
+    return own_names if all(own_names) and table.columns else ("id", "class", "segmentation")
 
 
 def first(root: Path, names: Iterable[str]) -> Path | None:
@@ -141,20 +144,23 @@ def list_images(folder: Path) -> tuple[dict[str, Files], list[Finding]]:
 
 def find_images(
     root: Path, split: str, pattern: str | None, expression: str = "", suffix: bool = False
-) -> dict[str, Path]:
-    """Return id -> image of a split, sorted; ``pattern`` names a folder, or the files themselves where it has a ``*``.
+) -> tuple[dict[str, Path], list[Finding]]:
+    """Return id -> image of a split, sorted, and what is not used.
 
+    ``pattern`` names a folder, or the files themselves where it has a ``*``.
     ``expression``: searched in a file's path below ``root``, its groups joined by "_" are the id; without groups or a
     match that is the file's name, with its ``suffix`` or without. Of two files with one id the first by name is taken.
     """
     folder = None if "*" in (pattern or "") else image_folder(root, split, pattern)
     paths = folder.iterdir() if folder else root.glob(pattern) if pattern else ()
     found: dict[str, Path] = {}
+    findings = []
     for path in sorted(filter(is_picture, paths)):
         match = re.search(expression, path.relative_to(root).as_posix())
-        image_id = "_".join(match.groups()) if match else ""
-        found.setdefault(image_id or (path.name if suffix else path.stem), path)
-    return dict(sorted(found.items()))
+        image_id = ("_".join(match.groups()) if match else "") or (path.name if suffix else path.stem)
+        if (first := found.setdefault(image_id, path)) != path:
+            findings.append(Finding("two images of one id", image_id, f"{first} is used, not {path}"))
+    return dict(sorted(found.items())), findings
 
 
 def slice_names(count: int) -> tuple[str, ...]:

@@ -2,16 +2,18 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator
 
+from lib.competitions import suffixes
 from lib.competitions.contract import Finding, names_of
 from lib.errors import ConfigError
 from lib.tasks import IGNORE
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
+SUFFIXES = suffixes.PICTURES
 RESERVED = ("id", "fold", "group", "domain")
 """Columns of folds.csv that no class may be called."""
 
@@ -62,19 +64,39 @@ def is_picture(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
-def by_pattern(root: Path, patterns: Iterable[str], split: str = "") -> dict[str, Path]:
-    """Return id -> picture for all that match; ``{split}`` in a pattern is the split's name.
+@dataclass(frozen=True)
+class Match:
+    """A picture that a pattern finds."""
 
-    The id is what ``*`` stands for. Earlier patterns and names go first.
+    path: Path
+    stem: str
+    """What ``*`` stands for."""
+    pattern: str
+    """The pattern, with a ``*`` and the name of the split in it."""
+
+
+def matches(root: Path, patterns: Iterable[str], split: str = "") -> list[Match]:
+    """Return each picture that one of the patterns finds, once; ``{split}`` in a pattern is the split's name.
+
+    Earlier patterns and names go first.
     """
-    found: dict[str, Path] = {}
+    found: dict[Path, Match] = {}
     for pattern in patterns:
-        place = PurePosixPath(_whole(pattern).replace("{split}", split))
+        whole = _whole(pattern).replace("{split}", split)
+        place = PurePosixPath(whole)
         before, after = place.name.split("*")
         for path in sorted((root / place.parent).glob(place.name)):
             if is_picture(path):
                 stem = path.name.removesuffix(after) if after else path.stem
-                found.setdefault(stem.removeprefix(before), path)
+                found.setdefault(path, Match(path, stem.removeprefix(before), whole))
+    return list(found.values())
+
+
+def by_pattern(root: Path, pattern: str) -> dict[str, Path]:
+    """Return id -> picture for all that match a pattern; the id is what ``*`` stands for. Earlier names go first."""
+    found: dict[str, Path] = {}
+    for match in matches(root, [pattern]):
+        found.setdefault(match.stem, match.path)
     return found
 
 

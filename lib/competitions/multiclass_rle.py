@@ -25,11 +25,11 @@ import numpy as np
 from lib.competitions import layout, mean_dice
 from lib.competitions.contract import Answer, Finding, Lattice, Levels, Params, Row, Scene, names_of
 from lib.competitions.decoding import foreground, settings_of_masks
-from lib.competitions.listing import Classes, Expression, find_in_ids
+from lib.competitions.listing import SUFFIXES, Classes, Expression, find_in_ids
 from lib.competitions.runs import RunsCompetition, RunsOptions
 from lib.competitions.tables import Form, Name
 from lib.errors import ConfigError, DataError
-from lib.scenes import raster
+from lib.scenes import raster, rle
 from lib.tasks import MulticlassMask, MultilabelMask
 
 
@@ -56,7 +56,6 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
     def __init__(self, root: Path, options: MulticlassRLEOptions, memo: Path | None = None):
         super().__init__(root, options, memo)
         self.classes, self.names = options.classes, names_of(options.classes)
-        self.sample = self.root / layout.SAMPLES[0]
         if not options.exclusive and len(self.classes) > 7:
             raise ConfigError(f"data.options.classes: expected at most seven that may overlap, got {len(self.classes)}")
         task, rest = (MulticlassMask, ("background",)) if options.exclusive else (MultilabelMask, ())
@@ -65,10 +64,12 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
 
     def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:
         """List the images of a split; "runs", the table, is a file of those that it says the truth of."""
-        _ = self._header  # of which stage 06 would else be the first to ask
-        suffix = self._table.names_files or self.sample_table.names_files
-        files = layout.find_images(self.root, split, getattr(self.options, split), self.options.id, suffix)
-        group_of, findings = find_in_ids("group", self.options.group, list(files))
+        sampled = self.sampled.names(1) if self.sampled else ()
+        suffix = self._table.names_files or any(Path(text).suffix.lower() in SUFFIXES for (text,) in sampled)
+        stated = getattr(self.options, split)
+        files, findings = layout.find_images(self.root, split, stated, self.options.id, suffix)
+        group_of, odd_ids = find_in_ids("group", self.options.group, list(files))
+        findings += odd_ids
         known = self._truths if split == "train" else {}
         rows = [row for rows in known.values() for row in rows]
         labelled = files if rows and all(runs.strip() for _, runs in rows) else known
@@ -87,6 +88,9 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
     @cached_property
     def _truths(self) -> dict[str, list[tuple[str, str]]]:
         return self._table.pairs(layout.CLASS_COLUMNS, layout.RLE_COLUMNS)  # id -> its (class, runs)
+
+    def read_files(self) -> list[Path]:
+        return [*super().read_files(), self._table.path]
 
     def labelled_runs(self) -> list[tuple[Scene, str]]:
         listed = self._list("train") if self._truths else ()
@@ -130,16 +134,25 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
         """A row per image and class, under the sample's header or else the table's."""
         return Form(self._header, names=2, origin=self.rule.origin)
 
+    def check_sample(self) -> None:
+        _ = self._header
+
     @property
     def _header(self) -> tuple[str, ...]:
-        return layout.header_of_classes(self._table, self.sample_table)
+        return layout.header_of_classes(self._table, self.sampled)
 
     def rows(self, scene: Scene, answer: Answer) -> list[Row]:
         """Return a row for every class, the runs empty where there is none of it."""
-        return [(scene.id, name, self.encode(mask)) for name, mask in zip(self.classes, answer, strict=True)]
+        row_id = self.row_id(scene)
+        return [(row_id, name, self.encode(mask)) for name, mask in zip(self.classes, answer, strict=True)]
 
     def row_names(self, scene: Scene) -> list[Name]:
-        return [(scene.id, name) for name in self.classes]
+        return [(self.row_id(scene), name) for name in self.classes]
+
+    def scene_fault(self, rows: Sequence[Row]) -> str:
+        """Say whether two classes that exclude each other share a pixel."""
+        masks = [rle.parse(runs, origin=self.rule.origin)[0] for *_, runs in rows] if self.options.exclusive else []
+        return "two classes on one pixel, which are exclusive" if rle.overlap(masks) else ""
 
     def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
         shape = raster.image_size(scene.files["image"])

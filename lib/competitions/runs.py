@@ -1,7 +1,7 @@
 """What competitions share whose truth and answers are masks written as runs: HuBMAP, nuclei, salt, scans, steel."""
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -33,6 +33,9 @@ class RunsOptions(Section):
     """How runs count pixels; auto: told from the training runs."""
     origin: Literal["auto", 0, 1] = "auto"
     """Number of the first pixel; auto: told from the training runs."""
+    sample: str | None = ""
+    """Sample submission, which says what scenes are answered, in what order and under what header; "": one of the
+    usual name. null: none is used."""
 
     @field_validator("slices")
     @classmethod
@@ -56,10 +59,12 @@ class RunsCompetition(Competition):
         pixels = super().read(scene, image)
         return pixels if image == "image" else resize(pixels, raster.image_size(scene.files["image"]))
 
-    @cached_property
-    def sample_table(self) -> layout.Table:
-        """The competition's sample submission; without columns where there is none."""
-        return layout.read_table(layout.first(self.root, layout.SAMPLES), getattr(self.options, "id_column", ""))
+    def places(self, split: str) -> list[str]:
+        stated = getattr(self.options, split)
+        return [] if stated is None else [stated] if stated else list(layout.FOLDERS[split])
+
+    def usual_folders(self, split: str) -> Sequence[str]:
+        return layout.FOLDERS[split]
 
     @abstractmethod
     def labelled_runs(self) -> Iterable[tuple[Scene, str]]:

@@ -7,25 +7,33 @@ import numpy as np
 
 from lib.competitions.contract import Competition, Scene
 from lib.errors import DataError
-from lib.scenes import raster
 
 
 def read_stack(competition: Competition, scene: Scene, images: Sequence[str]) -> np.ndarray:
-    """Read the named images of a scene as one array (3n, H, W) uint8, or its frames as (F, 3n, H, W)."""
-    return np.concatenate([np.moveaxis(competition.read(scene, name), -1, -3) for name in images], axis=-3)
+    """Read the named images of a scene as one array (3n, H, W) uint8, or its frames as (F, 3n, H, W).
+
+    Raises DataError naming scene, files and sizes where these differ.
+    """
+    read = [np.moveaxis(competition.read(scene, name), -1, -3) for name in images]
+    if len({array.shape[-2:] for array in read}) > 1:
+        found = ", ".join(f"{scene.files.get(name, name)} of {array.shape[-1]}x{array.shape[-2]}"
+                          for name, array in zip(images, read, strict=True))  # fmt: skip
+        raise DataError(f"scene {scene.id}: expected images of one size, found {found} pixels")
+    return np.concatenate(read, axis=-3)
+
+
+def stated_sizes(competition: Competition, scenes: Sequence[Scene]) -> dict[str, tuple[int, int]]:
+    """Return scene id -> (height, width) of those whose size is known, from the header of an image or as a rule."""
+    found = {scene.id: competition.size(scene) for scene in scenes}
+    return {scene_id: (size[0], size[1]) for scene_id, size in found.items() if size and size[0] and size[1]}
 
 
 def sizes(competition: Competition, scenes: Sequence[Scene]) -> dict[str, tuple[int, int]]:
-    """Return scene id -> (height, width) from the header of its images; without one, the commonest size of the others.
+    """Return scene id -> (height, width) as ``stated_sizes``; of the others the commonest one.
 
-    DataError where no scene has a header that can be read.
+    DataError where the size of no scene is known.
     """
-    roles = dict.fromkeys((*competition.images, "image"))
-    stated: dict[str, tuple[int, int]] = {}
-    for scene in scenes:
-        read = (raster.stated_size(scene.files[role]) for role in roles if role in scene.files)
-        if size := next((size for size in read if size[0]), None):
-            stated[scene.id] = size
+    stated = stated_sizes(competition, scenes)
     if scenes and not stated:
         raise DataError(f"none of {len(scenes)} scenes ({scenes[0].id}, ...) has an image whose size can be read; "
                         "fetch the images again")  # fmt: skip

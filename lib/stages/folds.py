@@ -13,8 +13,9 @@ from lib.competitions.contract import Competition, Finding, Scene, summarize
 from lib.config.sections import Folds
 from lib.errors import ConfigError, DataError
 from lib.files import whole_file, write_json
+from lib.run import manifest
 from lib.run.cli import Run, say
-from lib.scenes import audit, embed, folds, pairs
+from lib.scenes import audit, embed, folds, leaks, pairs
 from lib.scenes.pairs import DUPLICATE_BITS, LOOK_ALIKE, look_alikes, near_duplicates
 
 FINDINGS = "findings.csv"
@@ -31,6 +32,7 @@ def check(competition: Competition, folder: Path, strict: bool) -> Iterator[str]
     lines = summarize(findings)
     if strict and findings:
         raise DataError("--strict: " + "; ".join(lines))
+    yield from (f"  {line}" for line in competition.summary())
     yield from lines or ["data check: nothing to remark"]
     yield from (f"  {remark}" for remark in competition.remarks())
 
@@ -57,13 +59,23 @@ def split(competition: Competition, section: Folds, folder: Path) -> Iterator[st
         table, unused = _given(section, table)
         yield f"  folds taken from {section.file}" + (f"; {unused} of its ids are not in the data" if unused else "")
     folds.write_folds(folder / "folds.csv", table)
-    report = audit_report(competition, table, groups, looks or looks_of(competition, scenes, section.embed))
+    looks = looks or looks_of(competition, scenes, section.embed)
+    report = audit_report(competition, table, groups, looks)
+    report["test"] = against_test(competition, scenes, looks)
     write_json(folder / "audit.json", report)
     for k, row in report["folds"].items():
         more = f" and {len(flags) - FLAGS} more" if len(flags) > FLAGS else ""
         held = ", ".join(f"{flag} {row[flag]}" for flag in flags[:FLAGS])
         yield f"  fold {k}: {row['scenes']} scenes; with {held}{more}"
     yield from (f"  audit: {line}" for line in audit.lines(report))
+    yield from (f"  audit: {line}" for line in leaks.lines(report["test"]))
+
+
+def against_test(competition: Competition, train: list[Scene], looks: audit.Looks) -> dict[str, Any]:
+    """Compare the test scenes with those of training, which look like ``looks``, by bytes and by hash."""
+    test = competition.scenes("test")
+    hashes = {"train": looks.hashes, "test": looks_of(competition, test, by_features=False).hashes}
+    return leaks.report(train, test, competition.files, hashes)
 
 
 def joined(groups: list[str], looks: audit.Looks, ids: list[str], section: Folds) -> tuple[list[str], list[str]]:
@@ -117,7 +129,7 @@ def audit_lines(competition: Competition, table: pd.DataFrame) -> list[str]:
 def require_same_folds(run: Run, setting: str, experiment: str, fold: int) -> None:
     """Raise ConfigError unless another experiment divides the scenes as this one does."""
     earlier = run.store.root.parent / experiment
-    theirs, ours = folds.read_folds(earlier / "01_folds" / "folds.csv"), run.folds()
+    theirs, ours = folds.read_folds(manifest.check(earlier / "01_folds" / "folds.csv")), run.folds()
     if dict(zip(theirs["id"], theirs["fold"])) != dict(zip(ours["id"], ours["fold"])):
         raise ConfigError(f"{setting}: {earlier.name} divides the scenes into other folds, so its networks for fold "
                           f"{fold} may have seen validation scenes; take its folds.csv as folds.file")  # fmt: skip
@@ -148,7 +160,10 @@ def looks_of(competition: Competition, scenes: list[Scene], by_features: bool = 
         say(f"  {absent}")
 
     def one(scene: Scene) -> tuple[list[int], np.ndarray | None]:
-        frames = pairs.frames(competition.read(scene, competition.images[0]))
+        try:
+            frames = pairs.frames(competition.read(scene, competition.images[0]))
+        except DataError:  # the data check names it
+            return [], None
         return [pairs.perceptual_hash(frame) for frame in frames], embedder(frames) if embedder else None
 
     with ThreadPoolExecutor(max_workers=2) as pool:

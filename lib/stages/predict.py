@@ -18,19 +18,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lib.competitions.contract import Scene
-from lib.errors import ArtifactError, ConfigError, PipelineError
+from lib.competitions.contract import Scene, told
+from lib.errors import ArtifactError, ConfigError, DataError, PipelineError
 from lib.inference.predict import Predictor
-from lib.inference.scene import read_stack, sizes
+from lib.inference.scene import read_stack, sizes, stated_sizes
 from lib.models import checkpoint
 from lib.run.artifacts import Unit
 from lib.run.cli import Run, quiet, say
 from lib.run.executor import Pool, devices
 from lib.run.graph import LOGITS
 from lib.scenes.probs import file_name, levels_path, quantise, write_levels, write_logits
-
-NAMED = 3
-"""Failed scenes whose errors are printed."""
 
 
 def open_pool(run: Run, start: str = "spawn") -> Pool:
@@ -58,7 +55,9 @@ def predict(run: Run, units: list[Unit], pool: Pool | None = None, tick: Callabl
                                                                "tf32": looks.tf32}}  # fmt: skip
         with run.build(unit, record) as out:
             scenes = scenes_of(run, unit.name, fold)
+            require_whole(run, scenes)
             record["scenes"] = len(scenes)
+            taken_over(run, unit, scenes)
             seconds, failed = [], {}
             calls = ((scene, out) for scene in scenes)
             method = "teach" if unit.name == LOGITS else "predict"
@@ -73,6 +72,25 @@ def predict(run: Run, units: list[Unit], pool: Pool | None = None, tick: Callabl
                 record["failed"] = fall_back(run, name, scenes, failed, out)
             if timed := sorted(filter(None, seconds)):
                 record["seconds_per_scene"] = round(timed[len(timed) // 2], 4)  # the median: the first one warms up
+
+
+def taken_over(run: Run, unit: Unit, scenes: list[Scene]) -> None:
+    """Keep the files of the scenes that a unit to be built anew has right already, and say of how many."""
+    sets = run.config.predict.tta_sets[-1:] if unit.name == LOGITS else run.config.predict.tta_sets
+    files = {scene.id: [levels_path(Path(), sets, views, scene.id).as_posix() for views in sets] for scene in scenes}
+    if not run.force and (taken := run.store.reuse(unit, files)):
+        say(f"  {len(taken)} of {len(scenes)} scenes are as they were and are kept")
+
+
+def require_whole(run: Run, scenes: list[Scene]) -> None:
+    """Say before anything is predicted which scenes lack files or have images of several sizes.
+
+    They take ``predict.fallback``; DataError where there is none.
+    """
+    faults = {scene.id: fault for scene in scenes if (fault := run.competition.incomplete(scene))}
+    if faults and run.config.predict.fallback is None:
+        raise DataError(f"{len(faults)} of {len(scenes)} scenes cannot be predicted: {told(faults)}; mend their files, "
+                        "or set predict.fallback (0: nothing is found there), which they are given then")  # fmt: skip
 
 
 def precision_line(run: Run, name: str, used: str) -> str:
@@ -95,20 +113,16 @@ def fall_back(run: Run, name: str, scenes: list[Scene], failed: Mapping[str, str
         raise ArtifactError(f"{name}: each of {len(scenes)} scenes failed, which no fallback is for; {told(failed)}")
     task, value = run.competition.tasks[run.config.models[name].task], run.config.predict.fallback
     size_of = sizes(run.competition, scenes) if task.dense else dict.fromkeys(failed, (1, 1))
+    known = stated_sizes(run.competition, scenes) if task.dense else size_of
     for scene in failed:
-        levels = quantise(np.full((task.channels, *size_of[scene]), value, np.float32), run.config.predict.truncate)
+        constant = value if scene in known else 0  # of no image a mask is empty
+        levels = quantise(np.full((task.channels, *size_of[scene]), constant, np.float32), run.config.predict.truncate)
         for views in run.config.predict.tta_sets:
             path = levels_path(out, run.config.predict.tta_sets, views, scene)
             path.parent.mkdir(exist_ok=True)
             write_levels(path, levels, task.classes)
     say(f"  {len(failed)} of {len(scenes)} scenes could not be predicted and have the fallback {value}: {told(failed)}")
     return failed
-
-
-def told(failed: Mapping[str, str]) -> str:
-    """Say which scenes failed, and of the first ones why."""
-    first = [f"{scene} ({error})" for scene, error in list(failed.items())[:NAMED]]
-    return "; ".join(first) + (f"; and {len(failed) - NAMED} more" if len(failed) > NAMED else "")
 
 
 # ---- in a worker --------------------------------------------------------------------------------------
@@ -226,7 +240,9 @@ class Networks:
         return found
 
     def read(self, scene: Scene) -> np.ndarray:
-        """Read what the network is given of a scene."""
+        """Read what the network is given of a scene. Raises DataError for one that is not whole."""
+        if fault := self.run.competition.incomplete(scene):
+            raise DataError(f"scene {scene.id}: {fault}")
         return read_stack(self.run.competition, scene, self.description["images"])
 
     def paths(self, folder: Path, scene: Scene) -> dict[str, Path]:

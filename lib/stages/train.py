@@ -15,7 +15,7 @@ from lib.errors import ArtifactError
 from lib.inference.scene import read_stack
 from lib.models import build, checkpoint, init, licences, weights
 from lib.models.layers import Network
-from lib.run import runtime
+from lib.run import manifest, runtime
 from lib.run.artifacts import Unit
 from lib.run.cli import Run, say
 from lib.run.graph import teacher_folders
@@ -128,7 +128,7 @@ class Seen:
         """
         total: Any = 0.0
         for folder in self.teachers:
-            found, names = read_logits(folder / file_name(scene.id))
+            found, names = read_logits(manifest.check(folder / file_name(scene.id)))
             if names != self.task.classes:
                 raise ArtifactError(f"{folder}: expected channels {self.task.classes}, got {names}")
             total = total + found.astype(np.float32)

@@ -111,7 +111,7 @@ class BinaryRLEOptions(RunsOptions):
     rle_column: str = ""
     """Column of runs."""
     header: tuple[str, ...] = ()
-    """The two words above a submission; as the sample or the training table has them."""
+    """The two words above a submission, where there is no sample; as the training table has them."""
     stain: Stain | None = None
     """The stain that all images are given."""
 
@@ -151,7 +151,9 @@ class BinaryRLE(RunsCompetition):
         if split == "test":
             files, findings = self._images(split)
             scenes, odd = self._describe(split, files)
-            return scenes, findings + odd
+            path = self._tables[split].path.name
+            gone = sorted(self._tables[split].rows.keys() - files.keys()) if files else []
+            return scenes, [*findings, *odd, *(Finding("row of the test table without image", i, path) for i in gone)]
         files, findings = self._training
         lonely = sorted(self._runs.keys() - files.keys())
         findings = findings + [Finding("truth without image", key, "in the table only") for key in lonely]
@@ -168,6 +170,9 @@ class BinaryRLE(RunsCompetition):
     def labelled(self, scene: Scene) -> bool:
         """Tell whether an image has a mask file or rows of runs."""
         return self._has_truth(scene.id, scene.files) and scene.id in self._training[0]
+
+    def read_files(self) -> list[Path]:
+        return [*super().read_files(), *(table.path for table in self._tables.values())]
 
     def fact_files(self, scene: Scene) -> list[Path]:
         own = [path for role, path in scene.files.items() if role in ("image", "mask", "masks")]
@@ -361,15 +366,18 @@ class BinaryRLE(RunsCompetition):
     # ---- submission -----------------------------------------------------------------------------------
     @cached_property
     def header(self) -> tuple[str, ...]:
-        """The two words above a submission: as stated, else the sample's, the training table's, or Kaggle's."""
+        """The two words above a submission: the sample's, else as stated, the training table's, or Kaggle's."""
+        if sampled := self.header_of(("an id", "its runs")):
+            return sampled
         if self.options.header:
             return self.options.header
-        if self.sample_table.columns:
-            return self.sample_table.id_column, next(iter(self.sample_table.others), "rle")
         if self._runs:
             return self._tables["train"].id_column, self._rle_column
         nested = any("masks" in files for files in self._training[0].values())
         return ("ImageId", "EncodedPixels") if nested else ("id", "rle")
+
+    def check_sample(self) -> None:
+        _ = self.header
 
     @property
     def form(self) -> Form:  # type: ignore[override]  # read from the data when asked for
@@ -378,10 +386,11 @@ class BinaryRLE(RunsCompetition):
 
     def rows(self, scene: Scene, answer: Answer) -> list[Row]:
         """Return a row per image, or for "object_map" a row per object and an empty one where there is none."""
+        row_id = self.row_id(scene)
         if self.metric == "object_map":
             texts = rle.encode_labels(objects.components(answer), self.rule.order, self.rule.origin)
-            return [(scene.id, text) for text in texts if text] or [(scene.id, "")]
-        return [(scene.id, self.encode(answer))]
+            return [(row_id, text) for text in texts if text] or [(row_id, "")]
+        return [(row_id, self.encode(answer))]
 
     def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
         """Draw the runs of a scene: (H, W) int32 for "object_map", else (H, W) uint8."""
@@ -419,7 +428,7 @@ class BinaryRLE(RunsCompetition):
         if stated is None:
             return {}
         if "*" in stated:
-            found = by_pattern(self.root, (stated,))
+            found = by_pattern(self.root, stated)
         else:
             folder = layout.first(self.root, (stated,) if stated else MASKS)
             found = {key: own["image"] for key, own in layout.list_images(folder)[0].items()} if folder else {}

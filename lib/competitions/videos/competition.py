@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import cv2
@@ -99,8 +99,6 @@ class VideosOptions(ClassificationOptions):
     """The score that is searched for."""
     fallback: float | None = Field(None, ge=0, le=1)
     """Score of test videos that cannot be read, which are an error without it."""
-    sample: str | None = None
-    """Sample submission, whose order of rows is kept."""
 
 
 class Videos(Classification):
@@ -126,7 +124,6 @@ class Videos(Classification):
     def __init__(self, root: Path, options: VideosOptions, memo: Path | None = None):
         super().__init__(root, options, memo)
         self.tasks = {"cls": Label((options.positive,))}
-        self.form = Form((options.columns.id, options.columns.label), origin=None)
         self._faults: dict[tuple[str, Path], str] = {}
 
     # ---- scenes ---------------------------------------------------------------------------------------
@@ -140,6 +137,12 @@ class Videos(Classification):
     @property
     def table(self) -> Path:
         return self.root / (self.options.annotations or self.options.labels)
+
+    @property
+    def form(self) -> Form:  # type: ignore[override]
+        """Id and score, under the sample's header or else the table's."""
+        columns = self.options.columns
+        return Form(self.header_of(("an id", "a score")) or (columns.id, columns.label), origin=None)
 
     def is_scene(self, path: Path) -> bool:
         return video.is_video(path)
@@ -215,6 +218,8 @@ class Videos(Classification):
 
     def fault(self, scene: Scene) -> str:
         """Say why a video cannot be read, "" if it can; its first frame is decoded the first time it is asked for."""
+        if "video" not in scene.files:
+            return super().incomplete(scene)
         path, key = scene.files["video"], (scene.id, scene.files["video"])
         if key not in self._faults:
             try:
@@ -224,6 +229,10 @@ class Videos(Classification):
             except DataError as error:
                 self._faults[key] = str(error)
         return self._faults[key]
+
+    def incomplete(self, scene: Scene) -> str:
+        """Say that there is no file of a video, unless ``data.options.fallback`` stands for it."""
+        return super().incomplete(scene) if self.options.fallback is None else ""
 
     def read(self, scene: Scene, image: str = "frames") -> np.ndarray:
         """Read the sampled frames, (F, H, W, 3) uint8 RGB; of an unreadable test video with a fallback, a black one.
@@ -249,7 +258,7 @@ class Videos(Classification):
         """Say how many videos the table of boxes leaves out; what a detector does not find is known only afterwards."""
         if self.options.crop is None or self.options.crop.boxes is None:
             return []
-        left = [scene.id for scene in scenes if not self._boxes(scene)]
+        left = [scene.id for scene in scenes if "video" in scene.files and not self._boxes(scene)]
         return [f"{len(left)} of {len(scenes)} videos have no box and are looked at whole ({left[0]})"] if left else []
 
     def _look(self, scene: Scene) -> video.Look | None:
@@ -345,11 +354,7 @@ class Videos(Classification):
         return float(rows[0][1])
 
     def row_fault(self, row: Row) -> str:
-        try:
-            good = 0 <= float(row[1]) <= 1  # false for NaN
-        except ValueError:
-            good = False
-        return "" if good else "expected a score in [0, 1]"
+        return "" if 0 <= tables.number(row[1]) <= 1 else "expected a score in [0, 1]"  # NaN is not
 
     def lint(self, path: Path, scenes: Sequence[Scene] | None = None, sample: Path | None = None) -> list[str]:
         """Return what is wrong with a CSV, or the one in a folder; videos that cannot be read have the fallback."""
@@ -410,7 +415,10 @@ def _sheet(frames: np.ndarray) -> np.ndarray:
 
 # ---- annotations --------------------------------------------------------------------------------------
 def _annotated(root: Path, path: Path) -> list[Record]:
-    """Read an annotations text: lines of folder, first and last frame number, label. Raises DataError."""
+    """Read an annotations text: lines of folder, first and last frame number, label. Raises DataError.
+
+    A folder is a name below ``root``; one that leads out of it names no video.
+    """
     try:
         lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         rows = [(" ".join(folder), (int(first), int(last)), label) for *folder, first, last, label in lines]
@@ -421,6 +429,8 @@ def _annotated(root: Path, path: Path) -> list[Record]:
     for folder, span, label in rows:
         flat = folder.replace("/", "_")
         scene_id = f"{flat}_{span[0]}" if times[folder] > 1 else flat
-        there = [root / folder] if (root / folder).is_dir() else []
+        place = PurePosixPath(folder)
+        inside = not place.is_absolute() and ".." not in place.parts
+        there = [root / folder] if inside and (root / folder).is_dir() else []
         records.append(Record(scene_id, label, there, {"group": flat}, span))
     return records

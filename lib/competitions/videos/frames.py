@@ -14,11 +14,12 @@ import cv2
 import numpy as np
 from pydantic import Field, model_validator
 
+from lib.competitions import suffixes
 from lib.errors import DataError
 from lib.scenes import raster
 from lib.settings import Section
 
-SUFFIXES = (".mp4", ".avi", ".mov", ".mkv")
+SUFFIXES = suffixes.VIDEOS
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 Span = tuple[int, int]

@@ -29,9 +29,10 @@ from lib import metrics as scoring
 from lib.competitions import contract, tables
 from lib.competitions.contract import SUBMISSION, Answer, Competition, Finding, Levels, Params, Row, Scene
 from lib.competitions.decoding import Setting, gains, morphology
-from lib.competitions.listing import SUFFIXES, Classes, Expression, Pattern, by_pattern, find_in_ids
+from lib.competitions.listing import SUFFIXES, Classes, Expression, Match, Pattern, find_in_ids, matches
 from lib.competitions.tables import Form, Name
-from lib.competitions.voc import label_map
+from lib.competitions.voc import label_map, pictures
+from lib.competitions.voc.pictures import Named
 from lib.ensemble.morphology import open_and_close
 from lib.errors import DataError
 from lib.scenes import raster, rle
@@ -42,6 +43,7 @@ from lib.tasks import IGNORE, MulticlassMask
 
 UNIONS = ("trainval",)
 """Splits that repeat others, so that an id in them and in another is nothing strange."""
+COLUMNS = ("ImageId_ClassId", "EncodedPixels")
 MASKS = "masks"
 MASK = "mask"
 """Role of a scene's mask; where there is a folder per class, ``mask of cat``."""
@@ -79,6 +81,9 @@ class VOCOptions(Section):
     must stay together, such as a video."""
     domain: Expression | None = None
     """Regular expression searched in the id: where the picture is from; without it that is the group."""
+    sample: str | None = ""
+    """Sample submission, which says what scenes are answered, in what order and under what header; "": one of the
+    usual name. null: none is used."""
 
     @field_validator("masks")
     @classmethod
@@ -106,7 +111,6 @@ class VOC(Competition):
     Options = VOCOptions
     steps = label_map.STEPS
     steps_in_search = False
-    form = Form(("ImageId_ClassId", "EncodedPixels"))
 
     def __init__(self, root: Path, options: VOCOptions, memo: Path | None = None):
         super().__init__(root, options, memo)
@@ -136,6 +140,18 @@ class VOC(Competition):
                                 f"only 0 and 255 in {len(odd)} of {len(scenes)}, the first is {odd[0].files[MASK]}; "
                                 f"{ZERO_OR_255}")  # fmt: skip
         return scenes
+
+    def places(self, split: str) -> list[str]:
+        options = self.options
+        names = options.train_splits if split == "train" else [options.test_split] if options.test_split else []
+        patterns = [options.lists] if options.lists is not None else [*_several(options.images)]
+        return list(dict.fromkeys(pattern.replace("{split}", name) for name in names for pattern in patterns))
+
+    def read_files(self) -> list[Path]:
+        options = self.options
+        names = (*options.train_splits, *([options.test_split] if options.test_split else []))
+        lists = [self.root / options.lists.replace("{split}", name) for name in names] if options.lists else []
+        return [*super().read_files(), *lists]
 
     def labelled(self, scene: Scene) -> bool:
         """Tell whether a scene has a mask, of one class at least."""
@@ -231,69 +247,111 @@ class VOC(Competition):
         """Whether the data says which split a picture is in."""
         return self.options.lists is not None or any("{split}" in pattern for pattern in _several(self.options.images))
 
-    def _splits(self) -> dict[str, list[str]]:
-        """Return split -> ids as the lists or folders name them, training splits first."""
-        options, images = self.options, _several(self.options.images)
-        names = list(dict.fromkeys([*options.train_splits, *([options.test_split] if options.test_split else [])]))
+    @cached_property
+    def _names(self) -> list[str]:
+        """The splits that may be there, training splits first."""
+        own_test = [self.options.test_split] if self.options.test_split else []
+        return list(dict.fromkeys([*self.options.train_splits, *own_test]))
+
+    @cached_property
+    def _found(self) -> dict[str, list[Match]]:
+        """Split -> the pictures that its patterns find."""
+        return {name: matches(self.root, _several(self.options.images), name) for name in self._names}
+
+    @cached_property
+    def _sides(self) -> dict[str, Named]:
+        """Split -> the pictures of all training splits by id, or those of the test split."""
+        trained = self.options.train_splits
+        train = pictures.named(match for name in trained for match in self._found[name])
+        return {name: train if name in trained else pictures.named(self._found[name]) for name in self._names}
+
+    def _splits(self) -> tuple[dict[str, list[str]], list[Finding]]:
+        """Return split -> ids as the lists or folders name them, and the lines that may mean several pictures."""
+        options, sides = self.options, self._sides
+        findings: list[Finding] = []
         if options.lists is not None:
-            paths = {name: self.root / options.lists.replace("{split}", name) for name in names}
-            found = {name: _read_list(path) for name, path in paths.items() if path.is_file()}
+            paths = {name: self.root / options.lists.replace("{split}", name) for name in self._names}
+            found: dict[str, list[str]] = {name: [] for name, path in paths.items() if path.is_file()}
+            for name in found:
+                for word in _read_list(paths[name]):
+                    meant = pictures.listed(word, sides[name])
+                    found[name] += meant if len(meant) == 1 else [] if meant else [_id_of(word)]
+                    if len(meant) > 1:
+                        findings.append(Finding("listed id of several pictures, none is used", word, ", ".join(meant)))
         elif self._is_split:
-            found = {name: sorted(by_pattern(self.root, images, name)) for name in names}
+            ids = {match.path: key for side in sides.values() for key, match in side.pictures.items()}
+            found = {name: sorted(ids[m.path] for m in self._found[name] if m.path in ids) for name in self._names}
             found = {name: ids for name, ids in found.items() if ids}
         else:
-            masks = self._mask_files("")
-            found = {name: [] for name in names}
-            pictures = sorted(by_pattern(self.root, images))
-            if pictures and not masks.keys() & set(pictures):
-                raise DataError(self._unmatched(pictures, sorted(masks)))
-            for scene_id in pictures:
+            every = sides[options.train_splits[0]]
+            masks, _ = self._masks_of_split(options.train_splits[0])
+            found = {name: [] for name in self._names}
+            if every.pictures and not masks:
+                raise DataError(self._unmatched(sorted(every.pictures)))
+            for scene_id in sorted(every.pictures):
                 found.get(options.train_splits[0] if scene_id in masks else options.test_split, []).append(scene_id)
         if not any(found.get(name) for name in options.train_splits):
-            places = options.lists or ", ".join(images)
+            places = options.lists or ", ".join(_several(options.images))
             inside = sorted(path.name for path in self.root.iterdir())[:8] if self.root.is_dir() else ["no such path"]
             raise DataError(f"{self.root}: expected {places} for the splits {', '.join(options.train_splits)}, found "
                             f"{', '.join(inside)}; set data.root, or data.options.lists, images, masks")  # fmt: skip
-        return found
+        return found, findings
 
-    def _unmatched(self, pictures: Sequence[str], masks: Sequence[str]) -> str:
+    def _unmatched(self, ids: Sequence[str]) -> str:
         """Say that no picture has a mask, by the ids of both."""
-        patterns = self.options.masks.values() if isinstance(self.options.masks, dict) else _several(self.options.masks)
-        ids = f"; a picture's id is {pictures[0]}, a mask's {masks[0]}" if masks else ""
-        return (f"{self.root}: expected a mask for some of the {len(pictures)} pictures in "
-                f"{', '.join(_several(self.options.images))}, found {len(masks)} masks in {', '.join(patterns)}{ids}; "
-                "set data.options.masks")  # fmt: skip
+        given = self.options.masks
+        patterns = [*given.values()] if isinstance(given, dict) else [*_several(given)]
+        masks = sorted({match.stem for match in matches(self.root, patterns)})
+        first = f"; a picture's id is {ids[0]}, a mask's {masks[0]}" if masks else ""
+        asked = ", ".join(_several(self.options.images))
+        return (f"{self.root}: expected a mask for some of the {len(ids)} pictures in {asked}, found {len(masks)} "
+                f"masks in {', '.join(patterns)}{first}; set data.options.masks")  # fmt: skip
 
-    def _mask_files(self, split: str) -> dict[str, dict[str, Path]]:
-        """Return id -> role -> mask."""
-        masks = self.options.masks
-        if not isinstance(masks, dict):
-            return {key: {MASK: path} for key, path in by_pattern(self.root, _several(masks), split).items()}
+    def _masks_of_split(self, split: str) -> tuple[dict[str, dict[str, Path]], dict[str, list[Finding]]]:
+        """Return id -> role -> mask of the pictures that the split's patterns find, and id -> what is not clear."""
+        given = self.options.masks
+        roles: dict[str, tuple[str, ...]] = (
+            {f"{MASK} of {name}": (pattern,) for name, pattern in given.items()}
+            if isinstance(given, dict)
+            else {MASK: _several(given)}
+        )
+        side, here = self._sides[split], {match.pattern for match in self._found[split]}
+        own = {key: match for key, match in side.pictures.items() if match.pattern in here}
         found: dict[str, dict[str, Path]] = {}
-        for name, pattern in masks.items():
-            for key, path in by_pattern(self.root, (pattern,), split).items():
-                found.setdefault(key, {})[f"{MASK} of {name}"] = path
-        return found
+        findings: dict[str, list[Finding]] = {}
+        for role, patterns in roles.items():
+            masks = pictures.masks_of(own, side.parts, matches(self.root, patterns, split))
+            for key, match in masks.found.items():
+                found.setdefault(key, {})[role] = match.path
+            for key, several in masks.unclear.items():
+                which = ", ".join(str(match.path) for match in several)
+                finding = Finding("mask that may be of several pictures, none is used", key, which)
+                findings.setdefault(key, []).append(finding)
+        return found, findings
 
     @cached_property
     def _everything(self) -> tuple[dict[str, list[Scene]], dict[str, str], list[Finding]]:
         """The scenes of each split by file names alone, the first split of each id, and what is strange about them."""
-        splits = self._splits()
-        pictures = {split: by_pattern(self.root, _several(self.options.images), split) for split in splits}
-        ids = list(dict.fromkeys(i for split, listed in splits.items() for i in listed if i in pictures[split]))
+        splits, unclear = self._splits()
+        known = {split: self._sides[split].pictures for split in splits}
+        ids = list(dict.fromkeys(i for split, listed in splits.items() for i in listed if i in known[split]))
         groups, findings = find_in_ids("group", self.options.group, ids)
         domains, odd = find_in_ids("domain", self.options.domain, ids)
-        findings += odd
+        findings += odd + unclear
+        dropped = dict.fromkeys(drop for side in self._sides.values() for drop in side.dropped)
+        findings += [Finding("two pictures of one id", key, f"{one.path} is used, not {other.path}")
+                     for key, one, other in dropped]  # fmt: skip
         by_split: dict[str, list[Scene]] = {}
         first: dict[str, tuple[str, Scene]] = {}
         missing: dict[str, str] = {}
         for split, listed in splits.items():
-            masks, by_split[split] = self._mask_files(split), []
-            for scene_id in dict.fromkeys(listed):
-                if scene_id not in pictures[split]:
-                    missing.setdefault(scene_id, split)
-                    continue
-                files = {"image": pictures[split][scene_id], **masks.get(scene_id, {})}
+            own = {key: known[split][key] for key in dict.fromkeys(listed) if key in known[split]}
+            missing |= {key: split for key in dict.fromkeys(listed) if key not in own and key not in missing}
+            masks, not_clear = self._masks_of_split(split)
+            findings += [finding for key in own if key not in first for finding in not_clear.get(key, ())]
+            by_split[split] = []
+            for scene_id, picture in own.items():
+                files = {"image": picture.path, **masks.get(scene_id, {})}
                 group = groups.get(scene_id, "")
                 scene = Scene(scene_id, files, domains.get(scene_id) or group, group=group)
                 by_split[split].append(scene)
@@ -347,10 +405,15 @@ class VOC(Competition):
         return image // 2 + palette()[answer] // 2
 
     # ---- submission -----------------------------------------------------------------------------------
+    @property
+    def form(self) -> Form:  # type: ignore[override]
+        """Runs by id and number of the class, under the sample's header where there is one."""
+        return Form(self.header_of(("an id with _ and the number of a class", "its runs")) or COLUMNS)
+
     def rows(self, scene: Scene, answer: Answer) -> list[Row]:
         """Return a row of runs for each class but the first."""
         texts = rle.encode_labels(answer, count=len(self.names) - 1)
-        return [(f"{scene.id}_{index}", text) for index, text in enumerate(texts, 1)]
+        return [(f"{self.row_id(scene)}_{index}", text) for index, text in enumerate(texts, 1)]
 
     def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
         answer = np.zeros(raster.image_size(scene.files["image"]), np.uint8)
@@ -358,12 +421,16 @@ class VOC(Competition):
             answer[rle.decode(text, answer.shape) > 0] = int(row_id.rpartition("_")[2])
         return answer
 
-    def scene_of(self, row: Row) -> str:
-        """Return the scene's id, which the number of the class follows."""
+    def scene_fault(self, rows: Sequence[Row]) -> str:
+        """Say whether two classes share a pixel."""
+        return "two classes on one pixel" if rle.overlap([rle.parse(text)[0] for _, text in rows]) else ""
+
+    def id_in(self, row: Row) -> str:
+        """Return a scene's id as the submission writes it, which the number of the class follows."""
         return row[0].rpartition("_")[0]
 
     def row_names(self, scene: Scene) -> list[Name]:
-        return [(f"{scene.id}_{index}",) for index in range(1, len(self.names))]
+        return [(f"{self.row_id(scene)}_{index}",) for index in range(1, len(self.names))]
 
     def write_submission(self, answers: Iterable[tuple[Scene, Answer]], folder: Path) -> list[Path]:
         """Write the CSV of runs and a folder of index PNGs."""
@@ -393,31 +460,43 @@ class VOC(Competition):
             return super().lint(path, scenes, sample)
         table, pictures = path / SUBMISSION, path / MASKS
         if not table.exists() and not pictures.exists():
-            faults = self._lint_masks(path, scenes)
-            return faults if sample is None else [*faults, f"{sample}: a sample submission needs a CSV to compare with"]
+            return self._lint_masks(path, scenes, sample)
         faults = self._lint_masks(pictures, scenes) + super().lint(table, scenes, sample)
         return faults or self._lint_agreement(table, pictures)
 
-    def _lint_masks(self, folder: Path, scenes: Sequence[Scene] | None) -> list[str]:
-        """Lint index PNGs: all there and no others, readable, of the picture's size, classes only."""
+    def _lint_masks(self, folder: Path, scenes: Sequence[Scene] | None, sample: Path | None = None) -> list[str]:
+        """Lint index PNGs: all there and no others, whole, of the picture's size, classes only.
+
+        ``sample`` says which pictures must be answered. Where no CSV lies beside the folder, one of them must show
+        another class than the first.
+        """
         found = {path.stem: path for path in sorted(folder.glob("*.png"))}
         if not found:
             return [f"{folder}: expected index PNGs, one per picture, found none"]
-        wanted = dict.fromkeys(found) if scenes is None else {scene.id: self.size(scene) for scene in scenes}
+        wanted: dict[str, Any] = {scene.id: self.size(scene) for scene in scenes or ()}
+        try:
+            of_sample = self.scenes_of(sample) if sample else []
+        except DataError as error:
+            return [str(error)]
+        wanted = {**dict.fromkeys(of_sample), **wanted} or dict.fromkeys(found)
         missing, foreign = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
         faults = [Finding("picture without a PNG", scene_id) for scene_id in missing]
         faults += [Finding("not one of the scenes asked for", f"{scene_id}.png") for scene_id in foreign]
+        shown = 0
         for scene_id in sorted(wanted.keys() & found.keys()):
             path, size = found[scene_id], wanted[scene_id]
             try:
-                mask = raster.read_mask(path)
-            except DataError:
-                faults.append(Finding("not a readable index PNG", path.name))
+                mask = read_index_png(path)
+            except DataError as error:
+                faults.append(Finding(str(error), path.name))
                 continue
+            shown += bool(mask.any())
             if size not in (None, (None, None)) and mask.shape != tuple(size):
                 faults.append(Finding("not of its picture's size", path.name))
             if mask.max(initial=0) >= len(self.names):
                 faults.append(Finding(f"values that are none of the classes 0..{len(self.names) - 1}", path.name))
+        if not shown and not faults and not (folder.parent / SUBMISSION).exists():
+            faults.append(Finding(f"{self.names[0]} in every pixel of every picture", min(found)))
         return [f"{folder}: {line}" for line in contract.summarize(faults)]
 
     def _lint_agreement(self, table: Path, pictures: Path) -> list[str]:
@@ -462,6 +541,19 @@ def _lossy(path: Path) -> str:
     return "; a JPEG does not keep the numbers of classes, export masks as PNG" if path.suffix.lower() in JPEG else ""
 
 
+def read_index_png(path: Path) -> np.ndarray:
+    """Read a submitted mask as (H, W) uint8. Raises DataError, the reason alone, unless it is a whole index PNG."""
+    data = path.read_bytes()
+    if fault := raster.png_fault(data):
+        raise DataError(fault)
+    if data[24] > 8 or data[25] not in (0, 3):  # bits per sample; grey or palette
+        raise DataError("is no PNG of 8-bit indices, grey or with a palette")
+    try:
+        return raster.read_mask(path)
+    except DataError as error:
+        raise DataError("is damaged and cannot be decoded") from error
+
+
 def _look_up(picture: np.ndarray, colours: np.ndarray) -> np.ndarray:
     """Look up each pixel of (H, W, 3) uint8 among the colours: (H, W) uint8, 255 where it is none of them."""
     codes, pixels = (array.astype(np.int32) @ (65536, 256, 1) for array in (colours, picture))  # (N,), (H, W)
@@ -483,13 +575,17 @@ def _several(given: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _read_list(path: Path) -> list[str]:
-    """Return the ids of a list: the first word of each line, without folders and without a picture's suffix."""
+    """Return the ids or paths of a list: the first word of each line."""
     try:
-        words = [line.split()[0] for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        return [line.split()[0] for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeError) as error:
         raise DataError(f"{path}: expected a list of ids in UTF-8, got {error}") from error
-    names = [PurePosixPath(word) for word in words]
-    return [name.stem if name.suffix.lower() in SUFFIXES else name.name for name in names]
+
+
+def _id_of(word: str) -> str:
+    """Return the name of a picture in a list, without folders and without a picture's suffix."""
+    name = PurePosixPath(word)
+    return name.stem if name.suffix.lower() in SUFFIXES else name.name
 
 
 def _strange(scene: Scene, split: str, first_split: str, first: Scene) -> list[Finding]:

@@ -22,9 +22,8 @@ Answer: {"localization": (H, W) uint8 in {0, 1}, "damage": (H, W) uint8 in 0..4}
 Un-classified buildings count as no-damage in the official targets; what a network learns there is an option.
 """
 
-import json
 import re
-import tempfile
+import shutil
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -37,12 +36,14 @@ from pydantic import Field
 from lib.competitions import contract, tables
 from lib.competitions.contract import Answer, Axes, Chain, Competition, Finding, Lattice, Levels, Params, Row, Scene
 from lib.competitions.facts import Facts
-from lib.competitions.tables import Form, Name, Size
+from lib.competitions.tables import Form, Name
 from lib.competitions.xview2 import decode as decoding
 from lib.competitions.xview2 import metric as scoring
 from lib.competitions.xview2 import pairs as official
+from lib.competitions.xview2.archive import open_archive
 from lib.competitions.xview2.postprocess import STEPS, Decoded
 from lib.errors import ConfigError, DataError
+from lib.files import read_json
 from lib.scenes import place, polygons, raster, rle
 from lib.settings import Section
 from lib.tasks import IGNORE, BinaryMask, MulticlassMask
@@ -58,6 +59,7 @@ TIERS = (*TRAIN_TIERS, "hold", "test")
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
 TILE = (1024, 1024)
 PAIRS, ARCHIVE = "xview2", "xview2.zip"
+COLUMNS = ("ImageId_ClassId", "EncodedPixels")
 CSV_ROWS = 5
 """Rows per scene: the building mask, then the damage classes."""
 COLOURS = np.array([[255, 255, 255], [70, 190, 90], [250, 220, 60], [245, 140, 30], [220, 40, 40]], np.uint8)
@@ -75,6 +77,9 @@ class XView2Options(Section):
     tiers: tuple[str, ...] | None = Field(None, min_length=1)
     """The folders whose labels are used; hold and test are test then, if not stated. null: train, tier1, tier3, and
     hold if it has labels."""
+    sample: str | None = ""
+    """Sample submission, which says what scenes are answered, in what order and under what header; "": one of the
+    usual name. null: none is used."""
 
 
 class XView2(Competition):
@@ -86,11 +91,11 @@ class XView2(Competition):
     images = SIDES
     together = SIDES
     labels = LABELS
+    other_folders = ("targets",)
     flags = (*FLAGS, "empty")
     settings = decoding.SETTINGS
     steps = STEPS
     steps_in_search = False
-    form = Form(("ImageId_ClassId", "EncodedPixels"))
 
     # ---- data -----------------------------------------------------------------------------------------
     def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:
@@ -100,7 +105,17 @@ class XView2(Competition):
             found, strange = _list(folder)
             scenes += found
             findings += strange
+            if split == "train" and folder.name not in TRAIN_TIERS:
+                kind = f"scene of {folder.name} without a label: neither trained on nor answered"
+                findings += [
+                    Finding(kind, s.id, "state data.options.tiers") for s in found if not {*LABELS} & {*s.files}
+                ]
         return scenes, findings
+
+    def places(self, split: str) -> list[str]:
+        trained = self.options.tiers or (*TRAIN_TIERS, "hold")
+        others = [tier for tier in TIERS if tier not in TRAIN_TIERS and tier not in (self.options.tiers or ())]
+        return [f"{tier}/images" for tier in (trained if split == "train" else others)]
 
     def read_facts(self, scene: Scene) -> Facts:
         """Read both labels and the headers of the images; what makes the scene unusable ends up in ``error``.
@@ -249,97 +264,158 @@ class XView2(Competition):
         return painted
 
     # ---- submission -----------------------------------------------------------------------------------
-    def write_submission(self, answers: Iterable[tuple[Scene, Answer]], folder: Path) -> list[Path]:
-        """Write the folder and the archive of official PNG pairs and Kaggle's CSV; answers come sorted by scene id.
+    @property
+    def form(self) -> Form:  # type: ignore[override]
+        """Runs by id and number of the class, under the sample's header where there is one."""
+        return Form(self.header_of(("an id with _ and the number of a class", "its runs")) or COLUMNS)
 
-        Raises DataError for masks of other than 1024x1024 pixels, which the official scorer would refuse.
+    def write_submission(self, answers: Iterable[tuple[Scene, Answer]], folder: Path) -> list[Path]:
+        """Write Kaggle's CSV, and the folder and archive of official PNG pairs; answers come sorted by scene id.
+
+        Without the pairs where a mask is not of TILE pixels: the official scorer refuses it, and part of them is worth
+        nothing. ``caveats`` says so.
         """
         table, images, archive = folder / contract.SUBMISSION, folder / PAIRS, folder / ARCHIVE
+        odd = 0
         with tables.write(table, self.form) as add_row, official.write_png_pairs(images) as add_pair:
             for scene, answer in answers:
-                add_pair(scene.id, answer["localization"], answer["damage"])
+                odd += answer["localization"].shape != TILE
+                if not odd:
+                    add_pair(scene.id, answer["localization"], answer["damage"])
                 for row in self.rows(scene, answer):
                     add_row(*row)
+        self.keep_order(table)
+        if odd:
+            shutil.rmtree(images)
+            return [table]
         official.zip_pngs(images, archive)
         return [table, archive, *sorted(images.iterdir())]
 
+    def caveats(self, scenes: Sequence[Scene]) -> list[str]:
+        """Say where the official PNG pairs are left out, since scenes are not of their size."""
+        if not (odd := [scene.id for scene in scenes if self.size(scene) != TILE]):
+            return []
+        return [f"{len(odd)} of {len(scenes)} scenes are not {TILE[0]}x{TILE[1]} pixels (first: {odd[0]}): the "
+                f"official PNG pairs, which must be, are left out; {contract.SUBMISSION} has every scene"]  # fmt: skip
+
     def rows(self, scene: Scene, answer: Answer) -> list[Row]:
-        return list(official.pair_rows(scene.id, answer["localization"], answer["damage"]))
+        return list(official.pair_rows(self.row_id(scene), answer["localization"], answer["damage"]))
 
     def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
         """Draw the five rows of a scene; what was graded outside of the buildings is not in them."""
-        masks = [rle.decode(text, TILE) for _, text in rows]
-        damage = sum((mask * np.uint8(grade) for grade, mask in enumerate(masks[1:], 1)), np.zeros(TILE, np.uint8))
+        size = self.size(scene)
+        masks = [rle.decode(text, size) for _, text in rows]
+        damage = sum((mask * np.uint8(grade) for grade, mask in enumerate(masks[1:], 1)), np.zeros(size, np.uint8))
         return {"localization": masks[0], "damage": damage}
 
-    def scene_of(self, row: Row) -> str:
-        """Return the scene's id, which the number of the class follows."""
+    def scene_fault(self, rows: Sequence[Row]) -> str:
+        """Say whether damage classes share a pixel or lie outside of the buildings, class 0."""
+        runs = {row_id.rpartition("_")[2]: rle.parse(text)[0] for row_id, text in rows}
+        grades = [own for part, own in runs.items() if part != "0"]
+        if rle.overlap(grades):
+            return "two damage classes on one pixel"
+        within = all(rle.lies_within(own, runs.get("0", own[:0])) for own in grades)
+        return "" if within else "damage outside of every building, which is class 0"
+
+    def id_in(self, row: Row) -> str:
+        """Return a scene's id as the submission writes it, which the number of the class follows."""
         return row[0].rpartition("_")[0]
 
     def row_names(self, scene: Scene) -> list[Name]:
-        return [(f"{scene.id}_{part}",) for part in range(CSV_ROWS)]
+        return [(f"{self.row_id(scene)}_{part}",) for part in range(CSV_ROWS)]
 
-    def size(self, scene: Scene) -> Size:
-        """Return the only size that the official scorer takes."""
-        return TILE
+    def size(self, scene: Scene) -> tuple[int, int]:
+        """Return (height, width) of a pair from the headers of its images.
+
+        Where these differ, or none can be read, that is TILE, the size of a pair in the challenge.
+        """
+        read = [raster.stated_size(scene.files[side]) for side in SIDES if side in scene.files]
+        stated = {(height, width) for height, width in read if height is not None and width is not None}
+        return stated.pop() if len(stated) == 1 else TILE
 
     def lint(self, path: Path, scenes: Sequence[Scene] | None = None, sample: Path | None = None) -> list[str]:
         """Lint what ``write_submission`` wrote, a folder or zip of PNG pairs, or a CSV.
 
-        Where both formats are there, they must give the same answers. Needs no data unless ``scenes`` are given.
+        Formats that lie beside each other must give the same answers. Needs no data unless ``scenes`` are given. Of
+        PNGs a ``sample`` says which scenes they must answer.
         """
         path = Path(path)
         if not path.exists():
             return [f"{path}: expected a submission (folder, .zip or .csv), found nothing there"]
-        if zipfile.is_zipfile(path):
-            return _lint_archive(path)
-        if path.is_file():
-            return super().lint(path, scenes, sample)
-        table, pairs = path / contract.SUBMISSION, path / PAIRS
-        if not table.exists() and not pairs.exists():
-            faults = official.lint_png_pairs(path)
-            return faults if sample is None else [*faults, f"{sample}: a sample submission needs a CSV to compare with"]
-        faults = super().lint(table, scenes, sample) + _lint_pairs(pairs, scenes)
-        return faults or [*_lint_archive(path / ARCHIVE), *self._lint_agreement(table, pairs)]
+        if path.is_dir() and any((path / name).exists() for name in (contract.SUBMISSION, PAIRS, ARCHIVE)):
+            faults = super().lint(path, scenes, sample)
+            written = any((path / name).exists() for name in (PAIRS, ARCHIVE))
+            if not written and (scenes is None or self.caveats(scenes)):  # left out, as ``write_submission`` does
+                return faults
+            for pictures in (path / PAIRS, path / ARCHIVE):
+                faults += self._lint_pictures(pictures, scenes, None, path / PAIRS, compare=not faults)
+            return faults
+        if path.is_dir() or path.suffix.lower() == ".zip" or zipfile.is_zipfile(path):
+            named = path if path.is_dir() else path.parent / PAIRS if path.name == ARCHIVE else None
+            listed = named if named and (named / official.SCENE_IDS).exists() else None
+            return self._lint_pictures(path, scenes, sample, listed, compare=path.name in (PAIRS, ARCHIVE))
+        return super().lint(path, scenes, sample)
 
-    def _lint_agreement(self, table: Path, pairs: Path) -> list[str]:
-        """Return the scenes whose answers in the CSV and in the PNGs differ."""
-        runs, differing = {name: text for name, text in tables.read(table, self.form)}, []
-        for scene_id in official.read_pairs(pairs):
-            rows = official.pair_rows(scene_id, *official.read_png_pair(pairs, scene_id))
-            if any(runs.get(row_id) != text for row_id, text in rows):
-                differing.append(scene_id)
-        return [f"{table}: {len(differing)} scenes differ from the PNGs (first: {differing[0]})"] if differing else []
+    def _lint_pictures(
+        self, path: Path, scenes: Sequence[Scene] | None, sample: Path | None, listed: Path | None, compare: bool
+    ) -> list[str]:
+        """Lint a folder or an archive of PNGs, whose scenes are listed in the folder ``listed`` or nowhere.
+
+        ``compare``: with the CSV that stage 06 wrote beside a list.
+        """
+        try:
+            owed = self._owed(scenes, sample, listed)
+            agrees = self._agrees(path.parent / contract.SUBMISSION, owed) if compare and listed and owed else None
+        except DataError as error:
+            return [f"{path}: {error}"]
+        pairs = None if owed is None else owed.values()
+        if path.is_dir() or path.suffix.lower() != ".zip" and not zipfile.is_zipfile(path):
+            return official.lint_png_pairs(path, pairs, agrees)
+        with open_archive(path) as (pictures, faults):
+            return faults + (official.lint_png_pairs(pictures, pairs, agrees) if pictures else [])
+
+    def _owed(
+        self, scenes: Sequence[Scene] | None, sample: Path | None, listed: Path | None
+    ) -> Mapping[str, str] | None:
+        """Return scene id -> pair of what PNGs must answer, None where nothing says. Raises DataError where lists
+        differ."""
+        asked: dict[str, set[str]] = {}
+        if scenes is not None:
+            asked["the scenes asked for"] = {scene.id for scene in scenes}
+        if sample is not None:
+            asked[f"the scenes of {sample}"] = set(self.scenes_of(sample))
+        owed = official.read_pairs(listed) if listed else None
+        for words, ids in asked.items():
+            owed = official.pairs_of(ids) if owed is None else owed
+            if odd := sorted(owed.keys() ^ ids):
+                raise DataError(f"expected {words}, {len(ids)}, got {len(owed)} in {official.SCENE_IDS} (differing: "
+                                f"{', '.join(odd[:3])})")  # fmt: skip
+        return owed
+
+    def _agrees(self, table: Path, owed: Mapping[str, str]) -> official.Agrees | None:
+        """Return what tells whether a CSV gives the same answers, None where there is no such file.
+
+        Raises DataError where it has other scenes.
+        """
+        if not table.is_file():
+            return None
+        rows_of, scene_of = self._rows_of(table), {pair: scene_id for scene_id, pair in owed.items()}
+        if odd := sorted(rows_of.keys() ^ owed.keys()):
+            raise DataError(f"expected the scenes of {table.name} beside it, {len(rows_of)}, got {len(owed)} "
+                            f"(differing: {', '.join(odd[:3])})")  # fmt: skip
+
+        def agrees(pair: str, localization: np.ndarray, damage: np.ndarray) -> bool:
+            said = {row[0]: row[1] for row in rows_of[scene_of[pair]]}
+            answer = {"localization": localization, "damage": damage}
+            return all(said.get(row[0]) == row[1] for row in self.rows(Scene(scene_of[pair], {}), answer))
+
+        return agrees
 
 
 def _beside_preset(settings: Params) -> list[str]:
     """Return the settings that are not at their defaults, which a preset would overrule."""
     return [name for name, value in settings.items()
             if name not in ("preset", "postprocess") and value != decoding.DEFAULTS.get(name)]  # fmt: skip
-
-
-# ---- linting ------------------------------------------------------------------------------------------
-def _lint_pairs(pairs: Path, scenes: Sequence[Scene] | None) -> list[str]:
-    """Lint our folder of PNGs together with its list of scenes."""
-    try:
-        pair_of = official.read_pairs(pairs)
-    except DataError as error:
-        return [str(error)]
-    faults = official.lint_png_pairs(pairs, pair_of.values())
-    if scenes is not None and (odd := sorted(pair_of.keys() ^ {scene.id for scene in scenes})):
-        faults.append(f"{pairs}: expected the {len(scenes)} scenes asked for, got {len(pair_of)} (differing: {odd[0]})")
-    return faults
-
-
-def _lint_archive(archive: Path) -> list[str]:
-    """Lint the PNGs of an archive."""
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            with zipfile.ZipFile(archive) as packed:
-                packed.extractall(folder)
-        except (OSError, zipfile.BadZipFile) as error:
-            return [f"{archive}: expected a zip of PNG pairs, got {error}"]
-        return [fault.replace(folder, str(archive)) for fault in official.lint_png_pairs(Path(folder))]
 
 
 # ---- files --------------------------------------------------------------------------------------------
@@ -406,11 +482,11 @@ def _list(tier: Path) -> tuple[list[Scene], list[Finding]]:
 def _load(path: Path) -> dict[str, list[dict[str, Any]]]:
     """Read the features of a label, "xy" and "lng_lat" (empty if absent). Raises DataError unless well formed."""
     try:
-        features = json.loads(path.read_bytes())["features"]
+        features = read_json(path)["features"]
         features = {"xy": list(features["xy"]), "lng_lat": list(features.get("lng_lat", []))}
         for feature in (*features["xy"], *features["lng_lat"]):
             feature["wkt"], feature["properties"].get("subtype")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: expected a JSON label, got {error}; fetch this file again") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: expected features.xy with wkt and properties per building, got {error!r}") from error

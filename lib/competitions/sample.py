@@ -1,0 +1,96 @@
+"""The sample submission: which scenes are answered, how their ids are written, in what order, under what header.
+
+Ids are compared as text. The sample and the files may differ in two things that say nothing about the scene: a suffix
+of a picture or video (``0001.png`` and ``0001``), and a folder, which is a ``_`` in an id (``cats/1`` and ``cats_1``).
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from lib.competitions import tables
+from lib.competitions.suffixes import OTHER_PICTURES, OTHER_VIDEOS, PICTURES, VIDEOS
+from lib.competitions.tables import Name
+from lib.errors import DataError
+
+NAMES = ("sample_submission.csv", "stage1_sample_submission.csv")
+"""What a sample submission is called, where no option says so."""
+LEADING = 2
+"""The most fields that name a row."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a sample submission says; its answers are not kept."""
+
+    path: Path
+    header: tuple[str, ...]
+    rows: tuple[Name, ...]
+    """The first LEADING fields of each row, in the order of the file."""
+
+    def names(self, count: int) -> list[Name]:
+        """Return the names of its rows, ``count`` leading fields each, every name once, in the order of the file."""
+        return list(dict.fromkeys(row[:count] for row in self.rows))
+
+
+@dataclass(frozen=True)
+class Owed:
+    """The scenes that a sample names, beside those of which there are files."""
+
+    written: dict[str, str]
+    """Scene id -> the id as the sample writes it, in the sample's order."""
+    without_file: tuple[str, ...]
+    """Ids of ``written`` that no file is of."""
+    not_named: tuple[str, ...]
+    """Ids of files that the sample does not name, sorted."""
+
+
+def read(path: Path) -> Sample:
+    """Read a sample submission. Raises DataError for one without a header, or with rows of another length."""
+    rows = [tuple(row) for row in tables.read_rows(path) if row]
+    if not rows:
+        raise DataError(f"{path}: expected a header and rows of a sample submission, found an empty file")
+    header = rows[0]
+    if odd := [row for row in rows if len(row) != len(header)]:
+        raise DataError(f"{path}: expected {len(header)} fields in every row as in the header, found {len(odd)} other "
+                        f"rows (first: {','.join(odd[0])[:80]!r})")  # fmt: skip
+    return Sample(path, header, tuple(row[:LEADING] for row in rows[1:]))
+
+
+def owed(texts: Iterable[str], listed: Collection[str]) -> Owed:
+    """Match the ids of a sample with those of files.
+
+    ``texts``: ids as the sample writes them, in its order. ``listed``: ids of the scenes of which there are files. An
+    id without a file is kept as it is written, with ``_`` for a slash.
+    """
+    by_stem: dict[str, list[str]] = {}
+    for scene_id in listed:
+        by_stem.setdefault(_stem(scene_id), []).append(scene_id)
+    written: dict[str, str] = {}
+    lacking: list[str] = []
+    for text in dict.fromkeys(texts):
+        flat = text.replace("/", "_")
+        alike = by_stem.get(_stem(flat), []) if flat not in listed else [flat]
+        found = alike[0] if len(alike) == 1 and alike[0] not in written else flat
+        if found not in listed or found in written:
+            lacking.append(found)
+        written.setdefault(found, text)
+    return Owed(written, tuple(lacking), tuple(sorted(set(listed) - written.keys())))
+
+
+def check_header(sample: Sample, expected: Sequence[str], way_out: str = "") -> None:
+    """Raise DataError for a sample whose header has not as many columns as a row of the answer has fields.
+
+    ``expected``: what the fields are, in words. ``way_out``: what might have been meant.
+    """
+    if len(sample.header) != len(expected):
+        raise DataError(f"{sample.path}: expected a header of {len(expected)} columns ({', '.join(expected)[:200]}), "
+                        f"found {', '.join(sample.header)[:200]}; {way_out or 'mend the file'}, or set "
+                        "data.options.sample to null to do without it")  # fmt: skip
+
+
+def _stem(scene_id: str) -> str:
+    """Return an id without the suffix of a picture or video."""
+    suffix = PurePosixPath(scene_id).suffix
+    known = (*PICTURES, *OTHER_PICTURES, *VIDEOS, *OTHER_VIDEOS)
+    return scene_id.removesuffix(suffix) if suffix.lower() in known else scene_id
