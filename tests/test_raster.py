@@ -266,7 +266,14 @@ def test_a_value_that_fills_pixels_without_being_declared_is_remarked(tmp_path, 
     )
     write_tiff(tmp_path / "b.tif", values, nodata=-9999)
     write_tiff(tmp_path / "c.tif", np.where(hole, values, 5).astype(np.int16))
-    assert kinds(tmp_path / "b.tif") == kinds(tmp_path / "c.tif") == []
+    bright = (photo.transpose(2, 0, 1).astype(int) * 500).clip(0, 65535)
+    assert 0.001 < (bright == 65535).all(axis=0).mean() < 0.9, "some is overexposed"
+    write_tiff(tmp_path / "d.tif", bright.astype(np.uint16))
+    assert kinds(tmp_path / "b.tif") == kinds(tmp_path / "c.tif") == kinds(tmp_path / "d.tif") == []
+    huge = np.where(hole, photo.transpose(2, 0, 1) * 1e300, np.finfo(float).min)
+    write_tiff(tmp_path / "e.tif", huge, nodata=np.finfo(float).min)
+    np.testing.assert_array_equal(read(tmp_path / "e.tif").valid, hole)
+    assert np.corrcoef(read_image(tmp_path / "e.tif")[hole].ravel(), photo[hole].ravel())[0, 1] > 0.99
 
 
 # ---- from many bits to eight ----------------------------------------------------------------------------

@@ -314,7 +314,11 @@ def _mask_planes(path: str | Path) -> tuple[np.ndarray, bool]:
         page = file.pages[0]
         if file.held > 1:
             raise DataError(f"{path}: expected a mask of one page, got {file.held}; write each to a file of its own")
-        planes = page.read([n for n in range(1, page.count + 1) if page.colorinterp[n - 1] != ColorInterp.alpha] or [1])
+        colours = [n for n in range(1, page.count + 1) if page.colorinterp[n - 1] != ColorInterp.alpha] or [1]
+        planes = bands.upright(page, page.read(colours))
+        if len(colours) < page.count and (planes == planes[:1, :1, :1]).all() and np.ptp(page.read(page.count)):
+            raise DataError(f"{path}: expected a mask in its colours, got one colour and a mask in alpha; write alpha "
+                            "as a mask of its own")  # fmt: skip
         tags = page.tags(ns="IMAGE_STRUCTURE")
         lossless = "LOSSLESS" in tags.get("COMPRESSION_REVERSIBILITY", "")
         packed = (page.driver.upper(), tags.get("COMPRESSION", "").upper())
