@@ -245,6 +245,19 @@ def test_transparent_colours_and_palette_entries_of_a_png_hide_pixels(tmp_path, 
     assert read(tmp_path / "plain.png").valid.all() and validity(tmp_path / "plain.png") is None
 
 
+def test_validity_of_an_image_that_was_just_read_is_known_and_of_a_changed_one_read_anew(tmp_path, photo, hole):
+    other = np.roll(hole, 7, axis=0)
+    for number, valid in enumerate((hole, other, hole)):
+        write_tiff(tmp_path / "a.tif", np.where(valid, photo.transpose(2, 0, 1) | 1, np.uint8(0)), nodata=0)
+        os.utime(tmp_path / "a.tif", ns=(number, number))
+        np.testing.assert_array_equal(validity(tmp_path / "a.tif"), valid)
+        np.testing.assert_array_equal(read(tmp_path / "a.tif").valid, valid)
+    data = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "a.tif").write_bytes(bytes(len(data)))  # as if it had not changed: it is not opened again
+    os.utime(tmp_path / "a.tif", ns=(number, number))
+    np.testing.assert_array_equal(validity(tmp_path / "a.tif"), valid)
+
+
 def test_what_is_not_a_number_is_not_data_whether_declared_or_not(tmp_path, photo, hole):
     values = photo.transpose(2, 0, 1).astype(np.float32)
     values[:, ~hole] = np.inf
