@@ -21,7 +21,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from lib.errors import ConfigError
 from lib.report import page
 from lib.run import cli
-from lib.stages import submit
+from lib.stages import ensemble, submit
 
 
 @cli.exits
@@ -36,6 +36,8 @@ def main(argv=None):
         raise ConfigError("--sample: goes with --lint; what stage 06 writes follows the sample beside the data")
     run = cli.open_run(args)
     run.make("06", submit.units(run), partial(submit.write, run))
+    for line in ensemble.fallbacks(run):
+        cli.say(line)
     cli.say(page.write(run))
 
 

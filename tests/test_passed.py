@@ -184,3 +184,9 @@ def test_images_whose_ids_collide_are_said(tmp_path):
     apart = opened("multiclass_rle", root, train="days/*/*.png", id=r"(day\d)/(a\d)")
     assert "two images of one id" not in kinds(apart)
     assert [scene.id for scene in apart._list("train")] == ["day1_a0", "day2_a0", "day2_a1"]
+
+
+def test_rows_of_a_test_table_without_an_image_are_said(tmp_path):
+    root = make("binary_rle", tmp_path / "data")
+    (root / "test.csv").write_text("id,organ\nt1,x\nt2,x\nt9,x\n")
+    assert kinds(opened("binary_rle", root)) == {"row of the test table without image": ["t9"]}

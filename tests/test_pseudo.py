@@ -1,7 +1,14 @@
 """Targets from probabilities, by hand."""
 
-import numpy as np
+import json
+from types import SimpleNamespace
 
+import numpy as np
+import pytest
+
+from lib.competitions.contract import Scene
+from lib.errors import ConfigError
+from lib.stages import pseudo
 from lib.tasks import BinaryMask, Label, MulticlassMask, MultilabelMask
 from lib.training.pseudo import confident
 
@@ -29,3 +36,20 @@ def test_all_overlapping_classes_must_be_sure():
 def test_a_video_is_what_its_mean_frame_is():
     assert confident(levels([255, 255, 60]), Label(("live",)), 2.0).tolist() == [[1]]
     assert confident(levels([255, 0]), Label(("live",)), 1.1).tolist() == [[255]]
+
+
+def test_scenes_with_a_fallback_or_without_an_image_teach_nothing(tmp_path, monkeypatch, capsys):
+    facts = {"facts": {"predict": {}}, "failed": {"b": "no image"}}
+    (tmp_path / "manifest.json").write_text(json.dumps(facts))
+    monkeypatch.setattr(pseudo, "pseudo_folders", lambda *_: [tmp_path])
+    monkeypatch.setattr(pseudo, "require_same_folds", lambda *_: None)
+    scenes = [Scene(name, {}) for name in "abcd"]
+    competition = SimpleNamespace(scenes=lambda split: scenes, tasks={"loc": BinaryMask(("x",))},
+                                  incomplete=lambda scene: "no twin" if scene.id == "c" else "")  # fmt: skip
+    run = SimpleNamespace(competition=competition, store=SimpleNamespace(root=tmp_path / "mine"))
+    asked, model = SimpleNamespace(experiment="theirs", ratio=2.0), SimpleNamespace(task="loc")
+    assert pseudo.labels(run, model, asked, 0).ids == {"a", "d"}
+    assert "2 of 4 unlabelled scenes have no image or only the fallback of theirs" in capsys.readouterr().out
+    del scenes[3], scenes[0]
+    with pytest.raises(ConfigError, match="none of 2 unlabelled scenes has an image and a prediction of theirs"):
+        pseudo.labels(run, model, asked, 0)

@@ -12,8 +12,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from lib.config.sections import Views
 from lib.errors import ArtifactError
 from lib.files import write_json
-from lib.run.artifacts import read_json
 from lib.run.cli import Run
+from lib.run.manifest import read_json
 
 DECODE = "decode.json"
 Weights = Mapping[str, float]

@@ -38,7 +38,8 @@ from lib.ensemble.search import Lattice
 from lib.errors import ConfigError, DataError
 from lib.files import digest
 from lib.scenes import raster
-from lib.settings import Section
+from lib.scenes.blemishes import blemishes
+from lib.settings import Limits, Section, limits, set_limits
 from lib.tasks import Task, known
 
 SUBMISSION = "submission.csv"
@@ -123,6 +124,9 @@ def told(failed: Mapping[str, str], names: int = 3) -> str:
     return "; ".join(first) + (f"; and {len(failed) - names} more" if len(failed) > names else "")
 
 
+FACTS = "flags from pixels"
+"""How facts are read; those that were remembered from another way are read anew."""
+
 APART = ("per_domain", "seen", "unseen")
 """Keys of chosen settings that say for which scenes other settings hold."""
 
@@ -163,15 +167,27 @@ class Competition(ABC):
     """What the rows of ``submission.csv`` look like."""
     other_folders: tuple[str, ...] = ()
     """Names of folders that come with the data and hold no scenes."""
+    together: tuple[str, ...] = ()
+    """Images of a scene that are stretched to bytes by one rule where they have more than 8 bits: before and after."""
 
     def __init__(self, root: Path, options: Any, memo: Path | None = None):
         """``options``: an instance of ``Options``. ``memo``: a JSON file in which facts of scenes are remembered."""
         self.root, self.options = Path(root), options
-        self._memo = Memo(memo, f"{self.name} {options.model_dump_json()}") if memo else None
+        self._memo = Memo(memo, f"{self.name} {options.model_dump_json()} {FACTS}") if memo else None
         self._listed: dict[str, tuple[list[Scene], list[Finding]]] = {}
         self._scenes: dict[str, list[Scene]] = {}
         self._facts: dict[str, Facts] = {}
         self._submitted: tuple[Any, dict[str, list[Row]]] = None, {}
+        self.limits = limits()
+
+    def keep_limits(self, limits: Limits) -> None:
+        """Set what files may hold at most, in this process and in each that receives the competition."""
+        self.limits = limits
+        set_limits(limits)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        set_limits(self.limits)
 
     # ---- scenes ---------------------------------------------------------------------------------------
     @abstractmethod
@@ -316,10 +332,10 @@ class Competition(ABC):
     def read_facts(self, scene: Scene) -> Facts:
         """Read which of ``flags`` a labelled scene has, and what makes it unusable: a DataError, or ``Facts.error``.
 
-        By default from the target of the first task, which must be of the image's size.
+        By default from the pixels of the first task's target, which must be of the image's size.
         """
         role, task = next(iter(self.tasks.items()))
-        target = self.target(scene, role)
+        target = self.training_target(scene, role)
         if task.dense and target.shape != (size := raster.image_size(scene.files[self.files[0]])):
             raise DataError(f"scene {scene.id}: expected a label of its image's size {size}, got {target.shape}")
         there = (task.truth(target) & known(target)).any(axis=(1, 2))
@@ -450,20 +466,27 @@ class Competition(ABC):
 
     def inspect_scene(self, scene: Scene, split: str) -> list[Finding]:
         """Report what is wrong with one scene: images that are missing, broken or black, labels that cannot be used."""
-        findings = []
+        findings, whole = [], True
         for image in self.own_images:
-            try:
-                pixels = self.read(scene, image)
-            except DataError as error:
-                findings.append(Finding("unreadable image", scene.id, str(error)))
-                continue
-            if not pixels.any():
-                findings.append(Finding("image all black", scene.id, str(scene.files.get(image, ""))))
+            size, found = self.inspect_image(scene, image)
+            findings += found
+            whole &= size is not None
         if split == "train" and not self.labelled(scene):
             findings.append(Finding("image without label", scene.id, ", ".join(map(str, scene.files.values()))))
-        elif split == "train" and not findings and (fault := self.facts(scene).error):
+        elif split == "train" and whole and (fault := self.facts(scene).error):
             findings.append(Finding("label cannot be used", scene.id, fault))
         return findings
+
+    def inspect_image(self, scene: Scene, image: str) -> tuple[tuple[int, int] | None, list[Finding]]:
+        """Read an image; return its (height, width), None where it cannot be read, and what is strange about it."""
+        try:
+            picture = self.picture(scene, image)
+        except DataError as error:
+            return None, [Finding("unreadable image", scene.id, str(error))]
+        path = scene.files.get(image, "")
+        remarks = [*picture.remarks, *blemishes(picture)]
+        found = [Finding(kind, scene.id, f"{path}: {detail}" if detail else str(path)) for kind, detail in remarks]
+        return picture.valid.shape, found
 
     def remarks(self) -> list[str]:
         """Return what was told from the data rather than stated, in sentences; stage 01 prints them."""
@@ -485,14 +508,42 @@ class Competition(ABC):
     def read(self, scene: Scene, image: str) -> np.ndarray:
         """Read one image of a scene as (H, W, 3) uint8 RGB; for a label task its F frames, (F, H, W, 3).
 
-        Raises DataError naming scene and file.
+        Pixels that are not valid are 0. Raises DataError naming scene and file.
         """
+        return self.picture(scene, image).pixels
+
+    def picture(self, scene: Scene, image: str) -> raster.Picture:
+        """Read one image of a scene with what of it is valid; for frames those of the first. Raises as ``read``."""
         if image not in scene.files:
             raise DataError(f"scene {scene.id}: expected an image {image}, found none")
+        others = [other for other in self.together if other != image] if image in self.together else []
         try:
-            return raster.read_image(scene.files[image])
+            return raster.read(scene.files[image], [scene.files[other] for other in others if other in scene.files])
         except DataError as error:
             raise DataError(f"scene {scene.id}: {error}") from error
+
+    def training_target(self, scene: Scene, task: str, images: Sequence[str] | None = None) -> np.ndarray:
+        """Return the target of a task, 255 (ignored) where one of the images has no data.
+
+        ``images``: those that the network is shown; by default all of the scene's own. The truth that scores go by has
+        these pixels still, since the official scorer counts them. Raises DataError as ``target``.
+        """
+        return self.without_hidden(self.target(scene, task), scene, task, images)
+
+    def without_hidden(
+        self, target: np.ndarray, scene: Scene, task: str, images: Sequence[str] | None = None
+    ) -> np.ndarray:
+        """Return a target of a task, or a pseudo-label, as ``training_target`` does: ignored where nothing is shown."""
+        if not self.tasks[task].dense:
+            return target
+        for image in self.own_images if images is None else [name for name in images if name in self.own_images]:
+            try:
+                valid = raster.validity(scene.files[image]) if image in scene.files else None
+            except DataError as error:
+                raise DataError(f"scene {scene.id}: {error}") from error
+            if valid is not None and valid.shape == target.shape:
+                target = self.tasks[task].as_target(target, valid)
+        return target
 
     @abstractmethod
     def target(self, scene: Scene, task: str) -> np.ndarray:

@@ -45,6 +45,7 @@ def reduced_run(run: Run, subset: Subset, folds: int | None = None) -> Run:
     config = reduced(run.config, subset, folds)
     known = run.graph
     graph = Graph(config, known.train_ids, known.test_ids, known.flags, known.teachers, known.tasks)
+    graph.data, graph.taught = known.data, known.taught
     return replace(run, config=config, graph=graph)
 
 

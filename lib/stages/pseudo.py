@@ -9,14 +9,16 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
 from lib.competitions.contract import Scene
 from lib.config.sections import Model, Predict, Pseudo
 from lib.ensemble.blend import blend
-from lib.errors import ConfigError
-from lib.run.artifacts import MANIFEST, read_json
-from lib.run.cli import Run
+from lib.errors import ArtifactError, ConfigError
+from lib.run import manifest
+from lib.run.cli import Run, say
 from lib.run.graph import pseudo_folders
+from lib.run.manifest import MANIFEST
 from lib.scenes.probs import levels_path, read_levels
 from lib.stages.folds import require_same_folds
 from lib.tasks import Task
@@ -40,7 +42,8 @@ class PseudoLabels:
 
     def __call__(self, scene: Scene) -> np.ndarray:
         """Average the levels of all sources and keep what is sure: a target of the task, 255 elsewhere."""
-        found = [read_levels(levels_path(folder, sets, sets[-1], scene.id))[0] for folder, sets in self.sources]
+        paths = [levels_path(folder, sets, sets[-1], scene.id) for folder, sets in self.sources]
+        found = [read_levels(manifest.check(path))[0] for path in paths]
         return confident(blend(found, [1] * len(found)), self.task, self.ratio)
 
 
@@ -51,14 +54,30 @@ def order(labelled: list[int], first: int, count: int, share: float) -> list[int
 
 
 def labels(run: Run, model: Model, asked: Pseudo, fold: int) -> PseudoLabels:
-    """Return the pseudo-labels for a fold. ConfigError where the earlier experiment divides scenes otherwise."""
+    """Return the pseudo-labels for a fold, without those of scenes that have a fallback or no image.
+
+    ConfigError where the earlier experiment divides scenes otherwise, and where no scene is left.
+    """
     scenes = run.competition.scenes("test")
     if not scenes:
         raise ConfigError("train.pseudo: the competition has no unlabelled scenes here")
     require_same_folds(run, "train.pseudo", asked.experiment, fold)
     sources = [(folder, _sets_of_views(folder)) for folder in pseudo_folders(run.store.root.parent, model, fold)]
-    return PseudoLabels(tuple(scenes), tuple(sources), run.competition.tasks[model.task], asked.ratio)
+    failed = {scene for folder, _ in sources for scene in manifest.read(folder).get("failed", {})}
+    seen = [scene for scene in scenes if scene.id not in failed and not run.competition.incomplete(scene)]
+    if not seen:
+        raise ConfigError(f"train.pseudo: none of {len(scenes)} unlabelled scenes has an image and a prediction of "
+                          f"{asked.experiment}; mend their files and run stage 04 there again")  # fmt: skip
+    if len(seen) < len(scenes):
+        say(f"  {len(scenes) - len(seen)} of {len(scenes)} unlabelled scenes have no image or only the fallback of "
+            f"{asked.experiment}, and teach nothing")  # fmt: skip
+    return PseudoLabels(tuple(seen), tuple(sources), run.competition.tasks[model.task], asked.ratio)
 
 
 def _sets_of_views(folder: Path) -> tuple[str, ...]:
-    return Predict.model_validate(read_json(folder / MANIFEST)["facts"]["predict"]).tta_sets
+    facts = manifest.read(folder).get("facts", {})
+    try:
+        return Predict.model_validate(facts.get("predict")).tta_sets
+    except ValidationError as error:
+        raise ArtifactError(f"{folder / MANIFEST}: damaged (facts.predict: {error.errors()[0]['msg']}); run stage 04 "
+                            "of that experiment again with --force") from error  # fmt: skip

@@ -36,6 +36,8 @@ from lib.competitions.voc.pictures import Named
 from lib.ensemble.morphology import open_and_close
 from lib.errors import DataError
 from lib.scenes import raster, rle
+from lib.scenes.bands import Remark
+from lib.scenes.masks import read_objects
 from lib.settings import Section
 from lib.tasks import IGNORE, MulticlassMask
 
@@ -47,6 +49,8 @@ MASK = "mask"
 """Role of a scene's mask; where there is a folder per class, ``mask of cat``."""
 ZERO_OR_255 = ("255 is ignored; if it is a class, say colours: [[0, 0, 0], [255, 255, 255]], or take competition "
                "binary_rle")  # fmt: skip
+
+JPEG = (".jpg", ".jpeg")
 
 Value = Annotated[int, Field(ge=0, le=IGNORE)]
 
@@ -169,6 +173,8 @@ class VOC(Competition):
         elif self.colours is not None and (share := _unknown_colours(scene.files[MASK], self.colours)):
             findings.append(Finding("colours of no class, ignored", scene.id, f"{share:.2%} of the pixels"))
         if self._by_class:
+            for path in (path for role, path in scene.files.items() if role.startswith(MASK)):
+                findings += [Finding(kind, scene.id, detail) for kind, detail in self._objects(path)[1]]
             times: Any = sum(drawn for _, drawn in self._masks(scene))  # (H, W), how many classes are drawn
             if overlap := int((times > 1).sum()):
                 sentence = "masks of classes overlap, the later class is used"
@@ -191,6 +197,7 @@ class VOC(Competition):
             raise DataError(
                 f"scene {scene.id}: {path}: expected classes 0..{len(self.names) - 1} or an ignored value, got "
                 f"{', '.join(map(str, unknown[:5]))}; name the class in data.options.classes, or add it to ignore"
+                + _lossy(path)
             )
         return mask
 
@@ -218,10 +225,22 @@ class VOC(Competition):
         for name in self.options.masks:
             if (path := scene.files.get(f"{MASK} of {name}")) is None:
                 continue
-            mask = raster.read_mask(path)
+            mask = self._objects(path)[0]
             if mask.shape != shape:
                 raise DataError(f"scene {scene.id}: {path}: expected the picture's size {shape}, got {mask.shape}")
-            yield self.options.classes.index(name), ((mask > 0) & ~np.isin(mask, self.options.ignore)).view(np.uint8)
+            yield self.options.classes.index(name), mask
+
+    def _objects(self, path: Path) -> tuple[np.ndarray, list[Remark]]:
+        """Read the mask of a class as (H, W) uint8 in {0, 1}, where ``ignore`` is stated by its other values."""
+        objects: list[int] = []
+        if self.options.ignore:
+            held = set(np.unique(raster.read_mask(path)).tolist())
+            objects = sorted(held - {0, *self.options.ignore}) or [IGNORE]
+        try:
+            return read_objects(path, objects)
+        except DataError as error:
+            hint = " Say data.options.ignore for those that are not" if str(error).endswith("?") else ""
+            raise DataError(f"{error}{hint}") from error
 
     @property
     def _is_split(self) -> bool:
@@ -512,8 +531,14 @@ def read_mask(path: Path, colours: np.ndarray | None = None) -> np.ndarray:
         try:
             return raster.read_mask(path)
         except DataError as error:
-            raise DataError(f"{error}; if the classes are colours, name them in data.options.colours") from error
-    return _look_up(raster.read_image(path), colours)
+            raise DataError(f"{error}; if the classes are colours, name them in data.options.colours; a mask of one "
+                            "class alone is for competition binary_rle") from error  # fmt: skip
+    return _look_up(raster.read_image(path, turned=False), colours)
+
+
+def _lossy(path: Path) -> str:
+    """Say of a mask in a format that does not keep numbers what to do about it."""
+    return "; a JPEG does not keep the numbers of classes, export masks as PNG" if path.suffix.lower() in JPEG else ""
 
 
 def read_index_png(path: Path) -> np.ndarray:
@@ -539,7 +564,9 @@ def _look_up(picture: np.ndarray, colours: np.ndarray) -> np.ndarray:
 
 def _unknown_colours(path: Path, colours: np.ndarray) -> float:
     """Return the share of pixels whose colour is neither a class nor PASCAL's colour of the ignored outline."""
-    return float((_look_up(raster.read_image(path), np.vstack([colours, palette()[IGNORE:]])) == IGNORE).mean())
+    return float(
+        (_look_up(raster.read_image(path, turned=False), np.vstack([colours, palette()[IGNORE:]])) == IGNORE).mean()
+    )
 
 
 # ---- lists --------------------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ Answer: {"localization": (H, W) uint8 in {0, 1}, "damage": (H, W) uint8 in 0..4}
 Un-classified buildings count as no-damage in the official targets; what a network learns there is an option.
 """
 
-import json
 import re
 import shutil
 import zipfile
@@ -44,7 +43,8 @@ from lib.competitions.xview2 import pairs as official
 from lib.competitions.xview2.archive import open_archive
 from lib.competitions.xview2.postprocess import STEPS, Decoded
 from lib.errors import ConfigError, DataError
-from lib.scenes import polygons, raster, rle
+from lib.files import read_json
+from lib.scenes import place, polygons, raster, rle
 from lib.settings import Section
 from lib.tasks import IGNORE, BinaryMask, MulticlassMask
 
@@ -89,6 +89,7 @@ class XView2(Competition):
     Options = XView2Options
     tasks = {"loc": BinaryMask(("building",), float32=True), "cls": MulticlassMask(("background", *DAMAGE))}
     images = SIDES
+    together = SIDES
     labels = LABELS
     other_folders = ("targets",)
     flags = (*FLAGS, "empty")
@@ -117,19 +118,35 @@ class XView2(Competition):
         return [f"{tier}/images" for tier in (trained if split == "train" else others)]
 
     def read_facts(self, scene: Scene) -> Facts:
-        """Read both labels and the headers of the images; what makes the scene unusable ends up in ``error``."""
+        """Read both labels and the headers of the images; what makes the scene unusable ends up in ``error``.
+
+        Flags tell which classes have pixels of the damage target; un-classified buildings have none of any.
+        """
         try:
             sizes = [raster.image_size(scene.files[side]) for side in SIDES]
             if sizes[0] != sizes[1]:
                 raise DataError(f"{scene.files['post']}: expected the size of the pre image {sizes[0]}, got {sizes[1]}")
-            pre, post = (_load(scene.files[role]) for role in LABELS)
-            before, after = _outlines(scene.files["pre_label"], pre), _outlines(scene.files["post_label"], post)
-            subtypes = _subtypes(scene.files["post_label"], post)
-            position = _position(before, pre, sizes[0]) or raster.centre(scene.files["pre"])
+            place.refuse_apart(scene.files["pre"], scene.files["post"])
+            pre = _load(scene.files["pre_label"])
+            position = _position(_outlines(scene.files["pre_label"], pre), pre, sizes[0])
+            position = position or raster.centre(scene.files["pre"])
+            damage = _damage(scene, IGNORE)
+            empty = not damage.any() and not _buildings(scene).any()
+            damage = self.without_hidden(damage, scene, "cls")
         except DataError as error:
             return Facts(error=f"scene {scene.id}: {error}")
-        flags = {flag: name in subtypes for flag, name in FLAGS.items()}
-        return Facts(flags | {"empty": not len(before) and not len(after)}, position)
+        held = np.bincount(damage.ravel(), minlength=IGNORE + 1)
+        return Facts({flag: bool(held[DAMAGE[name]]) for flag, name in FLAGS.items()} | {"empty": empty}, position)
+
+    def picture(self, scene: Scene, image: str) -> raster.Picture:
+        """Read one side as the contract says. Raises DataError, too, for a pair of which no pixel shows one place."""
+        found = super().picture(scene, image)
+        if all(side in scene.files for side in SIDES):
+            try:
+                place.refuse_apart(scene.files["pre"], scene.files["post"])
+            except DataError as error:
+                raise DataError(f"scene {scene.id}: {error}") from error
+        return found
 
     def inspect(self) -> list[Finding]:
         """Read every image and label once and report what is missing, broken or suspicious, ids in two tiers too."""
@@ -143,7 +160,17 @@ class XView2(Competition):
 
     def inspect_scene(self, scene: Scene, split: str) -> list[Finding]:
         """Report which files of a scene are missing, and what is wrong with the others."""
-        return _inspect_files(scene, split == "train") + _inspect_contents(scene)
+        findings = _inspect_files(scene, split == "train")
+        sizes: dict[str, tuple[int, int]] = {}
+        for side in SIDES:
+            if side in scene.files:
+                size, found = self.inspect_image(scene, side)
+                findings += found
+                sizes |= {side: size} if size else {}
+        if len(sizes) == 2:
+            remarks = place.remarks(scene.files["pre"], scene.files["post"])
+            findings += [Finding(kind, scene.id, detail) for kind, detail in remarks]
+        return findings + _inspect_contents(scene, sizes)
 
     def target(self, scene: Scene, task: str) -> np.ndarray:
         """Return (H, W) uint8: "loc" holds 1 inside the pre-event outlines; "cls" holds 1..4 inside the post-event
@@ -455,11 +482,11 @@ def _list(tier: Path) -> tuple[list[Scene], list[Finding]]:
 def _load(path: Path) -> dict[str, list[dict[str, Any]]]:
     """Read the features of a label, "xy" and "lng_lat" (empty if absent). Raises DataError unless well formed."""
     try:
-        features = json.loads(path.read_bytes())["features"]
+        features = read_json(path)["features"]
         features = {"xy": list(features["xy"]), "lng_lat": list(features.get("lng_lat", []))}
         for feature in (*features["xy"], *features["lng_lat"]):
             feature["wkt"], feature["properties"].get("subtype")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: expected a JSON label, got {error}; fetch this file again") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: expected features.xy with wkt and properties per building, got {error!r}") from error
@@ -543,20 +570,9 @@ def _inspect_files(scene: Scene, labelled: bool) -> list[Finding]:
     return findings
 
 
-def _inspect_contents(scene: Scene) -> list[Finding]:
-    """Decode a scene's images, read its labels, report what is wrong with them."""
-    findings, sizes = [], {}
-    for side in SIDES:
-        if side not in scene.files:
-            continue
-        try:
-            image = raster.read_image(scene.files[side])
-        except DataError as error:
-            findings.append(Finding("unreadable image", scene.id, str(error)))
-            continue
-        sizes[side] = image.shape[:2]
-        if not image.any():
-            findings.append(Finding("image all black", scene.id, str(scene.files[side])))
+def _inspect_contents(scene: Scene, sizes: Mapping[str, tuple[int, int]]) -> list[Finding]:
+    """Compare the sizes of a scene's images, read its labels, report what is wrong with them."""
+    findings = []
     if len(set(sizes.values())) == 2:
         findings.append(Finding("pre and post differ in size", scene.id, f"{sizes['pre']} and {sizes['post']}"))
     elif sizes and TILE not in sizes.values():
