@@ -78,11 +78,12 @@ def _fault(entry: zipfile.ZipInfo) -> str:
         return "is encrypted"
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return f"is packed by method {entry.compress_type}, expected stored or deflated"
-    if entry.compress_type == zipfile.ZIP_STORED and entry.compress_size != entry.file_size:
-        return "is stored as it is, yet the archive gives it two sizes"
     if stat.S_ISLNK(entry.external_attr >> 16):
         return "is a link"
-    return f"unpacks to more than {MOST_BYTES} bytes" if entry.file_size > MOST_BYTES else ""
+    if entry.file_size > MOST_BYTES:
+        return f"unpacks to more than {MOST_BYTES} bytes"
+    two_sizes = entry.compress_type == zipfile.ZIP_STORED and entry.compress_size != entry.file_size
+    return "is stored as it is, yet the archive gives it two sizes" if two_sizes else ""
 
 
 def _unpack(archive: zipfile.ZipFile, name: str) -> bytes:
