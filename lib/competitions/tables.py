@@ -50,8 +50,13 @@ class Form:
 
 
 # ---- read and write -----------------------------------------------------------------------------------
-def read_rows(path: Path, strict: bool = False) -> Iterator[list[str]]:
-    """Yield the rows of a CSV one by one, header first; blank lines are rows without fields. Raises DataError.
+def read_rows(path: Path) -> Iterator[list[str]]:
+    """Yield the rows of a CSV one by one, header first; blank lines are rows without fields. Raises DataError."""
+    yield from exact_rows(path, strict=False)
+
+
+def exact_rows(path: Path, strict: bool = True) -> Iterator[list[str]]:
+    """Yield the rows of a submission as they are, header first; blank lines are rows without fields. DataError.
 
     ``strict``: quotes that do not close, or after which a field goes on, are an error.
     """
@@ -86,7 +91,7 @@ def read(path: Path, form: Form) -> list[Name]:
 
     Raises DataError on another header, on rows with another number of fields, and on names that repeat but should not.
     """
-    header, *rows = list(read_rows(path, strict=True)) or [[]]
+    header, *rows = list(exact_rows(path)) or [[]]
     found = [tuple(row) for row in rows if len(row) == len(form.columns)]
     distinct = len(found) if form.repeats else len({row[: form.names] for row in found})
     if tuple(header) != form.columns or distinct != len(rows):
@@ -125,7 +130,7 @@ def write(path: Path, form: Form) -> Iterator[Callable[..., None]]:
 def same_names(path: Path, sample: "Sample", form: Form) -> bool:
     """Tell whether a submission and a sample name the same rows, in any order; false where it cannot be read."""
     try:
-        mine = {tuple(row[: form.names]) for row in list(read_rows(path))[1:] if row}
+        mine = {tuple(row[: form.names]) for row in list(exact_rows(path))[1:] if row}
     except DataError:
         return False
     return mine == set(sample.names(form.names))
@@ -173,7 +178,7 @@ def lint(
     names: list[Name] = []
     runs_of: dict[str, list[np.ndarray]] = defaultdict(list)
     length = len(next(iter(sizes))) if sizes else form.names
-    rows = read_rows(path, strict=True)
+    rows = exact_rows(path)
     try:
         header = next(rows, [])
         for line, row in enumerate(rows, 2):
