@@ -46,6 +46,10 @@ def write(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
             yield scene, competition.decode(levels, settings_for(scene, decision.params))
 
     competition.write_submission(answers(), folder)
+    owed = competition.scenes("test") if split == "test" else []
+    if missing := sorted({scene.id for scene in owed} - {scene.id for scene in scenes}):
+        raise ArtifactError(f"{folder}: expected an answer to each of {len(owed)} test scenes, found none to "
+                            f"{len(missing)} ({', '.join(missing[:3])}); run stages 04 and 05 again")  # fmt: skip
     faults = competition.lint(folder, scenes)
     if faults:
         raise ArtifactError(f"{folder}: the submission is not valid: " + "; ".join(faults))
