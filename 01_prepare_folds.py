@@ -22,6 +22,7 @@ def main(argv=None):
                 cli.say(line)
             for line in folds.split(run.competition, run.config.folds, folder):
                 cli.say(line)
+            run.index.write(folder)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ def main(argv=None):
         return ensemble.write(run, unit, folder)
 
     run.make("05", ensemble.units(run), write)
+    for line in ensemble.fallbacks(run):
+        cli.say(line)
     if "oof" in run.splits:
         cli.say(tables.decision_table(run))
 

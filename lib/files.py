@@ -1,12 +1,20 @@
 """Whole files: a file appears under its name only when all of it is on the disk; and what files and values hash to."""
 
+import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+RUN_OUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+"""What the system says when it has no more of something: space, memory, open files; or when a disk fails."""
+TEXTS = {os.strerror(number): number for number in RUN_OUT}
+DEPTH = 100
+"""Most brackets inside one another in a JSON file; a label of a scene has five."""
 
 
 @contextmanager
@@ -22,17 +30,46 @@ def whole_path(path: str | Path) -> Iterator[Path]:
     """Give the name ``<name>.tmp`` to write a file under, for writers that open their files themselves.
 
     When the block ends without an error the file is synced to the disk and renamed to ``path``; after an error nothing
-    is left, and an older file keeps its place.
+    is left, and an older file keeps its place. What a killed process left under the name goes first, for some libraries
+    would open it and go on. Raises OSError with ``errno`` and ``path`` where a library says in its own way that the
+    disk is full.
     """
     path = Path(path)
     partial = path.with_name(path.name + ".tmp")
+    partial.unlink(missing_ok=True)
     try:
         yield partial
         with open(partial, "rb+") as stream:
             os.fsync(stream.fileno())
         os.replace(partial, path)
+    except Exception as error:
+        if (number := run_out(error)) is None or getattr(error, "filename", None) is not None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def run_out(error: BaseException | None) -> int | None:
+    """Return the number, of ``RUN_OUT``, of the system's error that lies behind an error; None where there is none.
+
+    Libraries pass it on as the cause of their own error, or in words alone.
+    """
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        if isinstance(error, OSError) and error.errno in RUN_OUT:
+            return error.errno
+        if isinstance(error, MemoryError):
+            return errno.ENOMEM
+        words = str(error)
+        if (named := re.search(r"\(os error (\d+)\)", words)) and int(named[1]) in RUN_OUT:
+            return int(named[1])
+        for text, number in TEXTS.items():
+            if text in words:
+                return number
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -44,6 +81,26 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write a value as a whole JSON file, indented, in UTF-8."""
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: str | Path, depth: int = DEPTH) -> Any:
+    """Return the value of a JSON file. Raises OSError, and ValueError as ``parse_json``."""
+    return parse_json(Path(path).read_bytes(), depth)
+
+
+def parse_json(text: str | bytes, depth: int = DEPTH) -> Any:
+    """Return the value of a JSON text. Raises ValueError for what is no JSON or nested too deep."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"nested more than {depth} deep") from None
+    level = [value]
+    for _ in range(depth + 1):
+        level = [part for node in level if isinstance(node, dict | list)
+                 for part in (node.values() if isinstance(node, dict) else node)]  # fmt: skip
+        if not level:
+            return value
+    raise ValueError(f"nested more than {depth} deep")
 
 
 def digest(value: Any) -> str:

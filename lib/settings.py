@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 from pydantic_core.core_schema import ErrorType
 
@@ -33,6 +33,27 @@ class Section(BaseModel):
             raise ValidationError.from_exception_data(error.title, faults) from None
 
 
+class Limits(Section):
+    """The most that a file of the data may hold. One that holds more is refused by name and not read: it would fill the
+    memory and end the stage whose task is to name it."""
+
+    image_pixels: int = Field(250_000_000, ge=1, strict=True)
+    """Pixels of an image or mask (height times width); 250 million are a square of 15,800 and 0.75 GB as RGB."""
+
+
+_limits = [Limits()]
+
+
+def limits() -> Limits:
+    """Return the limits that hold in this process."""
+    return _limits[0]
+
+
+def set_limits(limits: Limits) -> None:
+    """Set the limits that hold in this process: opening a competition does it, and receiving one in a new process."""
+    _limits[0] = limits
+
+
 def sentences(error: ValidationError, where: str = "") -> list[str]:
     """Return one sentence per fault of a section; ``where`` is the key under which the section stands.
 
@@ -40,10 +61,18 @@ def sentences(error: ValidationError, where: str = "") -> list[str]:
     mean crop?``.
     """
     said: dict[tuple[str, str], list[str]] = {}  # (key, what came) -> what was expected there
-    for fault in error.errors():
+    faults = error.errors()
+    for fault in faults:
+        if fault["type"] == "too_short" and any(_is_within(other, fault) for other in faults):
+            continue  # it counts only the parts in which nothing is wrong
         key, message, got = _parts(fault, where)
         said.setdefault((key, got), []).append(message)
     return [(f"{key}: " if key else "") + _either(messages) + got for (key, got), messages in said.items()]
+
+
+def _is_within(fault: ErrorDetails, other: ErrorDetails) -> bool:
+    """Tell whether a fault is about a part of what the other one is about."""
+    return len(fault["loc"]) > len(other["loc"]) and fault["loc"][: len(other["loc"])] == other["loc"]
 
 
 def did_you_mean(name: Any, known: Iterable[Any]) -> str:

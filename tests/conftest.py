@@ -16,6 +16,7 @@ OFFLINE = ROOT / "tests" / "offline"
 runpy.run_path(str(OFFLINE / "sitecustomize.py"))  # no test reaches the network, nor a process that it starts
 os.environ["PYTHONPATH"] = os.pathsep.join([str(OFFLINE), *filter(None, [os.environ.get("PYTHONPATH")])])
 
+os.fsync = lambda descriptor: None  # no test loses power, and a disk takes its time for each file
 STAGES = ("01_prepare_folds", "02_train_loc", "03_train_cls", "04_predict_tta", "05_ensemble", "06_make_submission")
 
 NETWORK = {
@@ -77,6 +78,11 @@ TINY = {
         "postprocess": [[{"name": "object_vote"}]],
     },
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put tests that need the finished experiment first, so that few processes make it."""
+    items.sort(key=lambda item: "finished" not in getattr(item, "fixturenames", ()))
 
 
 def stage(name: str, *arguments: str) -> int:

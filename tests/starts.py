@@ -7,6 +7,8 @@ would spend its time there. The server has no threads and no state of ours, so w
 import importlib
 import multiprocessing
 import os
+import runpy
+import socket
 import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -27,7 +29,7 @@ def start(stage: str, *arguments: str | Path, output: Path | None = None,
           before: Callable[[], object] = _nothing) -> BaseProcess:  # fmt: skip
     """Start a stage; the process's ``exitcode`` is the stage's, or minus the signal that killed it.
 
-    output: a file for what it prints. before: called in the process before the stage; a function of a module.
+    output: a file to which what it prints is added. before: a function of a module, called in the process first.
     """
     process = FORKS.Process(target=_run, args=(stage, [str(a) for a in arguments], output, before))
     process.start()
@@ -41,8 +43,34 @@ def run(stage: str, *arguments: str | Path, **options) -> int | None:
     return process.exitcode
 
 
+def ranks(count: int, script: Path, *arguments: str | Path) -> list[int | None]:
+    """Run a script as so many processes of one group, with the environment that torchrun gives them; their exit codes.
+
+    A single process has no group.
+    """
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        port = place.getsockname()[1]
+    given = [str(script), *map(str, arguments)]
+    processes = [FORKS.Process(target=_rank, args=(rank, count, port, given)) for rank in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
+
+
+def _rank(rank: int, count: int, port: int, given: list[str]) -> None:
+    if count > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": str(port), "MASTER_ADDR": "127.0.0.1",
+                       "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}  # fmt: skip
+    sys.path.insert(0, str(ROOT))
+    sys.argv = given
+    runpy.run_path(given[0], run_name="__main__")
+
+
 def _run(stage: str, arguments: list[str], output: Path | None, before: Callable[[], object]) -> None:
-    stream = os.open(output or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    stream = os.open(output or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(stream, 1), os.dup2(stream, 2)
     sys.path.insert(0, str(ROOT))
     before()

@@ -139,6 +139,12 @@ LATE = {
         f"models.loc.train.distill.experiment: {NAME}, got '../teacher'",
     "models.loc.train.pseudo={experiment: /tmp/a, models: [x]}":
         f"models.loc.train.pseudo.experiment: {NAME}, got '/tmp/a'",
+    "models.loc.train.distill={experiment: teacher, models: [../../x]}":
+        "models.loc.train.distill.models.0: a model's name becomes a folder; use letters, digits, '-', '_', '.', at "
+        "most 100 of them, got '../../x'",
+    "models.loc.train.pseudo={experiment: teacher, models: [/etc]}":
+        "models.loc.train.pseudo.models.0: a model's name becomes a folder; use letters, digits, '-', '_', '.', at "
+        "most 100 of them, got '/etc'",
     "models.loc.train.distill={experiment: tiny}":
         "models.loc.train.distill.experiment: expected another experiment than this one, got 'tiny'",
     "models.loc.train.pseudo={experiment: tiny, models: [loc]}":

@@ -389,6 +389,19 @@ def test_older_and_newer_files_are_read_and_odd_ones_are_named_with_the_command(
         ({"params": [1]}, "params: "),
         ({"plans": [{"models": "a"}]}, "plans.0.models: "),
         ({"crf": 7, "tta": 1}, "1 more"),
+        ({"tta": "d5"}, "expected one of none, hflip, flips, d4, found 'd5'"),
+        ({"plans": [{"models": ["a"], "tta": "all"}]}, "expected one of none, hflip, flips, d4, found 'all'"),
+        ({"plans": [{"models": ["a"], "tta": "none", "seconds": -1}]}, "plans.0.seconds: "),
+        ({"weights": {"a": float("nan")}}, "weights.a: expected a finite number"),
+        ({"weights": {"a": -0.5}}, "weights.a: "),
+        ({"weights": {"a": 0.0}}, "weights: Value error, expected one above 0"),
+        ({"params": {"threshold": float("inf")}}, "params.threshold: expected a finite number"),
+        ({"greedy_path": [{"score": float("nan")}]}, "greedy_path.0.score: expected a finite number"),
+        ({"temperatures": {"a": 0}}, "temperatures.a: "),
+        ({"scenes": -4}, "scenes: "),
+        ({"points": -1}, "points: "),
+        ({"per_fold": {"0": {"scenes": -2}}}, "per_fold: Value error, 0: expected counts, found -2"),
+        ({"tables": {"confusion": {"cat": {"dog": -3}}}}, "tables: Value error, confusion: expected counts, found -3"),
     ):
         with pytest.raises(ArtifactError) as caught:
             read(**changes)

@@ -1,14 +1,13 @@
 """The training loop: it learns, holds its precision contract, and several processes follow the losses of one."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import NETWORK, ROOT, TINY
+from conftest import NETWORK, ROOT, TINY, stage
 from torch import nn
 
 from lib.config.sections import Train
@@ -144,18 +143,19 @@ def test_two_processes_follow_the_losses_of_one(architecture, tmp_path):
     if architecture == "maskformer":
         options = {"queries": 4, "channels": 16, "layers": 3, "heads": 2, "feedforward": 32, "norm": "group_everywhere"}
         terms, spec = {"query_class": 2, "query_bce": 5, "query_dice": 5}, NETWORK | {"architecture": architecture}
-    section = {**loc["train"], "ema": None, "loss": {"terms": terms}, "clip": 1.0}
+    section = {**loc["train"], "ema": None, "loss": {"terms": terms}, "clip": 1.0, "validate_every": 3}
     loc = {**loc, "network": {**spec, "options": options}, "train": section}
     config = tmp_path / "ddp.yaml"
     config.write_text(yaml.safe_dump({**tree, "models": {"loc": loc}, "search": None}))
     logs = []
-    for name, launcher in (("one", [sys.executable]), ("two", [sys.executable, "-m", "torch.distributed.run",
-                                                               "--standalone", "--nproc-per-node", "2"])):  # fmt: skip
+    for name in ("one", "two"):
         flags = ["--config", str(config), "--workdir", str(tmp_path / name)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run([sys.executable, "01_prepare_folds.py", *flags], cwd=ROOT, check=True, env=environment)
-        command = [*launcher, "02_train_loc.py", *flags, "--fold", "0"]
-        subprocess.run(command, cwd=ROOT, check=True, env=environment)
+        assert stage("01_prepare_folds", *flags) == 0
+        if name == "one":
+            assert stage("02_train_loc", *flags, "--fold", "0") == 0
+        else:
+            launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+            subprocess.run([*launcher, "02_train_loc.py", *flags, "--fold", "0"], cwd=ROOT, check=True)
         log = tmp_path / name / "tiny/02_loc/loc/fold0/log.jsonl"
         logs.append([json.loads(line) for line in log.read_text().splitlines()])
     one, two = logs

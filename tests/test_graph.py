@@ -8,7 +8,7 @@ from invented import experiment
 from lib.config.load import load
 from lib.errors import ArtifactError
 from lib.run.artifacts import Store
-from lib.run.graph import Graph, teachers
+from lib.run.graph import Graph, taught, teachers
 from lib.tasks import BinaryMask, MulticlassMask
 
 DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
@@ -127,6 +127,27 @@ def test_a_student_follows_its_teachers_logits_and_refuses_old_ones(tmp_path):
     finish(longer.logits("net", 1))
     again = teachers(student(), tmp_path)
     assert [a == b for a, b in zip(found.values(), again.values(), strict=True)] == [True, False]
+
+
+def test_a_student_follows_the_bytes_of_its_teachers_logits(tmp_path):
+    """Beside the fingerprints, which stay as they are: a checkpoint trained anew by other code has other bytes."""
+
+    def finish(unit, text):
+        with store.build(unit, {}) as folder:
+            (folder / "x").write_text(text)
+
+    config, store = experiment("teacher"), Store(tmp_path / "teacher")
+    graph, student = Graph(config, ["a"], []), experiment("student", train={"distill": {"experiment": "teacher"}})
+    for fold in (0, 1):
+        for unit in (graph.folds(), graph.checkpoint("net", fold), graph.logits("net", fold)):
+            finish(unit, "before")
+    found, known = taught(student, tmp_path), teachers(student, tmp_path)
+    finish(graph.checkpoint("net", 1), "after")
+    with pytest.raises(ArtifactError, match=r"fold1/logits: these logits are not those of today's 02_loc/net/fold1"):
+        taught(student, tmp_path)
+    finish(graph.logits("net", 1), "after")
+    assert teachers(student, tmp_path) == known
+    assert [a == b for a, b in zip(found.values(), taught(student, tmp_path).values(), strict=True)] == [True, False]
 
 
 def test_commands_repeat_the_flags_they_were_called_with():

@@ -33,6 +33,7 @@ from lib.kaggle.__main__ import experiment
 from lib.kaggle.__main__ import main as build
 from lib.kaggle.plan import Costs, Timing, subsets_of
 from lib.models import checkpoint
+from lib.run import manifest
 from lib.stages.predict import Networks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -559,9 +560,7 @@ def test_only_the_views_that_were_chosen_out_of_fold_are_predicted(kernel, tmp_p
         decode = json.loads((unit / "decode.json").read_text()) | change
         text = json.dumps({key: value for key, value in decode.items() if value is not None})
         (unit / "decode.json").write_text(text)
-        manifest = json.loads((unit / "manifest.json").read_text())
-        manifest["files"]["decode.json"] = len(text)
-        (unit / "manifest.json").write_text(json.dumps(manifest))
+        manifest.write(unit, manifest.read(unit))
         return folder
 
     older = kernel.open_job(tmp_path, config=config, weights=attached({"tta": None, "plans": None}))

@@ -193,7 +193,7 @@ def test_ids_may_be_paths_and_pictures_lie_in_sub_folders(tmp_path, suffix):
     for split, places in names.items():
         for place in places:
             (tmp_path / split / place).parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(tmp_path / split / f"{place}.png"), np.full((8, 8, 3), 9, np.uint8))
+            cv2.imwrite(str(tmp_path / split / f"{place}.png"), np.eye(8, dtype=np.uint8) + 9)
     rows = [f"{place}{suffix},{place[:3]}" for place in names["train"]]
     (tmp_path / "train.csv").write_text("\n".join(["id,label", *rows]))
     competition = Competition(tmp_path, group="^[a-z]+/(.)")
@@ -245,7 +245,8 @@ def test_faults_are_named_and_left_out(root):
     competition = Competition(root, classes=[*synthetic.CLASSES, "spots"])
     assert found(competition) == {
         ("unreadable image", "000"), ("label without picture", "001"), ("image all black", "006"),
-        ("image without label", "extra.png"), ("label is none of the classes", "003"), ("label given twice", "004"),
+        ("image without label", "extra.png"), ("image of one colour", "extra.png"),
+        ("label is none of the classes", "003"), ("label given twice", "004"),
         ("label given twice", "007"), ("class without picture", "spots"),
         ("file beside pictures or videos that is none", "train/notes.txt"),
     }  # fmt: skip

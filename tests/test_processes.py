@@ -103,14 +103,14 @@ def test_sums_over_processes_are_added_in_the_backward_pass_too(monkeypatch, rec
 
 
 def test_the_state_stays_until_all_processes_have_read_it(tmp_path, monkeypatch):
-    """Killed between the last save and the end, a run has nothing left to do but to remove its state."""
+    """Killed between the last save and the seal, a run has nothing left to do; its state goes with the seal."""
     done = Fit(network(), CLASSES, Squares(), lambda _: {"select": 0.0}, train(epochs=1), place(tmp_path))
     done.epoch = 1
     done._save()
     waited = []
     monkeypatch.setattr(runtime, "barrier", lambda: waited.append((tmp_path / "last.pt").exists()))
     Fit(network(), CLASSES, Squares(), lambda _: {"select": 0.0}, train(epochs=1), place(tmp_path)).run()
-    assert waited == [True] and not (tmp_path / "last.pt").exists()
+    assert waited == [True] and (tmp_path / "last.pt").exists()
 
 
 SCRIPT = """
@@ -132,6 +132,8 @@ def validate(net):
     seen.append(digest.hexdigest())
     if os.environ.get("PRESSED") == str(runtime.rank()) and len(seen) == 1:
         os.kill(os.getpid(), signal.SIGINT)
+    if os.environ.get("PRESSED") == "launcher" and len(seen) == 1 and runtime.rank() == 0:
+        os.kill(os.getppid(), signal.SIGTERM)
     return {{"select": float(len(seen)) + 10 * runtime.rank()}}
 
 with runtime.process_group():
@@ -148,14 +150,15 @@ with runtime.process_group():
 def in_processes(folder, count, options, section, pressed=""):
     """Train in so many processes. Return the lines of the log, the saved weights and what each rank validated.
 
-    pressed: the rank that gets a Ctrl-C in its first validation.
+    pressed: the rank that gets a Ctrl-C in its first validation; or launcher: torchrun gets a SIGTERM then.
     """
     folder.mkdir(exist_ok=True)
     script = folder / "run.py"
     script.write_text(SCRIPT.format(root=str(ROOT)))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
     command = [sys.executable, *launcher, str(script), str(folder), json.dumps(options), json.dumps(section)]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PRESSED": pressed}, cwd=ROOT)
+    own = {**os.environ, "OMP_NUM_THREADS": "1", "PRESSED": pressed}
+    subprocess.run(command, check=pressed != "launcher", env=own, cwd=ROOT)
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     ranks = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(count)]
     return log, load_file(folder / "best.safetensors"), ranks
@@ -203,6 +206,19 @@ def test_a_ctrl_c_in_one_process_stops_all_after_the_same_step_and_a_resume_ends
     assert len(log) == 1 and [scores for _, scores in ranks] == [[1, 1], [1, 1]]
     log, _, ranks = in_processes(tmp_path / "broken", 2, {}, section)
     assert len(log) == 2 and [digests for digests, _ in ranks] == [[digest] for digest in unbroken]
+
+
+@pytest.mark.slow
+def test_a_sigterm_for_torchrun_saves_the_state_and_a_resume_ends_alike(tmp_path):
+    """It passes the signal on to its processes, and kills them half a minute later."""
+    section = {"epochs": 8, "validate_every": 2, "ema": 0.9}
+    _, whole, _ = in_processes(tmp_path / "unbroken", 2, {}, section)
+    log, _, ranks = in_processes(tmp_path / "broken", 2, {}, section, pressed="launcher")
+    (epoch, step), other = (scores for _, scores in ranks)
+    assert [epoch, step] == other and 2 <= epoch < 8 and len(log) == epoch
+    assert (tmp_path / "broken" / "last.pt").exists()
+    _, resumed, _ = in_processes(tmp_path / "broken", 2, {}, section)
+    assert all(resumed[name].equal(tensor) for name, tensor in whole.items())
 
 
 def test_the_answer_of_all_is_that_of_some_calls_before(monkeypatch):

@@ -8,12 +8,14 @@ import itertools
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from functools import partial
 
 import pytest
 import starts
-from conftest import Experiment
+from conftest import ROOT, Experiment
 
 pytestmark = pytest.mark.slow
 
@@ -120,3 +122,10 @@ def test_a_second_process_on_the_same_unit_is_told_who_holds_it(experiment, caps
     finally:
         first.kill()
         first.join()
+
+
+def test_kills_at_random_instants_end_with_the_same_bytes():
+    """A handful; ``python tests/kills.py`` makes as many as one likes."""
+    command = [sys.executable, str(ROOT / "tests" / "kills.py"), "--kills", "5", "--seed", "0"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "5 ended with the same bytes" in done.stdout, done.stdout + done.stderr

@@ -23,6 +23,7 @@ def test_scenes_order_and_header_are_those_of_the_sample(name, tmp_path):
     header = ",".join(("image", "kind", "target")[-FIELDS[name] :]) if FIELDS[name] == 3 else "image,target"
     root = make(name, tmp_path / "data")
     path = sample(name, root, [third, "unknown_00000009", first], header)
+    (tmp_path / "handed").mkdir()
     competition = opened(name, root)
     assert [scene.id for scene in competition.scenes("test")] == sorted([third, "unknown_00000009", first])
     lines, expected = written(competition, tmp_path), path.read_text().splitlines()
@@ -35,6 +36,9 @@ def test_scenes_order_and_header_are_those_of_the_sample(name, tmp_path):
     assert absent.files == {} and competition.incomplete(absent).endswith("found no file of it")
     assert competition.labelled(absent) is False or name == "binary_rle"
     assert len(competition.scenes("train")) == 3
+    answers = [(scene, nothing(competition, scene)) for scene in competition.scenes("test")]
+    assert competition.submit(answers, tmp_path / "handed", competition.scenes("test")) == []
+    assert (tmp_path / "handed/submission.csv").read_text().splitlines() == lines
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,10 +4,12 @@ import csv
 import json
 
 import pytest
-from invented import build, decoded, experiment
+from invented import GIT, build, decoded, experiment
 
 from lib.choose.choice import Decision
 from lib.errors import ArtifactError
+from lib.run.artifacts import Store
+from lib.run.graph import Graph
 from lib.tools import sheet, table
 
 
@@ -67,6 +69,15 @@ def test_unfinished_stale_and_damaged_experiments_are_named(tmp_path):
     assert set(status) == {"half", "old", "gone", "torn", "odd"}
     shown = sheet.shown(sheet.sheet(sheet.experiments(tmp_path)))
     assert all(f"\n{name}: {why}" in shown for name, why in status.items())
+
+
+def test_a_network_of_other_bytes_makes_an_experiment_stale(tmp_path):
+    config = experiment("again")
+    build(tmp_path, config, decoded(0.5))
+    with Store(tmp_path / "again").build(Graph(config, ["a", "b"], ["t"]).checkpoint("net", 0), {"git": GIT}) as folder:
+        (folder / "best.safetensors").write_text("trained by other code")
+    (row,) = sheet.sheet(sheet.experiments(tmp_path))
+    assert row["status"] == "stale: 04_probs/loc/net/fold0/oof was made with another 02_loc/net/fold0"
 
 
 def test_what_an_unfinished_experiment_has_not_said_is_no_difference(tmp_path):

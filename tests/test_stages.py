@@ -12,6 +12,7 @@ from conftest import STAGES, Experiment
 
 from lib.competitions import open_competition
 from lib.report.tables import compare
+from lib.run import cli
 from lib.scenes.probs import read_levels
 from lib.scenes.raster import write_png
 
@@ -119,11 +120,77 @@ def test_a_truncated_result_is_noticed_and_rebuilt(experiment, capsys):
 def test_a_corrupt_checkpoint_is_one_sentence(experiment, capsys):
     path = experiment.root / "02_loc/loc/fold0/best.safetensors"
     content = bytearray(path.read_bytes())
-    content[:8] = b"\xff" * 8  # same size, so that the manifest does not notice
+    content[:8] = b"\xff" * 8  # of the same size
     path.write_bytes(bytes(content))
     assert experiment.run("04_predict_tta", "--force", "--only", "loc", "--fold", "0", "--split", "test") == 2
     error = capsys.readouterr().err
-    assert "best.safetensors: missing or damaged" in error and "Traceback" not in error
+    assert "best.safetensors: its bytes changed after it was written" in error and "Traceback" not in error
+    assert "run: python 02_train_loc.py" in error and "--only loc --fold 0" in error
+
+
+@pytest.fixture
+def with_data(tmp_path, scenes, finished):
+    """A copy of the finished experiment with data of its own, which a test may change."""
+    data = tmp_path / "xbd"
+    shutil.copytree(scenes, data)
+    own = Experiment(tmp_path, data)
+    shutil.copytree(finished.root, own.root)
+    return own
+
+
+def test_labels_that_changed_make_training_and_choosing_stale(with_data, tmp_path, capsys):
+    """As after ``sed 's/"destroyed"/"no-damage"/'``, of which no old score may stand beside the new truth."""
+    labels = list((tmp_path / "xbd").rglob("*_post_disaster.json"))
+    changed = [path for path in labels if '"destroyed"' in path.read_text()]
+    for path in changed:
+        path.write_text(path.read_text().replace('"destroyed"', '"no-damage"'))
+    scene = min(path.stem.removesuffix("_post_disaster") for path in changed)
+    for name in STAGES[1:]:
+        assert with_data.run(name) == 2, name
+        error = capsys.readouterr().err
+        assert f"01_folds was made from other data ({scene}" in error and "run: python 01_prepare_folds.py" in error
+    assert with_data.run(STAGES[0]) == 0
+    assert f"01_folds: stale (made from other data ({scene}" in capsys.readouterr().out
+    run = cli.start("", [*with_data.flags])
+    units = [*run.checkpoints("loc"), *run.checkpoints("cls"), run.graph.decode(), run.graph.submission("oof")]
+    assert [run.store.status(unit) for unit in units] == ["stale"] * 6
+
+
+def test_a_folder_of_data_that_was_copied_without_its_times_makes_nothing_stale(with_data, tmp_path, capsys):
+    for path in (tmp_path / "xbd").rglob("*"):
+        path.touch()
+    for name in STAGES:
+        assert with_data.run(name) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if ": " in line and line[:2].isdigit()]
+    assert len(lines) == 18 and all("skipped, done" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_a_test_image_that_was_mended_is_predicted_again_and_no_other(with_data, tmp_path, capsys):
+    first, second = open_competition("xview2", tmp_path / "xbd").scenes("test")
+    shutil.copyfile(first.files["pre"], first.files["post"])
+    assert with_data.run(STAGES[0]) == 0 and "skipped, done" in capsys.readouterr().out
+    unit = with_data.root / "04_probs/cls/cls/fold1/test"
+    before = {path.stem: path.read_bytes() for path in unit.glob("*.tif")}
+    for name in STAGES[3:]:
+        assert with_data.run(name) == 0
+    said = capsys.readouterr().out
+    for split in ("loc/loc/fold0", "loc/loc/fold1", "cls/cls/fold0", "cls/cls/fold1"):
+        assert f"04_probs/{split}/test: stale (made from other data ({first.id}: " in said
+        assert f"04_probs/{split}/oof: skipped, done" in said
+    assert said.count("1 of 2 scenes are as they were and are kept") == 4
+    assert "05_ensemble/decode: skipped" in said and "05_ensemble/test: stale (made from another 04_probs" in said
+    after = {path.stem: path.read_bytes() for path in unit.glob("*.tif")}
+    assert after[second.id] == before[second.id] and after[first.id] != before[first.id]
+    assert with_data.run(STAGES[5], "--split", "test") == 0 and "skipped, done" in capsys.readouterr().out
+
+
+def test_a_submission_of_another_byte_is_written_again(experiment, capsys):
+    path = experiment.root / "06_submission/test/submission.csv"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-2] + b"9\n")
+    assert experiment.run("06_make_submission", "--split", "test") == 0
+    assert path.read_bytes() == whole and "submission.csv: its bytes changed" in capsys.readouterr().out
 
 
 def test_frozen_inputs_serve_folds_checkpoints_and_decode(finished, tmp_path, scenes, capsys):
@@ -194,7 +261,7 @@ def test_test_pairs_that_cannot_be_predicted_have_an_answer_and_stop_nothing(tmp
         assert own.run(name, *flags, "--set", "predict.fallback=0", "--set", "predict.workers=2") == 0, name
     said = capsys.readouterr().out
     assert "4 of 5 scenes could not be predicted and have the fallback 0.0" in said
-    assert "4 of 5 scenes have the fallback 0.0 instead of a prediction: " in said
+    assert "test: scenes with the fallback of stage 04: 4 (" in said
     manifest = json.loads((own.root / "04_probs/loc/loc/fold0/test/manifest.json").read_text())
     failed = sorted({*ids} - {whole.id})
     assert list(manifest["failed"]) == failed and manifest["scenes"] == 5

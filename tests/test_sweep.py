@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
+import starts
 import yaml
 from invented import TREE, build, decoded, experiment
 from sisters import COMMON, EXPERIMENTS
@@ -137,7 +138,9 @@ def test_without_seeds_every_combination_has_a_row(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_real_sweep_runs_resumes_and_prints_its_table(tmp_path, capfd):
+def test_a_real_sweep_runs_resumes_and_prints_its_table(tmp_path, monkeypatch, capfd):
+    said = tmp_path / "said.txt"
+    monkeypatch.setattr(sweep, "run_command", lambda c: starts.run(Path(c[1]).stem, *c[2:], output=said))
     tree = {**COMMON, "name": "frames", **EXPERIMENTS["videos"]}
     tree["data"] = {"root": str(tmp_path / "data"), **tree["data"]}
     (tmp_path / "frames.yaml").write_text(yaml.safe_dump(tree))
@@ -149,6 +152,12 @@ def test_a_real_sweep_runs_resumes_and_prints_its_table(tmp_path, capfd):
     assert table[0].split()[:4] == ["models.frames.train.epochs", "score", "spread", "seeds"]
     assert table[1].split()[3] == "2"
     assert sorted(p.name for p in (tmp_path / "w").iterdir()) == ["frames-seed0-epochs1", "frames-seed1-epochs1"]
+    said.unlink()
     assert sweep.main(call) == 0
-    again = capfd.readouterr().out
-    assert "skipped, done" in again and "building" not in again and again.splitlines()[-2:] == table
+    again = said.read_text()
+    assert "skipped, done" in again and "building" not in again
+    assert capfd.readouterr().out.splitlines()[-2:] == table
+
+
+def test_a_command_of_a_sweep_ends_with_its_own_code():
+    assert sweep.run_command([sys.executable, "-S", "-c", "raise SystemExit(3)"]) == 3

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+from lib.competitions import sample as samples
 from lib.competitions import tables
 from lib.competitions.xview2 import metric as xview2
 from lib.competitions.xview2 import pairs
@@ -22,7 +23,7 @@ def answer(seed):
     rng = np.random.default_rng(seed)
     localization = np.kron(rng.integers(0, 2, (16, 16)), np.ones((64, 64), int)).astype(np.uint8)
     damage = np.kron(rng.integers(0, 5, (32, 32)), np.ones((32, 32), int)).astype(np.uint8)
-    return localization, damage
+    return localization, damage * localization
 
 
 # ---- CSV ----------------------------------------------------------------------------------------------
@@ -40,7 +41,7 @@ def test_csv_of_an_answer_reads_back_to_the_same_masks(tmp_path):
     graded = sum(c * rle.decode(table[f"0001_{c}"], (1024, 1024)) for c in range(1, 5))
     np.testing.assert_array_equal(graded, damage * localization)
     assert path.read_text().startswith(HEADER) and "nan" not in path.read_text().lower()
-    assert tables.lint(path, FORM, {(row_id,): (1024, 1024) for row_id in table}, sample=path) == []
+    assert tables.lint(path, FORM, {(row_id,): (1024, 1024) for row_id in table}, sample=samples.read(path)) == []
 
 
 def test_csv_is_whole_or_not_there(tmp_path):
@@ -131,10 +132,10 @@ def test_csv_linter_compares_with_the_sample(tmp_path):
     }
     for text, wanted in cases.items():
         path.write_text(text)
-        findings = tables.lint(path, FORM, sample=sample)
+        findings = tables.lint(path, FORM, sample=samples.read(sample))
         assert len(findings) == len(wanted) and all(w in f for w, f in zip(wanted, findings, strict=True)), findings
     sample.write_text("id,rle\na_1,\na_2,\nb_1,\n")  # a competition with a header of its own
-    assert tables.lint(path, FORM, sample=sample) == []
+    assert tables.lint(path, FORM, sample=samples.read(sample)) == []
 
 
 def test_csv_linter_of_no_file_and_of_a_picture(tmp_path):
@@ -294,7 +295,7 @@ def test_a_row_per_object(tmp_path):
     assert tables.read(path, PER_OBJECT) == [("a", "1 2 5 1"), ("a", "3 2"), ("b", "")]
     sample = tmp_path / "sample.csv"
     sample.write_text("ImageId,EncodedPixels\nb,1 1\na,1 1\n")
-    assert tables.lint(path, PER_OBJECT, {("a",): (3, 3), ("b",): (2, 2)}, sample) == []
+    assert tables.lint(path, PER_OBJECT, {("a",): (3, 3), ("b",): (2, 2)}, samples.read(sample)) == []
     with pytest.raises(DataError, match="expected id,rle"):
         tables.read(path, tables.Form(("id", "rle"), repeats=True))
 

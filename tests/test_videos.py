@@ -491,6 +491,18 @@ def test_annotations_name_folders_frames_and_labels(tmp_path):
         Competition(tmp_path, annotations="list.txt").scenes("train")
 
 
+def test_annotations_are_names_below_the_data_and_no_paths(tmp_path):
+    root = tmp_path / "data"
+    for folder in (root / "a", root / "b", tmp_path / "outside"):
+        folder.mkdir(parents=True)
+        write_png(folder / "img_00001.png", np.full((32, 40, 3), 90, np.uint8))
+    lines = ["a 1 1 1", "b 1 1 0", "../outside 1 1 1", f"{tmp_path}/outside 1 1 1", "a/../../outside 1 1 0"]
+    (root / "list.txt").write_text("\n".join(lines))
+    competition = Competition(root, annotations="list.txt")
+    assert ids(competition.scenes("train")) == ["a", "b"]
+    assert [kind for kind, _ in found(competition)] == ["label without video"] * 3
+
+
 @real
 def test_real_clips_as_folders():
     competition = Competition(SHARED, annotations="annotations.txt", positive="running")

@@ -455,7 +455,7 @@ def test_submission_reads_back_and_is_valid(submitted):
 @pytest.mark.parametrize("fault, said", [
     ("png missing", "picture without a PNG: 1 (a_1)"), ("png foreign", "not one of the scenes asked for: 1 (q.png)"),
     ("png size", "not of its picture's size: 1 (a_1.png)"), ("png class", "none of the classes 0..2: 1 (a_1.png)"),
-    ("png cut", "not a readable index PNG: 1 (a_1.png)"), ("row missing", "missing, it was asked for (a_1_2)"),
+    ("png cut", "is cut short: 1 (a_1.png)"), ("row missing", "missing, it was asked for (a_1_2)"),
     ("row foreign", "not one of the scenes asked for (q_1)"), ("row class", "not one of the scenes asked for (a_1_3)"),
     ("row outside", "a run outside of the image (a_1_1)"), ("row twice", "id written more than once (a_1_1)"),
     ("differ", "1 pictures differ from the PNGs (first: a_1)"), ("no csv", "found nothing there"),

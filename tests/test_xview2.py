@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from PIL import Image
 from rasterio.transform import from_origin
 
 from lib.competitions import open_competition
@@ -351,8 +352,16 @@ def test_a_sound_set_has_no_findings_but_its_size(root):
 
 
 @real
-def test_the_doctor_has_nothing_to_say_about_real_tiles():
-    assert opened(SHARED / "xbd").inspect() == []
+def test_the_doctor_names_only_the_rims_of_real_tiles_which_their_files_declare_as_transparent():
+    black = {}
+    for path in (SHARED / "xbd").rglob("*_disaster.png"):
+        with Image.open(path) as file:  # another reader
+            if file.info.get("transparency") == (0, 0, 0):
+                black[path] = 1 - np.array(file.convert("RGB")).any(-1).mean()
+    expected = {str(path): f"{share:.1%}" for path, share in black.items() if share}
+    findings = opened(SHARED / "xbd").inspect()
+    assert {f.kind for f in findings} == {"pixels without data"} and len(findings) == len(expected) == 6
+    assert {f.detail.split(": ")[0]: f.detail.split(": ")[1].split()[0] for f in findings} == expected
 
 
 def test_duplicate_between_train_and_test_is_found(root):

@@ -1,23 +1,36 @@
 """What is chosen on out-of-fold scenes, and decode.json, the file that says so; it is written and read here alone."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from lib.config.sections import Views
 from lib.errors import ArtifactError
 from lib.files import write_json
-from lib.run.artifacts import read_json
 from lib.run.cli import Run
+from lib.run.manifest import read_json
 
 DECODE = "decode.json"
 Weights = Mapping[str, float]
 """Model -> its weight in the average of its task."""
 Numbers = dict[str, int | float]
+Count = Annotated[int, Field(ge=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+def _known_views(name: str) -> str:
+    if name not in get_args(Views):
+        raise ValueError(f"expected one of {', '.join(get_args(Views))}, found {name!r}")
+    return name
+
+
+SetOfViews = Annotated[str, AfterValidator(_known_views)]
 
 
 @dataclass(frozen=True)
@@ -84,10 +97,10 @@ class Subset:
     """Some of the models, the set of views they predict, and what that is worth out of fold."""
 
     models: tuple[str, ...]
-    tta: str
+    tta: SetOfViews
     score: float | None = None
     """Out-of-fold score; None where it is not known."""
-    seconds: float | None = None
+    seconds: NotNegative | None = None
     """Seconds per scene that one network of each model took on the machine of stage 04."""
     best_for_its_seconds: bool = False
     """Whether nothing that is as cheap scores as high."""
@@ -113,19 +126,19 @@ class Decision(BaseModel):
     # ---- the choice
     params: dict[str, Any]
     """Decode settings, see ``settings_for``."""
-    weights: dict[str, float]
+    weights: dict[str, NotNegative]
     """Model -> its weight in the average of its task."""
-    tta: str | None = None
+    tta: SetOfViews | None = None
     """Set of views; None in older files."""
     crf: bool | None = None
     """Whether a CRF refines the averages; None in older files."""
-    temperatures: dict[str, float] = {}
+    temperatures: dict[str, Positive] = {}
     """Model -> its temperature; empty where nothing was calibrated."""
 
     # ---- how it was found
     calibration: dict[str, dict[str, Any]] = {}
     """Model -> its fitted temperature, and how reliable its probabilities are without and with it."""
-    points: int | None = None
+    points: Count | None = None
     """Combinations that the search counted."""
     score_without_search: float | None = None
     """Score of the settings that the experiment states."""
@@ -153,7 +166,7 @@ class Decision(BaseModel):
     postprocess_tried: list[Chain] = []
 
     # ---- what it is worth
-    scenes: int
+    scenes: Count
     """Out-of-fold scenes that were scored."""
     scores: Numbers
     """Every named score on the scenes it was chosen on; empty where there were none."""
@@ -174,6 +187,28 @@ class Decision(BaseModel):
         if info.data.get("scenes") and not value:
             raise ValueError(f"expected those of {info.data['scenes']} scenes, found none")
         return value
+
+    @field_validator("weights")
+    @classmethod
+    def _one_model_counts(cls, weights: dict[str, float]) -> dict[str, float]:
+        if weights and not any(weights.values()):
+            raise ValueError("expected one above 0, found none")
+        return weights
+
+    @field_validator("per_domain", "per_fold")
+    @classmethod
+    def _scenes_are_counted(cls, parts: dict[str, Numbers]) -> dict[str, Numbers]:
+        for name, part in parts.items():
+            _refuse_negative(name, [part.get("scenes", 0)])
+        return parts
+
+    @field_validator("tables")
+    @classmethod
+    def _matrices_hold_counts(cls, tables: dict[str, Any]) -> dict[str, Any]:
+        for name, table in tables.items():
+            for row in table.values() if isinstance(table, dict) else ():
+                _refuse_negative(name, row.values() if isinstance(row, dict) else ())
+        return tables
 
     @property
     def score(self) -> float:
@@ -204,13 +239,16 @@ class Decision(BaseModel):
         content = read_json(path)
         if isinstance(content, dict):
             content = {key: value for key, value in content.items() if key in cls.model_fields}
+        again = f"to write it anew, run: {command}"
+        if odd := next(_not_finite(content), ""):
+            raise ArtifactError(f"{path}: {odd}: expected a finite number; {again}")
         try:
             return cls.model_validate(content)
         except ValidationError as error:
             first, *others = error.errors()
             where = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
             more = f" (and {len(others)} more faults)" if others else ""
-            raise ArtifactError(f"{path}: {where}{first['msg']}{more}; to write it anew, run: {command}") from error
+            raise ArtifactError(f"{path}: {where}{first['msg']}{more}; {again}") from error
 
     @classmethod
     def of(cls, run: Run) -> "Decision":
@@ -226,3 +264,18 @@ class Decision(BaseModel):
     def write(self, path: Path) -> None:
         """Write decode.json with all fields that were set, in the order in which they stand here."""
         write_json(path, self.model_dump(exclude_unset=True))
+
+
+def _refuse_negative(name: str, counts: Iterable[Any]) -> None:
+    """Raise ValueError for a number below 0 where counts are told."""
+    if negative := [count for count in counts if isinstance(count, int | float) and count < 0]:
+        raise ValueError(f"{name}: expected counts, found {negative[0]}")
+
+
+def _not_finite(value: Any, where: str = "") -> Iterator[str]:
+    """Yield where a JSON value holds NaN or an infinite number, as "per_fold.0.score"."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield where
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in parts:
+        yield from _not_finite(part, f"{where}.{key}" if where else str(key))

@@ -60,7 +60,7 @@ class Members:
         for model, sources in folders.items():
             for source in sources:
                 path = levels_path(source, self.run.config.predict.tta_sets, tta, self.scene.id)
-                levels, names = read_levels(path)
+                levels, names = read_levels(self.run.store.check(path))
                 if self.names.setdefault(task, names) != names:
                     raise ArtifactError(f"{source}: expected channels {self.names[task]}, got {names}")
                 yield model, len(sources), calibration.apply(levels, self.temperatures.get(model, 1), exclusive)

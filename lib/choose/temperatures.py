@@ -22,7 +22,7 @@ def fit_temperatures(scenes: OutOfFold) -> tuple[dict[str, float], dict[str, dic
     pixels: dict[str, dict[Hashable, calibration.Evidence]] = defaultdict(dict)
     for item in scenes.each("calibrate"):
         for task, members in item.members.levels(tta).items():
-            target = competition.target(item.scene, task)
+            target = competition.training_target(item.scene, task)
             for model, _, levels in members:
                 own = np.broadcast_to(target, levels.shape[1:])
                 new = calibration.gather(competition.tasks[task], levels, own)

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from lib.competitions.contract import Competition
 from lib.errors import ConfigError
-from lib.settings import Section, one_of, sentences
+from lib.settings import Limits, Section, one_of, sentences
 
 CLASSES = {
     "binary_rle": "binary_rle.competition.BinaryRLE",
@@ -23,20 +23,27 @@ NAMES = tuple(CLASSES)
 
 
 def open_competition(
-    name: str, root: str | Path, options: dict[str, Any] | None = None, memo: Path | None = None
+    name: str,
+    root: str | Path,
+    options: dict[str, Any] | None = None,
+    memo: Path | None = None,
+    limits: Limits | None = None,
 ) -> Competition:
     """Open the data of competition ``name`` under ``root``; no file is read yet.
 
     ``options``: the competition's own settings, ``data.options`` of an experiment. ``memo``: a file in which facts
-    about labelled scenes are remembered, so that labels are read again only where they changed. Raises ConfigError with
-    a sentence for every option that is wrong.
+    about labelled scenes are remembered, so that labels are read again only where they changed. ``limits``: of files,
+    ``data.limits``; they hold in this process from now on, and in each that the competition is sent to. Raises
+    ConfigError with a sentence for every option that is wrong.
     """
     found = _class_of(name)
     try:
         checked = found.Options.model_validate(options or {})
     except ValidationError as error:
         raise ConfigError("\n".join(sentences(error, "data.options"))) from error
-    return found(Path(root), checked, memo)
+    opened = found(Path(root), checked, memo)
+    opened.keep_limits(limits or Limits())
+    return opened
 
 
 def options_of(name: str) -> type[Section]:

@@ -17,7 +17,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -36,8 +36,10 @@ from lib.competitions.tables import Form, Name, Size
 from lib.ensemble import search
 from lib.ensemble.search import Lattice
 from lib.errors import ConfigError, DataError
+from lib.files import digest
 from lib.scenes import raster
-from lib.settings import Section
+from lib.scenes.blemishes import blemishes
+from lib.settings import Limits, Section, limits, set_limits
 from lib.tasks import Task, known
 
 SUBMISSION = "submission.csv"
@@ -122,6 +124,9 @@ def told(failed: Mapping[str, str], names: int = 3) -> str:
     return "; ".join(first) + (f"; and {len(failed) - names} more" if len(failed) > names else "")
 
 
+FACTS = "flags from pixels"
+"""How facts are read; those that were remembered from another way are read anew."""
+
 APART = ("per_domain", "seen", "unseen")
 """Keys of chosen settings that say for which scenes other settings hold."""
 
@@ -162,15 +167,27 @@ class Competition(ABC):
     """What the rows of ``submission.csv`` look like."""
     other_folders: tuple[str, ...] = ()
     """Names of folders that come with the data and hold no scenes."""
+    together: tuple[str, ...] = ()
+    """Images of a scene that are stretched to bytes by one rule where they have more than 8 bits: before and after."""
 
     def __init__(self, root: Path, options: Any, memo: Path | None = None):
         """``options``: an instance of ``Options``. ``memo``: a JSON file in which facts of scenes are remembered."""
         self.root, self.options = Path(root), options
-        self._memo = Memo(memo, f"{self.name} {options.model_dump_json()}") if memo else None
+        self._memo = Memo(memo, f"{self.name} {options.model_dump_json()} {FACTS}") if memo else None
         self._listed: dict[str, tuple[list[Scene], list[Finding]]] = {}
         self._scenes: dict[str, list[Scene]] = {}
         self._facts: dict[str, Facts] = {}
         self._submitted: tuple[Any, dict[str, list[Row]]] = None, {}
+        self.limits = limits()
+
+    def keep_limits(self, limits: Limits) -> None:
+        """Set what files may hold at most, in this process and in each that receives the competition."""
+        self.limits = limits
+        set_limits(limits)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        set_limits(self.limits)
 
     # ---- scenes ---------------------------------------------------------------------------------------
     @abstractmethod
@@ -315,10 +332,10 @@ class Competition(ABC):
     def read_facts(self, scene: Scene) -> Facts:
         """Read which of ``flags`` a labelled scene has, and what makes it unusable: a DataError, or ``Facts.error``.
 
-        By default from the target of the first task, which must be of the image's size.
+        By default from the pixels of the first task's target, which must be of the image's size.
         """
         role, task = next(iter(self.tasks.items()))
-        target = self.target(scene, role)
+        target = self.training_target(scene, role)
         if task.dense and target.shape != (size := raster.image_size(scene.files[self.files[0]])):
             raise DataError(f"scene {scene.id}: expected a label of its image's size {size}, got {target.shape}")
         there = (task.truth(target) & known(target)).any(axis=(1, 2))
@@ -449,20 +466,27 @@ class Competition(ABC):
 
     def inspect_scene(self, scene: Scene, split: str) -> list[Finding]:
         """Report what is wrong with one scene: images that are missing, broken or black, labels that cannot be used."""
-        findings = []
+        findings, whole = [], True
         for image in self.own_images:
-            try:
-                pixels = self.read(scene, image)
-            except DataError as error:
-                findings.append(Finding("unreadable image", scene.id, str(error)))
-                continue
-            if not pixels.any():
-                findings.append(Finding("image all black", scene.id, str(scene.files.get(image, ""))))
+            size, found = self.inspect_image(scene, image)
+            findings += found
+            whole &= size is not None
         if split == "train" and not self.labelled(scene):
             findings.append(Finding("image without label", scene.id, ", ".join(map(str, scene.files.values()))))
-        elif split == "train" and not findings and (fault := self.facts(scene).error):
+        elif split == "train" and whole and (fault := self.facts(scene).error):
             findings.append(Finding("label cannot be used", scene.id, fault))
         return findings
+
+    def inspect_image(self, scene: Scene, image: str) -> tuple[tuple[int, int] | None, list[Finding]]:
+        """Read an image; return its (height, width), None where it cannot be read, and what is strange about it."""
+        try:
+            picture = self.picture(scene, image)
+        except DataError as error:
+            return None, [Finding("unreadable image", scene.id, str(error))]
+        path = scene.files.get(image, "")
+        remarks = [*picture.remarks, *blemishes(picture)]
+        found = [Finding(kind, scene.id, f"{path}: {detail}" if detail else str(path)) for kind, detail in remarks]
+        return picture.valid.shape, found
 
     def remarks(self) -> list[str]:
         """Return what was told from the data rather than stated, in sentences; stage 01 prints them."""
@@ -484,14 +508,42 @@ class Competition(ABC):
     def read(self, scene: Scene, image: str) -> np.ndarray:
         """Read one image of a scene as (H, W, 3) uint8 RGB; for a label task its F frames, (F, H, W, 3).
 
-        Raises DataError naming scene and file.
+        Pixels that are not valid are 0. Raises DataError naming scene and file.
         """
+        return self.picture(scene, image).pixels
+
+    def picture(self, scene: Scene, image: str) -> raster.Picture:
+        """Read one image of a scene with what of it is valid; for frames those of the first. Raises as ``read``."""
         if image not in scene.files:
             raise DataError(f"scene {scene.id}: expected an image {image}, found none")
+        others = [other for other in self.together if other != image] if image in self.together else []
         try:
-            return raster.read_image(scene.files[image])
+            return raster.read(scene.files[image], [scene.files[other] for other in others if other in scene.files])
         except DataError as error:
             raise DataError(f"scene {scene.id}: {error}") from error
+
+    def training_target(self, scene: Scene, task: str, images: Sequence[str] | None = None) -> np.ndarray:
+        """Return the target of a task, 255 (ignored) where one of the images has no data.
+
+        ``images``: those that the network is shown; by default all of the scene's own. The truth that scores go by has
+        these pixels still, since the official scorer counts them. Raises DataError as ``target``.
+        """
+        return self.without_hidden(self.target(scene, task), scene, task, images)
+
+    def without_hidden(
+        self, target: np.ndarray, scene: Scene, task: str, images: Sequence[str] | None = None
+    ) -> np.ndarray:
+        """Return a target of a task, or a pseudo-label, as ``training_target`` does: ignored where nothing is shown."""
+        if not self.tasks[task].dense:
+            return target
+        for image in self.own_images if images is None else [name for name in images if name in self.own_images]:
+            try:
+                valid = raster.validity(scene.files[image]) if image in scene.files else None
+            except DataError as error:
+                raise DataError(f"scene {scene.id}: {error}") from error
+            if valid is not None and valid.shape == target.shape:
+                target = self.tasks[task].as_target(target, valid)
+        return target
 
     @abstractmethod
     def target(self, scene: Scene, task: str) -> np.ndarray:
@@ -668,6 +720,10 @@ class Competition(ABC):
         """Say what is wrong with the answer in a row that holds no runs, "" if nothing."""
         return ""
 
+    def scene_fault(self, rows: Sequence[Row]) -> str:
+        """Say what is wrong with the rows of one scene together, each of which is valid by itself, "" if nothing."""
+        return ""
+
     def size(self, scene: Scene) -> Size:
         """Return (height, width) of a scene from the header of the first of its images that can be read.
 
@@ -675,6 +731,11 @@ class Competition(ABC):
         """
         paths = [scene.files[image] for image in self.own_images if image in scene.files]
         return next((size for path in paths if (size := raster.stated_size(path))[0] is not None), (None, None))
+
+    def canvas(self, scene: Scene) -> tuple[int, int]:
+        """Return (height, width) to draw a scene's runs on; where no size is known one pixel, for an empty mask."""
+        height, width = self.size(scene) or (None, None)
+        return (1, 1) if height is None or width is None else (height, width)
 
     def write_submission(self, answers: Iterable[tuple[Scene, Answer]], folder: Path) -> list[Path]:
         """Write every format the competition takes into ``folder``, scene by scene; return the files.
@@ -702,6 +763,34 @@ class Competition(ABC):
         """Read one scene's answer back from what ``write_submission`` wrote. Raises DataError where there is none."""
         return self._read_back(Path(folder) / SUBMISSION, scene)
 
+    def submit(
+        self, answers: Iterable[tuple[Scene, Answer]], folder: Path, owed: Sequence[Scene] | None = None
+    ) -> list[str]:
+        """Write a submission, read back what lies on the disk and return what is wrong with it; [] if nothing is.
+
+        It must be valid, answer the scenes ``owed`` (by default those of ``answers``), and hold the answers that it was
+        given: in the format that ``read_submission`` reads, with which ``lint`` compares the others. Answers are not
+        kept while it is written, only digests of their rows.
+        """
+        folder, given = Path(folder), {}
+
+        def passing() -> Iterator[tuple[Scene, Answer]]:
+            for scene, answer in answers:
+                given[scene] = _digest(self.written(scene, answer))
+                yield scene, answer
+
+        self.write_submission(passing(), folder)
+        if faults := self.lint(folder, list(given) if owed is None else owed):
+            return faults
+        other = [scene.id for scene, rows in given.items()
+                 if _digest(self.written(scene, self.read_submission(folder, scene))) != rows]  # fmt: skip
+        kind = "holds another answer than was written"
+        return [tables.sentence(folder, "scene", kind, other)] if other else []
+
+    def written(self, scene: Scene, answer: Answer) -> list[Row]:
+        """Return all rows that the files of a submission hold of a scene; by default those of ``submission.csv``."""
+        return self.rows(scene, answer)
+
     def lint(self, path: Path, scenes: Sequence[Scene] | None = None, sample: Path | None = None) -> list[str]:
         """Return what is wrong with a submission, a CSV or the folder it lies in; [] if it is valid.
 
@@ -713,43 +802,75 @@ class Competition(ABC):
         path = Path(path) / SUBMISSION if Path(path).is_dir() else Path(path)
         if not path.exists():
             return [f"{path}: expected a submission (a CSV, or the folder it lies in), found nothing there"]
-        if sample is None and self.sampled is not None and tables.same_names(path, self.sampled, self.form):
-            sample = self.sample
-        asked = self._answered(path) if scenes is None and sample is None else scenes
+        try:
+            standard = samples.read(sample) if sample else self.sampled
+        except DataError as error:
+            return [str(error)]
+        if sample is None and standard is not None and not tables.same_names(path, standard, self.form):
+            standard = None
+        asked = self._answered(path) if scenes is None else scenes
         sizes = None if asked is None else {name: self.size(s) for s in asked for name in self.row_names(s)}
-        faults = tables.lint(path, self.form, sizes, sample, self.row_fault)
-        if faults:
+        if faults := tables.lint(path, self.form, sizes, standard, self.row_fault):
             return faults
+        together: dict[str, list[str]] = {}
+        for scene_id, rows in self._rows_of(path).items():
+            if kind := self.scene_fault(rows):
+                together.setdefault(kind, []).append(scene_id)
+        if together:
+            return [tables.sentence(path, "scene", kind, names) for kind, names in together.items()]
         for scene in scenes or ():
             try:
                 if self.size(scene) != (None, None):  # else there is no image to draw on
-                    self._read_back(path, scene)
+                    self._draw(path, scene)
             except DataError as error:
                 faults.append(str(error))
         return faults
 
+    def scenes_of(self, sample: Path) -> list[str]:
+        """Return the ids of the scenes that a sample submission names. Raises DataError where it names none."""
+        found = samples.read(sample)
+        if not found.rows:
+            raise DataError(f"{sample}: {tables.NO_ROWS}")
+        return list(dict.fromkeys(map(self.scene_of, found.names(1))))
+
     def _answered(self, path: Path) -> list[Scene] | None:
-        """Return the scenes that have a row in a CSV, without files; None where each has one row."""
+        """Return the scenes that have a row in a CSV, without files; None where a row has no name but its scene's."""
         try:
-            scenes = [Scene(i, {}) for i in dict.fromkeys(map(self.scene_of, tables.read(path, self.form)))]
+            scenes = [Scene(i, {}) for i in dict.fromkeys(map(self.scene_of, tables.read(path, self.form))) if i]
         except DataError:
             return None  # the linter says what is wrong
-        return scenes if any(len(self.row_names(scene)) > 1 for scene in scenes) else None
+        return scenes if any(self.form.names > 1 or len(self.row_names(scene)) > 1 for scene in scenes) else None
 
-    def _read_back(self, path: Path, scene: Scene) -> Answer:
-        """Read one scene's answer from a CSV, which is read once for all scenes."""
+    def _rows_of(self, path: Path) -> dict[str, list[Row]]:
+        """Return the rows of each scene in a CSV, which is read once for all of them. Raises DataError."""
         state = (path, path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
         if state is None or state != self._submitted[0]:
             rows_of: dict[str, list[Row]] = {}
             for row in tables.read(path, self.form):
                 rows_of.setdefault(self.scene_of(row), []).append(row)
             self._submitted = state, rows_of
-        if scene.id not in self._submitted[1]:
+        return self._submitted[1]
+
+    def _read_back(self, path: Path, scene: Scene) -> Answer:
+        """Read one scene's answer from a CSV. Raises DataError where there is none."""
+        if fault := self.scene_fault(self._rows_of(path).get(scene.id, ())):
+            raise DataError(f"{path}: scene {scene.id}: {fault}; write the submission again")
+        return self._draw(path, scene)
+
+    def _draw(self, path: Path, scene: Scene) -> Answer:
+        """Return the answer that the rows of a scene hold, without a look at how they go together."""
+        rows = self._rows_of(path).get(scene.id)
+        if rows is None:
             raise DataError(f"{path}: expected a row for {scene.id!r}, found none; write the submission again")
         try:
-            return self.answer_from(scene, self._submitted[1][scene.id])
+            return self.answer_from(scene, rows)
         except DataError as error:
             raise DataError(f"{path}: scene {scene.id}: {error}") from error
+
+
+def _digest(rows: Iterable[Row]) -> str:
+    """Hash the rows of a scene, whose order is the sample's to say."""
+    return digest(sorted(map(list, rows)))
 
 
 def _shown(size: Size) -> str:

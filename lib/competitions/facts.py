@@ -41,7 +41,7 @@ class Memo:
         self._old: dict[str, Any] = {}
         self._used: dict[str, Any] = {}
         with suppress(OSError, ValueError, KeyError, TypeError):
-            held = json.loads(self._path.read_bytes())
+            held = files.read_json(self._path)
             self._old = dict(held["scenes"]) if held["owner"] == owner else {}
 
     def get(self, key: str, state: list[Any]) -> Facts | None:

@@ -289,6 +289,10 @@ class Labels(Classification):
             return [(self.row_id(scene), label)]
         return [(self.row_id(scene), *(f"{answer[index]:.6f}" for index in self._columns))]
 
+    def written(self, scene: Scene, answer: Answer) -> list[Row]:
+        """Return a picture's row and, beside the name of a class, that of its probabilities."""
+        return self.rows(scene, answer) + (self._probabilities.rows(scene, answer) if self._submits_label else [])
+
     def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
         """Return a row's probabilities; those of a label are 0 and 1."""
         texts = rows[0][1:]
@@ -301,10 +305,7 @@ class Labels(Classification):
     def row_fault(self, row: Row) -> str:
         if self._submits_label:
             return "" if row[1] in self.classes else "label is none of the classes"
-        try:
-            probs = [float(text) for text in row[1:]]
-        except ValueError:
-            probs = [np.nan]
+        probs = [tables.number(text) for text in row[1:]]
         if not all(0 <= p <= 1 for p in probs):  # false for NaN
             return "expected probabilities in [0, 1]"
         return "" if abs(sum(probs) - 1) < 1e-3 else "probabilities do not add up to 1"
@@ -333,5 +334,8 @@ class Labels(Classification):
         rows = tables.read(beside, other.form)
         best = {row[0]: self.classes[np.argmax([float(text) for text in row[1:]])] for row in rows}
         table = Path(path) / SUBMISSION
-        differing = [name for name, label in tables.read(table, self.form) if best.get(name) != label]
+        labels = {row[0]: row[1] for row in tables.read(table, self.form)}
+        if odd := sorted(best.keys() ^ labels.keys()):
+            return [tables.sentence(beside, "row", f"in one of it and {table.name} alone", odd)]
+        differing = [name for name, label in labels.items() if best[name] != label]
         return [tables.sentence(table, "row", "label is not the most probable class", differing)] if differing else []

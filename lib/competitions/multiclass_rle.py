@@ -29,7 +29,7 @@ from lib.competitions.listing import SUFFIXES, Classes, Expression, find_in_ids
 from lib.competitions.runs import RunsCompetition, RunsOptions
 from lib.competitions.tables import Form, Name
 from lib.errors import ConfigError, DataError
-from lib.scenes import raster
+from lib.scenes import rle
 from lib.tasks import MulticlassMask, MultilabelMask
 
 
@@ -149,8 +149,13 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
     def row_names(self, scene: Scene) -> list[Name]:
         return [(self.row_id(scene), name) for name in self.classes]
 
+    def scene_fault(self, rows: Sequence[Row]) -> str:
+        """Say whether two classes that exclude each other share a pixel."""
+        masks = [rle.parse(runs, origin=self.rule.origin)[0] for *_, runs in rows] if self.options.exclusive else []
+        return "two classes on one pixel, which are exclusive" if rle.overlap(masks) else ""
+
     def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
-        shape = raster.image_size(scene.files["image"])
+        shape = self.canvas(scene)
         drawn = np.zeros((len(self.classes), *shape), np.uint8)
         for _, name, runs in rows:
             if name in self.classes:  # the data doctor names others

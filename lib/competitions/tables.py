@@ -8,6 +8,7 @@ length first length ...``, in which the pixels of the whole image are counted.
 """
 
 import csv
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ Name = tuple[str, ...]
 Size = tuple[int, int] | tuple[None, None] | None
 """(height, width) of an image; without numbers where they are not known."""
 
+NO_ROWS = "expected rows of a sample submission, found a header alone; fetch the file again"
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _NOT_TEXT = {"nan", "none", "null", "na", "<na>"}
 
 
@@ -47,12 +50,15 @@ class Form:
 
 
 # ---- read and write -----------------------------------------------------------------------------------
-def read_rows(path: Path) -> Iterator[list[str]]:
-    """Yield the rows of a CSV one by one, header first; blank lines are rows without fields. Raises DataError."""
+def read_rows(path: Path, strict: bool = False) -> Iterator[list[str]]:
+    """Yield the rows of a CSV one by one, header first; blank lines are rows without fields. Raises DataError.
+
+    ``strict``: quotes that do not close, or after which a field goes on, are an error.
+    """
     limit = csv.field_size_limit(2**31 - 1)  # the runs of one large image are longer than Python's limit for a field
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            yield from csv.reader(file)
+            yield from csv.reader(file, strict=strict)
     except (OSError, UnicodeError, csv.Error) as error:
         raise DataError(f"{path}: expected a CSV file in UTF-8, got {error}") from error
     finally:
@@ -80,7 +86,7 @@ def read(path: Path, form: Form) -> list[Name]:
 
     Raises DataError on another header, on rows with another number of fields, and on names that repeat but should not.
     """
-    header, *rows = list(read_rows(path)) or [[]]
+    header, *rows = list(read_rows(path, strict=True)) or [[]]
     found = [tuple(row) for row in rows if len(row) == len(form.columns)]
     distinct = len(found) if form.repeats else len({row[: form.names] for row in found})
     if tuple(header) != form.columns or distinct != len(rows):
@@ -150,7 +156,7 @@ def lint(
     path: Path,
     form: Form,
     sizes: Mapping[Name, Size] | None = None,
-    sample: Path | None = None,
+    sample: "Sample | None" = None,
     fault: Callable[[Sequence[str]], str] = lambda row: "",
 ) -> list[str]:
     """Return what is wrong with a submission, a sentence per kind of fault with its count and first rows; [] if valid.
@@ -161,11 +167,13 @@ def lint(
     separate and inside of the image, and the objects of one name must not overlap; where a row holds something else,
     ``fault`` says what is wrong with it, "" if nothing.
     """
+    if sample and not sample.rows:
+        return [f"{sample.path}: {NO_ROWS}"]
     faults: dict[str, list[str]] = defaultdict(list)
     names: list[Name] = []
     runs_of: dict[str, list[np.ndarray]] = defaultdict(list)
     length = len(next(iter(sizes))) if sizes else form.names
-    rows = read_rows(path)
+    rows = read_rows(path, strict=True)
     try:
         header = next(rows, [])
         for line, row in enumerate(rows, 2):
@@ -184,12 +192,11 @@ def lint(
                 faults[kind].append(_shown(name))
             if sizes is not None and tuple(row[:length]) not in sizes:
                 faults["not one of the scenes asked for"].append(_shown(name))
-        standard = [] if sample is None else list(read_rows(sample))
     except DataError as error:
         return [str(error)]
 
     if form.repeats:
-        faults["objects that overlap"] = [name for name, runs in runs_of.items() if _overlap(runs)]
+        faults["objects that overlap"] = [name for name, runs in runs_of.items() if rle.overlap(runs)]
         faults["an empty row beside others"] = [
             name for name, runs in runs_of.items() if len(runs) > 1 and not all(map(len, runs))
         ]
@@ -198,13 +205,13 @@ def lint(
     known = {name[:length] for name in names}
     faults["missing, it was asked for"] = [_shown(name) for name in sizes or () if name not in known]
     findings = []
-    expected = standard[0] if standard else list(form.columns)
+    expected = list(sample.header if sample else form.columns)
     if header != expected:
         findings.append(f"{path}: expected the header {','.join(expected)!r}, got {','.join(header)[:80]!r}")
     if not names:
         findings.append(f"{path}: expected rows below the header, got none")
-    if standard:
-        wanted = [tuple(row[: form.names]) for row in standard[1:] if row]
+    if sample:
+        wanted = [row[: form.names] for row in sample.rows]
         if form.repeats:
             names, wanted = sorted(set(names)), sorted(set(wanted))
         findings += _compare_with_sample(path, names, wanted, faults)
@@ -220,13 +227,6 @@ def _runs(text: str, size: Size, origin: int) -> tuple[np.ndarray, str]:
         return rle.parse("")[0], _NAN
     height, width = size or (None, None)
     return rle.parse(text, None if height is None or width is None else height * width, origin)
-
-
-def _overlap(runs: Sequence[np.ndarray]) -> bool:
-    """Tell whether two of a scene's objects, (runs, 2) start and length each, share a pixel."""
-    together = np.concatenate(runs)
-    together = together[together[:, 0].argsort(kind="stable")]
-    return bool((together[1:, 0] < together[:-1].sum(axis=1)).any())
 
 
 def _compare_with_sample(path: Path, names: list[Name], wanted: list[Name], faults: dict[str, list[str]]) -> list[str]:
@@ -246,6 +246,11 @@ def _compare_with_sample(path: Path, names: list[Name], wanted: list[Name], faul
 
 def _shown(name: Name) -> str:
     return ",".join(name)
+
+
+def number(text: str) -> float:
+    """Read a decimal number as scorers do; NaN for any other text, such as "0_1", that Python takes for one."""
+    return float(text) if _NUMBER.fullmatch(text) else float("nan")
 
 
 def sentence(path: Path, noun: str, kind: str, names: list[str]) -> str:

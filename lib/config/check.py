@@ -7,7 +7,6 @@ remembered in the experiment's folder that nothing was wrong, until a model, the
 """
 
 import contextlib
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from lib.config.losses import loss_faults
 from lib.config.sections import BOUNDARY, QUERY, Experiment, Loss, Model, plain
 from lib.ensemble.crf import Crf
 from lib.errors import ConfigError, DataError
-from lib.files import digest, write_json
+from lib.files import digest, read_json, write_json
 from lib.settings import one_of, sentences
 from lib.tasks import Task
 
@@ -77,11 +76,12 @@ def open_experiment(
 
 def _open(experiment: Experiment, memo: Path) -> tuple[Competition | None, list[str]]:
     """Open the competition; where options are wrong, with the others alone, so that more can be said."""
-    options = dict(experiment.data.options)
+    data = experiment.data
+    options = dict(data.options)
     faults: list[str] = []
     for _ in range(2):
         try:
-            return open_competition(experiment.competition, experiment.data.root, options, memo), faults
+            return open_competition(experiment.competition, data.root, options, memo, data.limits), faults
         except ConfigError as error:
             faults = faults or str(error).splitlines()
             wrong = {match[1] for match in re.finditer(r"data\.options\.(\w+)", str(error))}
@@ -197,7 +197,7 @@ def scene_faults(experiment: Experiment, scenes: Collection[Scene]) -> list[str]
 def _holds(memory: Path, seen: str) -> bool:
     """Tell whether a file says that nothing was wrong with these very networks."""
     try:
-        return bool(json.loads(memory.read_bytes()) == seen)
+        return bool(read_json(memory) == seen)
     except (OSError, ValueError):
         return False
 

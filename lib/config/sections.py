@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, Field, field_validator, model_va
 
 from lib.config.reference import Reference
 from lib.scenes.view import View
-from lib.settings import Section, did_you_mean
+from lib.settings import Limits, Section, did_you_mean
 from lib.tasks import Task
 
 Precision = Literal["float32", "float16", "bfloat16"]
@@ -78,6 +78,8 @@ class Data(Section):
     """The competition's own settings (xview2: ``unclassified: ignore | no-damage``)."""
     synthetic: Synthetic | None = None
     """Write the embedded demo set at ``root`` when it is not there yet."""
+    limits: Limits = Limits()
+    """The most that a file may hold; one that holds more is named and not read."""
 
 
 class Folds(Section):
@@ -309,7 +311,7 @@ class Distill(Section):
     experiment: ExperimentName
     """Name of the teaching experiment in the same workdir and of the same folds, finished up to stage 04 with
     ``predict.logits: true``."""
-    models: tuple[str, ...] | None = Field(None, min_length=1)
+    models: tuple[ModelName, ...] | None = Field(None, min_length=1)
     """Its models, whose logits are averaged; none: all of this task that have logits there."""
     weight: float = Field(1.0, gt=0)
     """Weight of the term beside the others."""
@@ -322,7 +324,7 @@ class Pseudo(Section):
 
     experiment: ExperimentName
     """Name of the earlier experiment, finished up to stage 04."""
-    models: tuple[str, ...] = Field(min_length=1)
+    models: tuple[ModelName, ...] = Field(min_length=1)
     """Its models; for fold k, their networks of fold k are averaged."""
     ratio: float = Field(2.0, gt=1)
     """A pixel counts where the best class is this many times as probable as the next."""

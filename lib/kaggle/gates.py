@@ -3,7 +3,6 @@
 Standard library only: that the packages are there is one of the checks.
 """
 
-import json
 import os
 import shutil
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import ArtifactError, ConfigError
-from lib.files import sha256
+from lib.files import read_json, sha256
 
 BUNDLE = "bundle.json"
 CARRIED = "carried"
@@ -79,9 +78,10 @@ def check_weights(folder: Path, bundle: str) -> dict[str, Any]:
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / BUNDLE
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {**found, "id": str(found["id"]), "files": dict(found["files"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = read_json(path)
+        listed = {name: {"size": stated["size"], "sha256": stated["sha256"]} for name, stated in found["files"].items()}
+        return {**found, "id": str(found["id"]), "files": listed}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path}: damaged ({error!r}); upload the weights again") from error
 
 

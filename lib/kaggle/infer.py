@@ -143,7 +143,9 @@ def find_data(config: Path, args: argparse.Namespace, changes: Sequence[str] = (
 
     def fits(folder: Path) -> bool:
         try:
-            return bool(open_competition(experiment.competition, folder, experiment.data.options).scenes("test"))
+            data = experiment.data
+            opened = open_competition(experiment.competition, folder, data.options, limits=data.limits)
+            return bool(opened.scenes("test"))
         except (PipelineError, OSError):
             return False
 

@@ -45,6 +45,7 @@ def reduced_run(run: Run, subset: Subset, folds: int | None = None) -> Run:
     config = reduced(run.config, subset, folds)
     known = run.graph
     graph = Graph(config, known.train_ids, known.test_ids, known.flags, known.teachers, known.tasks)
+    graph.data, graph.taught = known.data, known.taught
     return replace(run, config=config, graph=graph)
 
 
@@ -98,8 +99,7 @@ def rehearse(run: Run, scenes: Sequence[Scene], folders: Mapping[str, Path], out
     started = time.perf_counter()
     out.mkdir()
     answers = ((s, run.competition.decode(levels(s), settings_for(s, params))) for s in scenes)
-    run.competition.write_submission(answers, out)
-    run.competition.lint(out, scenes)
+    run.competition.submit(answers, out)
     whole = time.perf_counter() - started
     return mean(reading), max(0.0, whole - sum(reading)) / len(scenes)
 

@@ -20,8 +20,7 @@ from lib.errors import ArtifactError, ConfigError
 from lib.files import digest, sha256, write_json
 from lib.kaggle import gates, passes, plan
 from lib.models import checkpoint
-from lib.run import cli, runtime
-from lib.run.artifacts import MANIFEST, read_json
+from lib.run import cli, manifest, runtime
 from lib.run.cli import Run
 from lib.stages.predict import predict
 
@@ -55,8 +54,7 @@ def pack(run: Run, folder: Path, half: bool = False) -> None:
                 shutil.copyfile(source / name, target / name)
         if half and unit in model_of and model_of[unit] not in whole:
             checkpoint.save_weights(target, halved(source))
-        sizes = {path.name: path.stat().st_size for path in sorted(target.iterdir())}
-        write_json(target / MANIFEST, {**read_json(source / MANIFEST), "files": sizes})
+        manifest.write(target, manifest.read(source), unit.beside)
 
 
 def whole_models(run: Run) -> list[str]:

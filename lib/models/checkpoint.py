@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lib.errors import ArtifactError, ConfigError
-from lib.files import whole_path, write_bytes
+from lib.files import read_json, whole_path, write_bytes
 from lib.models import build
 from lib.models.layers import Network
 
@@ -33,11 +33,23 @@ def save_weights(folder: Path, state: dict[str, Tensor]) -> None:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Return ``network``, ``images`` and ``classes`` of a checkpoint folder."""
+    """Return ``network`` (without encoder weights), ``images`` and ``classes`` of a checkpoint folder.
+
+    Raises ArtifactError where the file is missing or holds anything else.
+    """
     try:
-        return json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{folder / DESCRIPTION}: missing or damaged; train again with --force") from error
+        found = read_json(folder / DESCRIPTION)
+        network, images, classes = found["network"], found["images"], found["classes"]
+        if not isinstance(network, dict):
+            raise ValueError(f"network: expected an object, found {network!r}")
+        for name, listed in (("images", images), ("classes", classes)):
+            if not (isinstance(listed, list) and listed and all(isinstance(one, str) for one in listed)):
+                raise ValueError(f"{name}: expected a list of names, found {listed!r}")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ArtifactError(
+            f"{folder / DESCRIPTION}: missing or damaged ({error!r}); train again with --force"
+        ) from error
+    return {"network": {**network, "encoder_weights": "none"}, "images": images, "classes": classes}
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -56,9 +68,10 @@ def load_network(folder: Path) -> Network:
     Raises ArtifactError for the checkpoint of a network that is no longer built so, and where files do not belong
     together.
     """
+    description = read_description(folder)
     try:
-        network = build(**read_description(folder)["network"])
-    except ConfigError as error:
+        network = build(**description["network"])
+    except (ConfigError, TypeError, ValueError, LookupError, AttributeError, RuntimeError, MemoryError) as error:
         raise ArtifactError(f"{folder}: this network can no longer be built ({error}); train with --force") from error
     state = read_weights(folder)
     try:

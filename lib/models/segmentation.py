@@ -45,6 +45,8 @@ WIDE = ("mit_b2", "mit_b3", "mit_b4", "mit_b5")
 """Encoders under which SegFormer's decoder has 768 channels by its authors' configurations; it has 256 under B0 and B1
 (Xie et al. 2021, arXiv 2105.15203), and here under all others."""
 NORMS = ("batch", "group", "group_everywhere")
+LOADS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights"}
+"""Keywords of timm with which it reads or fetches weights by itself."""
 OURS = {"self", "encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params", "kwargs"}
 """Parameters of smp's architectures that this module fills itself; the others are decoder options."""
 
@@ -322,6 +324,10 @@ def timm_arguments(
     A Swin is built so that one checkpoint gives one output whatever size the network was built for: timm otherwise
     shrinks windows and drops shifts where the construction size is small. A ViT accepts crops of any size.
     """
+    if loads := LOADS & (encoder_options or {}).keys():
+        raise ConfigError(
+            f"encoder_options: {', '.join(sorted(loads))} would load weights; name them in encoder_weights"
+        )
     name, arguments = encoder.removeprefix("tu-"), {}
     if name.startswith("swin"):
         arguments = {"strict_img_size": False, "always_partition": True}

@@ -9,8 +9,8 @@ from lib.choose.choice import Decision
 from lib.competitions.contract import Competition, Scene, settings_for
 from lib.files import whole_file, write_bytes
 from lib.report.tables import decision_table, milestones
-from lib.run.artifacts import MANIFEST
 from lib.run.cli import Run
+from lib.run.manifest import MANIFEST
 from lib.stages.ensemble import averages
 
 PICTURES = 4

@@ -1,6 +1,5 @@
 """The decision of stage 05, the history of training and the comparison of two experiments, as lines of text."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ from lib.choose.choice import DECODE, Decision
 from lib.competitions.contract import APART
 from lib.config.load import load
 from lib.config.reference import Figure, written
-from lib.errors import ConfigError
+from lib.errors import ArtifactError, ConfigError
 from lib.run.cli import Run
+from lib.run.manifest import read_lines
 
 EXPECTED = "expected on unseen scenes"
 SETTINGS = 254
@@ -89,9 +89,12 @@ def milestones(run: Run) -> list[str]:
     for name, model in run.config.models.items():
         for fold in run.config.folds_of(model):
             log = run.store.folder(run.graph.checkpoint(name, fold)) / "log.jsonl"
-            rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+            rows = read_lines(log) if log.exists() else []
             best = [row for row in rows if row.get("new_best")]
-            shown = [f"{row['epoch']}: {row['scores']['select']:.4f}" for row in best]
+            try:
+                shown = [f"{row['epoch']}: {row['scores']['select']:.4f}" for row in best]
+            except (LookupError, TypeError, ValueError) as error:
+                raise ArtifactError(f"{log}: damaged ({error!r}); train this fold again with --force") from error
             if shown:
                 lines.append(f"  {name} fold {fold}, epoch: validation score of each new best: {', '.join(shown)}")
     return lines

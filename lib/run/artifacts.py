@@ -2,26 +2,28 @@
 
 Each leaf folder of ``workdir/<experiment>/`` is a *unit*, written by one stage. It is built in ``<unit>.partial/``,
 its ``manifest.json`` is written last, and the folder is renamed: a folder with its final name is whole. The manifest
-says what made it. A unit found under a read-only ``--inputs`` root is *frozen*: taken as given, never rebuilt.
+says what made it and what its files hold (``lib/run/manifest.py``). A unit found under a read-only ``--inputs`` root
+is *frozen*: taken as given, never rebuilt.
 """
 
 import contextlib
-import errno
 import fcntl
-import json
 import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lib.errors import ArtifactError
 from lib.files import digest, write_json
+from lib.run import faults, manifest
+from lib.run.manifest import BEGUN, MANIFEST, SCAFFOLD, read_object
 
-MANIFEST = "manifest.json"
+NAMED = 3
+"""Scenes that are named where many have changed."""
 
 
 @dataclass(frozen=True)
@@ -38,21 +40,18 @@ class Unit:
     """The units it reads."""
     portable: bool = True
     """May be taken from ``--inputs``; never true for results about test scenes."""
+    data: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """What it reads of the data -> a digest of that today, "" where it can no longer be told; {} where nothing is
+    known. No part of the fingerprint."""
+    beside: tuple[str, ...] = ()
+    """Its files that only tell of it (logs); nothing is built on them."""
+    per_scene: bool = False
+    """Has a file for every scene, each of which is checked when it is read (``Store.check``), not all at once."""
 
     @property
     def name(self) -> str:
         """Return the last part of its path, which is the split where a unit has one."""
         return self.key.rsplit("/", 1)[-1]
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file; ArtifactError where it is missing or broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path}: missing") from error
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path}: not valid JSON ({error}); delete its folder and rerun the stage") from error
 
 
 class Store:
@@ -61,6 +60,7 @@ class Store:
     def __init__(self, root: Path, inputs: tuple[Path, ...] = (), code: str = ""):
         """``root`` is ``workdir/<experiment>``; ``inputs`` are folders like it; ``code`` marks the sources."""
         self.root, self.inputs, self.code = root, inputs, code
+        self._commands: dict[Path, str] = {}
 
     # ---- looking --------------------------------------------------------------------------------------
     def folder(self, unit: Unit) -> Path:
@@ -78,7 +78,7 @@ class Store:
     def fingerprint(self, unit: Unit) -> str:
         """Return the hash of everything the unit depends on; a frozen unit keeps the one it was made with."""
         if not (self.root / unit.key).exists() and (frozen := self._frozen(unit)):
-            return read_json(frozen / MANIFEST)["fingerprint"]
+            return manifest.read(frozen)["fingerprint"]
         return digest({"key": unit.key, "facts": unit.facts, "upstream": [self.fingerprint(u) for u in unit.upstream]})
 
     def status(self, unit: Unit) -> str:
@@ -88,47 +88,113 @@ class Store:
             if self._frozen(unit):
                 return "frozen"
             return "partial" if self._matching_partial(unit) else "missing"
-        if self.fault(own):
+        if manifest.fault(own):
             return "damaged"
-        return "done" if read_json(own / MANIFEST)["fingerprint"] == self.fingerprint(unit) else "stale"
+        return "stale" if self.outdated(unit) else "done"
+
+    def outdated(self, unit: Unit) -> str:
+        """Say in what a finished unit is not what would be made today ("with other settings"), or nothing.
+
+        It is outdated with each unit that it reads, too, unless that was removed or is taken from ``--inputs``.
+        """
+        own = self.root / unit.key
+        if not own.exists() or (made := manifest.made(own)) is None:
+            return ""
+        if (changed := self._changed(made, unit)) and _settings(made.get("facts", {})) == _settings(unit.facts):
+            return f"from other data ({some(changed)}: changed, new or gone since)"
+        if changed or made["fingerprint"] != self.fingerprint(unit):
+            return "with other settings"
+        for needed in unit.upstream:
+            today = manifest.made(self.folder(needed))
+            if today is not None and not manifest.reads(made, needed.key, today):
+                return f"from another {needed.key}"
+            if self.outdated(needed):
+                return f"from {needed.key}, which is stale"
+        return ""
 
     @staticmethod
-    def fault(folder: Path) -> str:
-        """Say what is wrong with a finished unit (a file gone or of another size), or nothing."""
-        try:
-            files = read_json(folder / MANIFEST)["files"]
-        except (ArtifactError, KeyError, TypeError):
-            return f"{folder / MANIFEST}: missing or broken"
-        for name, size in files.items():
-            path = folder / name
-            if not path.is_file():
-                return f"{path}: deleted"
-            if path.stat().st_size != size:
-                return f"{path}: expected {size} bytes, got {path.stat().st_size}"
-        return ""
+    def _changed(made: Mapping[str, Any], unit: Unit) -> list[str]:
+        """Return what a unit reads of the data that is not as it was; nothing where either state is not known."""
+        then, now = made.get("data") or unit.data, unit.data or made.get("data", {})
+        return [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name) and
+                now.get(name) != ""]  # fmt: skip
 
     def older_code(self, unit: Unit) -> bool:
         """Tell whether a finished unit was made by sources other than the present ones."""
-        return read_json(self.folder(unit) / MANIFEST).get("code") != self.code
+        return self.manifest(unit).get("code") != self.code
 
     def require(self, unit: Unit) -> Path:
-        """Return the folder of a finished unit; ArtifactError naming the command where it is not usable."""
-        status = self.status(unit)
-        if status == "frozen" and (fault := self.fault(self.folder(unit))):
-            raise ArtifactError(f"{fault}; the attached copy is incomplete, attach it again")
+        """Return the folder of a finished unit; ArtifactError naming the command where it is not usable.
+
+        The bytes of its files are checked, but for one with a file ``per_scene``, whose reader calls ``check``.
+        """
+        status, folder = self.status(unit), self.folder(unit)
+        if status == "frozen" and (fault := manifest.fault(folder)):
+            raise ArtifactError(f"{fault}; the attached copy is incomplete or damaged, attach it again")
         if status in ("done", "frozen"):
-            return self.folder(unit)
+            self._commands[folder] = unit.command
+            self.refuse_strangers(unit)
+            for name in () if unit.per_scene else self.manifest(unit)["files"]:
+                manifest.check(folder / name, unit.command)
+            return folder
+        if status == "stale":
+            for needed in unit.upstream:  # what is to be run first
+                if self.outdated(needed):
+                    self.require(needed)
         reason = {
             "missing": "has not been made",
             "partial": "is unfinished",
-            "stale": "was made with other settings",
-            "damaged": f"is damaged ({self.fault(self.root / unit.key)})",
+            "stale": f"was made {self.outdated(unit)}",
+            "damaged": f"is damaged ({manifest.fault(folder)})",
         }[status]
         raise ArtifactError(f"{unit.key} {reason}; run: {unit.command}")
 
+    def refuse_strangers(self, unit: Unit) -> None:
+        """Raise ArtifactError where files lie in a finished unit that are not its own."""
+        folder = self.folder(unit)
+        if odd := manifest.strangers(folder):
+            raise ArtifactError(f"{folder / odd[0]}: expected only what {folder / MANIFEST} lists, found {len(odd)} "
+                                "further files; move them elsewhere")  # fmt: skip
+
+    def check(self, path: Path) -> Path:
+        """Return a file of a unit that was required, if its bytes are those that were written. ArtifactError."""
+        command = next((self._commands[parent] for parent in path.parents if parent in self._commands), "")
+        return manifest.check(path, command)
+
     def manifest(self, unit: Unit) -> dict[str, Any]:
-        """Return what a finished unit says of itself."""
-        return read_json(self.folder(unit) / MANIFEST)
+        """Return what a finished unit says of itself, which the caller must not change."""
+        return manifest.read(self.folder(unit))
+
+    def is_old(self, unit: Unit) -> bool:
+        """Tell whether a finished unit of this workdir was made by a version that recorded no sums."""
+        made = manifest.made(self.root / unit.key)
+        return made is not None and not made.get("sha256")
+
+    def adopt(self, unit: Unit) -> bool:
+        """Record the sums of a finished unit of an earlier version, which is taken as it lies there.
+
+        So are what it reads and the state of the data, where its manifest does not say. Tells whether anything was, but
+        for new times of files that were checked.
+        """
+        own = self.root / unit.key
+        made = manifest.made(own)
+        if made is None:
+            return False
+        if made.get("sha256") and (made.get("data") or not unit.data):
+            with self._lock(unit):
+                manifest.retime(own)
+            return False
+        for needed in unit.upstream:
+            self.adopt(needed)
+        with self._lock(unit):
+            manifest.write(own, {**self._reading(unit), **made, "data": made.get("data") or unit.data}, unit.beside)
+        return True
+
+    def _reading(self, unit: Unit) -> dict[str, Any]:
+        """Return what the manifest says of all that a unit is made from but its settings."""
+        found = {needed.key: manifest.made(self.folder(needed)) for needed in unit.upstream}
+        read = {key: manifest.content(made) for key, made in found.items() if made is not None}
+        return {"read": read, "data": dict(unit.data)}
 
     # ---- building -------------------------------------------------------------------------------------
     def partial(self, unit: Unit) -> Path:
@@ -136,16 +202,33 @@ class Store:
         return self.root / f"{unit.key}.partial"
 
     def recover(self, unit: Unit) -> None:
-        """Finish a build that was killed after its manifest and before its last rename."""
-        partial = self.partial(unit)
-        whole = (partial / MANIFEST).exists() and not self.fault(partial)
-        if whole and read_json(partial / MANIFEST)["fingerprint"] == self.fingerprint(unit):
+        """Finish a build that was killed after its manifest and before its last rename, and clear what is left of it.
+
+        An older unit that was moved aside comes back where nothing has taken its place.
+        """
+        partial, final = self.partial(unit), self.root / unit.key
+        whole = (partial / MANIFEST).exists() and not manifest.fault(partial)
+        whole = whole and self._is_begun(manifest.read(partial), unit)
+        if whole or os.path.lexists(_aside(final)):
             with self._lock(unit):
-                _swap(partial, self.root / unit.key)
+                if whole:
+                    _swap(partial, final)
+                elif os.path.lexists(final):
+                    _remove(_aside(final))
+                else:
+                    os.replace(_aside(final), final)
 
     def _matching_partial(self, unit: Unit) -> bool:
-        begun = self.partial(unit) / "unit.json"
-        return begun.exists() and read_json(begun).get("fingerprint") == self.fingerprint(unit)
+        try:
+            return self._is_begun(read_object(self.partial(unit) / BEGUN), unit)
+        except ArtifactError:  # there is none, or it cannot be gone on with
+            return False
+
+    def _is_begun(self, begun: Mapping[str, Any], unit: Unit) -> bool:
+        """Tell whether a half-built unit is what would be built today; earlier versions state its settings alone."""
+        today = self._reading(unit).items()
+        same = all(not value or begun.get(key) in (value, None, {}) for key, value in today)
+        return same and begun.get("fingerprint") == self.fingerprint(unit)
 
     @contextlib.contextmanager
     def build(self, unit: Unit, record: dict[str, Any], fresh: bool = False) -> Iterator[Path]:
@@ -156,62 +239,164 @@ class Store:
         """
         with self._lock(unit):
             partial, final = self.partial(unit), self.root / unit.key
-            if fresh or not self._matching_partial(unit):
-                shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True, exist_ok=True)
-            fingerprint = self.fingerprint(unit)
-            write_json(partial / "unit.json", {"fingerprint": fingerprint})
+            for path in (partial, final):
+                if os.path.lexists(path) and (path.is_symlink() or not path.is_dir()):
+                    found = "a symbolic link" if path.is_symlink() else "a file"
+                    raise ArtifactError(f"{path}: expected a folder or nothing, found {found}, in whose place no "
+                                        "result is built; move it elsewhere and run again")  # fmt: skip
             started = time.time()
             try:
+                if fresh or not self._matching_partial(unit):
+                    _remove(partial)
+                partial.mkdir(parents=True, exist_ok=True)
+                (partial / MANIFEST).unlink(missing_ok=True)  # of a build that was damaged after it
+                for leftover in partial.rglob("*.tmp"):
+                    leftover.unlink()
+                begun = {"fingerprint": self.fingerprint(unit), **self._reading(unit)}
+                write_json(partial / BEGUN, begun)
                 yield partial
-                self._seal(unit, partial, record, fingerprint, time.time() - started)
-            except OSError as error:
-                if error.errno == errno.ENOSPC:
-                    raise ArtifactError(
-                        f"{partial}: the disk is full; free some space and run the same command again, it resumes"
-                    ) from error
-                raise
-            _swap(partial, final)
+                self._seal(unit, partial, {**begun, **record}, time.time() - started)
+                _swap(partial, final)
+            except Exception as error:
+                if not (said := faults.sentence(error)):
+                    raise
+                place = f"{partial}: " if getattr(error, "filename", None) is None else ""
+                raise ArtifactError(place + said) from error
 
-    def _seal(self, unit: Unit, folder: Path, record: dict, fingerprint: str, seconds: float) -> None:
-        (folder / "unit.json").unlink()
-        for leftover in folder.rglob("*.tmp"):
-            leftover.unlink()
-        files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
-        files.pop(MANIFEST, None)
-        manifest = {
+    def _seal(self, unit: Unit, folder: Path, record: dict, seconds: float) -> None:
+        entries = {
             "unit": unit.key,
-            "fingerprint": fingerprint,
+            "fingerprint": record["fingerprint"],
             "facts": unit.facts,
             "upstream": {u.key: self.fingerprint(u) for u in unit.upstream},
             "code": self.code,
             **record,
             "seconds": round(seconds, 1),
-            "files": files,
         }
-        write_json(folder / MANIFEST, manifest)
+        manifest.write(folder, entries, unit.beside)
+
+    def reuse(self, unit: Unit, files: Mapping[str, Sequence[str]]) -> list[str]:
+        """Put files of the finished unit that is being built anew into its partial folder; returns the scenes.
+
+        ``files``: scene -> its files. Those are taken whose data are as they were, if the unit differs in its data or
+        its scenes alone, but not where the scene failed or a file is damaged.
+        """
+        own, made = self.root / unit.key, manifest.made(self.root / unit.key)
+        if made is None or not made.get("sha256") or not self._differs_in_data_alone(made, unit):
+            return []
+        changed = set(self._changed(made, unit))
+        whole = not changed & unit.data.keys() - files.keys()  # what is not told by scene is read by all of them
+        taken = []
+        for scene, names in files.items() if whole else ():
+            if scene in changed or scene in made.get("failed", {}):
+                continue
+            targets = [self.partial(unit) / name for name in names]
+            for name, target in zip(names, targets):
+                _link(own / name, target)
+            if all(target.exists() and manifest.sum_of(target) == made["sha256"].get(name)
+                   for name, target in zip(names, targets)):  # fmt: skip
+                taken.append(scene)
+                continue
+            for target in targets:
+                target.unlink(missing_ok=True)
+        return taken
+
+    def _differs_in_data_alone(self, made: Mapping[str, Any], unit: Unit) -> bool:
+        """Tell whether a finished unit is of today's settings and of today's units, whatever scenes there are."""
+        upstream = {needed.key: self.fingerprint(needed) for needed in unit.upstream}
+        read = made.get("read") == self._reading(unit)["read"]
+        return read and upstream == made.get("upstream") and _settings(made.get("facts", {})) == _settings(unit.facts)
 
     @contextlib.contextmanager
     def _lock(self, unit: Unit) -> Iterator[None]:
-        folder = self.root / ".locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / (unit.key.replace("/", "__") + ".lock"), "a+", encoding="utf-8") as stream:
+        path = self.root / ".locks" / (unit.key.replace("/", "__") + ".lock")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = open(path, "a+", encoding="utf-8")  # noqa: SIM115 closed below, in forked processes at once
+        except OSError as error:
+            raise ArtifactError(faults.sentence(error) or f"{path}: {error}") from error
+        with stream:
+            _held.add(stream)
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                stream.seek(0)
-                raise ArtifactError(f"{unit.key} is being built by {stream.read().strip()}; wait or stop it") from error
-            stream.truncate(0)
-            stream.write(f"process {os.getpid()} on {socket.gethostname()}")
-            stream.flush()
-            yield
+                _take(stream, unit)
+                yield
+            finally:
+                _held.discard(stream)
+
+
+def _take(stream: IO[str], unit: Unit) -> None:
+    """Take the lock of a unit and write into it who has it. Raises ArtifactError where another process has it."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+        stream.flush()
+    except BlockingIOError as error:
+        stream.seek(0)
+        owner = stream.read().strip() or "another process"
+        raise ArtifactError(f"{unit.key} is being built by {owner}; wait or stop it") from error
+    except OSError as error:
+        named = OSError(error.errno, error.strerror, stream.name)
+        raise ArtifactError(faults.sentence(named) or str(named)) from error
+
+
+_held: set[IO[str]] = set()
+"""The locks of this process."""
+
+
+def _leave_locks_to_parent() -> None:
+    """Close the locks in a forked process, such as one that loads samples: else they would outlive their owner."""
+    for stream in _held:
+        stream.close()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_leave_locks_to_parent)
+
+
+def _aside(final: Path) -> Path:
+    """Return the name under which an older unit waits until the newer one has taken its place."""
+    return final.with_name(final.name + ".old")
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or whatever stands in its place; of a symbolic link only the link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def some(names: Sequence[str]) -> str:
+    """Name the first of many scenes, and say how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _settings(facts: Mapping[str, Any]) -> str:
+    """Return a digest of facts but for lists of scenes."""
+    return digest({key: value for key, value in facts.items() if not isinstance(value, list | tuple)})
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the disk cannot; one that is not there is left out."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError, FileExistsError):
+        try:
+            os.link(source, target)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError | FileExistsError):
+                raise
+            shutil.copyfile(source, target)
 
 
 def _swap(partial: Path, final: Path) -> None:
-    """Give ``partial`` the name ``final``; an older unit is moved aside first and removed last."""
-    old = final.with_name(final.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
+    """Give the whole folder ``partial`` the name ``final``; an older unit is moved aside first and removed last."""
+    for name in SCAFFOLD:
+        (partial / name).unlink(missing_ok=True)
+    old = _aside(final)
+    _remove(old)
+    if os.path.lexists(final):
         os.replace(final, old)
     os.replace(partial, final)
     descriptor = os.open(final.parent, os.O_RDONLY)
@@ -219,4 +404,4 @@ def _swap(partial: Path, final: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)

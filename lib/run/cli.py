@@ -2,17 +2,16 @@
 
 A stage script asks ``start`` for a ``Run`` and lets it make the units: all of them by ``Run.make``, or one at a time by
 walking ``Run.pending(units)`` and calling ``Run.build``. Errors written for the user end with exit code 2, an interrupt
-with 130.
+(Ctrl-C, SIGTERM, the end of the terminal) with 130.
 """
 
 import argparse
-import errno
 import functools
 import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -21,14 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib.competitions import open_competition
-from lib.competitions.contract import Competition
+from lib.competitions.contract import Competition, Scene
 from lib.config import check
 from lib.config.load import load, refusal
 from lib.config.sections import Experiment, Predict
-from lib.errors import ArtifactError, ConfigError, DataError, PipelineError
-from lib.run import runtime
-from lib.run.artifacts import Store, Unit
-from lib.run.graph import SPLITS, STAGE_OF_TASK, Graph, check_only, teachers
+from lib.errors import ConfigError, DataError, PipelineError
+from lib.run import faults, manifest, runtime
+from lib.run.artifacts import Store, Unit, some
+from lib.run.graph import FOLDS, SPLITS, STAGE_OF_TASK, Graph, check_only, taught, teachers
+from lib.run.index import Index, current
 
 if TYPE_CHECKING:  # imported where they are used: a stage that has nothing to do answers without them
     import pandas as pd
@@ -37,9 +37,6 @@ if TYPE_CHECKING:  # imported where they are used: a stage that has nothing to d
     from lib.scenes import folds as _  # noqa: F401 - tells the kernel's builder what ``Run.folds`` needs
 
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
-
-UNUSABLE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP)
-"""What the system says of a path that the user named and that cannot be read or written."""
 
 
 @dataclass
@@ -55,6 +52,8 @@ class Run:
     splits: tuple[str, ...]
     force: bool
     strict: bool
+    index: Index | None = None
+    """The files of the data as they lie there now; of stage 01 alone."""
 
     @cached_property
     def device(self) -> "torch.device":
@@ -96,16 +95,21 @@ class Run:
     def _must_build(self, unit: Unit) -> bool:
         self.store.recover(unit)
         status = self.store.status(unit)
-        if status == "frozen" or (status == "done" and not self.force):
+        failed = list(self.store.manifest(unit).get("failed", {})) if status == "done" else []
+        if status == "frozen" or (status == "done" and not self.force and not failed):
+            self.store.refuse_strangers(unit)
             note = "; made by other code than today's, --force rebuilds it" if self.store.older_code(unit) else ""
+            if status == "done" and self.store.adopt(unit):
+                note += "; of an earlier version: taken as it is, and its checksums are recorded now"
             say(f"{unit.key}: skipped, {'done' if status == 'done' else 'taken from --inputs'}{note}")
             return False
         for needed in unit.upstream:
             self.store.require(needed)
+        again = f"scenes with the fallback: {len(failed)} ({some(failed)}), trying them again"
         reason = {
-            "done": "rebuilding (--force)",
-            "stale": "stale (settings or inputs changed), rebuilding",
-            "damaged": f"damaged ({self.store.fault(self.store.folder(unit))}), rebuilding",
+            "done": "rebuilding (--force)" if self.force else again,
+            "stale": f"stale (made {self.store.outdated(unit)}), rebuilding",
+            "damaged": f"damaged ({manifest.fault(self.store.folder(unit))}), rebuilding",
             "partial": "starting anew (--force)" if self.force else "resuming",
             "missing": "building",
         }[status]
@@ -217,12 +221,32 @@ def open_run(args: argparse.Namespace, task: str | None = None, inspects: bool =
         teachers={} if frozen else teachers(config, args.workdir),
         tasks=competition.tasks,
     )
+    found = look(graph, store, competition, {"train": train, "test": test}, inspects)
+    graph.taught = {} if frozen else taught(config, args.workdir)
     check_only(graph, task, args.only, args.fold)
     run = Run(config, competition, store, graph, args.only, args.fold, (args.split,) if args.split else SPLITS,
-              args.force, args.strict)  # fmt: skip
+              args.force, args.strict, found if inspects else None)  # fmt: skip
     if task is not None:
         _check_weights(run, task, args)
     return run
+
+
+def look(graph: Graph, store: Store, competition: Competition, scenes: Mapping[str, list[Scene]],
+         inspects: bool = False) -> Index | None:  # fmt: skip
+    """Compare the data with the index of stage 01 and return today's; units are stale where they read what has changed.
+
+    An index that an earlier version has not made is made in stage 01 (``inspects``), and its want is said elsewhere.
+    """
+    folder = store.folder(graph.folds())
+    found = current(store.root, folder, competition, scenes, first=inspects)
+    if found is not None:
+        graph.data = found.data
+        if inspects and store.is_old(graph.folds()):
+            found.write(folder)
+    elif (folder / manifest.MANIFEST).exists():
+        say(f"{FOLDS}: has no index of the data, being of an earlier version, so that changed files are not noticed; "
+            f"{graph.folds().command} makes one and keeps the folds")  # fmt: skip
+    return found
 
 
 def _attached(inputs: Sequence[Path]) -> bool:
@@ -250,15 +274,41 @@ def _check_weights(run: Run, task: str, args: argparse.Namespace) -> None:
 
 
 def lint(args: argparse.Namespace) -> int:
-    """Check any submission of the experiment's competition; returns the exit code, 2 where something is wrong."""
+    """Check any submission of the experiment's competition; returns the exit code, 2 where something is wrong.
+
+    The scenes of the data that an experiment names, or a sample, say which answers are owed. Without either, that no
+    answer is missing cannot be told, and the last line says so.
+    """
     quiet()
     config = load(args.config, args.overrides)
-    competition = open_competition(config.competition, config.data.root, config.data.options)
-    faults = competition.lint(args.lint, sample=args.sample)
+    competition = open_competition(config.competition, config.data.root, config.data.options, limits=config.data.limits)
+    scenes, unknown = _owed(args, competition)
+    faults = competition.lint(args.lint, scenes, args.sample)
     for fault in faults:
-        say(f"{args.lint}: {fault}")
-    say(f"{args.lint}: " + (f"{len(faults)} faults" if faults else "valid"))
+        say(fault)
+    if faults:
+        say(f"{args.lint}: {len(faults)} fault{'s' * (len(faults) > 1)}")
+    elif scenes is None and args.sample is None:
+        say(f"{args.lint}: no fault found, but whether an answer is missing was NOT checked: {unknown}; to check it, "
+            "name the experiment and its data (--config FILE --set data.root=FOLDER) or --sample CSV")  # fmt: skip
+    else:
+        say(f"{args.lint}: valid")
     return 2 if faults else 0
+
+
+def _owed(args: argparse.Namespace, competition: Competition) -> tuple[list[Scene] | None, str]:
+    """Return the scenes that a submission must answer, or None and why they are not known.
+
+    They are those of the test set, with ``--split oof`` those with labels. The embedded demo is asked only where it is
+    named: it is what the other stages take without ``--config``.
+    """
+    if args.config == DEMO and not any(change.startswith("data.") for change in args.overrides):
+        return None, "no --config says which scenes there are"
+    try:
+        scenes = competition.scenes("train" if args.split == "oof" else "test")
+    except DataError as error:
+        return None, str(error)
+    return (scenes, "") if scenes else (None, f"{competition.root} has no test scenes")
 
 
 def _flags(args: argparse.Namespace) -> str:
@@ -279,26 +329,26 @@ def quiet() -> None:
 
 
 def exits(main: Callable) -> Callable:
-    """Turn a stage's outcome into an exit code: 0, 2 with one clear sentence, 130 after an interrupt."""
+    """Turn a stage's outcome into an exit code: 0, 2 with one clear sentence, 130 after an interrupt.
+
+    An error of the machine (disk, permissions, memory) is a sentence too; only what nobody foresaw has a traceback.
+    """
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
         try:
-            return main(argv) or 0
+            with runtime.terminable():
+                return main(argv) or 0
         except PipelineError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted; what was finished is kept, run the same command again to go on", file=sys.stderr)
             return 130
-        except OSError as error:
-            if error.errno in UNUSABLE and error.filename is not None:
-                print(f"error: {error.filename}: {error.strerror}; name another path", file=sys.stderr)
-                return 2
-            if error.errno != errno.ENOSPC:
+        except Exception as error:
+            if not (said := faults.sentence(error)):
                 raise
-            full = ArtifactError("the disk is full; free some space and run the same command again, it resumes")
-            print(f"error: {full}", file=sys.stderr)
+            print(f"error: {said}", file=sys.stderr)
             return 2
 
     return wrapped

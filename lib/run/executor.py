@@ -171,7 +171,8 @@ def _serve(
 
     As many threads as in the parent: sums of convolutions on a CPU depend on their number.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which closes the pool
+    for number in runtime.STOPS:  # they are the parent's, which closes the pool with a SIGTERM
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     for other in inherited:  # a forked process holds its parent's ends, and would not see the parent go
         other.close()
     torch.set_num_threads(threads)

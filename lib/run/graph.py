@@ -1,17 +1,23 @@
 """What is rerun when: the units of an experiment and the facts each depends on, stated here alone.
 
-Facts are config sections, fold numbers and scene ids. Code is recorded in manifests and never makes a unit stale:
-after an edit, ``--force``.
+Facts are config sections, fold numbers and scene ids. What a unit reads of the data is stated beside them as digests
+of today's files (``Unit.data``), so that the data of an earlier version's units need not be known. What a unit reads of
+other units follows their bytes: one that is built anew to the same bytes makes nothing stale. Code is recorded in
+manifests and never makes a unit stale: after an edit, ``--force``.
 """
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lib.config.sections import Experiment, Model, plain
 from lib.errors import ArtifactError
 from lib.files import digest
-from lib.run.artifacts import MANIFEST, Unit, read_json
+from lib.run import manifest
+from lib.run.artifacts import Unit
+from lib.run.index import INDEX, DataState
+from lib.run.manifest import MANIFEST
 from lib.tasks import Task
 
 STAGE_OF_TASK = {"loc": ("02_loc", "02_train_loc.py"), "cls": ("03_cls", "03_train_cls.py")}
@@ -19,6 +25,9 @@ STAGE_OF_TASK = {"loc": ("02_loc", "02_train_loc.py"), "cls": ("03_cls", "03_tra
 
 SPLITS = ("oof", "test")
 
+FOLDS = "01_folds"
+TRAINING, TEST = "training scenes", "test scenes"
+"""What units read of the data, as messages name it."""
 
 LOGITS = "logits"
 """What stage 04 keeps of a checkpoint's training scenes, beside the splits of probabilities."""
@@ -52,13 +61,22 @@ def teachers(config: Experiment, workdir: Path) -> dict[str, str | None]:
 
     ArtifactError where such an experiment has not come so far, or its logits are older than its networks.
     """
-    found: dict[str, str | None] = {}
+    return {key: digest([one["fingerprint"] for one in found]) for key, found in _lessons(config, workdir)}
+
+
+def taught(config: Experiment, workdir: Path) -> dict[str, str]:
+    """Return digests of the bytes of all that an experiment learns from, under the keys of ``teachers``."""
+    return {key: digest([manifest.content(one) for one in found]) for key, found in _lessons(config, workdir)}
+
+
+def _lessons(config: Experiment, workdir: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yield key and manifests of what each model learns from, fold by fold; errors as of ``teachers``."""
     for model in config.models.values():
         for fold in config.folds_of(model) if model.train.pseudo else ():
-            paths = [folder / MANIFEST for folder in pseudo_folders(workdir, model, fold)]
-            if missing := [path.parent for path in paths if not path.exists()]:
+            folders = pseudo_folders(workdir, model, fold)
+            if missing := [folder for folder in folders if not (folder / MANIFEST).exists()]:
                 raise ArtifactError(f"{missing[0]}: no probabilities for pseudo-labels; run stage 04 there first")
-            found[_pseudo_key(model, fold)] = digest([read_json(path)["fingerprint"] for path in paths])
+            yield _pseudo_key(model, fold), [manifest.read(folder) for folder in folders]
         distill = model.train.distill
         for fold in config.folds_of(model) if distill is not None else ():
             folders = teacher_folders(workdir, model, fold)
@@ -67,23 +85,22 @@ def teachers(config: Experiment, workdir: Path) -> dict[str, str | None]:
                     f"{workdir / distill.experiment}: the teacher has no logits of the scenes of fold {fold} for "
                     f"{model.task}; run its stages up to 04 with predict.logits: true first"
                 )
-            found[_teacher_key(model, fold)] = digest([_logits_fingerprint(workdir, folder) for folder in folders])
-    return found
+            yield _teacher_key(model, fold), [_logits_of_today(workdir, folder) for folder in folders]
 
 
-def _logits_fingerprint(workdir: Path, folder: Path) -> str:
-    """Return the fingerprint of a teacher's logits, which must be those of the checkpoint that lies there today."""
+def _logits_of_today(workdir: Path, folder: Path) -> dict[str, Any]:
+    """Return the manifest of a teacher's logits, which must be those of the checkpoint that lies there today."""
     if not (folder / MANIFEST).exists():
         raise ArtifactError(f"{folder}: the teacher has no such logits; run its stages up to 04 with predict.logits: "
                             "true first, or correct train.distill.models")  # fmt: skip
-    manifest = read_json(folder / MANIFEST)
+    made = manifest.read(folder)
     experiment = folder.relative_to(workdir).parts[0]
-    for key, fingerprint in manifest["upstream"].items():
-        today = workdir / experiment / key / MANIFEST
-        if today.exists() and read_json(today)["fingerprint"] != fingerprint:
+    for key, fingerprint in made["upstream"].items():
+        today = manifest.made(workdir / experiment / key)
+        if today and (today["fingerprint"] != fingerprint or not manifest.reads(made, key, today)):
             raise ArtifactError(f"{folder}: these logits are not those of today's {key}; run the teacher's stage 04 "
                                 "with predict.logits: true again")  # fmt: skip
-    return manifest["fingerprint"]
+    return made
 
 
 def _teacher_key(model: Model, fold: int) -> str:
@@ -108,6 +125,10 @@ class Graph:
         the competition, which says what is predicted in float32."""
         self.config, self.train_ids, self.test_ids, self.flags = config, tuple(train_ids), tuple(test_ids), flags
         self.teachers, self.tasks = teachers or {}, tasks or {}
+        self.data: DataState | None = None
+        """What the files of the scenes hold today; None where stage 01 has not made an index of them."""
+        self.taught: Mapping[str, str] = {}
+        """What ``taught`` returns, digests of the bytes of what students learn from."""
 
     def _command(self, script: str, extra: str = "") -> str:
         return " ".join(part for part in ("python", script, self.flags, extra) if part)
@@ -129,7 +150,44 @@ class Graph:
             "folds": {key: value for key, value in plain(config.folds).items() if key not in ("too_good", "embed")},
             "train": self.train_ids,
         }
-        return Unit("01_folds", facts, self._command("01_prepare_folds.py"))
+        beside = (INDEX, "audit.json", "findings.csv")
+        data = self._data("train")
+        seen = {**data.everything, **_bytes("folds.file", config.folds.file)} if data else {}
+        return Unit(FOLDS, facts, self._command("01_prepare_folds.py"), data=seen, beside=beside)
+
+    def _data(self, split: str) -> DataState | None:
+        """Return what is known of the data, None where that holds no scenes of a split."""
+        return self.data if self.data is not None and self.data.scenes[split] else None
+
+    def _images(self, name: str) -> tuple[str, ...]:
+        return self.config.models[name].network.images
+
+    def _trained_on(self, name: str, fold: int) -> dict[str, str]:
+        """Training reads the images of its network, and of the network that selects with it, and all labels.
+
+        Validation scenes are among them, for they decide which epoch is kept.
+        """
+        if (data := self._data("train")) is None:
+            return {}
+        model = self.config.models[name]
+        others = [model.train.localization] if model.train.localization else []
+        images = {image for one in (name, *others) for image in self._images(one)}
+        found = {TRAINING: data.whole("train", images), **_bytes("encoder_weights", model.network.encoder_weights)}
+        if model.train.distill:
+            found["the teacher's logits"] = self.taught.get(_teacher_key(model, fold), "")
+        if model.train.pseudo:
+            found |= {TEST: data.whole("test", images, labels=False),
+                      "pseudo-labels": self.taught.get(_pseudo_key(model, fold), "")}  # fmt: skip
+        return found
+
+    def _seen_by(self, name: str, split: str) -> dict[str, str]:
+        """Prediction reads the images of its network: those of test scenes one by one, of which one that changed is
+        predicted again alone; of out-of-fold scenes all, since a checkpoint follows the images of its validation
+        scenes only as far as they decide which epoch is kept."""
+        if split == "test":
+            return dict(data.by_scene("test", self._images(name), labels=False)) if (data := self._data("test")) else {}
+        data = self._data("train")
+        return {f"images of {TRAINING}": data.whole("train", self._images(name), labels=False)} if data else {}
 
     def checkpoint(self, name: str, fold: int) -> Unit:
         """Stages 02 and 03: one model trained on one fold."""
@@ -155,7 +213,8 @@ class Graph:
             facts["judged"] = {"precision": stated, "tile": predict.tile, "overlap": predict.overlap,
                                "decode": self.config.decode}  # fmt: skip
         command = self._command(script, f"--only {name} --fold {fold}")
-        return Unit(f"{folder}/{name}/fold{fold}", facts, command, upstream)
+        return Unit(f"{folder}/{name}/fold{fold}", facts, command, upstream, data=self._trained_on(name, fold),
+                    beside=("log.jsonl",))  # fmt: skip
 
     def probs(self, name: str, fold: int, split: str) -> Unit:
         """Stage 04: probabilities of one checkpoint, on its own validation scenes (oof) or on the test scenes."""
@@ -168,7 +227,8 @@ class Graph:
             facts["pad"] = pad
         command = self._command("04_predict_tta.py", f"--only {name} --fold {fold} --split {split}")
         upstream = (self.checkpoint(name, fold),)
-        return Unit(f"04_probs/{task}/{name}/fold{fold}/{split}", facts, command, upstream, portable=split == "oof")
+        return Unit(f"04_probs/{task}/{name}/fold{fold}/{split}", facts, command, upstream, portable=split == "oof",
+                    data=self._seen_by(name, split), per_scene=True)  # fmt: skip
 
     def _looks(self, name: str, *apart: str) -> dict[str, Any]:
         """Return how the networks of a model look at scenes, as facts, without what is ``apart``."""
@@ -181,7 +241,8 @@ class Graph:
         command = self._command("04_predict_tta.py", f"--only {name} --fold {fold} --set predict.logits=true")
         key = f"04_probs/{self.config.models[name].task}/{name}/fold{fold}/{LOGITS}"
         upstream = (self.checkpoint(name, fold), self.folds())
-        return Unit(key, {"predict": predict}, command, upstream, portable=False)
+        return Unit(key, {"predict": predict}, command, upstream, portable=False, data=self._seen_by(name, LOGITS),
+                    per_scene=True)  # fmt: skip
 
     def blend(self, split: str) -> Unit:
         """Stage 05: the average over models, folds and views."""
@@ -189,7 +250,15 @@ class Graph:
         if self.config.averages_are_fitted:  # decode.json holds weights, temperatures, views
             upstream = (*upstream, self.decode())
         command = self._command("05_ensemble.py", f"--split {split}")
-        return Unit(f"05_ensemble/{split}", self._blend_facts(), command, upstream, portable=split == "oof")
+        return Unit(f"05_ensemble/{split}", self._blend_facts(), command, upstream, portable=split == "oof",
+                    data=self._refined(split), per_scene=True)  # fmt: skip
+
+    def _refined(self, split: str) -> dict[str, str]:
+        """Averages read no data, but for the images that a CRF refines them on."""
+        scenes, name = ("test", TEST) if split == "test" else ("train", TRAINING)
+        if (data := self._data(scenes)) is None or self.config.blend.crf is None:
+            return {}
+        return {f"images of {name}": data.whole(scenes, data.images, labels=False)}
 
     def decode(self) -> Unit:
         """Stage 05: decode.json, what is chosen on out-of-fold scenes (settings, weights) and what to expect of it."""
@@ -197,7 +266,13 @@ class Graph:
         facts = {"decode": config.decode, "search": plain(config.search) if config.search else None}
         upstream = (*self._members("oof"), self.folds())
         command = self._command("05_ensemble.py", "--split oof")
-        return Unit("05_ensemble/decode", facts | self._blend_facts(), command, upstream)
+        return Unit("05_ensemble/decode", facts | self._blend_facts(), command, upstream,
+                    data=self._labels() | self._refined("oof"))  # fmt: skip
+
+    def _labels(self) -> dict[str, str]:
+        """Choosing, and scoring what was written, read the truth of the labelled scenes."""
+        data = self._data("train")
+        return {f"labels of {TRAINING}": data.whole("train", ())} if data else {}
 
     def _members(self, split: str) -> tuple[Unit, ...]:
         """Return the probabilities that are averaged."""
@@ -212,7 +287,17 @@ class Graph:
         """Stage 06: the files to hand in, or the same files for the out-of-fold scenes."""
         upstream = (self.blend(split), self.decode())
         command = self._command("06_make_submission.py", f"--split {split}")
-        return Unit(f"06_submission/{split}", {"split": split}, command, upstream, portable=False)
+        known = self._data("test") if split == "test" else None
+        data = {"the sample submission": known.sample, TEST: known.whole("test", ())} if known else {}
+        data = self._labels() if split == "oof" else data
+        return Unit(f"06_submission/{split}", {"split": split}, command, upstream, portable=False, data=data)
+
+
+def _bytes(setting: str, path: str | Path | None) -> dict[str, str]:
+    """Return a setting that names a file with the sum of its bytes, "" for one that is gone; {} for other words."""
+    if path is None or not os.path.isabs(path) and not os.path.exists(path):
+        return {}
+    return {setting: manifest.sum_of(Path(path)) if os.path.isfile(path) else ""}
 
 
 def check_only(graph: Graph, task: str | None, only: str | None, fold: int | None) -> None:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from importlib import metadata
@@ -171,29 +171,74 @@ def _group() -> Any:
     return dist if dist.is_initialized() else None
 
 
+STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals that ask a process to stop: Ctrl-C, what job managers and torchrun send, the end of its terminal."""
+ECHO = 2.0
+"""Seconds in which a second signal counts as the first: torchrun passes on a Ctrl-C that all its processes got."""
+GRACE = 30
+"""Seconds that a loader process works on after a SIGTERM, while the main process saves; torchrun waits as long."""
+
+
 @contextmanager
-def interruptible():
-    """Yield a function that tells whether Ctrl-C was pressed, for a loop to stop safely; a second one stops it."""
-    pressed: list[int] = []
+def terminable() -> Iterator[None]:
+    """Make the signals of ``STOPS`` end a block as Ctrl-C does, so that what is half done is cleared away."""
+    with _handling(signal.default_int_handler):
+        yield
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether a signal asked to stop, for a loop to stop safely; a second one stops it."""
+    pressed: list[float] = []
 
     def remember(signum, frame):
-        if pressed:
+        if pressed and signum == signal.SIGINT and time.monotonic() - pressed[0] > ECHO:
             raise KeyboardInterrupt
-        pressed.append(signum)
+        pressed.append(time.monotonic())
 
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    previous = signal.signal(signal.SIGINT, remember)
-    try:
+    with _handling(remember):
         yield lambda: bool(pressed)
+
+
+@contextmanager
+def passing_on(terminate: Callable[[], None]) -> Iterator[None]:
+    """Call ``terminate`` too when a SIGTERM comes during a block, for a process that this one waits for."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def both(signum, frame):
+        terminate()
+        if callable(before):
+            before(signum, frame)
+
+    with _handling(both, (signal.SIGTERM,)):
+        yield
+
+
+@contextmanager
+def _handling(handler: Callable, numbers: Sequence[int] = STOPS) -> Iterator[None]:
+    """Handle signals in a block, but for those ignored from the start (nohup); does nothing but in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard = [number for number in numbers if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, handler) for number in heard}
+    try:
+        yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, before in previous.items():
+            signal.signal(number, signal.SIG_DFL if before is None else before)
 
 
-def ignore_interrupts(_worker: int) -> None:
-    """Leave Ctrl-C to the main process (for loader workers)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def leave_signals_to_parent(_worker: int = 0) -> None:
+    """Let a loader process work on after a signal to all processes, until the main one has saved and ends it."""
+
+    def wait(*_):
+        if not signal.getitimer(signal.ITIMER_REAL)[0]:
+            signal.alarm(GRACE)
+
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    for number in STOPS:
+        signal.signal(number, wait if number == signal.SIGTERM else signal.SIG_IGN)
 
 
 def use_tf32(allowed: bool) -> None:

@@ -16,7 +16,7 @@ import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from lib.errors import ArtifactError, DataError, NonFiniteError
-from lib.files import whole_path
+from lib.files import write_bytes
 
 CREATION = {
     "driver": "GTiff",
@@ -94,13 +94,15 @@ def _write(path: str | Path, planes: np.ndarray, names: Sequence[str], **more: A
         tags = {CHANNELS: json.dumps(list(names), ensure_ascii=False)}
         planes, names = planes.reshape(1, -1, planes.shape[-1]), (CHANNELS,)  # (1, C * H, W)
     count, height, width = planes.shape
-    with whole_path(path) as partial, warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(partial, "w", count=count, height=height, width=width, **options) as file:
-            if tags:
-                file.update_tags(**tags)
-            file.descriptions = tuple(names)  # before the pixels: afterwards the header would be written twice
-            file.write(planes)
+    with rasterio.MemoryFile() as memory:  # GDAL itself does not always say that a disk is full
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with memory.open(count=count, height=height, width=width, **options) as file:
+                if tags:
+                    file.update_tags(**tags)
+                file.descriptions = tuple(names)  # before the pixels: afterwards the header would be written twice
+                file.write(planes)
+        write_bytes(path, memory.getbuffer())
 
 
 def _read(path: str | Path, what: str, dtype: type) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -113,7 +115,7 @@ def _read(path: str | Path, what: str, dtype: type) -> tuple[np.ndarray, tuple[s
         if CHANNELS in tags:
             names = tuple(json.loads(tags[CHANNELS]))
             planes = planes.reshape(len(names), -1, planes.shape[-1])
-    except (RasterioError, OSError, ValueError) as error:
+    except (RasterioError, OSError, ValueError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{path}: expected a GeoTIFF of {what}, got {error}; {advice}") from error
     if planes.dtype != dtype or None in names:
         raise ArtifactError(

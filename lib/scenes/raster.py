@@ -2,13 +2,19 @@
 
 GDAL alone is not enough for PNG: a file cut short reads without an error, with pixels that never were in the image.
 So the chunks of a PNG are walked first (0.2 ms per MB). Truncated JPEG and TIFF make GDAL fail by itself.
+
+Which pixels are valid, a file says by a nodata value, an alpha band, an internal mask or a .msk file beside it, and NaN
+and infinity never are. Pixels that are not valid are 0 in the image, and no percentile and no training target has them.
 """
 
+import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -19,53 +25,109 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from lib.errors import DataError
 from lib.files import write_bytes
+from lib.scenes import bands, exif
+from lib.scenes.bands import Remark
+from lib.settings import limits
 
 # Most images have no place on Earth, and that is no news. A filter around each read would race between threads.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-STRETCH = (1.0, 99.0)
-"""Percentiles that become 0 and 255 when an image has more than 8 bits per sample."""
+LOSSY = ("JPEG", "WEBP", "JPEG2000")
+"""Drivers and compressions that do not keep the values of a mask."""
+
+State = tuple[str, int, int]
+"""Path, size and time of a file."""
+
+_PAGE = re.compile(r"Page \d+ \((\d+)P x (\d+)L x (\d+)B\)")
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Read an image as (H, W, 3) uint8 RGB.
+@dataclass(frozen=True)
+class Picture:
+    """An image as it was read."""
 
-    One band is repeated, alpha is dropped, a palette is looked up. Of many bands those marked red, green and blue are
-    taken, else the first three. Samples of more than 8 bits (or floats) are stretched linearly, all bands alike, from
-    the 1st and 99th percentile of the pixels that are not 0 in every band: such files rarely use their whole range.
-    Raises DataError when the file is missing, truncated or not an image.
+    pixels: np.ndarray
+    """(H, W, 3) uint8 RGB, 0 where it is not valid."""
+    valid: np.ndarray
+    """(H, W) bool: False where the file says that there are no data."""
+    remarks: tuple[Remark, ...] = ()
+
+
+def read(path: str | Path, beside: Sequence[str | Path] = (), turned: bool = True) -> Picture:
+    """Read an image with what of it is valid; ``beside``: the other images of its pair, which are stretched with it.
+    ``turned``: as its EXIF orientation wants it to be seen.
+
+    One band is repeated, alpha is not a colour, a palette is looked up. Of many bands those marked red, green and blue
+    are taken, else those that are described so, else the first three, which is remarked. Three pages of one band each
+    are red, green and blue; of other pages the first of the largest is taken.
+
+    Samples that are not bytes, but whole numbers of 0..255 (and not all 0 or 1), stay as they are. Others are stretched
+    linearly, all bands alike, from the 1st to the 99th percentile (STRETCH) of the valid pixels that are not 0 in every
+    band: such files rarely use their whole range. Both come from all images of a pair together, so that one value means
+    one brightness before and after; an image beside it of another number type or number of bands does not count.
+    Raises DataError when the file is missing, truncated, not an image, too large (``data.limits``) or complex.
     """
-    with _open(path) as source:
-        bands = source.read(_rgb_bands(source))  # (1 | 3, H, W)
-        if source.colorinterp[0] == ColorInterp.palette:
-            bands = _palette(source)[bands[0]].transpose(2, 0, 1)
-        elif bits := source.tags(1, ns="IMAGE_STRUCTURE").get("NBITS"):
-            bands = bands * (255 // (2 ** int(bits) - 1)) if int(bits) < 8 else bands
-    if bands.dtype != np.uint8:
-        bands = _stretch(bands)
-    return cv2.merge([bands[0], bands[len(bands) // 2], bands[-1]])  # (H, W, 3)
+    own = _read(path, turned)
+    planes, known, remarks = own.planes, own.known, own.remarks
+    if planes.dtype != np.uint8:
+        remarks += bands.fill(own)
+        bounds = _bounds_of(tuple(file_state(file) for file in (path, *beside))) if beside else bands.bounds_of([own])
+        planes = bands.stretch(own, bounds)
+    valid = np.ones(planes.shape[1:], bool) if known is None else known.max(axis=0)
+    if known is not None:
+        planes = planes * valid
+    pixels = cv2.merge([planes[0], planes[len(planes) // 2], planes[-1]])
+    return Picture(pixels, valid, remarks)
+
+
+def read_image(path: str | Path, turned: bool = True) -> np.ndarray:
+    """Read an image as (H, W, 3) uint8 RGB, as ``read`` does."""
+    return read(path, turned=turned).pixels
+
+
+def validity(path: str | Path) -> np.ndarray | None:
+    """Return which pixels of an image are valid, (H, W) bool; None, from the header alone, where all must be."""
+    with _open(path, whole=False) as file:
+        if not any(bands.may_hide(page) for page in file.pages):
+            return None
+    known = _read(path).known
+    return None if known is None else known.max(axis=0)
 
 
 def read_mask(path: str | Path) -> np.ndarray:
     """Read a mask as (H, W) uint8: the stored values, a palette's indices included.
 
-    Raises DataError as ``read_image`` does, and when bands differ from each other or values do not fit uint8.
+    Raises DataError as ``read`` does, and when bands differ from each other or values do not fit uint8.
     """
-    with _open(path) as source:
-        bands = source.read([i for i, kind in enumerate(source.colorinterp, 1) if kind != ColorInterp.alpha])
-    if (bands != bands[:1]).any():
-        raise DataError(f"{path}: expected one value per pixel, got {len(bands)} differing bands (a picture?)")
-    mask = bands[0].astype(np.uint8)
-    if not np.array_equal(mask, bands[0]):
-        raise DataError(f"{path}: expected mask values 0..255, got {bands[0].min()}..{bands[0].max()}")
+    planes, _ = _mask_planes(path)
+    if (planes != planes[:1]).any():
+        raise DataError(f"{path}: expected one value per pixel, got {len(planes)} differing bands (a picture?)")
+    if planes[0].size and not 0 <= planes[0].min() <= planes[0].max() <= 255:
+        raise DataError(f"{path}: expected mask values 0..255, got {planes[0].min()}..{planes[0].max()}")
+    mask = planes[0].astype(np.uint8)
+    if not np.array_equal(mask, planes[0]):
+        raise DataError(f"{path}: expected whole numbers 0..255 as mask values, got fractions")
     return mask
 
 
+def read_grey(path: str | Path) -> tuple[np.ndarray, bool]:
+    """Read a mask of one class as (H, W) of the stored number type, and tell whether its format keeps values.
+
+    Bands that differ by no more than lossy compression does are averaged. Raises DataError as ``read_mask`` does.
+    """
+    planes, exact = _mask_planes(path)
+    if len(planes) == 1 or not (planes != planes[:1]).any():
+        return planes[0], exact
+    if exact or np.ptp(planes.astype(np.int16), axis=0).max() > 32:
+        raise DataError(f"{path}: expected one value per pixel, got {len(planes)} differing bands (a picture?)")
+    return planes.mean(axis=0).astype(planes.dtype), exact
+
+
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Return (height, width) from the header. Raises DataError when the file is missing or not an image."""
-    with _open(path, whole=False) as source:
-        return source.height, source.width
+    """Return (height, width) from the header, as the image is seen. Raises DataError as ``read`` does."""
+    with _open(path, whole=False) as file:
+        size = file.pages[0].height, file.pages[0].width
+        return size[::-1] if file.orientation in exif.SIDEWAYS else size
 
 
 def stated_size(path: str | Path) -> tuple[int, int] | tuple[None, None]:
@@ -78,8 +140,16 @@ def stated_size(path: str | Path) -> tuple[int, int] | tuple[None, None]:
 
 def centre(path: str | Path) -> tuple[float, float] | None:
     """Return (longitude, latitude) in degrees of a georeferenced image's centre, from the header; else None."""
-    with _open(path, whole=False) as source:
-        return source.lnglat() if source.crs else None
+    with _open(path, whole=False) as file:
+        return file.pages[0].lnglat() if file.pages[0].crs else None
+
+
+def place(path: str | Path) -> tuple[rasterio.crs.CRS, rasterio.Affine, tuple[int, int]] | None:
+    """Return (CRS, transform from pixels to it, (height, width)) of a georeferenced image; else None."""
+    with _open(path, whole=False) as file:
+        page = file.pages[0]
+        known = page.crs and not page.transform.is_identity
+        return (page.crs, page.transform, (page.height, page.width)) if known else None
 
 
 def write_png(path: str | Path, array: np.ndarray) -> None:
@@ -90,8 +160,20 @@ def write_png(path: str | Path, array: np.ndarray) -> None:
     write_bytes(path, data.tobytes())
 
 
+# ---- files --------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _File:
+    """An open image: its pages that are read, how it has to be turned, and what is to be said of both."""
+
+    pages: list[rasterio.DatasetReader]
+    orientation: int
+    remarks: tuple[Remark, ...]
+    held: int
+    """How many pages the file has."""
+
+
 @contextmanager
-def _open(path: str | Path, whole: bool = True) -> Iterator[rasterio.DatasetReader]:
+def _open(path: str | Path, whole: bool = True) -> Iterator[_File]:
     """Open an image for reading; what GDAL says becomes a DataError. ``whole``: insist that a PNG is complete."""
     if not Path(path).is_file():
         raise DataError(f"{path}: expected an image file, found none")
@@ -99,11 +181,55 @@ def _open(path: str | Path, whole: bool = True) -> Iterator[rasterio.DatasetRead
         if whole:
             _check_png(Path(path))
         # Without EMPTY_DIR, GDAL lists the whole image folder at every open, looking for sidecar files.
-        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"), rasterio.open(path) as source:
-            yield source
+        sidecars = "TRUE" if Path(f"{path}.msk").is_file() else "EMPTY_DIR"
+        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN=sidecars), ExitStack() as stack:
+            source = stack.enter_context(rasterio.open(path))
+            names, remarks = _pages(source)
+            pages = [stack.enter_context(rasterio.open(name)) for name in names] or [source]
+            for page in pages:
+                _refuse(path, page)
+            turned = exif.UPRIGHT if source.crs else exif.orientation(path)
+            if turned != exif.UPRIGHT:
+                detail = f"orientation {turned}: {exif.MEANING[turned]}; masks are read as they are stored"
+                remarks.append(Remark("EXIF orientation applied", detail))
+            yield _File(pages, turned, tuple(remarks), len(source.subdatasets) or 1)
     except (RasterioError, OSError) as error:
         reason = error.__cause__ or error
         raise DataError(f"{path}: expected a readable image, got {reason}; fetch this file again") from error
+    except MemoryError as error:
+        raise DataError(f"{path}: expected an image that fits into memory, got {error}; cut it into tiles") from error
+
+
+def _refuse(path: str | Path, page: rasterio.DatasetReader) -> None:
+    """Raise DataError for an image that would fill the memory, or whose samples are no brightness."""
+    if page.height * page.width > (most := limits().image_pixels):
+        raise DataError(f"{path}: expected at most {most} pixels, got {page.height} x {page.width}; cut it into tiles, "
+                        "or raise data.limits.image_pixels if it is right and fits into memory")  # fmt: skip
+    if any(kind.startswith("complex") for kind in page.dtypes):
+        raise DataError(f"{path}: expected real samples, got {page.dtypes[0]} (radar that was not detected?); write "
+                        "its magnitude")  # fmt: skip
+
+
+def _pages(source: rasterio.DatasetReader) -> tuple[list[str], list[Remark]]:
+    """Return the names of the pages of a TIFF to read, none where it has but one, and what is to be said of them."""
+    names = source.subdatasets if source.driver == "GTiff" else []
+    if len(names) < 2:
+        return [], []
+    tags = source.tags(ns="SUBDATASETS")
+    found = [_PAGE.match(tags.get(f"SUBDATASET_{number}_DESC", "")) for number in range(1, len(names) + 1)]
+    forms = [tuple(map(int, match.groups())) if match else (0, 0, 0) for match in found]
+    if len(names) == 3 and len(set(forms)) == 1 and forms[0][2] == 1 and source.colorinterp[0] != ColorInterp.palette:
+        return names, []
+    areas = [width * height for width, height, _ in forms]
+    largest = areas.index(max(areas))
+    shown = ", ".join(f"{height} x {width}" for width, height, _ in forms[:4]) + (", ..." if len(forms) > 4 else "")
+    if largest:
+        kind = "first page is a thumbnail, the largest is read"
+    elif areas.count(areas[0]) > 1:
+        kind = "stack of pages, the first is read"
+    else:
+        kind = "further pages are smaller, the first is read"
+    return [names[largest]], [Remark(kind, f"{len(names)} pages: {shown}")]
 
 
 def _check_png(path: Path) -> None:
@@ -111,39 +237,85 @@ def _check_png(path: Path) -> None:
     data = path.read_bytes()
     if not data.startswith(PNG_SIGNATURE):
         return
+    try:
+        png_end(data)
+    except DataError as error:
+        raise DataError(f"{path}: {error}; fetch this file again") from error
+
+
+def png_fault(data: bytes) -> str:
+    """Say why the bytes of a file are not a PNG that is whole and ends where the file does, "" if they are.
+
+    GDAL, and other readers, take some of these files without an error.
+    """
+    if data[:8] != PNG_SIGNATURE or data[12:16] != b"IHDR" or len(data) < 33:
+        return "is not a PNG"
+    try:
+        end = png_end(data)
+    except DataError as error:
+        return "is cut short" if "truncated" in str(error) else "is damaged: a chunk has a wrong checksum"
+    return "has bytes after the end of the PNG" if end < len(data) else ""
+
+
+def png_end(data: bytes) -> int:
+    """Walk the chunks of a PNG, the bytes of a file with its signature, and return where the last one ends.
+
+    Raises DataError, which says what is wrong and names no file, where one is cut short or has a wrong checksum.
+    """
     at, name = len(PNG_SIGNATURE), b""
     while name != b"IEND":
         length, name = struct.unpack_from(">I4s", data, at) if at + 12 <= len(data) else (len(data), b"")
         end = at + 8 + length
         if end + 4 > len(data):
-            raise DataError(f"{path}: truncated PNG ({len(data)} bytes, no end mark); fetch this file again")
+            raise DataError(f"truncated PNG ({len(data)} bytes, no end mark)")
         if zlib.crc32(memoryview(data)[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            raise DataError(f"{path}: damaged PNG (wrong checksum at byte {at}); fetch this file again")
+            raise DataError(f"damaged PNG (wrong checksum at byte {at})")
         at = end + 4
+    return at
 
 
-def _rgb_bands(source: rasterio.DatasetReader) -> list[int]:
-    """Return the 1-based bands to read: red, green, blue, or the single grey or palette band."""
-    kinds = list(source.colorinterp)
-    if all(kind in kinds for kind in (ColorInterp.red, ColorInterp.green, ColorInterp.blue)):
-        return [kinds.index(kind) + 1 for kind in (ColorInterp.red, ColorInterp.green, ColorInterp.blue)]
-    return [1, 2, 3] if source.count >= 3 else [1]
+def file_state(path: str | Path) -> State:
+    """Return what tells whether a file is still the same."""
+    with suppress(OSError):
+        state = Path(path).stat()
+        return str(path), state.st_size, state.st_mtime_ns
+    return str(path), 0, 0
 
 
-def _palette(source: rasterio.DatasetReader) -> np.ndarray:
-    """Return the colours of a palette image as (256, 3) uint8."""
-    colours = np.zeros((256, 3), np.uint8)
-    for index, colour in source.colormap(1).items():
-        colours[index] = colour[:3]
-    return colours
+def _read(path: str | Path, turned: bool = True) -> bands.Bands:
+    """Read the colours of an image; a palette is looked up, less than 8 bits fill uint8."""
+    with _open(path) as file:
+        read = [bands.read_page(page) for page in file.pages]
+        turn = file.orientation if turned else exif.UPRIGHT
+        planes = np.concatenate([planes for planes, _, _ in read]) if len(read) > 1 else read[0][0]
+        known = None
+        if any(mask is not None for _, mask, _ in read):
+            full = [np.ones((1, *own.shape[1:]), bool) if mask is None else mask for own, mask, _ in read]
+            known = exif.turn(np.concatenate(full), turn)
+        remarks = dict.fromkeys(remark for *_, own in read for remark in own)
+        return bands.Bands(exif.turn(planes, turn), known, (*file.remarks, *remarks))
 
 
-def _stretch(bands: np.ndarray) -> np.ndarray:
-    """Map (C, H, W) of any number type to uint8 between the STRETCH percentiles; NaN becomes 0."""
-    values = np.nan_to_num(bands.astype(np.float32), posinf=0.0, neginf=0.0)
-    seen = values[:, values.any(axis=0)]  # (C, pixels)
-    if not seen.size:
-        return np.zeros(bands.shape, np.uint8)
-    low, high = np.percentile(seen, STRETCH)
-    scaled = (values.astype(np.float64) - low) * (255.0 / (high - low or 1.0))  # numpy 1 would keep float32
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+@lru_cache(maxsize=4096)
+def _bounds_of(states: tuple[State, ...]) -> bands.Bounds | None:
+    """Return the bounds of an image, the first, together with those beside it; a file that changed is read anew."""
+    own = _read(states[0][0])
+    read = [own]
+    for path, *_ in states[1:]:
+        with suppress(DataError):  # whoever reads that image says so
+            read.append(_read(path))
+    form = own.planes.dtype, len(own.planes)
+    return bands.bounds_of([one for one in read if (one.planes.dtype, len(one.planes)) == form])
+
+
+def _mask_planes(path: str | Path) -> tuple[np.ndarray, bool]:
+    """Read the bands of a mask but alpha as they are stored, and tell whether the format keeps values."""
+    with _open(path) as file:
+        page = file.pages[0]
+        if file.held > 1:
+            raise DataError(f"{path}: expected a mask of one page, got {file.held}; write each to a file of its own")
+        planes = page.read([n for n in range(1, page.count + 1) if page.colorinterp[n - 1] != ColorInterp.alpha] or [1])
+        tags = page.tags(ns="IMAGE_STRUCTURE")
+        lossless = "LOSSLESS" in tags.get("COMPRESSION_REVERSIBILITY", "")
+        packed = (page.driver.upper(), tags.get("COMPRESSION", "").upper())
+        return planes, lossless or not any(name.endswith(LOSSY) for name in packed)

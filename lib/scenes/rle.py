@@ -194,6 +194,24 @@ def decode(text: str, shape: tuple[int, int], order: Order = "column", origin: i
     return _transposed(flat.reshape(width, height), order)  # (H, W)
 
 
+def overlap(masks: Sequence[np.ndarray]) -> bool:
+    """Tell whether masks, the runs of each as ``parse`` gives them, (runs, 2) int64, share a pixel."""
+    together = np.concatenate([np.zeros((0, 2), np.int64), *masks])
+    together = together[together[:, 0].argsort(kind="stable")]
+    return bool((together[1:, 0] < together[:-1].sum(axis=1)).any())
+
+
+def lies_within(inner: np.ndarray, outer: np.ndarray) -> bool:
+    """Tell whether all pixels of one mask are pixels of another; both as runs that ``parse`` gives, (runs, 2) int64."""
+    if not len(inner) or not len(outer):
+        return not len(inner)
+    starts, ends = outer[:, 0], outer.sum(axis=1)
+    apart = np.append(True, starts[1:] > ends[:-1])  # runs that touch are one
+    starts, ends = starts[apart], ends[np.append(apart[1:], True)]
+    at = np.searchsorted(starts, inner[:, 0], "right") - 1
+    return bool(((at >= 0) & (inner.sum(axis=1) <= ends[at])).all())
+
+
 # ---- detect -------------------------------------------------------------------------------------------
 RULES: tuple[tuple[Order, int], ...] = (("column", 1), ("column", 0), ("row", 1), ("row", 0))
 

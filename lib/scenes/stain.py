@@ -36,10 +36,13 @@ class StainStats(NamedTuple):
 
 
 def to_lab(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (H, W, 3) float32 L*a*b* and (H, W) float32: how much of each pixel is tissue, 0..1."""
+    """Return (H, W, 3) float32 L*a*b* and (H, W) float32: how much of each pixel is tissue, 0..1.
+
+    What is 0 in every band is no tissue: pixels without data are, and black rims.
+    """
     lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
     low, high = GLASS
-    return lab, np.clip((high - lab[..., 0]) / (high - low), 0, 1)
+    return lab, np.clip((high - lab[..., 0]) / (high - low), 0, 1) * image.any(axis=-1)
 
 
 def describe(lab: np.ndarray, tissue: np.ndarray) -> StainStats | None:

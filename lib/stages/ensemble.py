@@ -9,7 +9,8 @@ from tqdm import tqdm
 from lib.choose.choice import Decision
 from lib.choose.evidence import default_variant, predicted, stated_weights
 from lib.competitions.contract import Levels, Scene
-from lib.run.artifacts import Unit
+from lib.run import manifest
+from lib.run.artifacts import Unit, some
 from lib.run.cli import Run
 from lib.scenes.probs import file_name, read_levels, write_levels
 
@@ -49,4 +50,20 @@ def averages(run: Run, split: str) -> Iterator[tuple[Scene, Levels]]:
     folder = run.store.require(run.graph.blend(split))
     tasks = {model.task for model in run.config.models.values()}
     for scene in averaged_scenes(run, split):
-        yield scene, {task: read_levels(folder / task / file_name(scene.id))[0] for task in tasks}
+        paths = {task: run.store.check(folder / task / file_name(scene.id)) for task in tasks}
+        yield scene, {task: read_levels(path)[0] for task, path in paths.items()}
+
+
+def failed_scenes(run: Run, split: str) -> list[str]:
+    """Return the scenes of a split that some network could not predict, sorted by id."""
+    made = [manifest.made(run.store.folder(run.graph.probs(name, fold, split)))
+            for name, model in run.config.models.items() for fold in run.config.folds_of(model)]  # fmt: skip
+    return sorted({scene for one in made if one is not None for scene in one.get("failed", {})})
+
+
+def fallbacks(run: Run) -> Iterator[str]:
+    """Say of the splits that were asked for which scenes some network could not predict."""
+    for split in run.splits:
+        if failed := failed_scenes(run, split):
+            yield (f"{split}: scenes with the fallback of stage 04: {len(failed)} ({some(failed)}); stage 04 tries "
+                   "them again whenever it is run")  # fmt: skip

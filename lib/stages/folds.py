@@ -13,6 +13,7 @@ from lib.competitions.contract import Competition, Finding, Scene, summarize
 from lib.config.sections import Folds
 from lib.errors import ConfigError, DataError
 from lib.files import whole_file, write_json
+from lib.run import manifest
 from lib.run.cli import Run, say
 from lib.scenes import audit, embed, folds, leaks, pairs
 from lib.scenes.pairs import DUPLICATE_BITS, LOOK_ALIKE, look_alikes, near_duplicates
@@ -128,7 +129,7 @@ def audit_lines(competition: Competition, table: pd.DataFrame) -> list[str]:
 def require_same_folds(run: Run, setting: str, experiment: str, fold: int) -> None:
     """Raise ConfigError unless another experiment divides the scenes as this one does."""
     earlier = run.store.root.parent / experiment
-    theirs, ours = folds.read_folds(earlier / "01_folds" / "folds.csv"), run.folds()
+    theirs, ours = folds.read_folds(manifest.check(earlier / "01_folds" / "folds.csv")), run.folds()
     if dict(zip(theirs["id"], theirs["fold"])) != dict(zip(ours["id"], ours["fold"])):
         raise ConfigError(f"{setting}: {earlier.name} divides the scenes into other folds, so its networks for fold "
                           f"{fold} may have seen validation scenes; take its folds.csv as folds.file")  # fmt: skip

@@ -9,14 +9,16 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
 from lib.competitions.contract import Scene
 from lib.config.sections import Model, Predict, Pseudo
 from lib.ensemble.blend import blend
-from lib.errors import ConfigError
-from lib.run.artifacts import MANIFEST, read_json
+from lib.errors import ArtifactError, ConfigError
+from lib.run import manifest
 from lib.run.cli import Run, say
 from lib.run.graph import pseudo_folders
+from lib.run.manifest import MANIFEST
 from lib.scenes.probs import levels_path, read_levels
 from lib.stages.folds import require_same_folds
 from lib.tasks import Task
@@ -40,7 +42,8 @@ class PseudoLabels:
 
     def __call__(self, scene: Scene) -> np.ndarray:
         """Average the levels of all sources and keep what is sure: a target of the task, 255 elsewhere."""
-        found = [read_levels(levels_path(folder, sets, sets[-1], scene.id))[0] for folder, sets in self.sources]
+        paths = [levels_path(folder, sets, sets[-1], scene.id) for folder, sets in self.sources]
+        found = [read_levels(manifest.check(path))[0] for path in paths]
         return confident(blend(found, [1] * len(found)), self.task, self.ratio)
 
 
@@ -60,7 +63,7 @@ def labels(run: Run, model: Model, asked: Pseudo, fold: int) -> PseudoLabels:
         raise ConfigError("train.pseudo: the competition has no unlabelled scenes here")
     require_same_folds(run, "train.pseudo", asked.experiment, fold)
     sources = [(folder, _sets_of_views(folder)) for folder in pseudo_folders(run.store.root.parent, model, fold)]
-    failed = {scene for folder, _ in sources for scene in read_json(folder / MANIFEST).get("failed", {})}
+    failed = {scene for folder, _ in sources for scene in manifest.read(folder).get("failed", {})}
     seen = [scene for scene in scenes if scene.id not in failed and not run.competition.incomplete(scene)]
     if not seen:
         raise ConfigError(f"train.pseudo: none of {len(scenes)} unlabelled scenes has an image and a prediction of "
@@ -72,4 +75,9 @@ def labels(run: Run, model: Model, asked: Pseudo, fold: int) -> PseudoLabels:
 
 
 def _sets_of_views(folder: Path) -> tuple[str, ...]:
-    return Predict.model_validate(read_json(folder / MANIFEST)["facts"]["predict"]).tta_sets
+    facts = manifest.read(folder).get("facts", {})
+    try:
+        return Predict.model_validate(facts.get("predict")).tta_sets
+    except ValidationError as error:
+        raise ArtifactError(f"{folder / MANIFEST}: damaged (facts.predict: {error.errors()[0]['msg']}); run stage 04 "
+                            "of that experiment again with --force") from error  # fmt: skip

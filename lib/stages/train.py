@@ -15,7 +15,7 @@ from lib.errors import ArtifactError
 from lib.inference.scene import read_stack
 from lib.models import build, checkpoint, init, licences, weights
 from lib.models.layers import Network
-from lib.run import runtime
+from lib.run import manifest, runtime
 from lib.run.artifacts import Unit
 from lib.run.cli import Run, say
 from lib.run.graph import teacher_folders
@@ -104,6 +104,8 @@ class Seen:
     pseudo: PseudoLabels | None = None
     teachers: tuple[Path, ...] = ()
     """Folders with the logits of a teaching experiment."""
+    images: tuple[str, ...] | None = None
+    """What the network is shown; where one of these has no data, the target is ignored. None: all."""
 
     def image(self, scene: Scene, name: str) -> np.ndarray:
         """Return an image (H, W, 3), or frames (F, H, W, 3), uint8."""
@@ -115,6 +117,7 @@ class Seen:
             found = self.pseudo(scene)
         else:
             found = self.competition.target(scene, self.role)
+        found = self.competition.without_hidden(found, scene, self.role, self.images)
         return self.view.mask(found, scene.pixel_size) if self.task.dense else found
 
     def logits(self, scene: Scene) -> np.ndarray:
@@ -125,7 +128,7 @@ class Seen:
         """
         total: Any = 0.0
         for folder in self.teachers:
-            found, names = read_logits(folder / file_name(scene.id))
+            found, names = read_logits(manifest.check(folder / file_name(scene.id)))
             if names != self.task.classes:
                 raise ArtifactError(f"{folder}: expected channels {self.task.classes}, got {names}")
             total = total + found.astype(np.float32)
@@ -152,7 +155,8 @@ def samples(run: Run, model: Model, scenes: list[Scene], fold: int) -> SampleStr
     if train.distill is not None:
         folds.require_same_folds(run, "train.distill", train.distill.experiment, fold)
         say(f"  taught by {', '.join(folder.parents[1].name for folder in teachers)} of {train.distill.experiment}")
-    seen = Seen(run.competition, model.task, task, model.view.for_training(), pseudo_labels, teachers)
+    seen = Seen(run.competition, model.task, task, model.view.for_training(), pseudo_labels, teachers,
+                model.network.images)  # fmt: skip
     data = TrainingSet(task, scenes, model.network.images, seen.image, seen.target, order, weights_,
                        seen.logits if teachers else None,
                        {role: _auxiliary(seen, role) for role in train.auxiliary})  # fmt: skip
@@ -171,7 +175,7 @@ def with_class_weights(run: Run, model: Model, task: Task, scenes: list[Scene], 
     """Replace ``class_weights: auto`` by weights from the training targets, which are said and recorded."""
     if model.train.loss.class_weights != "auto":
         return model.train
-    targets = (run.competition.target(scene, model.task) for scene in scenes)
+    targets = (run.competition.training_target(scene, model.task, model.network.images) for scene in scenes)
     weights_ = median_frequency(targets, task)
     say("  class weights " + ", ".join(f"{weight:.2f}" for weight in weights_))
     record["class_weights"] = list(weights_)

@@ -36,8 +36,9 @@ from lib.files import sha256
 from lib.models import build, checkpoint
 from lib.models.names2020 import ENCODERS, rename
 from lib.run import cli, runtime
-from lib.run.artifacts import MANIFEST, Store, Unit, read_json
+from lib.run.artifacts import Store, Unit
 from lib.run.graph import Graph
+from lib.run.manifest import MANIFEST, read_json
 from lib.scenes.folds import read_folds, write_folds
 
 CONFIG = Path("configs/xview2_selim2020.yaml")
@@ -205,7 +206,7 @@ def main(argv=None):
     args = flags.parse_args(argv)
     cli.quiet()
     config = load(args.config, args.overrides)
-    competition = open_competition(config.competition, config.data.root, config.data.options)
+    competition = open_competition(config.competition, config.data.root, config.data.options, limits=config.data.limits)
     released = listed(args.checkpoints, args.model, args.fold)
     for one in released:
         if one.model not in config.models or one.fold not in config.folds_of(config.models[one.model]):

@@ -7,7 +7,6 @@ drawn over each other. Beside the picture lies a CSV with a row per epoch and ev
 """
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ import matplotlib.pyplot as plt
 from lib.errors import ArtifactError
 from lib.files import whole_file
 from lib.run import cli
+from lib.run.manifest import read_lines
 from lib.tools import table
 
 TERM = "raw_"
@@ -48,11 +48,7 @@ def read_logs(experiment: Path) -> dict[str, Log]:
 def rows_of(path: Path) -> Log:
     """Read a log.jsonl: one row per epoch, its validation's scores as ``score.<name>``. Raises ArtifactError."""
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise ArtifactError(f"{path}, line {number}: not valid JSON ({error})") from error
+    for entry in read_lines(path):
         groups = {name: entry.pop(name, {}) for name in ("scores", "amp", "gpu_percent")}
         rows.append(entry | {f"{group.removesuffix('s')}.{name}": value
                              for group, values in groups.items() for name, value in values.items()})  # fmt: skip

@@ -17,7 +17,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from lib.config.networks import branches
 from lib.config.sections import Model, Predict, Train
@@ -25,11 +24,11 @@ from lib.errors import ArtifactError
 from lib.inference.predict import FRAMES, Predictor
 from lib.models import build, checkpoint
 from lib.models.layers import Network
-from lib.run import runtime
 from lib.scenes.probs import quantise
 from lib.tasks import Task
 from lib.training.dataset import BatchSampler, SampleStream
 from lib.training.ema import estimate_norms
+from lib.training.loader import loader, told
 from lib.training.stepper import Place, Stepper, share_norms
 
 BLOCK = 8
@@ -251,17 +250,17 @@ def loader_pace(dataset: SampleStream, train: Train, device: torch.device, budge
     The first batches, which start the processes and fill their queues, are not counted.
     """
     sampler = BatchSampler(MOST * train.batch_size, train.batch_size)
-    loader = DataLoader(dataset, batch_sampler=list(sampler), num_workers=train.workers,
-                        pin_memory=device.type == "cuda", worker_init_fn=runtime.ignore_interrupts)  # fmt: skip
+    stream = loader(dataset, list(sampler), train.workers, device)
     uncounted, count, now = 1 + 2 * train.workers, 0, 0.0
-    for number, batch in enumerate(loader, 1):
-        now = time.perf_counter()
-        if number <= uncounted:
-            started = now
-            continue
-        count += len(batch["id"])
-        if now - started > budget:
-            break
+    with told():
+        for number, batch in enumerate(stream, 1):
+            now = time.perf_counter()
+            if number <= uncounted:
+                started = now
+                continue
+            count += len(batch["id"])
+            if now - started > budget:
+                break
     return count / (now - started)
 
 

@@ -23,7 +23,7 @@ from lib.config.reference import Reference, difference
 from lib.config.sections import Experiment
 from lib.errors import ArtifactError
 from lib.run import cli
-from lib.run.artifacts import MANIFEST, Store, read_json
+from lib.run.manifest import MANIFEST, fault, read_json, reads
 from lib.tools import table
 
 FOLDS = "01_folds"
@@ -95,22 +95,22 @@ def standing(folder: Path, found: Manifests) -> str:
     if CHOICE not in found:
         last = max(found, default="nothing")
         return f"unfinished: {len(found)} units done, last {last}" + (f"; begun {', '.join(begun)}" if begun else "")
-    if fault := Store.fault(folder / CHOICE):
-        return f"damaged: {fault}"
+    if harm := fault(folder / CHOICE):
+        return f"damaged: {harm}"
     if old := _outdated(found):
         return f"stale: {old[0]} was made with another {old[1]}"
     return FINISHED
 
 
 def _outdated(found: Manifests) -> tuple[str, str] | None:
-    """Return a unit below decode.json, and what it reads, where that was made anew with other settings since."""
+    """Return a unit below decode.json, and what it reads, where that was made anew since: other settings or bytes."""
     waiting, seen = [CHOICE], {CHOICE}
     while waiting:
         key = waiting.pop()
         for source, fingerprint in found[key]["upstream"].items():
             if source not in found:  # taken from --inputs
                 continue
-            if found[source]["fingerprint"] != fingerprint:
+            if found[source]["fingerprint"] != fingerprint or not reads(found[key], source, found[source]):
                 return key, source
             if source not in seen:
                 seen.add(source)

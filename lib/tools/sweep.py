@@ -160,8 +160,10 @@ def run(todo: Sequence[Combination], workdir: Path, stages: Sequence[Path], runn
 
 
 def run_command(command: Sequence[str]) -> int:
-    """Run a command to its end, with our terminal; Ctrl-C reaches it from there, so it stops by itself."""
-    return subprocess.Popen(list(command)).wait()
+    """Run a command to its end, with our terminal; Ctrl-C reaches it from there, a SIGTERM is passed on to it."""
+    child = subprocess.Popen(list(command))
+    with runtime.passing_on(child.terminate):
+        return child.wait()
 
 
 # ---- what came of it ----------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from lib.models.checkpoint import save_weights
 from lib.models.layers import Network
 from lib.run import runtime
 from lib.tasks import Task
-from lib.training import state
+from lib.training import loader, state
 from lib.training.dataset import BatchSampler, SampleStream
 from lib.training.ema import Average, Swa
 from lib.training.optim import Plateau
@@ -47,19 +47,21 @@ class Fit:
         self.plateau = Plateau(train.schedule.patience) if train.schedule.patience else None
         self.epoch, self.step, self.since_best, self.stop = 0, 0, 0, False
         self.best: dict[str, float] | None = None
+        self.workers: int | None = None
+        """Loader processes that there is room for; None until the first samples are wanted."""
 
     # ---- the run --------------------------------------------------------------------------------------
     def run(self) -> dict[str, Any]:
         """Train to the end (or from where the last state stands); return the scores of the kept epoch."""
         self._resume()
-        runtime.barrier()  # all have read the state before the first process removes it
-        with runtime.interruptible() as pressed:
+        runtime.barrier()  # all have read the state before the first process replaces it
+        with runtime.interruptible() as pressed, loader.told():
             interrupted = runtime.anywhere(pressed, self.stepper.watch.lag)
             while self.epoch < self.train.epochs and not self.stop:
                 self._epoch(interrupted)
-        if runtime.rank() == 0:
-            (self.folder / state.STATE).unlink(missing_ok=True)
-        return self.best or {}
+            if any(runtime.gather(pressed())):  # since the last step; the next run finds nothing left but to seal
+                raise KeyboardInterrupt
+        return self.best or {}  # the state stays until the unit has its manifest
 
     def _epoch(self, interrupted: Callable[[], bool]) -> None:
         train, epoch, stepper = self.train, self.epoch, self.stepper
@@ -74,11 +76,13 @@ class Fit:
         batches = list(self.sampler)[self.step :]
         # A new loader draws a number from torch's generator. Within an epoch that is one more than in an unbroken run.
         generator = torch.Generator() if self.step else None
-        loader = DataLoader(self.dataset, batch_sampler=batches, num_workers=train.workers, generator=generator,
-                            pin_memory=self.device.type == "cuda",
-                            worker_init_fn=runtime.ignore_interrupts)  # fmt: skip
+        if self.workers is None:
+            self.workers, line = loader.room_for(train.workers, self.dataset, batches[0] if batches else [0])
+            if line:
+                self.say(f"  {line}")
         started = saved = time.monotonic()
-        bar = tqdm(loader, f"epoch {epoch + 1}/{train.epochs}", leave=False, initial=self.step, total=self.steps,
+        stream = loader.loader(self.dataset, batches, self.workers, self.device, generator)
+        bar = tqdm(stream, f"epoch {epoch + 1}/{train.epochs}", leave=False, initial=self.step, total=self.steps,
                    disable=None if runtime.rank() == 0 else True)  # fmt: skip
         seen, use = 0, Utilisation(self.device, self.say)
         for batch in use.waits(bar):
@@ -160,8 +164,8 @@ class Fit:
         sampler = self.sampler if self.stepper.synchronised else BatchSampler(len(self.dataset), self.train.batch_size)
         sampler.set_epoch(self.epoch)
         batches = list(sampler)[: self.train.swa_batches]
-        loader = DataLoader(self.dataset, batch_sampler=batches, num_workers=0)
-        self.average.reestimate(self.network, loader, device=self.device, autocast=self.arithmetic.autocast)
+        stream = DataLoader(self.dataset, batch_sampler=batches, num_workers=0)
+        self.average.reestimate(self.network, stream, device=self.device, autocast=self.arithmetic.autocast)
         return self.average
 
     # ---- state ----------------------------------------------------------------------------------------
@@ -185,16 +189,17 @@ class Fit:
             if runtime.rank() == 0:
                 (self.folder / "log.jsonl").unlink(missing_ok=True)
             return
-        self.network.load_state_dict(saved["network"])
-        self.stepper.optimizer.load_state_dict(saved["optimizer"])
-        self.arithmetic.load_state_dict(saved)
-        if self.average:
-            self.average.load_state_dict(saved["average"])
-        if self.plateau:
-            self.plateau.load_state_dict(saved["plateau"])
-        self.epoch, self.step, self.stepper.meter = saved["epoch"], saved["step"], Meter(saved["meter"])
-        self.best, self.since_best, self.stop = saved["best"], saved["since_best"], saved["stop"]
-        state.restore_rng(saved)
+        with state.whole(self.folder):
+            self.network.load_state_dict(saved["network"])
+            self.stepper.optimizer.load_state_dict(saved["optimizer"])
+            self.arithmetic.load_state_dict(saved)
+            if self.average:
+                self.average.load_state_dict(saved["average"])
+            if self.plateau:
+                self.plateau.load_state_dict(saved["plateau"])
+            self.epoch, self.step, self.stepper.meter = saved["epoch"], saved["step"], Meter(saved["meter"])
+            self.best, self.since_best, self.stop = saved["best"], saved["since_best"], saved["stop"]
+            state.restore_rng(saved)
         self.say(f"  resumed after epoch {self.epoch}" + (f", step {self.step}" if self.step else ""))
 
 

@@ -130,7 +130,8 @@ class Judge:
 
     def _judge(self, predict: Predictor, scene: Scene) -> Judged:
         levels = quantise(predict(read_stack(self.competition, scene, self.model.network.images), scene.pixel_size))
-        target, task = self.competition.target(scene, self.model.task), self.task  # levels: (C, H, W) uint8
+        shown, task = self.model.network.images, self.task
+        target = self.competition.training_target(scene, self.model.task, shown)  # levels: (C, H, W) uint8
         judged = Judged(class_shares(levels, target, task))
         if task.dense and task.kind == "binary":
             judged.counts = metrics.binary_counts(levels[0] >= HALF, target)

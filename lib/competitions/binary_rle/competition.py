@@ -44,6 +44,8 @@ from lib.competitions.tables import Form
 from lib.ensemble.thresholds import of_scene
 from lib.errors import ConfigError, DataError
 from lib.scenes import raster, rle, stain
+from lib.scenes.bands import Remark
+from lib.scenes.masks import read_objects
 from lib.settings import Section
 from lib.tasks import BinaryMask, MultilabelMask
 
@@ -56,6 +58,9 @@ COLOURFUL = 8.0
 """Mean saturation (0..255) of an image from which on it is a stained section and not fluorescence, which is grey: the
 28 images of DSB 2018 that were looked at have 0.0 or 18.6 to 146.9."""
 
+
+CONTRADICTS = 0.01
+"""Share of the pixels of mask or runs from which on they contradict each other."""
 
 Statistics = tuple[float, float, float]
 """L, a, b of a stain."""
@@ -94,6 +99,9 @@ class BinaryRLEOptions(RunsOptions):
     masks: str | None = ""
     """Folder of mask files, or a pattern with one ``*``, the id, in their names: they are used instead of runs. null:
     the runs are used, even where masks lie beside them."""
+    objects: tuple[int, ...] = ()
+    """Values of mask files that are objects, where a file holds more than 0 and another value, or where masks are
+    inverted ([0]). (): what is not 0."""
     table: str = ""
     """Table of the labelled images."""
     test_table: str = ""
@@ -171,12 +179,14 @@ class BinaryRLE(RunsCompetition):
         return [*own, self._tables["train"].path]
 
     def read_facts(self, scene: Scene) -> Facts:
-        """Read which share of an image its objects cover."""
-        return Facts(more={"share": float((self.truth(scene) > 0).mean())})
+        """Read which share of an image, and of its border, objects cover."""
+        covered = self.truth(scene) > 0
+        border = np.concatenate([covered[0], covered[-1], covered[:, 0], covered[:, -1]])
+        return Facts(more={"share": float(covered.mean()), "border": float(border.mean())})
 
     def inspect(self) -> list[Finding]:
-        """Inspect as the contract says, and tell where it is unknown how runs count pixels."""
-        findings = super().inspect()
+        """Inspect as the contract says, and tell where it is unknown how runs count pixels or what objects are."""
+        findings = super().inspect() + self._inverted()
         try:
             _ = self.rule
         except DataError as error:
@@ -229,14 +239,22 @@ class BinaryRLE(RunsCompetition):
                 yield from (self.draw(text, shape) for text in self._runs[scene.id])
                 return
             for path in paths:
-                mask = raster.read_mask(path)
+                mask = self._read_objects(path)[0]
                 if mask.shape != shape:
                     raise DataError(f"{path}: expected the size of its image {shape}, got {mask.shape}")
-                yield (mask > 0).view(np.uint8)
+                yield mask
         except KeyError as error:
             raise DataError(f"scene {scene.id}: expected a truth, found none; is it a test image?") from error
         except DataError as error:
             raise DataError(f"scene {scene.id}: {error}") from error
+
+    def _read_objects(self, path: Path) -> tuple[np.ndarray, list[Remark]]:
+        """Read a mask file as (H, W) uint8 in {0, 1}, and what is to be said of it. Raises DataError."""
+        try:
+            return read_objects(path, self.options.objects)
+        except DataError as error:
+            hint = " Say data.options.objects" if str(error).endswith("?") else ""
+            raise DataError(f"{error}{hint}") from error
 
     @cached_property
     def one_by_one(self) -> bool:
@@ -254,15 +272,21 @@ class BinaryRLE(RunsCompetition):
     def rule(self) -> rle.Rule:
         """How runs count pixels; beside mask files, so that the runs draw them."""
         drawn = {scene.id: scene for scene, text in self.labelled_runs() if text.strip() and "mask" in scene.files}
-        fitting = [rule for rule in self.open_rules()
-                   if drawn and all(self._draws_the_mask(scene, rule) for scene in [*drawn.values()][:20])]  # fmt: skip
-        if len(self.open_rules()) > 1 and len(fitting) == 1:
-            return rle.Rule(*fitting[0], f"so the runs of {len(drawn)} images give their mask files")
+        some, rules = [*drawn.values()][:20], self.open_rules() if drawn else []
+        fits = {rule: sum(self._draws_the_mask(scene, rule) for scene in some) for rule in rules}
+        fitting = [rule for rule, count in fits.items() if 2 * count > len(some)]
+        if len(rules) > 1 and len(fitting) == 1:
+            count = fits[fitting[0]]
+            of = f"{len(drawn)}" if count == len(some) else f"{count} of {len(some)}"
+            return rle.Rule(*fitting[0], f"so the runs of {of} images give their mask files")
         return super().rule
 
     def _draws_the_mask(self, scene: Scene, rule: tuple[rle.Order, int]) -> bool:
-        mask = raster.read_mask(scene.files["mask"]) > 0
         text = " ".join(self._runs[scene.id])
+        try:
+            mask = self._read_objects(scene.files["mask"])[0]
+        except DataError:
+            return False  # the data doctor names it
         return not rle.parse(text, mask.size, rule[1])[1] and np.array_equal(rle.decode(text, mask.shape, *rule), mask)
 
     @cached_property
@@ -370,7 +394,7 @@ class BinaryRLE(RunsCompetition):
 
     def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
         """Draw the runs of a scene: (H, W) int32 for "object_map", else (H, W) uint8."""
-        shape = raster.image_size(scene.files["image"])
+        shape = self.canvas(scene)
         answer = np.zeros(shape, np.int32)
         for number, (_, text) in enumerate((row for row in rows if row[1].strip()), 1):
             answer[self.draw(text, shape) > 0] = number
@@ -477,19 +501,19 @@ class BinaryRLE(RunsCompetition):
         path = scene.files["image"]
         if split == "train" and not self.labelled(scene):
             return [Finding("image without truth", scene.id, str(path))]
-        try:
-            image = raster.read_image(path)
-        except DataError as error:
-            return [Finding("unreadable image", scene.id, str(error))]
-        findings = [] if image.any() else [Finding("image all black", scene.id, str(path))]
+        size, findings = self.inspect_image(scene, "image")
+        if size is None:
+            return findings
         stated = tuple(self._tables[split].value(scene.id, column) for column in ("img_height", "img_width"))
-        if all(stated) and stated != tuple(map(str, image.shape[:2])):
-            findings.append(Finding("size differs from the table", scene.id, f"{stated} and {image.shape[:2]}"))
+        if all(stated) and stated != tuple(map(str, size)):
+            findings.append(Finding("size differs from the table", scene.id, f"{stated} and {size}"))
         if split == "test":
             return findings
-        covered, areas = np.zeros(image.shape[:2], np.int32), []
+        covered, areas = np.zeros(size, np.int32), []
         try:
-            for mask in self._masks(scene, image.shape[:2]):
+            for file in _mask_files(scene.files) or ():
+                findings += [Finding(kind, scene.id, detail) for kind, detail in self._read_objects(file)[1]]
+            for mask in self._masks(scene, size):
                 covered += mask
                 areas.append(int(mask.sum()))
         except DataError as error:
@@ -500,7 +524,32 @@ class BinaryRLE(RunsCompetition):
             findings.append(Finding("objects overlap", scene.id, f"{int((covered > 1).sum())} pixels"))
         if areas and covered.all():
             findings.append(Finding("object everywhere", scene.id, str(path)))
-        return findings
+        return findings + self._contradiction(scene, covered > 0)
+
+    def _contradiction(self, scene: Scene, covered: np.ndarray) -> list[Finding]:
+        """Report a mask (H, W) bool that is used and says something else than the runs of its image."""
+        if _mask_files(scene.files) is None or scene.id not in self._runs:
+            return []
+        try:
+            drawn = self.draw(" ".join(self._runs[scene.id]), covered.shape) > 0
+        except DataError as error:
+            return [Finding("runs beside a mask cannot be drawn", scene.id, str(error))]
+        differing, union = np.count_nonzero(drawn != covered), np.count_nonzero(drawn | covered)
+        if differing <= CONTRADICTS * union:
+            return []
+        detail = f"{differing} of {union} pixels; the mask is used, masks: null uses the runs"
+        return [Finding("mask contradicts its runs", scene.id, detail)]
+
+    def _inverted(self) -> list[Finding]:
+        """Ask whether 0 is the object, where masks cover most of most images and nearly all of their borders."""
+        known = [self.facts(scene) for scene in self._list("train") if _mask_files(scene.files) is not None]
+        filled = [fact.more for fact in known if not fact.error and fact.more["share"]]
+        odd = sum(more["share"] > 0.5 and more.get("border", 0.0) > 0.9 for more in filled)
+        if self.options.objects or 2 * odd <= len(filled):
+            return []
+        detail = (f"what is not 0 covers most of {odd} of {len(filled)} images with their borders; if 0 is the object, "
+                  "say data.options.objects: [0], else the value that is")  # fmt: skip
+        return [Finding("masks look inverted", "train", detail)]
 
 
 def _refuse_classes(table: layout.Table) -> None:
@@ -536,8 +585,9 @@ def _mask_files(files: Mapping[str, Path]) -> list[Path] | None:
 def _stain(path: Path) -> str:
     """Tell a stained section from fluorescence by the colour of its pixels; "" for an image that cannot be read."""
     try:
-        image = raster.read_image(path)
+        picture = raster.read(path)
     except DataError:
         return ""  # inspect names it
-    colourful = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)[..., 1].mean() >= COLOURFUL
+    seen = cv2.cvtColor(picture.pixels, cv2.COLOR_RGB2HSV)[..., 1][picture.valid]
+    colourful = seen.size > 0 and seen.mean() >= COLOURFUL
     return "brightfield" if colourful else "fluorescence"

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from lib.errors import ConfigError
+from lib.files import read_json
 
 VERSION = 2
 """Raised when a set's pictures or labels change, so that an older set on disk is not taken for this one."""
@@ -70,8 +71,8 @@ def _is_there(root: Path, wanted: dict) -> bool:
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
-        found = json.loads((root / "synthetic.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = dict(read_json(root / "synthetic.json"))
+    except (OSError, ValueError, TypeError):
         raise ConfigError(
             f"{root}: expected a set of synthetic data or nothing, got something else; name another folder"
         ) from None

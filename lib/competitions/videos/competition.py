@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import cv2
@@ -354,11 +354,7 @@ class Videos(Classification):
         return float(rows[0][1])
 
     def row_fault(self, row: Row) -> str:
-        try:
-            good = 0 <= float(row[1]) <= 1  # false for NaN
-        except ValueError:
-            good = False
-        return "" if good else "expected a score in [0, 1]"
+        return "" if 0 <= tables.number(row[1]) <= 1 else "expected a score in [0, 1]"  # NaN is not
 
     def lint(self, path: Path, scenes: Sequence[Scene] | None = None, sample: Path | None = None) -> list[str]:
         """Return what is wrong with a CSV, or the one in a folder; videos that cannot be read have the fallback."""
@@ -419,7 +415,10 @@ def _sheet(frames: np.ndarray) -> np.ndarray:
 
 # ---- annotations --------------------------------------------------------------------------------------
 def _annotated(root: Path, path: Path) -> list[Record]:
-    """Read an annotations text: lines of folder, first and last frame number, label. Raises DataError."""
+    """Read an annotations text: lines of folder, first and last frame number, label. Raises DataError.
+
+    A folder is a name below ``root``; one that leads out of it names no video.
+    """
     try:
         lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         rows = [(" ".join(folder), (int(first), int(last)), label) for *folder, first, last, label in lines]
@@ -430,6 +429,8 @@ def _annotated(root: Path, path: Path) -> list[Record]:
     for folder, span, label in rows:
         flat = folder.replace("/", "_")
         scene_id = f"{flat}_{span[0]}" if times[folder] > 1 else flat
-        there = [root / folder] if (root / folder).is_dir() else []
+        place = PurePosixPath(folder)
+        inside = not place.is_absolute() and ".." not in place.parts
+        there = [root / folder] if inside and (root / folder).is_dir() else []
         records.append(Record(scene_id, label, there, {"group": flat}, span))
     return records

@@ -36,6 +36,8 @@ from lib.competitions.voc.pictures import Named
 from lib.ensemble.morphology import open_and_close
 from lib.errors import DataError
 from lib.scenes import raster, rle
+from lib.scenes.bands import Remark
+from lib.scenes.masks import read_objects
 from lib.settings import Section
 from lib.tasks import IGNORE, MulticlassMask
 
@@ -47,6 +49,8 @@ MASK = "mask"
 """Role of a scene's mask; where there is a folder per class, ``mask of cat``."""
 ZERO_OR_255 = ("255 is ignored; if it is a class, say colours: [[0, 0, 0], [255, 255, 255]], or take competition "
                "binary_rle")  # fmt: skip
+
+JPEG = (".jpg", ".jpeg")
 
 Value = Annotated[int, Field(ge=0, le=IGNORE)]
 
@@ -169,6 +173,8 @@ class VOC(Competition):
         elif self.colours is not None and (share := _unknown_colours(scene.files[MASK], self.colours)):
             findings.append(Finding("colours of no class, ignored", scene.id, f"{share:.2%} of the pixels"))
         if self._by_class:
+            for path in (path for role, path in scene.files.items() if role.startswith(MASK)):
+                findings += [Finding(kind, scene.id, detail) for kind, detail in self._objects(path)[1]]
             times: Any = sum(drawn for _, drawn in self._masks(scene))  # (H, W), how many classes are drawn
             if overlap := int((times > 1).sum()):
                 sentence = "masks of classes overlap, the later class is used"
@@ -191,6 +197,7 @@ class VOC(Competition):
             raise DataError(
                 f"scene {scene.id}: {path}: expected classes 0..{len(self.names) - 1} or an ignored value, got "
                 f"{', '.join(map(str, unknown[:5]))}; name the class in data.options.classes, or add it to ignore"
+                + _lossy(path)
             )
         return mask
 
@@ -218,10 +225,22 @@ class VOC(Competition):
         for name in self.options.masks:
             if (path := scene.files.get(f"{MASK} of {name}")) is None:
                 continue
-            mask = raster.read_mask(path)
+            mask = self._objects(path)[0]
             if mask.shape != shape:
                 raise DataError(f"scene {scene.id}: {path}: expected the picture's size {shape}, got {mask.shape}")
-            yield self.options.classes.index(name), ((mask > 0) & ~np.isin(mask, self.options.ignore)).view(np.uint8)
+            yield self.options.classes.index(name), mask
+
+    def _objects(self, path: Path) -> tuple[np.ndarray, list[Remark]]:
+        """Read the mask of a class as (H, W) uint8 in {0, 1}, where ``ignore`` is stated by its other values."""
+        objects: list[int] = []
+        if self.options.ignore:
+            held = set(np.unique(raster.read_mask(path)).tolist())
+            objects = sorted(held - {0, *self.options.ignore}) or [IGNORE]
+        try:
+            return read_objects(path, objects)
+        except DataError as error:
+            hint = " Say data.options.ignore for those that are not" if str(error).endswith("?") else ""
+            raise DataError(f"{error}{hint}") from error
 
     @property
     def _is_split(self) -> bool:
@@ -397,10 +416,14 @@ class VOC(Competition):
         return [(f"{self.row_id(scene)}_{index}", text) for index, text in enumerate(texts, 1)]
 
     def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
-        answer = np.zeros(raster.image_size(scene.files["image"]), np.uint8)
+        answer = np.zeros(self.canvas(scene), np.uint8)
         for row_id, text in rows:
             answer[rle.decode(text, answer.shape) > 0] = int(row_id.rpartition("_")[2])
         return answer
+
+    def scene_fault(self, rows: Sequence[Row]) -> str:
+        """Say whether two classes share a pixel."""
+        return "two classes on one pixel" if rle.overlap([rle.parse(text)[0] for _, text in rows]) else ""
 
     def id_in(self, row: Row) -> str:
         """Return a scene's id as the submission writes it, which the number of the class follows."""
@@ -437,31 +460,43 @@ class VOC(Competition):
             return super().lint(path, scenes, sample)
         table, pictures = path / SUBMISSION, path / MASKS
         if not table.exists() and not pictures.exists():
-            faults = self._lint_masks(path, scenes)
-            return faults if sample is None else [*faults, f"{sample}: a sample submission needs a CSV to compare with"]
+            return self._lint_masks(path, scenes, sample)
         faults = self._lint_masks(pictures, scenes) + super().lint(table, scenes, sample)
         return faults or self._lint_agreement(table, pictures)
 
-    def _lint_masks(self, folder: Path, scenes: Sequence[Scene] | None) -> list[str]:
-        """Lint index PNGs: all there and no others, readable, of the picture's size, classes only."""
+    def _lint_masks(self, folder: Path, scenes: Sequence[Scene] | None, sample: Path | None = None) -> list[str]:
+        """Lint index PNGs: all there and no others, whole, of the picture's size, classes only.
+
+        ``sample`` says which pictures must be answered. Where no CSV lies beside the folder, one of them must show
+        another class than the first.
+        """
         found = {path.stem: path for path in sorted(folder.glob("*.png"))}
         if not found:
             return [f"{folder}: expected index PNGs, one per picture, found none"]
-        wanted = dict.fromkeys(found) if scenes is None else {scene.id: self.size(scene) for scene in scenes}
+        wanted: dict[str, Any] = {scene.id: self.size(scene) for scene in scenes or ()}
+        try:
+            of_sample = self.scenes_of(sample) if sample else []
+        except DataError as error:
+            return [str(error)]
+        wanted = {**dict.fromkeys(of_sample), **wanted} or dict.fromkeys(found)
         missing, foreign = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
         faults = [Finding("picture without a PNG", scene_id) for scene_id in missing]
         faults += [Finding("not one of the scenes asked for", f"{scene_id}.png") for scene_id in foreign]
+        shown = 0
         for scene_id in sorted(wanted.keys() & found.keys()):
             path, size = found[scene_id], wanted[scene_id]
             try:
-                mask = raster.read_mask(path)
-            except DataError:
-                faults.append(Finding("not a readable index PNG", path.name))
+                mask = read_index_png(path)
+            except DataError as error:
+                faults.append(Finding(str(error), path.name))
                 continue
+            shown += bool(mask.any())
             if size not in (None, (None, None)) and mask.shape != tuple(size):
                 faults.append(Finding("not of its picture's size", path.name))
             if mask.max(initial=0) >= len(self.names):
                 faults.append(Finding(f"values that are none of the classes 0..{len(self.names) - 1}", path.name))
+        if not shown and not faults and not (folder.parent / SUBMISSION).exists():
+            faults.append(Finding(f"{self.names[0]} in every pixel of every picture", min(found)))
         return [f"{folder}: {line}" for line in contract.summarize(faults)]
 
     def _lint_agreement(self, table: Path, pictures: Path) -> list[str]:
@@ -496,8 +531,27 @@ def read_mask(path: Path, colours: np.ndarray | None = None) -> np.ndarray:
         try:
             return raster.read_mask(path)
         except DataError as error:
-            raise DataError(f"{error}; if the classes are colours, name them in data.options.colours") from error
-    return _look_up(raster.read_image(path), colours)
+            raise DataError(f"{error}; if the classes are colours, name them in data.options.colours; a mask of one "
+                            "class alone is for competition binary_rle") from error  # fmt: skip
+    return _look_up(raster.read_image(path, turned=False), colours)
+
+
+def _lossy(path: Path) -> str:
+    """Say of a mask in a format that does not keep numbers what to do about it."""
+    return "; a JPEG does not keep the numbers of classes, export masks as PNG" if path.suffix.lower() in JPEG else ""
+
+
+def read_index_png(path: Path) -> np.ndarray:
+    """Read a submitted mask as (H, W) uint8. Raises DataError, the reason alone, unless it is a whole index PNG."""
+    data = path.read_bytes()
+    if fault := raster.png_fault(data):
+        raise DataError(fault)
+    if data[24] > 8 or data[25] not in (0, 3):  # bits per sample; grey or palette
+        raise DataError("is no PNG of 8-bit indices, grey or with a palette")
+    try:
+        return raster.read_mask(path)
+    except DataError as error:
+        raise DataError("is damaged and cannot be decoded") from error
 
 
 def _look_up(picture: np.ndarray, colours: np.ndarray) -> np.ndarray:
@@ -510,7 +564,9 @@ def _look_up(picture: np.ndarray, colours: np.ndarray) -> np.ndarray:
 
 def _unknown_colours(path: Path, colours: np.ndarray) -> float:
     """Return the share of pixels whose colour is neither a class nor PASCAL's colour of the ignored outline."""
-    return float((_look_up(raster.read_image(path), np.vstack([colours, palette()[IGNORE:]])) == IGNORE).mean())
+    return float(
+        (_look_up(raster.read_image(path, turned=False), np.vstack([colours, palette()[IGNORE:]])) == IGNORE).mean()
+    )
 
 
 # ---- lists --------------------------------------------------------------------------------------------

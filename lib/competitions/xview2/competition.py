@@ -22,10 +22,8 @@ Answer: {"localization": (H, W) uint8 in {0, 1}, "damage": (H, W) uint8 in 0..4}
 Un-classified buildings count as no-damage in the official targets; what a network learns there is an option.
 """
 
-import json
 import re
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -42,9 +40,11 @@ from lib.competitions.tables import Form, Name
 from lib.competitions.xview2 import decode as decoding
 from lib.competitions.xview2 import metric as scoring
 from lib.competitions.xview2 import pairs as official
+from lib.competitions.xview2.archive import open_archive
 from lib.competitions.xview2.postprocess import STEPS, Decoded
 from lib.errors import ConfigError, DataError
-from lib.scenes import polygons, raster, rle
+from lib.files import read_json
+from lib.scenes import place, polygons, raster, rle
 from lib.settings import Section
 from lib.tasks import IGNORE, BinaryMask, MulticlassMask
 
@@ -89,6 +89,7 @@ class XView2(Competition):
     Options = XView2Options
     tasks = {"loc": BinaryMask(("building",), float32=True), "cls": MulticlassMask(("background", *DAMAGE))}
     images = SIDES
+    together = SIDES
     labels = LABELS
     other_folders = ("targets",)
     flags = (*FLAGS, "empty")
@@ -117,19 +118,35 @@ class XView2(Competition):
         return [f"{tier}/images" for tier in (trained if split == "train" else others)]
 
     def read_facts(self, scene: Scene) -> Facts:
-        """Read both labels and the headers of the images; what makes the scene unusable ends up in ``error``."""
+        """Read both labels and the headers of the images; what makes the scene unusable ends up in ``error``.
+
+        Flags tell which classes have pixels of the damage target; un-classified buildings have none of any.
+        """
         try:
             sizes = [raster.image_size(scene.files[side]) for side in SIDES]
             if sizes[0] != sizes[1]:
                 raise DataError(f"{scene.files['post']}: expected the size of the pre image {sizes[0]}, got {sizes[1]}")
-            pre, post = (_load(scene.files[role]) for role in LABELS)
-            before, after = _outlines(scene.files["pre_label"], pre), _outlines(scene.files["post_label"], post)
-            subtypes = _subtypes(scene.files["post_label"], post)
-            position = _position(before, pre, sizes[0]) or raster.centre(scene.files["pre"])
+            place.refuse_apart(scene.files["pre"], scene.files["post"])
+            pre = _load(scene.files["pre_label"])
+            position = _position(_outlines(scene.files["pre_label"], pre), pre, sizes[0])
+            position = position or raster.centre(scene.files["pre"])
+            damage = _damage(scene, IGNORE)
+            empty = not damage.any() and not _buildings(scene).any()
+            damage = self.without_hidden(damage, scene, "cls")
         except DataError as error:
             return Facts(error=f"scene {scene.id}: {error}")
-        flags = {flag: name in subtypes for flag, name in FLAGS.items()}
-        return Facts(flags | {"empty": not len(before) and not len(after)}, position)
+        held = np.bincount(damage.ravel(), minlength=IGNORE + 1)
+        return Facts({flag: bool(held[DAMAGE[name]]) for flag, name in FLAGS.items()} | {"empty": empty}, position)
+
+    def picture(self, scene: Scene, image: str) -> raster.Picture:
+        """Read one side as the contract says. Raises DataError, too, for a pair of which no pixel shows one place."""
+        found = super().picture(scene, image)
+        if all(side in scene.files for side in SIDES):
+            try:
+                place.refuse_apart(scene.files["pre"], scene.files["post"])
+            except DataError as error:
+                raise DataError(f"scene {scene.id}: {error}") from error
+        return found
 
     def inspect(self) -> list[Finding]:
         """Read every image and label once and report what is missing, broken or suspicious, ids in two tiers too."""
@@ -143,7 +160,17 @@ class XView2(Competition):
 
     def inspect_scene(self, scene: Scene, split: str) -> list[Finding]:
         """Report which files of a scene are missing, and what is wrong with the others."""
-        return _inspect_files(scene, split == "train") + _inspect_contents(scene)
+        findings = _inspect_files(scene, split == "train")
+        sizes: dict[str, tuple[int, int]] = {}
+        for side in SIDES:
+            if side in scene.files:
+                size, found = self.inspect_image(scene, side)
+                findings += found
+                sizes |= {side: size} if size else {}
+        if len(sizes) == 2:
+            remarks = place.remarks(scene.files["pre"], scene.files["post"])
+            findings += [Finding(kind, scene.id, detail) for kind, detail in remarks]
+        return findings + _inspect_contents(scene, sizes)
 
     def target(self, scene: Scene, task: str) -> np.ndarray:
         """Return (H, W) uint8: "loc" holds 1 inside the pre-event outlines; "cls" holds 1..4 inside the post-event
@@ -281,6 +308,15 @@ class XView2(Competition):
         damage = sum((mask * np.uint8(grade) for grade, mask in enumerate(masks[1:], 1)), np.zeros(size, np.uint8))
         return {"localization": masks[0], "damage": damage}
 
+    def scene_fault(self, rows: Sequence[Row]) -> str:
+        """Say whether damage classes share a pixel or lie outside of the buildings, class 0."""
+        runs = {row_id.rpartition("_")[2]: rle.parse(text)[0] for row_id, text in rows}
+        grades = [own for part, own in runs.items() if part != "0"]
+        if rle.overlap(grades):
+            return "two damage classes on one pixel"
+        within = all(rle.lies_within(own, runs.get("0", own[:0])) for own in grades)
+        return "" if within else "damage outside of every building, which is class 0"
+
     def id_in(self, row: Row) -> str:
         """Return a scene's id as the submission writes it, which the number of the class follows."""
         return row[0].rpartition("_")[0]
@@ -300,63 +336,86 @@ class XView2(Competition):
     def lint(self, path: Path, scenes: Sequence[Scene] | None = None, sample: Path | None = None) -> list[str]:
         """Lint what ``write_submission`` wrote, a folder or zip of PNG pairs, or a CSV.
 
-        Where both formats are there, they must give the same answers. Needs no data unless ``scenes`` are given.
+        Formats that lie beside each other must give the same answers. Needs no data unless ``scenes`` are given. Of
+        PNGs a ``sample`` says which scenes they must answer.
         """
         path = Path(path)
         if not path.exists():
             return [f"{path}: expected a submission (folder, .zip or .csv), found nothing there"]
-        if zipfile.is_zipfile(path):
-            return _lint_archive(path)
-        if path.is_file():
-            return super().lint(path, scenes, sample)
-        table, pairs = path / contract.SUBMISSION, path / PAIRS
-        if not table.exists() and not pairs.exists():
-            faults = official.lint_png_pairs(path)
-            return faults if sample is None else [*faults, f"{sample}: a sample submission needs a CSV to compare with"]
-        faults = super().lint(table, scenes, sample)
-        if not pairs.exists() and (scenes is None or self.caveats(scenes)):  # left out, as ``write_submission`` does
+        if path.is_dir() and any((path / name).exists() for name in (contract.SUBMISSION, PAIRS, ARCHIVE)):
+            faults = super().lint(path, scenes, sample)
+            written = any((path / name).exists() for name in (PAIRS, ARCHIVE))
+            if not written and (scenes is None or self.caveats(scenes)):  # left out, as ``write_submission`` does
+                return faults
+            for pictures in (path / PAIRS, path / ARCHIVE):
+                faults += self._lint_pictures(pictures, scenes, None, path / PAIRS, compare=not faults)
             return faults
-        faults += _lint_pairs(pairs, scenes)
-        return faults or [*_lint_archive(path / ARCHIVE), *self._lint_agreement(table, pairs)]
+        if path.is_dir() or path.suffix.lower() == ".zip" or zipfile.is_zipfile(path):
+            named = path if path.is_dir() else path.parent / PAIRS if path.name == ARCHIVE else None
+            listed = named if named and (named / official.SCENE_IDS).exists() else None
+            return self._lint_pictures(path, scenes, sample, listed, compare=path.name in (PAIRS, ARCHIVE))
+        return super().lint(path, scenes, sample)
 
-    def _lint_agreement(self, table: Path, pairs: Path) -> list[str]:
-        """Return the scenes whose answers in the CSV and in the PNGs differ."""
-        runs, differing = {name: text for name, text in tables.read(table, self.form)}, []
-        for scene_id in official.read_pairs(pairs):
-            rows = official.pair_rows(scene_id, *official.read_png_pair(pairs, scene_id))
-            if any(runs.get(row_id) != text for row_id, text in rows):
-                differing.append(scene_id)
-        return [f"{table}: {len(differing)} scenes differ from the PNGs (first: {differing[0]})"] if differing else []
+    def _lint_pictures(
+        self, path: Path, scenes: Sequence[Scene] | None, sample: Path | None, listed: Path | None, compare: bool
+    ) -> list[str]:
+        """Lint a folder or an archive of PNGs, whose scenes are listed in the folder ``listed`` or nowhere.
+
+        ``compare``: with the CSV that stage 06 wrote beside a list.
+        """
+        try:
+            owed = self._owed(scenes, sample, listed)
+            agrees = self._agrees(path.parent / contract.SUBMISSION, owed) if compare and listed and owed else None
+        except DataError as error:
+            return [f"{path}: {error}"]
+        pairs = None if owed is None else owed.values()
+        if path.is_dir() or path.suffix.lower() != ".zip" and not zipfile.is_zipfile(path):
+            return official.lint_png_pairs(path, pairs, agrees)
+        with open_archive(path) as (pictures, faults):
+            return faults + (official.lint_png_pairs(pictures, pairs, agrees) if pictures else [])
+
+    def _owed(
+        self, scenes: Sequence[Scene] | None, sample: Path | None, listed: Path | None
+    ) -> Mapping[str, str] | None:
+        """Return scene id -> pair of what PNGs must answer, None where nothing says. Raises DataError where lists
+        differ."""
+        asked: dict[str, set[str]] = {}
+        if scenes is not None:
+            asked["the scenes asked for"] = {scene.id for scene in scenes}
+        if sample is not None:
+            asked[f"the scenes of {sample}"] = set(self.scenes_of(sample))
+        owed = official.read_pairs(listed) if listed else None
+        for words, ids in asked.items():
+            owed = official.pairs_of(ids) if owed is None else owed
+            if odd := sorted(owed.keys() ^ ids):
+                raise DataError(f"expected {words}, {len(ids)}, got {len(owed)} in {official.SCENE_IDS} (differing: "
+                                f"{', '.join(odd[:3])})")  # fmt: skip
+        return owed
+
+    def _agrees(self, table: Path, owed: Mapping[str, str]) -> official.Agrees | None:
+        """Return what tells whether a CSV gives the same answers, None where there is no such file.
+
+        Raises DataError where it has other scenes.
+        """
+        if not table.is_file():
+            return None
+        rows_of, scene_of = self._rows_of(table), {pair: scene_id for scene_id, pair in owed.items()}
+        if odd := sorted(rows_of.keys() ^ owed.keys()):
+            raise DataError(f"expected the scenes of {table.name} beside it, {len(rows_of)}, got {len(owed)} "
+                            f"(differing: {', '.join(odd[:3])})")  # fmt: skip
+
+        def agrees(pair: str, localization: np.ndarray, damage: np.ndarray) -> bool:
+            said = {row[0]: row[1] for row in rows_of[scene_of[pair]]}
+            answer = {"localization": localization, "damage": damage}
+            return all(said.get(row[0]) == row[1] for row in self.rows(Scene(scene_of[pair], {}), answer))
+
+        return agrees
 
 
 def _beside_preset(settings: Params) -> list[str]:
     """Return the settings that are not at their defaults, which a preset would overrule."""
     return [name for name, value in settings.items()
             if name not in ("preset", "postprocess") and value != decoding.DEFAULTS.get(name)]  # fmt: skip
-
-
-# ---- linting ------------------------------------------------------------------------------------------
-def _lint_pairs(pairs: Path, scenes: Sequence[Scene] | None) -> list[str]:
-    """Lint our folder of PNGs together with its list of scenes."""
-    try:
-        pair_of = official.read_pairs(pairs)
-    except DataError as error:
-        return [str(error)]
-    faults = official.lint_png_pairs(pairs, pair_of.values())
-    if scenes is not None and (odd := sorted(pair_of.keys() ^ {scene.id for scene in scenes})):
-        faults.append(f"{pairs}: expected the {len(scenes)} scenes asked for, got {len(pair_of)} (differing: {odd[0]})")
-    return faults
-
-
-def _lint_archive(archive: Path) -> list[str]:
-    """Lint the PNGs of an archive."""
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            with zipfile.ZipFile(archive) as packed:
-                packed.extractall(folder)
-        except (OSError, zipfile.BadZipFile) as error:
-            return [f"{archive}: expected a zip of PNG pairs, got {error}"]
-        return [fault.replace(folder, str(archive)) for fault in official.lint_png_pairs(Path(folder))]
 
 
 # ---- files --------------------------------------------------------------------------------------------
@@ -423,11 +482,11 @@ def _list(tier: Path) -> tuple[list[Scene], list[Finding]]:
 def _load(path: Path) -> dict[str, list[dict[str, Any]]]:
     """Read the features of a label, "xy" and "lng_lat" (empty if absent). Raises DataError unless well formed."""
     try:
-        features = json.loads(path.read_bytes())["features"]
+        features = read_json(path)["features"]
         features = {"xy": list(features["xy"]), "lng_lat": list(features.get("lng_lat", []))}
         for feature in (*features["xy"], *features["lng_lat"]):
             feature["wkt"], feature["properties"].get("subtype")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: expected a JSON label, got {error}; fetch this file again") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: expected features.xy with wkt and properties per building, got {error!r}") from error
@@ -511,20 +570,9 @@ def _inspect_files(scene: Scene, labelled: bool) -> list[Finding]:
     return findings
 
 
-def _inspect_contents(scene: Scene) -> list[Finding]:
-    """Decode a scene's images, read its labels, report what is wrong with them."""
-    findings, sizes = [], {}
-    for side in SIDES:
-        if side not in scene.files:
-            continue
-        try:
-            image = raster.read_image(scene.files[side])
-        except DataError as error:
-            findings.append(Finding("unreadable image", scene.id, str(error)))
-            continue
-        sizes[side] = image.shape[:2]
-        if not image.any():
-            findings.append(Finding("image all black", scene.id, str(scene.files[side])))
+def _inspect_contents(scene: Scene, sizes: Mapping[str, tuple[int, int]]) -> list[Finding]:
+    """Compare the sizes of a scene's images, read its labels, report what is wrong with them."""
+    findings = []
     if len(set(sizes.values())) == 2:
         findings.append(Finding("pre and post differ in size", scene.id, f"{sizes['pre']} and {sizes['post']}"))
     elif sizes and TILE not in sizes.values():

@@ -16,22 +16,27 @@ import math
 import struct
 import sys
 import warnings
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
-import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import MemoryFile
 
 from lib.errors import DataError, PipelineError
+from lib.scenes import raster
 
 CLASSES = ("no-damage", "minor-damage", "major-damage", "destroyed")
 """Damage classes; class i of a mask is ``CLASSES[i - 1]``."""
 
 SHAPE = (1024, 1024)
 """The only tile size that the official script accepts."""
+
+MOST_BYTES = 2**21
+"""The largest file that is looked into: a PNG of one byte per pixel takes half of that even where nothing is packed."""
 
 _F1_KEYS = tuple(f"damage_f1_{name.replace('-', '_')}" for name in CLASSES)
 _EPSILON = 1e-6
@@ -218,15 +223,20 @@ def inspect_mask(path: Path) -> tuple[np.ndarray | None, str]:
     """Read one official PNG: ((1024, 1024) uint8 of 0..4, "") or (None, the reason why the official script refuses it).
 
     Palette PNGs give their indices. Colour, alpha, 1-bit and 16-bit PNGs are refused. Stricter than the official
-    script here: a PNG with a damaged end or another format under a .png name is refused too.
+    script here: a PNG that is not whole to its last byte, or another format under a .png name, is refused too.
     """
     if not Path(path).is_file():
         return None, "does not exist"
-    data = Path(path).read_bytes()
-    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR":
-        return None, "is not a PNG"
-    if b"IEND" not in data[-64:]:  # GDAL reads such a file without an error, with pixels that never were in it
-        return None, "is cut short"
+    with open(path, "rb") as file:
+        return inspect_png(file.read(MOST_BYTES + 1))
+
+
+def inspect_png(data: bytes) -> tuple[np.ndarray | None, str]:
+    """Do the same with the bytes of a file; of a larger one the first MOST_BYTES + 1 are enough."""
+    if len(data) > MOST_BYTES:
+        return None, f"has more than {MOST_BYTES} bytes, more than any such PNG needs"
+    if fault := raster.png_fault(data):
+        return None, fault
     width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
     palette = colour == 3
     if not palette and (colour != 0 or bits in (1, 16)):
@@ -234,9 +244,10 @@ def inspect_mask(path: Path) -> tuple[np.ndarray | None, str]:
         return None, f"is a {bits}-bit {kind} PNG; expected 8-bit with one channel"
     if (height, width) != SHAPE:
         return None, f"is {height} x {width}; expected 1024 x 1024"
+    if not _pixels_are_whole(data):
+        return None, "is damaged and cannot be decoded"
     try:
-        # Without EMPTY_DIR, GDAL lists the whole folder at every open, looking for sidecar files.
-        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"), rasterio.open(path, driver="PNG") as image:
+        with MemoryFile(data) as memory, memory.open(driver="PNG") as image:
             mask = image.read(1)
     except (RasterioError, OSError):
         return None, "is damaged and cannot be decoded"
@@ -245,6 +256,23 @@ def inspect_mask(path: Path) -> tuple[np.ndarray | None, str]:
     if top > (4 if palette or bits == 8 else 0):
         return None, "holds values other than 0, 1, 2, 3, 4"
     return mask, ""
+
+
+def _pixels_are_whole(data: bytes) -> bool:
+    """Tell whether the compressed pixels of a PNG, whose chunks are whole, end where their stream says they do.
+
+    Not more than MOST_BYTES are unpacked of each chunk, nor of all together.
+    """
+    stream, at, pixels = zlib.decompressobj(), 8, 0
+    try:
+        while at < len(data) and pixels <= MOST_BYTES:
+            length, name = struct.unpack_from(">I4s", data, at)
+            if name == b"IDAT":
+                pixels += len(stream.decompress(data[at + 8 : at + 8 + length], MOST_BYTES))
+            at += 12 + length
+    except zlib.error:
+        return False
+    return stream.eof and not stream.unused_data
 
 
 def read_mask(path: Path) -> np.ndarray:

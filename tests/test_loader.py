@@ -1,0 +1,194 @@
+"""Loader processes: their death and errors are a sentence, they outlive a SIGTERM to all, memory is asked for first."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+from test_fit import CLASSES, Squares, fit, network, place, train
+
+from lib.errors import ArtifactError, DataError
+from lib.run import runtime
+from lib.training import loader
+from lib.training.fit import Fit
+
+CPU = torch.device("cpu")
+
+
+class Odd(Squares):
+    """Sample 2 does what it is told, in the process that makes it."""
+
+    def __init__(self, act):
+        self.act = act
+
+    def __getitem__(self, i):
+        if i == 2 and torch.utils.data.get_worker_info() is not None:
+            self.act()
+        return super().__getitem__(i)
+
+
+def batches(data, workers=1) -> list:
+    with loader.told():
+        return list(loader.loader(data, [[0], [1], [2], [3]], workers, CPU))
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_of_bus_error():
+    signal.signal(signal.SIGBUS, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGBUS)
+
+
+def leave():
+    os._exit(1)
+
+
+def refuse():
+    raise DataError("scene a: expected an image, found none")
+
+
+def no_room():
+    raise RuntimeError("unable to write to file </torch_1_2_3>: No space left on device (28)")
+
+
+@pytest.mark.parametrize(("act", "kind", "words"), [
+    (die, ArtifactError, r"a process that loads samples died \(SIGKILL\).* fewer train.workers$"),
+    (leave, ArtifactError, r"a process that loads samples died \(exit code 1\)"),
+    (refuse, DataError, "^scene a: expected an image, found none$"),
+    (die_of_bus_error, ArtifactError, r"/dev/shm.* is full .*train.workers: 0"),
+    (no_room, ArtifactError, r"/dev/shm.* is full .*train.workers: 0.*--shm-size"),
+])  # fmt: skip
+def test_what_goes_wrong_in_a_loader_process_is_one_sentence(act, kind, words):
+    with pytest.raises(kind, match=words) as caught:
+        batches(Odd(act))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_error_of_the_network_is_not_the_loaders():
+    with pytest.raises(RuntimeError, match="^shape '2' is invalid"), loader.told():
+        raise RuntimeError("shape '2' is invalid for input of size 3")
+
+
+# ---- shared memory ------------------------------------------------------------------------------------
+SIZE = 64 * 64 * 7
+"""Bytes of one sample."""
+
+
+@pytest.mark.parametrize(("free", "used"), [(1e9, 4), (10 * 4 * SIZE, 4), (9 * 4 * SIZE, 3), (4 * 4 * SIZE, 1), (1, 0)])
+def test_there_are_as_many_processes_as_shared_memory_has_room_for(monkeypatch, free, used):
+    monkeypatch.setattr(loader, "_free", lambda: free)
+    count, line = loader.room_for(4, Squares(), [0, 1, 2, 3])
+    assert count == used and (line == "") == (used == 4)
+    assert used == 4 or f"train.workers: 4 asked, {used} used" in line
+
+
+def test_the_processes_of_torchrun_share_it(monkeypatch):
+    monkeypatch.setattr(loader, "_free", lambda: 10 * 4 * SIZE)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert loader.room_for(4, Squares(), [0, 1, 2, 3])[0] == 1
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EROFS, "Read-only file system"), OSError(errno.ENOSYS, "not there")])
+def test_without_shared_memory_this_process_loads_the_samples(tmp_path, monkeypatch, error):
+    def refused(size):
+        raise error
+
+    said = []
+    monkeypatch.setattr(torch.UntypedStorage, "_new_shared", refused)
+    run = Fit(network(), CLASSES, Squares(), lambda _: {"select": 0.0}, train(epochs=1, workers=3), place(tmp_path))
+    run.say = said.append
+    run.run()
+    assert "train.workers: 3 asked, 0 used: processes cannot share memory here" in said[0]
+    assert run.workers == 0 and loader.room_for(0, Squares(), [0]) == (0, "")
+
+
+# ---- signals ------------------------------------------------------------------------------------------
+class Slow(Squares):
+    """Every sample takes a tenth of a second."""
+
+    def __getitem__(self, i):
+        time.sleep(0.1)
+        return super().__getitem__(i)
+
+
+SCRIPT = """
+import os, sys
+from pathlib import Path
+sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+from lib.run import cli
+from test_fit import CLASSES, network, place, train
+from test_loader import Slow
+from lib.training.fit import Fit
+
+@cli.exits
+def main(argv):
+    section = train(epochs=30, workers=2, batch_size=2, validate_every=1)
+    run = Fit(network(), CLASSES, Slow(), lambda _: {{"select": 0.0}}, section, place(Path(sys.argv[1])))
+    step = run.stepper.take
+    run.stepper.take = lambda *a: (step(*a), print("step", flush=True))
+    run.run()
+
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_all_processes_saves_the_state(tmp_path, number):
+    """Job managers send SIGTERM to each process of a job: loader processes live until the main one has saved."""
+    command = [sys.executable, "-c", SCRIPT.format(root=str(ROOT)), str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)  # fmt: skip
+    assert [process.stdout.readline() for _ in range(3)] == ["step\n"] * 3
+    os.killpg(process.pid, number)
+    started = time.monotonic()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "run the same command again" in said and "Traceback" not in said
+    assert (tmp_path / "last.pt").exists() and time.monotonic() - started < 20
+
+
+def test_a_signal_in_the_last_validation_stops_before_the_next_unit(tmp_path):
+    """What remains is the seal, which the next run does."""
+
+    def validate(_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"select": 1.0}
+
+    run = Fit(network(), CLASSES, Squares(), validate, train(epochs=1), place(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    again = Fit(network(), CLASSES, Squares(), lambda _: 1 / 0, train(epochs=1), place(tmp_path))
+    assert again.run() == {"select": 1.0, "epoch": 1} and (tmp_path / "best.safetensors").exists()
+
+
+def test_a_state_of_other_contents_is_damage(tmp_path):
+    fit(tmp_path, train(epochs=1))
+    torch.save({"epoch": 1, "rng": torch.get_rng_state()}, tmp_path / "last.pt")
+    with pytest.raises(ArtifactError, match=r"last.pt: damaged \(KeyError.*--force"):
+        fit(tmp_path, train(epochs=2))
+    torch.save([1], tmp_path / "last.pt")
+    with pytest.raises(ArtifactError, match=r"last.pt: damaged \(TypeError.*--force"):
+        fit(tmp_path, train(epochs=2))
+
+
+def test_a_loader_process_works_on_after_a_sigterm_and_ends_by_itself(monkeypatch):
+    """It ends GRACE seconds later where nobody ends it before."""
+    monkeypatch.setattr(runtime, "GRACE", 1)
+    child = os.fork()
+    if child == 0:
+        runtime.leave_signals_to_parent()
+        while True:
+            time.sleep(0.01)
+    time.sleep(0.1)
+    started = time.monotonic()
+    os.kill(child, signal.SIGINT)
+    os.kill(child, signal.SIGTERM)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGALRM and time.monotonic() - started > 0.5
