@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from lib.competitions import tables
+from lib.competitions.records import read_rows
 from lib.competitions.suffixes import OTHER_PICTURES, OTHER_VIDEOS, PICTURES, VIDEOS
 from lib.competitions.tables import Name
 from lib.errors import DataError
@@ -47,7 +47,7 @@ class Owed:
 
 def read(path: Path) -> Sample:
     """Read a sample submission. Raises DataError for one without a header, or with rows of another length."""
-    rows = [tuple(row) for row in tables.read_rows(path) if row]
+    rows = [tuple(row) for row in read_rows(path)]
     if not rows:
         raise DataError(f"{path}: expected a header and rows of a sample submission, found an empty file")
     header = rows[0]

@@ -483,7 +483,9 @@ def _load(path: Path) -> dict[str, list[dict[str, Any]]]:
     """Read the features of a label, "xy" and "lng_lat" (empty if absent). Raises DataError unless well formed."""
     try:
         features = read_json(path)["features"]
-        features = {"xy": list(features["xy"]), "lng_lat": list(features.get("lng_lat", []))}
+        if not isinstance(features["xy"], list):
+            raise TypeError(f"features.xy is {type(features['xy']).__name__}")
+        features = {"xy": features["xy"], "lng_lat": list(features.get("lng_lat", []))}
         for feature in (*features["xy"], *features["lng_lat"]):
             feature["wkt"], feature["properties"].get("subtype")
     except (OSError, ValueError) as error:
