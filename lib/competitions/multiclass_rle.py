@@ -31,7 +31,7 @@ from lib.competitions.records import matched
 from lib.competitions.runs import RunsCompetition, RunsOptions
 from lib.competitions.tables import Form, Name
 from lib.errors import ConfigError, DataError
-from lib.scenes import rle
+from lib.scenes import raster, rle
 from lib.tasks import MulticlassMask, MultilabelMask
 
 
