@@ -171,7 +171,10 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
     @property
     def form(self) -> Form:  # type: ignore[override]  # read from the data when asked for
         """A row per image and class, under the sample's header or else the table's."""
-        return Form(self._header, names=2, origin=self.rule.origin)
+        return Form(self._header, names=2, origin=self.rule.origin, order=self.column_order(self._header))
+
+    def column_order(self, header: Sequence[str]) -> tuple[int, ...]:
+        return layout.order_of_classes(header)
 
     def check_sample(self) -> None:
         _ = self._header

@@ -5,7 +5,7 @@ of a picture or video (``0001.png`` and ``0001``), and a folder, which is a ``_`
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from lib.competitions.records import read_rows
@@ -15,8 +15,8 @@ from lib.errors import DataError
 
 NAMES = ("sample_submission.csv", "stage1_sample_submission.csv")
 """What a sample submission is called, where no option says so."""
-LEADING = 2
-"""The most fields that name a row."""
+LEADING = 3
+"""So many fields of each row are kept: the most that name one, and the answer, which may stand before a name."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,11 @@ class Sample:
     path: Path
     header: tuple[str, ...]
     rows: tuple[Name, ...]
-    """The first LEADING fields of each row, in the order of the file."""
+    """The first LEADING fields of each row, names first, in the order of the file."""
+
+    def ordered(self, order: Sequence[int]) -> "Sample":
+        """Return the sample with the fields of its rows in another order: the columns ``order`` of the file."""
+        return replace(self, rows=tuple(tuple(row[column] for column in order) for row in self.rows)) if order else self
 
     def names(self, count: int) -> list[Name]:
         """Return the names of its rows, ``count`` leading fields each, every name once, in the order of the file."""
