@@ -201,7 +201,7 @@ BINARY = {
     "a picture for a table": Case(
         lambda root: shutil.copy(root / "train_images/0001.png", root / TABLE), refused="save it as UTF-8"),
     "a folder for a table": Case(
-        lambda root: [(root / TABLE).unlink(), (root / TABLE).mkdir()], refused="expected a text file in UTF-8"),
+        lambda root: [(root / TABLE).unlink(), (root / TABLE).mkdir()], refused="got Is a directory; check the path"),
     "all runs beyond their images": Case(
         rows(TABLE, sheet(lambda i, r: (i, r and f"{r} 500 1"))), refused="no order or origin puts all runs inside"),
 }  # fmt: skip
@@ -236,6 +236,13 @@ def test_a_start_of_0_in_one_row_does_not_move_all_others(tmp_path):
     competition = open_competition("binary_rle", tmp_path)
     assert (competition.rule.order, competition.rule.origin) == ("column", 1)
     assert [finding.scene for finding in competition.inspect()] == ["0001"]
+
+
+def test_a_second_row_is_asked_about_where_images_have_one(tmp_path):
+    binary(tmp_path, [f"{number:04d}" for number in range(1, 21)])
+    rows(TABLE, lambda lines: [*lines, "0001,400 2"])(tmp_path)
+    (finding,) = open_competition("binary_rle", tmp_path).inspect()
+    assert (finding.kind, finding.scene) == ("several rows where most images have one, read as its objects", "0001")
 
 
 # ---- several classes, a row per image and class -----------------------------------------------------------
@@ -410,8 +417,8 @@ VIDEOS = {
     "a video of no bytes": Case(
         lambda root: (root / "train/videos/1.avi").write_bytes(b""), {("unreadable video", "1.avi")}, {"1.avi"}),
     "annotations with a bad line": Case(
-        lambda root: (root / "a.txt").write_text(
-            "train/videos/3 0 1 1\ntrain/videos/3 x 1 0\n\ntrain/videos/3 0 1 1\n"),
+        lambda root: [without(root, *(f"train/videos/{n}.avi" for n in (1, 2, 4, 5, 6))), (root / "a.txt").write_text(
+            "train/videos/3 0 1 1\ntrain/videos/3 x 1 0\n\ntrain/videos/3 0 1 1\n")],
         {("row left out", "a.txt line 2")}, {f"{n}.avi" for n in range(1, 7)} | {"3"},
         options={"annotations": "a.txt"}),
     "annotations of another form": Case(
@@ -470,7 +477,7 @@ VOC = {
     "lines of remarks": Case(text(NAMES, lambda t: "# who has this seen?\n" + t)),
     "lost zeros": Case(
         text(NAMES, swapped("00", "")),
-        {("ids written otherwise than their pictures, read as those", "the list of train")}),
+        {("ids written otherwise than their pictures, read as those", "train.txt")}),
     "a name of no picture": Case(
         text(NAMES, lambda t: t + "099\n"), {("listed picture is not here", "099")}),
     "an empty list": Case(text(NAMES, lambda t: ""), refused="set data.root, or data.options.lists"),

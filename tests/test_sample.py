@@ -150,6 +150,8 @@ def test_the_order_of_runs_is_kept_per_image_and_per_object(metric, tmp_path):
     (["a"], {"a.png", "a.jpg"}, {"a": "a"}),  # which of the two is not said
     (["a.png", "a.jpg"], {"a"}, {"a": "a.png", "a.jpg": "a.jpg"}),
     (["a.png", "a"], {"a.png", "a"}, {"a.png": "a.png", "a": "a"}),
+    (["2.0", "1"], {"0001", "0002"}, {"0002": "2.0", "0001": "1"}),
+    (["1"], {"01", "001"}, {"1": "1"}),  # two could be meant
     (["1e5", "007", "7"], {"007", "1e5"}, {"1e5": "1e5", "007": "007", "7": "7"}),
 ])  # fmt: skip
 def test_ids_match_whatever_their_suffix_and_folder(texts, listed, written):

@@ -108,15 +108,18 @@ class Labels(Classification):
 
     @cached_property
     def _indices(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.classes)}
+
+    @cached_property
+    def _meant(self) -> dict[str, int]:
         """Label as the data writes it -> index of its class; upper case and ``1.0`` may stand for lower case and 1."""
-        classes = {name: index for index, name in enumerate(self.classes)}
-        return classes | matched({record.label for record in self.records if record.label}, classes, shared=True)
+        return matched({record.label for record in self.records if record.label}, self._indices, shared=True)
 
     def index_of(self, label: str) -> int | None:
-        return self._indices.get(label)
+        return self._meant.get(label)
 
     def odd_labels(self) -> list[Finding]:
-        means = {label: self.classes[index] for label, index in self._indices.items()}
+        means = {label: self.classes[index] for label, index in self._meant.items()}
         return otherwise("labels written otherwise than their class, read as that", self.table.name, means)
 
     def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:

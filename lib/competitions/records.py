@@ -58,11 +58,14 @@ def _decoded(path: Path) -> str:
     """Read a text with \n at the ends of its lines, in which bytes that are not UTF-8 are kept as half characters."""
     try:
         raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: expected a CSV file or a list, got {error.strerror}; check the path") from error
+    try:
         if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
             text = raw.decode("utf-16")
         else:
             text = raw.decode("utf-8-sig", errors="surrogateescape")
-    except (OSError, UnicodeError) as error:
+    except UnicodeError as error:
         raise DataError(_NOT_UTF8.format(path=path, found=error)) from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 

@@ -96,9 +96,9 @@ class Matcher:
             points_of(np.ascontiguousarray(frame[:, ::-1]) if mirrored else frame)
             for frame in self._frames(scene_id) if has_structure(frame)])  # fmt: skip
 
-    def copies(self, one: str, other: str) -> bool:
-        """Tell whether a frame of one scene is a copy of a frame of the other."""
-        return any(correlation(a, b) >= COPY for a in self._fine(one) for b in self._fine(other))
+    def copies(self, one: str, other: str, theirs: "Matcher | None" = None) -> bool:
+        """Tell whether a frame of one scene is a copy of a frame of the other, which may be among ``theirs``."""
+        return any(correlation(a, b) >= COPY for a in self._fine(one) for b in (theirs or self)._fine(other))
 
     def same(self, one: str, other: str) -> bool:
         """Tell whether a frame of one scene shows what a frame of the other does: a copy, a crop, a mirror image."""

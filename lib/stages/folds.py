@@ -75,10 +75,15 @@ def split(competition: Competition, section: Folds, folder: Path) -> Iterator[st
 
 
 def against_test(competition: Competition, train: list[Scene], looks: audit.Looks) -> dict[str, Any]:
-    """Compare the test scenes with those of training, which look like ``looks``, by bytes and by hash."""
+    """Compare the test scenes with those of training, which look like ``looks``, by bytes, and by hash and pixels."""
     test = competition.scenes("test")
-    hashes = {"train": looks.hashes, "test": looks_of(competition, test, by_features=False).hashes}
-    return leaks.report(train, test, competition.files, hashes)
+    theirs = looks_of(competition, test, by_features=False)
+    hashes = {"train": looks.hashes, "test": theirs.hashes}
+
+    def matches(test_id: str, train_id: str) -> bool:
+        return looks.matcher is None or looks.matcher.copies(train_id, test_id, theirs.matcher)
+
+    return leaks.report(train, test, competition.files, hashes, matches)
 
 
 def joined(groups: list[str], looks: audit.Looks, ids: list[str], section: Folds) -> tuple[list[str], list[str]]:
