@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from pydantic import Field, model_validator
 
-from lib.competitions import tables
+from lib.competitions.records import read_records
 from lib.errors import ConfigError, DataError
 from lib.settings import Section
 
@@ -114,7 +114,8 @@ def read_boxes(path: Path) -> dict[str, dict[int | None, Box]]:
     """Read a table of boxes: id -> frame -> box. DataError naming the file and the first row that cannot be."""
     if not path.is_file():
         raise DataError(f"{path}: expected a table of boxes, found none; set data.options.crop.boxes")
-    columns, rows = tables.read_records(path)
+    read = read_records(path)
+    columns, rows = read.columns, read.rows
     if missing := [name for name in ("id", *SIDES) if name not in columns]:
         raise DataError(f"{path}: expected the columns id, {', '.join(SIDES)}, found no {' and no '.join(missing)}")
     found: dict[str, dict[int | None, Box]] = {}
