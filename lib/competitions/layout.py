@@ -135,18 +135,30 @@ def read_table(path: Path | None, id_column: str = "") -> Table:
 def header_of_classes(table: Table, sample: Sample | None) -> tuple[str, ...]:
     """Return the columns of ids, classes and runs of a submission: the sample's, else the table's, else Kaggle's.
 
-    Raises DataError for a sample that has not these three in this order.
+    Raises DataError for a sample that has not three.
     """
     if sample is not None:
-        known = (ID_COLUMNS, CLASS_COLUMNS, RLE_COLUMNS)
-        others = [{*known[0], *known[1], *known[2]} - {*own} for own in known]
-        if len(sample.header) != 3 or any(name in odd for name, odd in zip(sample.header, others, strict=True)):
+        if len(sample.header) != 3:
             raise DataError(f"{sample.path}: expected columns of ids ({', '.join(ID_COLUMNS)}), classes "
-                            f"({', '.join(CLASS_COLUMNS)}) and runs in this order, got {', '.join(sample.header)}; "
-                            "mend the file, or set data.options.sample to null to do without it")  # fmt: skip
+                            f"({', '.join(CLASS_COLUMNS)}) and runs, got {', '.join(sample.header)}; mend the file, or "
+                            "set data.options.sample to null to do without it")  # fmt: skip
         return sample.header
     own_names = table.id_column, table.column(CLASS_COLUMNS), table.column(RLE_COLUMNS)
     return own_names if all(own_names) and table.columns else ("id", "class", "segmentation")
+
+
+def order_of_classes(header: Sequence[str]) -> tuple[int, ...]:
+    """Return which columns of three hold ids, classes and runs, by their names; () where they do in this order.
+
+    A column of no known name holds what no other one does.
+    """
+    rest = list(range(len(header)))
+    places: list[int | None] = []
+    for known in (ID_COLUMNS, CLASS_COLUMNS, RLE_COLUMNS):
+        places.append(next((column for column in rest if header[column] in known), None))
+        rest = [column for column in rest if column != places[-1]]
+    order = tuple(rest.pop(0) if place is None and rest else place or 0 for place in places)
+    return () if len(header) != 3 or order == (0, 1, 2) else order
 
 
 def first(root: Path, names: Iterable[str]) -> Path | None:

@@ -171,7 +171,10 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
     @property
     def form(self) -> Form:  # type: ignore[override]  # read from the data when asked for
         """A row per image and class, under the sample's header or else the table's."""
-        return Form(self._header, names=2, origin=self.rule.origin)
+        return Form(self._header, names=2, origin=self.rule.origin, order=self.column_order(self._header))
+
+    def column_order(self, header: Sequence[str]) -> tuple[int, ...]:
+        return layout.order_of_classes(header)
 
     def check_sample(self) -> None:
         _ = self._header
@@ -194,7 +197,7 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
         return "two classes on one pixel, which are exclusive" if rle.overlap(masks) else ""
 
     def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
-        shape = raster.image_size(scene.files["image"])
+        shape = self.canvas(scene)
         drawn = np.zeros((len(self.classes), *shape), np.uint8)
         for _, name, runs in rows:
             if name in self.classes:  # the data doctor names others

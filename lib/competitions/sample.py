@@ -7,7 +7,7 @@ writes.
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lib.competitions.records import matched, read_rows
@@ -18,8 +18,8 @@ from lib.errors import DataError
 NAMES = ("sample_submission.csv", "stage1_sample_submission.csv")
 """What a sample submission is called, where no option says so."""
 SUFFIXES = (*PICTURES, *OTHER_PICTURES, *VIDEOS, *OTHER_VIDEOS)
-LEADING = 2
-"""The most fields that name a row."""
+LEADING = 3
+"""So many fields of each row are kept: the most that name one, and the answer, which may stand before a name."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,11 @@ class Sample:
     path: Path
     header: tuple[str, ...]
     rows: tuple[Name, ...]
-    """The first LEADING fields of each row, in the order of the file."""
+    """The first LEADING fields of each row, names first, in the order of the file."""
+
+    def ordered(self, order: Sequence[int]) -> "Sample":
+        """Return the sample with the fields of its rows in another order: the columns ``order`` of the file."""
+        return replace(self, rows=tuple(tuple(row[column] for column in order) for row in self.rows)) if order else self
 
     def names(self, count: int) -> list[Name]:
         """Return the names of its rows, ``count`` leading fields each, every name once, in the order of the file."""
@@ -56,7 +60,8 @@ def read(path: Path) -> Sample:
     header = rows[0]
     if odd := [row for row in rows if len(row) != len(header)]:
         raise DataError(f"{path}: expected {len(header)} fields in every row as in the header, found {len(odd)} other "
-                        f"rows (first: {','.join(odd[0])[:80]!r})")  # fmt: skip
+                        f"rows (first: {','.join(odd[0])[:80]!r}); fetch the file again, or set data.options.sample to "
+                        "null to do without it")  # fmt: skip
     return Sample(path, header, tuple(row[:LEADING] for row in rows[1:]))
 
 

@@ -47,6 +47,16 @@ class Form:
     """A name has a row for each of its objects, or a single empty one; otherwise it has exactly one row."""
     origin: int | None = 1
     """The last field holds runs, whose pixels are counted from here; None: it holds something else."""
+    order: tuple[int, ...] = ()
+    """The column of the file in which each field stands, where they do not stand there in the order of a row."""
+
+    def fields(self, line: Sequence[str]) -> Name:
+        """Return the fields of a row in their order: its names first, the answer last."""
+        return tuple(line[column] for column in self.order) if self.order else tuple(line)
+
+    def line(self, row: Sequence[str]) -> Name:
+        """Return a row as the file has it."""
+        return tuple(row[self.order.index(column)] for column in range(len(row))) if self.order else tuple(row)
 
 
 # ---- read and write -----------------------------------------------------------------------------------
@@ -68,7 +78,7 @@ def read(path: Path, form: Form) -> list[Name]:
     Raises DataError on another header, on rows with another number of fields, and on names that repeat but should not.
     """
     header, *rows = list(exact_rows(path)) or [[]]
-    found = [tuple(row) for row in rows if len(row) == len(form.columns)]
+    found = [form.fields(row) for row in rows if len(row) == len(form.columns)]
     distinct = len(found) if form.repeats else len({row[: form.names] for row in found})
     if tuple(header) != form.columns or distinct != len(rows):
         raise DataError(
@@ -98,7 +108,7 @@ def write(path: Path, form: Form) -> Iterator[Callable[..., None]]:
             if name in seen and not form.repeats:
                 raise DataError(f"{path}: expected each name once, got {','.join(name)!r} twice; check the ids")
             seen.add(name)
-            table.writerow(row)
+            table.writerow(form.line(row))
 
         yield add
 
@@ -106,7 +116,8 @@ def write(path: Path, form: Form) -> Iterator[Callable[..., None]]:
 def same_names(path: Path, sample: "Sample", form: Form) -> bool:
     """Tell whether a submission and a sample name the same rows, in any order; false where it cannot be read."""
     try:
-        mine = {tuple(row[: form.names]) for row in list(exact_rows(path))[1:] if row}
+        rows = list(exact_rows(path))[1:]
+        mine = {form.fields(row)[: form.names] if len(row) == len(form.columns) else tuple(row) for row in rows if row}
     except DataError:
         return False
     return mine == set(sample.names(form.names))
@@ -157,11 +168,12 @@ def lint(
     rows = exact_rows(path)
     try:
         header = next(rows, [])
-        for line, row in enumerate(rows, 2):
-            if len(row) != len(form.columns):
-                faults[f"{len(row)} instead of {len(form.columns)} fields"].append(f"line {line}")
+        for line, written in enumerate(rows, 2):
+            if len(written) != len(form.columns):
+                faults[f"{len(written)} instead of {len(form.columns)} fields"].append(f"line {line}")
                 continue
-            name, size = tuple(row[: form.names]), (sizes or {}).get(tuple(row[:length]))
+            row = form.fields(written)
+            name, size = row[: form.names], (sizes or {}).get(row[:length])
             names.append(name)
             if form.origin is None:
                 kind = fault(row)
@@ -171,7 +183,7 @@ def lint(
                     runs_of[_shown(name)].append(runs)
             if kind:
                 faults[kind].append(_shown(name))
-            if sizes is not None and tuple(row[:length]) not in sizes:
+            if sizes is not None and row[:length] not in sizes:
                 faults["not one of the scenes asked for"].append(_shown(name))
     except DataError as error:
         return [str(error)]

@@ -401,7 +401,7 @@ class BinaryRLE(RunsCompetition):
 
     def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
         """Draw the runs of a scene: (H, W) int32 for "object_map", else (H, W) uint8."""
-        shape = raster.image_size(scene.files["image"])
+        shape = self.canvas(scene)
         answer = np.zeros(shape, np.int32)
         for number, (_, text) in enumerate((row for row in rows if row[1].strip()), 1):
             answer[self.draw(text, shape) > 0] = number

@@ -424,7 +424,7 @@ class VOC(Competition):
         return [(f"{self.row_id(scene)}_{index}", text) for index, text in enumerate(texts, 1)]
 
     def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
-        answer = np.zeros(raster.image_size(scene.files["image"]), np.uint8)
+        answer = np.zeros(self.canvas(scene), np.uint8)
         for row_id, text in rows:
             answer[rle.decode(text, answer.shape) > 0] = int(row_id.rpartition("_")[2])
         return answer
