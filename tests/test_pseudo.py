@@ -39,7 +39,7 @@ def test_a_video_is_what_its_mean_frame_is():
 
 
 def test_scenes_with_a_fallback_or_without_an_image_teach_nothing(tmp_path, monkeypatch, capsys):
-    facts = {"facts": {"predict": {}}, "failed": {"b": "no image"}}
+    facts = {"fingerprint": "f", "files": {}, "facts": {"predict": {}}, "failed": {"b": "no image"}}
     (tmp_path / "manifest.json").write_text(json.dumps(facts))
     monkeypatch.setattr(pseudo, "pseudo_folders", lambda *_: [tmp_path])
     monkeypatch.setattr(pseudo, "require_same_folds", lambda *_: None)
