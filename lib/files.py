@@ -83,9 +83,13 @@ def write_json(path: str | Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def read_json(path: str | Path, depth: int = DEPTH) -> Any:
-    """Return the value of a JSON file. Raises OSError, and ValueError as ``parse_json``."""
-    return parse_json(Path(path).read_bytes(), depth)
+def read_json(path: str | Path, depth: int = DEPTH, most: int | None = None) -> Any:
+    """Return the value of a JSON file. Raises OSError, and ValueError as ``parse_json`` or for over ``most`` bytes."""
+    with open(path, "rb") as stream:
+        text = stream.read(-1 if most is None else most + 1)
+    if most is not None and len(text) > most:
+        raise ValueError(f"more than {most:,} bytes")
+    return parse_json(text, depth)
 
 
 def parse_json(text: str | bytes, depth: int = DEPTH) -> Any:

@@ -261,7 +261,7 @@ def test_test_pairs_that_cannot_be_predicted_have_an_answer_and_stop_nothing(tmp
         assert own.run(name, *flags, "--set", "predict.fallback=0", "--set", "predict.workers=2") == 0, name
     said = capsys.readouterr().out
     assert "4 of 5 scenes could not be predicted and have the fallback 0.0" in said
-    assert "4 of 5 scenes have the fallback 0.0 instead of a prediction: " in said
+    assert "test: scenes with the fallback of stage 04: 4 (" in said
     manifest = json.loads((own.root / "04_probs/loc/loc/fold0/test/manifest.json").read_text())
     failed = sorted({*ids} - {whole.id})
     assert list(manifest["failed"]) == failed and manifest["scenes"] == 5

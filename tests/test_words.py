@@ -181,7 +181,7 @@ def tgs(root: Path, images: int = 200) -> dict[str, np.ndarray]:
         if number == 7:
             grey = np.zeros((101, 101))  # as some of TGS are
         Image.fromarray(np.repeat(grey.astype(np.uint8)[..., None], 3, 2)).save(root / f"train/images/{name}.png")
-        Image.fromarray(truth.astype(np.uint8) * np.uint8(255)).save(root / f"train/masks/{name}.png")
+        Image.fromarray(truth.astype(np.uint16) * np.uint16(65535)).save(root / f"train/masks/{name}.png")
         truths[name] = truth
         rows.append((name, runs_by_column(truth)))
         depths.append((name, str(int(rng.integers(50, 960)))))

@@ -4,7 +4,6 @@ Stage 01 writes it. Later stages compare sizes and times, hash again only the fi
 remember what they found beside the results: a folder that was moved or touched changes nothing.
 """
 
-import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from lib.competitions.contract import SPLITS, Competition, Scene
-from lib.files import digest, sha256, time_of, write_json
+from lib.files import digest, read_json, sha256, time_of, write_json
 
 INDEX = "index.json"
 """In the unit of stage 01."""
@@ -190,8 +189,8 @@ def remember(root: Path, index: Index) -> None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    with suppress(OSError, ValueError, RecursionError):
-        found = json.loads(path.read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError):
+        found = read_json(path)
         return found if isinstance(found, dict) else None
     return None
 
