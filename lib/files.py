@@ -83,9 +83,13 @@ def write_json(path: str | Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def read_json(path: str | Path, depth: int = DEPTH) -> Any:
-    """Return the value of a JSON file. Raises OSError, and ValueError as ``parse_json``."""
-    return parse_json(Path(path).read_bytes(), depth)
+def read_json(path: str | Path, depth: int = DEPTH, most: int | None = None) -> Any:
+    """Return the value of a JSON file. Raises OSError, and ValueError as ``parse_json`` or for over ``most`` bytes."""
+    with open(path, "rb") as stream:
+        text = stream.read(-1 if most is None else most + 1)
+    if most is not None and len(text) > most:
+        raise ValueError(f"more than {most:,} bytes")
+    return parse_json(text, depth)
 
 
 def parse_json(text: str | bytes, depth: int = DEPTH) -> Any:
@@ -107,6 +111,14 @@ def digest(value: Any) -> str:
     """Hash a JSON value: 16 hex digits, equal for equal values whatever the order of keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def time_of(state: os.stat_result) -> int:
+    """Return when a file was last changed, in nanoseconds, even where it was given an older time afterwards.
+
+    Archives and copies give times that are the same for files of other bytes; the system's own (ctime) tells.
+    """
+    return max(state.st_mtime_ns, state.st_ctime_ns)
 
 
 def sha256(path: str | Path) -> str:

@@ -39,6 +39,10 @@ class Limits(Section):
 
     image_pixels: int = Field(250_000_000, ge=1, strict=True)
     """Pixels of an image or mask (height times width); 250 million are a square of 15,800 and 0.75 GB as RGB."""
+    json_bytes: int = Field(100_000_000, ge=1, strict=True)
+    """Bytes of a JSON label."""
+    json_depth: int = Field(100, ge=1, le=900, strict=True)
+    """Brackets inside one another in a JSON label, of which those of xBD have five."""
 
 
 _limits = [Limits()]

@@ -41,7 +41,7 @@ class Invented:
             raise OSError("no such picture")
         return np.random.default_rng(int(scene.id[1:])).integers(0, 256, (32, 48, 3), np.uint8)
 
-    def target(self, scene, _):
+    def training_target(self, scene, *_):
         return (self.read(scene, "image")[..., 0] > 90).astype(np.uint8)
 
     def truth(self, scene):

@@ -189,6 +189,10 @@ BINARY = {
         options={"domain": "class"}),
     "sizes as floats": Case(
         rows(TABLE, lambda ls: [f"{ls[0]},img_height,img_width", *(f"{row},17.0,24.0" for row in ls[1:])])),
+    "two organs of one image": Case(
+        rows(TABLE, lambda ls: [f"{ls[0]},organ", *(f"{row},lung" for row in ls[1:]), "0004,,spleen"]),
+        {("rows of one image differ, the first is read", "0004"), ("object without pixels", "0004")},
+        options={"domain": "organ"}),
     "a pixel size that is no number": Case(
         rows(TABLE, lambda ls: [f"{ls[0]},pixel_size", f"{ls[1]},big", *(f"{row},0.4" for row in ls[2:])]),
         {("size of a pixel that is no number, not used", "0001")}),

@@ -276,6 +276,32 @@ def test_test_pairs_that_cannot_be_predicted_have_an_answer_and_stop_nothing(tmp
         assert len(archive.namelist()) == 2 * 5
 
 
+@pytest.mark.slow
+def test_scenes_that_failed_are_tried_again_until_they_are_there(tmp_path, scenes, finished, capsys):
+    data = tmp_path / "xbd"
+    shutil.copytree(scenes, data)
+    scene = open_competition("xview2", data).scenes("test")[1]
+    scene.files["post"].write_bytes(b"no image")
+    own = Experiment(tmp_path, data)
+    flags = ("--inputs", finished.root, "--split", "test", "--set", "predict.fallback=0")
+    for name in STAGES[3:]:
+        assert own.run(name, *flags) == 0, name
+    capsys.readouterr()
+    for name in STAGES[3:]:
+        assert own.run(name, *flags) == 0, name
+    said = capsys.readouterr().out
+    assert said.count(f"scenes with the fallback: 1 ({scene.id}), trying them again") == 4
+    assert said.count("1 of 2 scenes are as they were and are kept") == 4
+    assert said.count(f"test: scenes with the fallback of stage 04: 1 ({scene.id})") == 2, "stages 05 and 06"
+    assert "05_ensemble/test: skipped, done" in said, "they failed again, to the same bytes"
+    shutil.copyfile(scenes / scene.files["post"].relative_to(data), scene.files["post"])
+    for name in STAGES[3:]:
+        assert own.run(name, *flags) == 0, name
+    assert "fallback of stage 04" not in capsys.readouterr().out
+    mine, theirs = ((e.root / "06_submission/test/submission.csv").read_bytes() for e in (own, finished))
+    assert mine == theirs
+
+
 def test_probabilities_open_as_named_bands(finished):
     path = next((finished.root / "04_probs/cls/cls/fold0/test").glob("*.tif"))
     with rasterio.open(path) as file:

@@ -19,6 +19,7 @@ from lib.competitions.contract import Finding, Scene, summarize
 from lib.competitions.xview2 import decode as decoding
 from lib.errors import ConfigError, DataError
 from lib.scenes.raster import read_mask, write_png
+from lib.settings import Limits, set_limits
 
 SHARED = Path(os.environ.get("SHARED_DATA", Path(__file__).parents[1] / "../shared/data"))
 real = pytest.mark.skipif(not (SHARED / "xbd").is_dir(), reason="needs the real tiles")
@@ -226,6 +227,35 @@ def test_labels_of_any_shape_leave_the_scene_out(root, text):
     competition = opened(root)
     assert ids(competition.scenes("train")) == ["big-storm_00000000", "old_fire_00000000"]
     assert ("label does not parse", "big-storm_00000001") in {(f.kind, f.scene) for f in competition.inspect()}
+
+
+def building(wkt='"POLYGON ((0 0, 9 0, 9 9, 0 0))"', subtype='"destroyed"', more=""):
+    return f'{{"features": {{"xy": [{{"wkt": {wkt}, "properties": {{"subtype": {subtype}{more}}}}}], "lng_lat": []}}}}'
+
+
+DEEP = "[" * 98 + "]" * 98
+
+
+@pytest.mark.parametrize("text", [
+    "[" * 990 + "]" * 990, building(wkt="[" * 500 + "]" * 500), building(subtype="[" * 500 + "]" * 500),
+    building(wkt="3"), building(wkt="null"), building(wkt='""'), building(wkt='"POINT (1 1)"'), building(wkt="{}"),
+    building(subtype="3"), building(subtype="[]"), building(subtype='{"a": []}'), building(more=f', "more": {DEEP}'),
+    building(more=', "more": "' + "x" * 2000 + '"'), "\ufeff", '{"features": {"xy": {"wkt": 1}, "lng_lat": []}}',
+])  # fmt: skip
+def test_a_label_of_odd_contents_is_named_and_stops_nothing(root, text):
+    """Deep or large ones too; how deep and how large they may be are settings."""
+    (root / "train/labels/big-storm_00000001_post_disaster.json").write_text(text)
+    competition = open_competition("xview2", root, {}, limits=Limits(json_bytes=1900, json_depth=20))
+    try:
+        assert ids(competition.scenes("train")) == ["big-storm_00000000", "old_fire_00000000"]
+        assert "big-storm_00000001" in {finding.scene for finding in competition.inspect()}
+    finally:
+        set_limits(Limits())
+
+
+def test_a_label_within_the_limits_may_hold_more_than_is_read(root):
+    (root / "train/labels/big-storm_00000001_post_disaster.json").write_text(building(more=f', "more": {DEEP[2:-2]}'))
+    assert "big-storm_00000001" in ids(opened(root).scenes("train"))
 
 
 def test_strata(root):

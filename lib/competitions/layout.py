@@ -93,6 +93,13 @@ class Table:
         runs = self.runs(names[1])
         return {key: [(row[names[0]], text) for row, text in zip(own, runs[key])] for key, own in self.rows.items()}
 
+    def differing(self, columns: Iterable[str]) -> list[Finding]:
+        """Report the images whose rows do not say the same in these columns, of which ``value`` reads the first."""
+        read = [name for name in dict.fromkeys(columns) if name in self.columns]
+        several = {key: rows for key, rows in self.rows.items() if len(rows) > 1}
+        return [Finding("rows of one image differ, the first is read", key, f"{self.path.name}: {name}")
+                for key, rows in several.items() for name in read if len({row[name] for row in rows}) > 1]  # fmt: skip
+
     def where(self, image_id: str, number: int) -> str:
         """Return the file and the line of an image's row, for messages."""
         return f"{self.path.name} line {self.lines[image_id][number]}"

@@ -5,11 +5,12 @@ blank lines are no trouble; one bad row is named and left out, and the rest is r
 """
 
 import csv
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TypeVar
 
 from lib.errors import DataError
@@ -203,8 +204,8 @@ def spellings(texts: Iterable[str]) -> list[str]:
 
 def bare(text: str, suffixes: Sequence[str] = ()) -> str:
     """Return the name of a file without its suffix, where that is one of these."""
-    suffix = PurePosixPath(text).suffix
-    return text[: -len(suffix)] if suffix.lower() in suffixes else text
+    stem, suffix = os.path.splitext(text)
+    return stem if suffix.lower() in suffixes else text
 
 
 def _folded(text: str, suffixes: Sequence[str] = ()) -> str:

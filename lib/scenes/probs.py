@@ -16,7 +16,7 @@ import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from lib.errors import ArtifactError, DataError, NonFiniteError
-from lib.files import write_bytes
+from lib.files import parse_json, write_bytes
 
 CREATION = {
     "driver": "GTiff",
@@ -113,9 +113,9 @@ def _read(path: str | Path, what: str, dtype: type) -> tuple[np.ndarray, tuple[s
             with rasterio.open(path) as file:
                 planes, names, tags = file.read(), file.descriptions, file.tags()
         if CHANNELS in tags:
-            names = tuple(json.loads(tags[CHANNELS]))
+            names = tuple(parse_json(tags[CHANNELS]))
             planes = planes.reshape(len(names), -1, planes.shape[-1])
-    except (RasterioError, OSError, ValueError, TypeError, RecursionError) as error:
+    except (RasterioError, OSError, ValueError, TypeError) as error:
         raise ArtifactError(f"{path}: expected a GeoTIFF of {what}, got {error}; {advice}") from error
     if planes.dtype != dtype or None in names:
         raise ArtifactError(

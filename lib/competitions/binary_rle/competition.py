@@ -503,6 +503,8 @@ class BinaryRLE(RunsCompetition):
             else:
                 named[option], odd = find_in_ids(option, wanted, ids, table.others, needed)
                 findings += odd
+        told = (options.domain, options.source, options.group, options.slice_column, options.pixel_size, "split")
+        findings = findings + table.differing(told)
         places = named["slice_column"]
         odd_places = [key for key, text in places.items() if text and not layout.is_number(text)]
         findings += [

@@ -216,7 +216,7 @@ class Videos(Classification):
 
     def inspect(self) -> list[Finding]:
         """Inspect as the contract says, and tell which boxes are of no video, or may be of two."""
-        findings, boxes = super().inspect(), set(self._table_of_boxes)
+        findings, boxes = super().inspect() + self._read_boxes[1], set(self._table_of_boxes)
         train, test = self._list("train"), self._list("test")
         names = {key for scene in (*train, *test) for key in self._names(scene)}
         findings += [Finding("box without video", key) for key in sorted(boxes - names)]
@@ -303,9 +303,13 @@ class Videos(Classification):
         return (*([path.relative_to(self.root).as_posix()] if path.is_relative_to(self.root) else []), scene.id)
 
     @cached_property
-    def _table_of_boxes(self) -> Mapping[str, Boxes]:
+    def _read_boxes(self) -> tuple[Mapping[str, Boxes], list[Finding]]:
         path = self.carried.get("crop.boxes")
-        return read_boxes(path) if path else {}
+        return read_boxes(path) if path else ({}, [])
+
+    @property
+    def _table_of_boxes(self) -> Mapping[str, Boxes]:
+        return self._read_boxes[0]
 
     @property
     def _no_box(self) -> str:

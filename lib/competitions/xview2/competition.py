@@ -45,7 +45,7 @@ from lib.competitions.xview2.postprocess import STEPS, Decoded
 from lib.errors import ConfigError, DataError
 from lib.files import read_json
 from lib.scenes import place, polygons, raster, rle
-from lib.settings import Section
+from lib.settings import Section, limits
 from lib.tasks import IGNORE, BinaryMask, MulticlassMask
 
 BUILDING = 1
@@ -482,14 +482,16 @@ def _list(tier: Path) -> tuple[list[Scene], list[Finding]]:
 def _load(path: Path) -> dict[str, list[dict[str, Any]]]:
     """Read the features of a label, "xy" and "lng_lat" (empty if absent). Raises DataError unless well formed."""
     try:
-        features = read_json(path)["features"]
+        most = limits()
+        features = read_json(path, most.json_depth, most.json_bytes)["features"]
         if not isinstance(features["xy"], list):
             raise TypeError(f"features.xy is {type(features['xy']).__name__}")
         features = {"xy": features["xy"], "lng_lat": list(features.get("lng_lat", []))}
         for feature in (*features["xy"], *features["lng_lat"]):
             feature["wkt"], feature["properties"].get("subtype")
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: expected a JSON label, got {error}; fetch this file again") from error
+        raise DataError(f"{path}: expected a JSON label within data.limits (json_bytes, json_depth), got {error}; "
+                        "fetch this file again") from error  # fmt: skip
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: expected features.xy with wkt and properties per building, got {error!r}") from error
     return features
