@@ -204,7 +204,7 @@ class Store:
         """Return what the manifest says of all that a unit is made from but its settings."""
         found = {needed.key: manifest.made(self.folder(needed)) for needed in unit.upstream}
         read = {key: manifest.content(made) for key, made in found.items() if made is not None}
-        origin = {needed.key: found for needed in unit.upstream if (found := _origin(needed))}
+        origin = {needed.key: _origin(needed) for needed in unit.upstream if _origin(needed)}
         return {"read": read, "data": dict(unit.data), "origin": origin}
 
     # ---- building -------------------------------------------------------------------------------------

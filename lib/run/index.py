@@ -116,16 +116,16 @@ class Index:
         new = {}
         for name in [*names, *self.tables, *sample]:
             try:
-                state = os.stat(os.path.join(self.root, name))
+                there = os.stat(os.path.join(self.root, name))
             except OSError:  # named in a list, and not there; whoever reads it says so
                 self.files[name] = [None, None, "missing"]
                 continue
             entry = self.known.get(name, [])
-            found = [state.st_size, time_of(state)]
-            if entry[:2] == found:
+            state = [there.st_size, time_of(there)]
+            if entry[:2] == state:
                 self.files[name] = entry
             else:
-                new[name] = found
+                new[name] = state
         if by_time:
             self.files |= {name: [*state, f"{state[0]} bytes of {state[1]}"] for name, state in new.items()}
             return self
@@ -140,13 +140,14 @@ class Index:
         """What units take their part of."""
         scenes: dict[str, dict[str, dict[str, str]]] = {split: {} for split in SPLITS}
         images = frozenset(self._competition.files)
-        carried = [self._digest([self._name(path)]) for path in self._competition.carried.values()]
+        carried = {name: self._digest([name]) for name in map(self._name, self._competition.carried.values())}
+        placed = not set(self.tables) - carried.keys()  # no table tells labels: where no file does, folders do
         for split in SPLITS:
             for scene in self._scenes[split]:
                 roles = self.roles[split][scene.id]
                 said = repr([scene.domain, scene.group, scene.pixel_size, carried])
-                if split == "train" and not self.tables and images >= roles.keys():
-                    said += os.path.dirname(next(iter(roles.values()))[0])  # its folder is its label
+                if split == "train" and placed and images >= roles.keys():
+                    said += repr([os.path.dirname(name) for names in roles.values() for name in names])
                 files = {role: self._digest(names) for role, names in roles.items()}
                 scenes[split][scene.id] = {"": said, **files}
         sample = self._competition.sample
