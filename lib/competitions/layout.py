@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lib.competitions import records
-from lib.competitions.contract import Finding, Scene
 from lib.competitions.listing import SUFFIXES, is_picture, odd_rows, otherwise
 from lib.competitions.sample import Sample
+from lib.competitions.scene import Finding, Scene
 from lib.errors import DataError
 
 FOLDERS = {

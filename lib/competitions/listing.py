@@ -9,10 +9,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator
 
 from lib.competitions import suffixes
-from lib.competitions.contract import Finding, names_of
 from lib.competitions.records import Records, bare
+from lib.competitions.scene import Finding
 from lib.errors import ConfigError
-from lib.tasks import IGNORE
+from lib.tasks import IGNORE, names_of
 
 SUFFIXES = suffixes.PICTURES
 RESERVED = ("id", "fold", "group", "domain")

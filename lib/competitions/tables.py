@@ -31,6 +31,8 @@ Name = tuple[str, ...]
 Size = tuple[int, int] | tuple[None, None] | None
 """(height, width) of an image; without numbers where they are not known."""
 
+SUBMISSION = "submission.csv"
+"""Every competition writes its answers under this name; further formats lie beside it."""
 NO_ROWS = "expected rows of a sample submission, found a header alone; fetch the file again"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 

@@ -27,21 +27,23 @@ import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
 from lib import metrics as scoring
-from lib.competitions import contract, tables
-from lib.competitions.contract import SUBMISSION, Answer, Competition, Finding, Levels, Params, Row, Scene
+from lib.competitions import tables
+from lib.competitions.contract import Competition
 from lib.competitions.decoding import Setting, gains, morphology
 from lib.competitions.listing import SUFFIXES, Classes, Expression, Match, Pattern, find_in_ids, matches, otherwise
 from lib.competitions.records import matched, read_text
-from lib.competitions.tables import Form, Name
+from lib.competitions.scene import Answer, Finding, Levels, Params, Row, Scene, summarize
+from lib.competitions.tables import SUBMISSION, Form, Name
 from lib.competitions.voc import label_map, pictures
 from lib.competitions.voc.pictures import Named
 from lib.ensemble.morphology import open_and_close
 from lib.errors import DataError
+from lib.metrics import confusion_table
 from lib.scenes import raster, rle
 from lib.scenes.bands import Remark
 from lib.scenes.masks import read_objects
 from lib.settings import Section
-from lib.tasks import IGNORE, MulticlassMask
+from lib.tasks import IGNORE, MulticlassMask, names_of
 
 UNIONS = ("trainval",)
 """Splits that repeat others, so that an id in them and in another is nothing strange."""
@@ -117,7 +119,7 @@ class VOC(Competition):
     def __init__(self, root: Path, options: VOCOptions, memo: Path | None = None):
         super().__init__(root, options, memo)
         self.tasks = {"loc": MulticlassMask(options.classes)}
-        self.names = contract.names_of(options.classes)
+        self.names = names_of(options.classes)
         self.settings = gains(self.names) | {"min_area": Setting(0, "parts of a class of fewer pixels become class 0")}
         self.settings |= morphology("every class but 0")
 
@@ -406,7 +408,7 @@ class VOC(Competition):
 
     def tables(self, details: np.ndarray) -> dict[str, Any]:
         """Return the confusion of pixels, truth by rows."""
-        return {"confusion": contract.confusion_table(details, self.names)}
+        return {"confusion": confusion_table(details, self.names)}
 
     def paint(self, image: np.ndarray, answer: Answer) -> np.ndarray:
         """Lay PASCAL's colours of the classes over an image; class 0 only dims it, ignored pixels are nearly white."""
@@ -505,7 +507,7 @@ class VOC(Competition):
                 faults.append(Finding(f"values that are none of the classes 0..{len(self.names) - 1}", path.name))
         if not shown and not faults and not (folder.parent / SUBMISSION).exists():
             faults.append(Finding(f"{self.names[0]} in every pixel of every picture", min(found)))
-        return [f"{folder}: {line}" for line in contract.summarize(faults)]
+        return [f"{folder}: {line}" for line in summarize(faults)]
 
     def _lint_agreement(self, table: Path, pictures: Path) -> list[str]:
         """Return the pictures whose answers in the CSV and in the PNGs differ, or that are in one of them only."""

@@ -33,15 +33,17 @@ import numpy as np
 import shapely
 from pydantic import Field
 
-from lib.competitions import contract, tables
-from lib.competitions.contract import Answer, Axes, Chain, Competition, Finding, Lattice, Levels, Params, Row, Scene
+from lib.competitions import tables
+from lib.competitions.contract import Competition
 from lib.competitions.facts import Facts
+from lib.competitions.scene import Answer, Axes, Chain, Finding, Levels, Params, Row, Scene
 from lib.competitions.tables import Form, Name
 from lib.competitions.xview2 import decode as decoding
 from lib.competitions.xview2 import metric as scoring
 from lib.competitions.xview2 import pairs as official
 from lib.competitions.xview2.archive import open_archive
 from lib.competitions.xview2.postprocess import STEPS, Decoded
+from lib.ensemble.search import Lattice
 from lib.errors import ConfigError, DataError
 from lib.files import read_json
 from lib.scenes import place, polygons, raster, rle
@@ -275,7 +277,7 @@ class XView2(Competition):
         Without the pairs where a mask is not of TILE pixels: the official scorer refuses it, and part of them is worth
         nothing. ``caveats`` says so.
         """
-        table, images, archive = folder / contract.SUBMISSION, folder / PAIRS, folder / ARCHIVE
+        table, images, archive = folder / tables.SUBMISSION, folder / PAIRS, folder / ARCHIVE
         odd = 0
         with tables.write(table, self.form) as add_row, official.write_png_pairs(images) as add_pair:
             for scene, answer in answers:
@@ -296,7 +298,7 @@ class XView2(Competition):
         if not (odd := [scene.id for scene in scenes if self.size(scene) != TILE]):
             return []
         return [f"{len(odd)} of {len(scenes)} scenes are not {TILE[0]}x{TILE[1]} pixels (first: {odd[0]}): the "
-                f"official PNG pairs, which must be, are left out; {contract.SUBMISSION} has every scene"]  # fmt: skip
+                f"official PNG pairs, which must be, are left out; {tables.SUBMISSION} has every scene"]  # fmt: skip
 
     def rows(self, scene: Scene, answer: Answer) -> list[Row]:
         return list(official.pair_rows(self.row_id(scene), answer["localization"], answer["damage"]))
@@ -342,7 +344,7 @@ class XView2(Competition):
         path = Path(path)
         if not path.exists():
             return [f"{path}: expected a submission (folder, .zip or .csv), found nothing there"]
-        if path.is_dir() and any((path / name).exists() for name in (contract.SUBMISSION, PAIRS, ARCHIVE)):
+        if path.is_dir() and any((path / name).exists() for name in (tables.SUBMISSION, PAIRS, ARCHIVE)):
             faults = super().lint(path, scenes, sample)
             written = any((path / name).exists() for name in (PAIRS, ARCHIVE))
             if not written and (scenes is None or self.caveats(scenes)):  # left out, as ``write_submission`` does
@@ -365,7 +367,7 @@ class XView2(Competition):
         """
         try:
             owed = self._owed(scenes, sample, listed)
-            agrees = self._agrees(path.parent / contract.SUBMISSION, owed) if compare and listed and owed else None
+            agrees = self._agrees(path.parent / tables.SUBMISSION, owed) if compare and listed and owed else None
         except DataError as error:
             return [f"{path}: {error}"]
         pairs = None if owed is None else owed.values()

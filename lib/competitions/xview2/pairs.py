@@ -19,8 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lib.competitions.contract import SUBMISSION
-from lib.competitions.tables import exact_rows, sentence
+from lib.competitions.tables import SUBMISSION, exact_rows, sentence
 from lib.competitions.xview2 import metric
 from lib.competitions.xview2.archive import Pictures
 from lib.errors import DataError
