@@ -25,9 +25,9 @@ from lib.competitions.contract import Competition
 from lib.competitions.listing import Expression, find_in_ids, odd_rows, otherwise
 from lib.competitions.records import Records, bare, is_missing, matched, read_records
 from lib.competitions.scene import Answer, Finding, Row, Scene
-from lib.competitions.tables import Size
 from lib.errors import DataError
 from lib.metrics import confusion_table
+from lib.scenes.raster import Size
 from lib.settings import Section
 
 Folders = str | tuple[str, ...]

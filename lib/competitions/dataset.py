@@ -13,9 +13,9 @@ import numpy as np
 from lib.competitions.facts import Facts, Memo, state_of
 from lib.competitions.sample import Sampled
 from lib.competitions.scene import SPLITS, Answer, Finding, Scene
-from lib.competitions.tables import Size
 from lib.errors import DataError
 from lib.scenes import raster
+from lib.scenes.raster import Size
 from lib.settings import Limits, limits, set_limits
 from lib.tasks import Task, known, names_of
 
@@ -215,7 +215,7 @@ class Dataset(Sampled):
 
     def canvas(self, scene: Scene) -> tuple[int, int]:
         """Return (height, width) to draw a scene's runs on; where no size is known one pixel, for an empty mask."""
-        height, width = self.size(scene) or (None, None)
+        height, width = self.size(scene)
         return (1, 1) if height is None or width is None else (height, width)
 
     def training_target(self, scene: Scene, task: str, images: Sequence[str] | None = None) -> np.ndarray:
@@ -252,5 +252,5 @@ class Dataset(Sampled):
 
 
 def _shown(size: Size) -> str:
-    height, width = size or (None, None)
+    height, width = size
     return f"{width}x{height} pixels" if height else "unknown size"

@@ -12,6 +12,7 @@ from lib.competitions import suffixes
 from lib.competitions.records import Records, bare
 from lib.competitions.scene import Finding
 from lib.errors import ConfigError
+from lib.settings import some
 from lib.tasks import IGNORE, names_of
 
 SUFFIXES = suffixes.PICTURES
@@ -117,11 +118,8 @@ def otherwise(kind: str, where: str, means: Mapping[str, str], suffixes: Sequenc
 
     ``means``: as ``records.matched`` gives it.
     """
-    changed = [(text, name) for text, name in means.items() if bare(text, suffixes) != bare(name, suffixes)]
-    if not changed:
-        return []
-    more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-    return [Finding(kind, where, f"{changed[0][0]!r} as {changed[0][1]!r}{more}")]
+    changed = [f"{text!r} as {name!r}" for text, name in means.items() if bare(text, suffixes) != bare(name, suffixes)]
+    return [Finding(kind, where, some(changed, 1))] if changed else []
 
 
 # ---- ids ----------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from lib.settings import some
+
 SPLITS = ("train", "test")
 
 Answer = Any
@@ -77,9 +79,7 @@ def summarize(findings: Iterable[Finding], names: int = 3) -> list[str]:
         scenes_of.setdefault(finding.kind, []).append(finding.scene)
     lines = []
     for kind, scenes in scenes_of.items():
-        first = list(dict.fromkeys(scenes))
-        more = f" and {len(first) - names} more" if len(first) > names else ""
-        lines.append(f"{kind}: {len(scenes)} ({', '.join(first[:names])}{more})")
+        lines.append(f"{kind}: {len(scenes)} ({some(list(dict.fromkeys(scenes)), names)})")
     return lines
 
 

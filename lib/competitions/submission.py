@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from lib.competitions import tables
 from lib.competitions.dataset import Dataset
 from lib.competitions.scene import Answer, Row, Scene
 from lib.competitions.tables import SUBMISSION
 from lib.errors import DataError
-from lib.files import digest
+from lib.files import State, digest, file_state
 
 
 class Submission(Dataset):
@@ -19,7 +18,7 @@ class Submission(Dataset):
     rows: Callable[[Scene, Answer], list[Row]]
     answer_from: Callable[[Scene, Sequence[Row]], Answer]
 
-    _submitted: tuple[Any, dict[str, list[Row]]] = None, {}
+    _submitted: tuple[State | None, dict[str, list[Row]]] = None, {}
     """The rows of the CSV that was read last, by scene, with its state."""
 
     # ---- write ----------------------------------------------------------------------------------------------
@@ -148,8 +147,7 @@ class Submission(Dataset):
 
     def _rows_of(self, path: Path) -> dict[str, list[Row]]:
         """Return the rows of each scene in a CSV, which is read once for all of them. Raises DataError."""
-        state = (path, path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
-        if state is None or state != self._submitted[0]:
+        if (state := file_state(path)) != self._submitted[0]:
             rows_of: dict[str, list[Row]] = {}
             for row in tables.read(path, self.form):
                 rows_of.setdefault(self.scene_of(row), []).append(row)

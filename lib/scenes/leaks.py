@@ -4,10 +4,10 @@ whose pixels match.
 Such a scene is known to the networks, whatever its name, and may show its label. Nothing here is an error.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from lib.files import sha256
 from lib.scenes.audit import EXAMPLES
 from lib.scenes.pairs import DUPLICATE_BITS, FLAT, near_duplicates
 
@@ -52,9 +52,9 @@ def same_files(train: Sequence, test: Sequence, roles: Sequence[str]) -> list[Id
     for size in places["train"].keys() & places["test"].keys():
         known: dict[str, list[str]] = {}
         for scene_id, path in places["train"][size]:
-            known.setdefault(_digest(path), []).append(scene_id)
+            known.setdefault(sha256(*_files(path)), []).append(scene_id)
         for scene_id, path in places["test"][size]:
-            found |= {(scene_id, other) for other in known.get(_digest(path), ())}
+            found |= {(scene_id, other) for other in known.get(sha256(*_files(path)), ())}
     return sorted(found)
 
 
@@ -98,13 +98,3 @@ def _by_size(scenes: Sequence, roles: Sequence[str]) -> dict[tuple[int, int], li
 def _files(path: Path) -> list[Path]:
     inside = sorted(path.iterdir()) if path.is_dir() else [path]
     return [file for file in inside if file.is_file() and not file.name.startswith(".")]
-
-
-def _digest(path: Path) -> str:
-    """Return the hash of a file's bytes, or of those of a folder's files in the order of their names."""
-    digest = hashlib.sha256()
-    for file in _files(path):
-        with open(file, "rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

@@ -25,7 +25,7 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from lib.errors import DataError
-from lib.files import write_bytes
+from lib.files import State, file_state, write_bytes
 from lib.scenes import bands, exif
 from lib.scenes.bands import Remark
 from lib.settings import limits
@@ -37,8 +37,8 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 LOSSY = ("JPEG", "WEBP", "JPEG2000")
 """Drivers and compressions that do not keep the values of a mask."""
 
-State = tuple[str, int, int]
-"""Path, size and time of a file."""
+Size = tuple[int, int] | tuple[None, None]
+"""(height, width) of an image; without numbers where they are not known."""
 
 _PAGE = re.compile(r"Page \d+ \((\d+)P x (\d+)L x (\d+)B\)")
 
@@ -137,7 +137,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
         return size[::-1] if file.orientation in exif.SIDEWAYS else size
 
 
-def stated_size(path: str | Path) -> tuple[int, int] | tuple[None, None]:
+def stated_size(path: str | Path) -> Size:
     """Return ``image_size``, or (None, None) of a file without a header that can be read."""
     try:
         return image_size(path)
@@ -279,14 +279,6 @@ def png_end(data: bytes) -> int:
             raise DataError(f"damaged PNG (wrong checksum at byte {at})")
         at = end + 4
     return at
-
-
-def file_state(path: str | Path) -> State:
-    """Return what tells whether a file is still the same."""
-    with suppress(OSError):
-        state = Path(path).stat()
-        return str(path), state.st_size, state.st_mtime_ns
-    return str(path), 0, 0
 
 
 def _read(path: str | Path, turned: bool = True) -> bands.Bands:
