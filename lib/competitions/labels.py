@@ -26,9 +26,10 @@ from lib.competitions import sample as samples
 from lib.competitions import tables
 from lib.competitions.classification import Classification, ClassificationOptions
 from lib.competitions.decoding import GAIN_STEPS, Setting, gains
-from lib.competitions.listing import SUFFIXES, checked_classes, is_picture, otherwise
+from lib.competitions.listing import SUFFIXES, checked_classes, otherwise
 from lib.competitions.records import matched, spellings
 from lib.competitions.scene import Answer, Axes, Chain, Finding, Levels, Params, Row, Scene
+from lib.competitions.suffixes import is_picture
 from lib.competitions.tables import SUBMISSION, Form
 from lib.ensemble import search
 from lib.ensemble.search import Lattice

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lib.competitions import records
-from lib.competitions.listing import SUFFIXES, is_picture, odd_rows, otherwise
+from lib.competitions.listing import SUFFIXES, odd_rows, otherwise
 from lib.competitions.sample import Sample
 from lib.competitions.scene import Finding, Scene
+from lib.competitions.suffixes import is_picture
 from lib.errors import DataError
 
 FOLDERS = {

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator
 from lib.competitions import suffixes
 from lib.competitions.records import Records, bare
 from lib.competitions.scene import Finding
+from lib.competitions.suffixes import is_picture
 from lib.errors import ConfigError
 from lib.settings import some
 from lib.tasks import IGNORE, names_of
@@ -61,11 +62,6 @@ Pattern = Annotated[str, AfterValidator(checked_pattern)]
 
 
 # ---- files --------------------------------------------------------------------------------------------
-def is_picture(path: Path) -> bool:
-    """Tell by the name whether a file is a picture."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-
-
 @dataclass(frozen=True)
 class Match:
     """A picture that a pattern finds."""

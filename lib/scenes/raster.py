@@ -1,16 +1,14 @@
 """Images and masks on disk: PNG, JPEG, TIFF and GeoTIFF, read with GDAL (twice as fast as OpenCV on a PNG).
 
-GDAL alone is not enough for PNG: a file cut short reads without an error, with pixels that never were in the image.
-So the chunks of a PNG are walked first (0.2 ms per MB). Truncated JPEG and TIFF make GDAL fail by itself.
+GDAL alone is not enough for PNG, whose chunks are walked first (``png.py``). Truncated JPEG and TIFF make GDAL fail by
+itself.
 
 Which pixels are valid, a file says by a nodata value, an alpha band, an internal mask or a .msk file beside it, and NaN
 and infinity never are. Pixels that are not valid are 0 in the image, and no percentile and no training target has them.
 """
 
 import re
-import struct
 import warnings
-import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -26,14 +24,13 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from lib.errors import DataError
 from lib.files import State, file_state, write_bytes
-from lib.scenes import bands, exif
+from lib.scenes import bands, exif, png
 from lib.scenes.bands import Remark
 from lib.settings import limits
 
 # Most images have no place on Earth, and that is no news. A filter around each read would race between threads.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 LOSSY = ("JPEG", "WEBP", "JPEG2000")
 """Drivers and compressions that do not keep the values of a mask."""
 
@@ -186,7 +183,7 @@ def _open(path: str | Path, whole: bool = True) -> Iterator[_File]:
         raise DataError(f"{path}: expected an image file, found none")
     try:
         if whole:
-            _check_png(Path(path))
+            png.check(path)
         # Without EMPTY_DIR, GDAL lists the whole image folder at every open, looking for sidecar files.
         sidecars = "TRUE" if Path(f"{path}.msk").is_file() else "EMPTY_DIR"
         with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN=sidecars), ExitStack() as stack:
@@ -237,48 +234,6 @@ def _pages(source: rasterio.DatasetReader) -> tuple[list[str], list[Remark]]:
     else:
         kind = "further pages are smaller, the first is read"
     return [names[largest]], [Remark(kind, f"{len(names)} pages: {shown}")]
-
-
-def _check_png(path: Path) -> None:
-    """Raise DataError unless every chunk of a PNG is there with the right checksum; other formats pass."""
-    data = path.read_bytes()
-    if not data.startswith(PNG_SIGNATURE):
-        return
-    try:
-        png_end(data)
-    except DataError as error:
-        raise DataError(f"{path}: {error}; fetch this file again") from error
-
-
-def png_fault(data: bytes) -> str:
-    """Say why the bytes of a file are not a PNG that is whole and ends where the file does, "" if they are.
-
-    GDAL, and other readers, take some of these files without an error.
-    """
-    if data[:8] != PNG_SIGNATURE or data[12:16] != b"IHDR" or len(data) < 33:
-        return "is not a PNG"
-    try:
-        end = png_end(data)
-    except DataError as error:
-        return "is cut short" if "truncated" in str(error) else "is damaged: a chunk has a wrong checksum"
-    return "has bytes after the end of the PNG" if end < len(data) else ""
-
-
-def png_end(data: bytes) -> int:
-    """Walk the chunks of a PNG, the bytes of a file with its signature, and return where the last one ends.
-
-    Raises DataError, which says what is wrong and names no file, where one is cut short or has a wrong checksum.
-    """
-    at, name = len(PNG_SIGNATURE), b""
-    while name != b"IEND":
-        length, name = struct.unpack_from(">I4s", data, at) if at + 12 <= len(data) else (len(data), b"")
-        end = at + 8 + length
-        if end + 4 > len(data):
-            raise DataError(f"truncated PNG ({len(data)} bytes, no end mark)")
-        if zlib.crc32(memoryview(data)[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            raise DataError(f"damaged PNG (wrong checksum at byte {at})")
-        at = end + 4
-    return at
 
 
 def _read(path: str | Path, turned: bool = True) -> bands.Bands:

@@ -28,18 +28,18 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from lib import metrics as scoring
 from lib.competitions import tables
-from lib.competitions.contract import Competition
+from lib.competitions.class_rows import ClassRows
 from lib.competitions.decoding import Setting, gains, morphology
 from lib.competitions.listing import SUFFIXES, Classes, Expression, Match, Pattern, find_in_ids, matches, otherwise
 from lib.competitions.records import matched, read_text
 from lib.competitions.scene import Answer, Finding, Levels, Params, Row, Scene, summarize
-from lib.competitions.tables import SUBMISSION, Form, Name
+from lib.competitions.tables import SUBMISSION, Name
 from lib.competitions.voc import label_map, pictures
 from lib.competitions.voc.pictures import Named
 from lib.ensemble.morphology import open_and_close
 from lib.errors import DataError
 from lib.metrics import confusion_table
-from lib.scenes import raster, rle
+from lib.scenes import png, raster, rle
 from lib.scenes.bands import Remark
 from lib.scenes.masks import read_objects
 from lib.settings import Section
@@ -47,7 +47,6 @@ from lib.tasks import IGNORE, MulticlassMask, names_of
 
 UNIONS = ("trainval",)
 """Splits that repeat others, so that an id in them and in another is nothing strange."""
-COLUMNS = ("ImageId_ClassId", "EncodedPixels")
 MASKS = "masks"
 MASK = "mask"
 """Role of a scene's mask; where there is a folder per class, ``mask of cat``."""
@@ -108,7 +107,7 @@ class VOCOptions(Section):
         return colours
 
 
-class VOC(Competition):
+class VOC(ClassRows):
     """Pictures with one class per pixel under ``root``."""
 
     name = "voc"
@@ -415,11 +414,6 @@ class VOC(Competition):
         return image // 2 + palette()[answer] // 2
 
     # ---- submission -----------------------------------------------------------------------------------
-    @property
-    def form(self) -> Form:  # type: ignore[override]
-        """Runs by id and number of the class, under the sample's header where there is one."""
-        return Form(self.header_of(("an id with _ and the number of a class", "its runs")) or COLUMNS)
-
     def rows(self, scene: Scene, answer: Answer) -> list[Row]:
         """Return a row of runs for each class but the first."""
         texts = rle.encode_labels(answer, count=len(self.names) - 1)
@@ -434,10 +428,6 @@ class VOC(Competition):
     def scene_fault(self, rows: Sequence[Row]) -> str:
         """Say whether two classes share a pixel."""
         return "two classes on one pixel" if rle.overlap([rle.parse(text)[0] for _, text in rows]) else ""
-
-    def id_in(self, row: Row) -> str:
-        """Return a scene's id as the submission writes it, which the number of the class follows."""
-        return row[0].rpartition("_")[0]
 
     def row_names(self, scene: Scene) -> list[Name]:
         return [(f"{self.row_id(scene)}_{index}",) for index in range(1, len(self.names))]
@@ -554,7 +544,7 @@ def _lossy(path: Path) -> str:
 def read_index_png(path: Path) -> np.ndarray:
     """Read a submitted mask as (H, W) uint8. Raises DataError, the reason alone, unless it is a whole index PNG."""
     data = path.read_bytes()
-    if fault := raster.png_fault(data):
+    if fault := png.fault(data):
         raise DataError(fault)
     if data[24] > 8 or data[25] not in (0, 3):  # bits per sample; grey or palette
         raise DataError("is no PNG of 8-bit indices, grey or with a palette")

@@ -34,10 +34,10 @@ import shapely
 from pydantic import Field
 
 from lib.competitions import tables
-from lib.competitions.contract import Competition
+from lib.competitions.class_rows import ClassRows
 from lib.competitions.facts import Facts
 from lib.competitions.scene import Answer, Axes, Chain, Finding, Levels, Params, Row, Scene
-from lib.competitions.tables import Form, Name
+from lib.competitions.tables import Name
 from lib.competitions.xview2 import decode as decoding
 from lib.competitions.xview2 import metric as scoring
 from lib.competitions.xview2 import pairs as official
@@ -61,7 +61,6 @@ TIERS = (*TRAIN_TIERS, "hold", "test")
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
 TILE = (1024, 1024)
 PAIRS, ARCHIVE = "xview2", "xview2.zip"
-COLUMNS = ("ImageId_ClassId", "EncodedPixels")
 CSV_ROWS = 5
 """Rows per scene: the building mask, then the damage classes."""
 COLOURS = np.array([[255, 255, 255], [70, 190, 90], [250, 220, 60], [245, 140, 30], [220, 40, 40]], np.uint8)
@@ -84,7 +83,7 @@ class XView2Options(Section):
     usual name. null: none is used."""
 
 
-class XView2(Competition):
+class XView2(ClassRows):
     """xView2 under ``root``."""
 
     name = "xview2"
@@ -266,11 +265,6 @@ class XView2(Competition):
         return painted
 
     # ---- submission -----------------------------------------------------------------------------------
-    @property
-    def form(self) -> Form:  # type: ignore[override]
-        """Runs by id and number of the class, under the sample's header where there is one."""
-        return Form(self.header_of(("an id with _ and the number of a class", "its runs")) or COLUMNS)
-
     def write_submission(self, answers: Iterable[tuple[Scene, Answer]], folder: Path) -> list[Path]:
         """Write Kaggle's CSV, and the folder and archive of official PNG pairs; answers come sorted by scene id.
 
@@ -318,10 +312,6 @@ class XView2(Competition):
             return "two damage classes on one pixel"
         within = all(rle.lies_within(own, runs.get("0", own[:0])) for own in grades)
         return "" if within else "damage outside of every building, which is class 0"
-
-    def id_in(self, row: Row) -> str:
-        """Return a scene's id as the submission writes it, which the number of the class follows."""
-        return row[0].rpartition("_")[0]
 
     def row_names(self, scene: Scene) -> list[Name]:
         return [(f"{self.row_id(scene)}_{part}",) for part in range(CSV_ROWS)]

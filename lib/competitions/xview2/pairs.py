@@ -108,15 +108,6 @@ def read_pairs(folder: Path) -> dict[str, str]:
     return {scene_id: pair for scene_id, pair in rows[1:]}
 
 
-def read_png_pair(folder: Path, scene_id: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read a scene's (localization, damage), (1024, 1024) uint8 each, back from what ``write_png_pairs`` wrote."""
-    pair = scene_id if _PAIR.fullmatch(scene_id) else read_pairs(folder).get(scene_id)
-    if pair is None:
-        raise DataError(f"{folder}: expected {scene_id!r} in {SCENE_IDS}, found it not; write the submission again")
-    localization, damage = (metric.read_mask(png_path(folder, pair, kind)) for kind in KINDS)
-    return localization, damage
-
-
 def zip_pngs(folder: Path, path: Path) -> None:
     """Pack the official PNGs of a folder, and nothing else, into an archive; equal PNGs give equal bytes."""
     names = sorted(file.name for file in Path(folder).iterdir() if _PNG_NAME.fullmatch(file.name))
