@@ -44,6 +44,9 @@ class Invented:
     def target(self, scene, _):
         return (self.read(scene, "image")[..., 0] > 90).astype(np.uint8)
 
+    def training_target(self, scene, role, images):
+        return self.target(scene, role)
+
     def truth(self, scene):
         return int(scene.id[1:])
 

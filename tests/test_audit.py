@@ -142,6 +142,41 @@ def test_look_alikes_are_those_of_other_folds_and_groups_that_no_hash_found(monk
     assert not any("of one kind" in line for line in said)  # too few to say so
 
 
+class Seen:
+    """Says which pairs show the same, and remembers which were asked for."""
+
+    def __init__(self, *same):
+        self.told, self.asked = {frozenset(pair) for pair in same}, []
+
+    def same(self, one, other):
+        self.asked.append(one + other)
+        return {one, other} in self.told
+
+    copies = same
+
+
+def test_what_pixels_do_not_bear_is_not_said(monkeypatch):
+    scenes = [Place(name) for name in "abcdef"]
+    hashes = {"a": SAME, "b": SAME ^ 0b1, "c": OTHER, "d": OTHER}
+    embeddings = {"e": direction(0.0), "f": direction(1.0), "a": direction(90.0), "c": direction(91.0)}
+    table = division(a=0, b=1, c=0, d=1, e=0, f=1)
+    seen = Seen("cd")
+    report = audit.audit(table, scenes, audit.Looks(hashes, embeddings, seen), [])
+    assert report["near_duplicates"]["pairs_across_folds"] == 1
+    assert report["near_duplicates"]["examples"][0]["ids"] == ["c", "d"]
+    assert (report["look_alikes"]["resembling"], report["look_alikes"]["pairs_across_folds"]) == (1, 0)
+    assert sorted(seen.asked) == ["ab", "cd", "ef"]  # a c lie in one fold, nothing would be said of them
+    said = audit.lines(report)
+    assert sum("1 pairs of near-duplicate images" in line and "c and d" in line for line in said) == 1
+    assert sum("1 pairs of scenes in different folds resemble" in line for line in said) == 1 and len(said) == 2
+    assert not any("look alike" in line or "a and b" in line for line in said)
+    found = audit.audit(table, scenes, audit.Looks(hashes, embeddings, Seen("ab", "cd", "ef")), [])
+    assert found["near_duplicates"]["pairs_across_folds"] == 2 and found["look_alikes"]["pairs_across_folds"] == 1
+    monkeypatch.setattr(audit, "COMPARED", 0)
+    capped = audit.lines(audit.audit(table, scenes, audit.Looks({}, embeddings, Seen("ef")), []))
+    assert any("the pixels of the nearest 0 were compared" in line for line in capped)
+
+
 def test_two_names_of_one_group_are_told_even_within_a_fold(monkeypatch):
     scenes = [
         Place("a1", group="tom"), Place("a2", group="tom"), Place("b1", group="thomas"), Place("b2", group="thomas"),

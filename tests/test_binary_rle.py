@@ -545,7 +545,7 @@ def test_a_table_with_several_classes_per_image_is_refused(tmp_path):
     (tmp_path / "train").mkdir()
     raster.write_png(tmp_path / "train" / "a.png", np.full((20, 20, 3), 9, np.uint8))
     (tmp_path / "train.csv").write_text("id,class,segmentation\na,stomach,45 3\na,bowel,\n")
-    with pytest.raises(ConfigError, match=r"train.csv: column 'class' gives image 'a' .*multiclass_rle") as error:
+    with pytest.raises(ConfigError, match=r"train.csv: column 'class' gives rows .*multiclass_rle") as error:
         opened(tmp_path, order="row", origin=0).scenes("train")
     assert "\n" not in str(error.value)
     (tmp_path / "train.csv").write_text("\ufeffid,class,segmentation\na,stomach,45 3\n", encoding="utf-8")

@@ -9,6 +9,7 @@ import torch
 from owed import make, opened
 from torch import nn
 
+from lib.choose.evidence import Members
 from lib.competitions.contract import Competition, Scene
 from lib.config.sections import Predict
 from lib.errors import ArtifactError, ConfigError, DataError
@@ -16,8 +17,8 @@ from lib.inference.predict import Predictor
 from lib.inference.scene import read_stack, sizes
 from lib.scenes.probs import read_levels
 from lib.scenes.raster import stated_size, write_png
+from lib.stages import submit
 from lib.stages.predict import Networks, fall_back, halved, require_whole, told
-from lib.stages.submit import fallbacks
 from lib.tasks import BinaryMask, Label
 
 
@@ -199,10 +200,22 @@ def test_images_of_several_sizes_are_no_traceback(tmp_path):
     assert read_stack(competition, competition.scenes("test")[2], ("pre", "post")).shape == (6, 16, 16)
 
 
-def test_stage_06_names_the_scenes_that_have_the_fallback(tmp_path):
-    members = [SimpleNamespace(name="test", failed={"b": "no twin"}), SimpleNamespace(name="test", failed={"a": "cut"}),
-               SimpleNamespace(name="decode", failed={"of training": "never"})]  # fmt: skip
-    blend = SimpleNamespace(upstream=members)
-    store = SimpleNamespace(folder=lambda unit: tmp_path, manifest=lambda unit: {"failed": unit.failed})
-    run = SimpleNamespace(graph=SimpleNamespace(blend=lambda split: blend), store=store)
-    assert fallbacks(run, "test") == {"a": "cut", "b": "no twin"}
+def test_a_fallback_is_not_refined_on_an_image_of_another_size():
+    competition = SimpleNamespace(
+        read=lambda *_: np.zeros((15, 16, 3), np.uint8), images=("pre",), tasks=COMPETITION.tasks
+    )
+    run = SimpleNamespace(competition=competition, config=SimpleNamespace(blend=SimpleNamespace(crf={"iterations": 1})))
+    levels = np.full((1, 16, 16), 76, np.uint8)
+    assert Members(run, Scene("s", {}), {}, {})._refined("loc", levels) is levels
+
+
+def test_a_submission_that_lacks_a_test_scene_is_not_sealed(tmp_path, monkeypatch):
+    competition = opened("binary_rle", make("binary_rle", tmp_path / "data"))
+    blank = {"loc": np.zeros((1, 16, 16), np.uint8)}
+    monkeypatch.setattr(submit, "averages", lambda *_: ((scene, blank) for scene in competition.scenes("test")[:2]))
+    monkeypatch.setattr(submit.Decision, "of", lambda run: SimpleNamespace(params={}))
+    folder = tmp_path / "out"
+    folder.mkdir()
+    run = SimpleNamespace(competition=competition, graph=SimpleNamespace(test_ids=["t1", "t2", "t3"]))
+    with pytest.raises(ArtifactError, match=r"the submission is not valid: .*1 row: missing, it was asked for \(t3\)"):
+        submit.write(run, SimpleNamespace(name="test"), folder)

@@ -10,7 +10,7 @@ import pytest
 from invented import TRAIN, experiment
 
 from lib.competitions.contract import Scene
-from lib.files import sha256
+from lib.files import sha256, time_of
 from lib.run import index
 from lib.run.artifacts import Store
 from lib.run.graph import Graph
@@ -97,7 +97,6 @@ def hashed(monkeypatch):
     """The names of the files that are hashed, as they are."""
     names = []
     monkeypatch.setattr(index, "sha256", lambda path: names.append(Path(path).name) or sha256(path))
-    monkeypatch.setattr(Index.look, "__defaults__", (index.sha256,))
     return names
 
 
@@ -183,6 +182,15 @@ def test_a_folder_that_was_moved_or_touched_makes_nothing_stale_and_is_hashed_on
     assert work.stale() == OF_TEST and hashed[again:] == ["t.png"]
 
 
+def test_an_older_time_does_not_hide_other_bytes(work, data):
+    """As when a newer archive with the times of the older one is unpacked over it."""
+    path = data.root / "labels/a.json"
+    before = path.stat()
+    path.write_text("LABEL OF A")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns and work.stale() == ALL
+
+
 def test_a_memory_that_cannot_be_read_or_written_costs_time_alone(work, data, hashed):
     touched(data)
     (work.root / MEMORY).unlink()
@@ -206,7 +214,7 @@ def test_the_index_tells_scene_role_file_size_time_and_sum(work, data):
         "u": {"image": ["test/u.png"]},
     }
     stat = (data.root / "train/a.png").stat()
-    assert written["files"]["train/a.png"] == [stat.st_size, stat.st_mtime_ns, sha256(data.root / "train/a.png")]
+    assert written["files"]["train/a.png"] == [stat.st_size, time_of(stat), sha256(data.root / "train/a.png")]
     assert written["files"].keys() == FILES.keys()
 
 

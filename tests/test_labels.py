@@ -246,7 +246,7 @@ def test_faults_are_named_and_left_out(root):
     assert found(competition) == {
         ("unreadable image", "000"), ("label without picture", "001"), ("image all black", "006"),
         ("image without label", "extra.png"), ("image of one colour", "extra.png"),
-        ("label is none of the classes", "003"), ("label given twice", "004"),
+        ("label is none of the classes", "003"), ("row written twice, read once", "train.csv line 18"),
         ("label given twice", "007"), ("class without picture", "spots"),
         ("file beside pictures or videos that is none", "train/notes.txt"),
     }  # fmt: skip

@@ -240,7 +240,7 @@ EVERY_CSV: list[tuple[str, Change, str]] = [
      "expected the sample's order"),
     ("sample without rows", sampled(lambda t: t.split("\n")[0] + "\n"), "a header alone"),
     ("sample empty", sampled(lambda t: ""), "an empty file"),
-    ("sample not there", sampled(lambda t: None), "sample.csv: expected a CSV file"),
+    ("sample not there", sampled(lambda t: None), "sample.csv: expected a"),
     ("sample of others", sampled(lambda t: t.replace("a1", "q1").replace("storm", "flood")), "the sample has it"),
 ]  # fmt: skip
 ONE_ROW = [
@@ -422,6 +422,7 @@ ARCHIVES: list[tuple[str, Change, str]] = [
     ("wrong CRC", archive(then=field(16, b"\1\2\3\4", 14)), "cannot be unpacked (Bad CRC-32"),
     ("size in zip64 that is not there", archive(then=field(24, b"\xff\xff\xff\xff", 22)),
      "unpacks to more than|expected a zip of PNG pairs"),
+    ("two sizes", archive(then=field(20, b"\1\2\0\0", None)), "gives it two sizes"),
     ("local name differs", archive(then=lambda d: d.replace(b"test_damage_00000", b"test_damage_00009", 1)),
      "cannot be unpacked"),
     ("truncated directory", archive(then=lambda d: d[:-40]), "expected a zip of PNG pairs"),

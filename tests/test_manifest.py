@@ -108,16 +108,28 @@ def test_a_large_unit_is_checked_file_by_file_when_it_is_read(store, monkeypatch
     (folder / "a.tif").write_bytes(one_bit(folder / "a.tif"))
     assert "a.tif: its bytes changed" in fault(folder)
     os.utime(folder / "a.tif", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert "a.tif: its bytes changed" in fault(folder), "an older time does not hide it"
+    manifest.retime(folder)  # as of a disk that forgets: nobody has written the file
     assert not fault(folder), "this is what --force in the next sentence is for"
     assert store.check(folder / "b.tif") == folder / "b.tif"
     with pytest.raises(ArtifactError, match=r"a.tif: its bytes changed.*run: python 04.py --force"):
         store.check(folder / "a.tif")
     weights = units()["02_loc/net/fold0"]
-    before = (store.root / weights.key / "best.safetensors").stat()
     (store.root / weights.key / "best.safetensors").write_text("weights of fold 9")
-    os.utime(store.root / weights.key / "best.safetensors", ns=(before.st_atime_ns, before.st_mtime_ns))
+    manifest.retime(store.root / weights.key)
     with pytest.raises(ArtifactError, match=r"best.safetensors: its bytes.*run: python 02.py --fold 0 --force"):
         store.require(weights)
+
+
+def test_the_folder_of_another_unit_is_damage(store, tmp_path):
+    net = units()["02_loc/net/fold0"]
+    shutil.rmtree(store.root / net.key)
+    shutil.copytree(store.root / "02_loc/net/fold1", store.root / net.key)
+    assert store.status(net) == "damaged"
+    with pytest.raises(ArtifactError, match=r"02_loc/net/fold0 is damaged \(.*fold0: holds 02_loc/net/fold1\); run:"):
+        store.require(net)
+    with pytest.raises(ArtifactError, match=r"fold0: holds 02_loc/net/fold1; the attached copy"):
+        Store(tmp_path / "own", (store.root,)).require(net)
 
 
 def test_a_file_that_no_manifest_lists_is_not_used(store):
@@ -191,6 +203,19 @@ def test_data_that_changed_make_a_unit_stale_and_its_fingerprint_is_as_it_was(st
         store.require(net(**many))
 
 
+def test_what_is_built_on_a_unit_that_was_removed_follows_its_data(store):
+    def chain(labels):
+        net = Unit("02_loc/net/fold0", {"k": 0}, "", (units()["01_folds"],), data={"labels": labels})
+        return net, Unit("04_probs/loc/net/fold0/oof", {"p": 1}, "", (net,), data={"images": "y"}, per_scene=True)
+
+    for unit in chain("x"):
+        build(store, unit)
+    shutil.rmtree(store.root / "02_loc/net/fold0")
+    assert [store.status(unit) for unit in chain("x")] == ["missing", "done"], "to save space"
+    assert [store.status(unit) for unit in chain("z")] == ["missing", "stale"]
+    assert store.outdated(chain("z")[1]) == "from other data than a 02_loc/net/fold0 of today"
+
+
 def test_a_half_built_unit_is_gone_on_with_only_from_the_same_bytes_and_data(store):
     def net(**data):
         return Unit("02_loc/net/fold0", {"k": 0}, "python 02.py", (units()["01_folds"],), data=data)
@@ -213,11 +238,7 @@ def age(folder):
     content = json.loads((folder / MANIFEST).read_text())
     (folder / MANIFEST).write_text(
         json.dumps(
-            {
-                key: value
-                for key, value in content.items()
-                if key not in ("sha256", "mtime_ns", "content", "read", "data")
-            }
+            {key: value for key, value in content.items() if key not in ("sha256", "times", "content", "read", "data")}
         )
     )
 
@@ -249,7 +270,7 @@ def test_a_copy_of_a_large_unit_is_hashed_once(store, tmp_path, monkeypatch):
         assert not fault(copy.root / unit.key) and sorted(hashed) == expected
         assert not copy.adopt(unit)
     after = manifest.read(copy.root / unit.key)
-    assert after["mtime_ns"] != before["mtime_ns"] and {**after, "mtime_ns": 0} == {**before, "mtime_ns": 0}
+    assert after["times"] != before["times"] and {**after, "times": 0} == {**before, "times": 0}
 
 
 def test_frozen_units_of_an_earlier_version_serve_by_size(store, tmp_path):

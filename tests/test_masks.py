@@ -4,9 +4,11 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from test_raster import write_tiff
 
 from lib.errors import DataError
 from lib.scenes.masks import read_objects
+from lib.scenes.raster import read_image
 
 
 @pytest.fixture
@@ -85,3 +87,28 @@ def test_a_mask_of_several_pages_is_refused(tmp_path, disc):
     Image.fromarray(disc).save(tmp_path / "a.tif", save_all=True, append_images=[Image.fromarray(1 - disc)] * 2)
     with pytest.raises(DataError, match="a.tif: expected a mask of one page, got 3"):
         read_objects(tmp_path / "a.tif")
+
+
+def test_a_mask_in_alpha_alone_is_not_an_empty_one(tmp_path, disc):
+    """Exported overlays hold the object in alpha, over one colour."""
+    for colour in (0, 255):
+        overlay = np.dstack([np.full((96, 128, 3), colour, np.uint8), disc * np.uint8(255)])
+        with pytest.raises(
+            DataError, match="a.png: expected a mask in its colours, got one colour and a mask in alpha"
+        ):
+            read_objects(save(tmp_path / "a.png", overlay))
+    plain = np.dstack([np.zeros((96, 128, 3), np.uint8), np.full((96, 128), 255, np.uint8)])
+    assert not read_objects(save(tmp_path / "b.png", plain))[0].any()
+
+
+@pytest.mark.parametrize("bits", [1, 8, 16])
+def test_a_tiff_in_which_white_is_zero_shows_what_others_show(tmp_path, disc, bits):
+    top = 2**bits - 1
+    stored = (top - disc.astype(np.uint32) * top).astype(np.uint16 if bits == 16 else np.uint8)
+    options = {"nbits": 1} if bits == 1 else {}
+    write_tiff(tmp_path / "a.tif", stored[None], photometric="MINISWHITE", **options)
+    np.testing.assert_array_equal(read_objects(tmp_path / "a.tif")[0], disc)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif")[..., 0], disc * np.uint8(255))
+    if bits == 8:
+        with Image.open(tmp_path / "a.tif") as file:
+            np.testing.assert_array_equal(np.array(file), disc * np.uint8(255))

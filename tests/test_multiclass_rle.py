@@ -353,12 +353,12 @@ def test_the_header_of_a_submission_is_in_the_order_of_its_rows(tmp_path):
     assert written.read_text().splitlines() == ["ImageId,ClassId,EncodedPixels", "a.png,1,1 3", "a.png,2,"]
 
 
-@pytest.mark.parametrize("header", ["ImageId,EncodedPixels", "ClassId,ImageId,EncodedPixels"])
+@pytest.mark.parametrize("header", ["ImageId,EncodedPixels", "ImageId,ClassId,EncodedPixels,Usage"])
 def test_a_sample_of_another_form_is_refused_when_scenes_are_listed(header, tmp_path):
     (tmp_path / "train_images").mkdir()
     raster.write_png(tmp_path / "train_images" / "a.png", np.full((20, 30, 3), 90, np.uint8))
     (tmp_path / "train.csv").write_text("ImageId,ClassId,EncodedPixels\na.png,1,1 3\n")
     (tmp_path / "sample_submission.csv").write_text(f"{header}\n")
     competition = open_competition("multiclass_rle", tmp_path, {"classes": ["1", "2"], "order": "column", "origin": 1})
-    with pytest.raises(DataError, match=r"sample_submission.csv: expected columns of ids .* in this order, got"):
+    with pytest.raises(DataError, match=r"sample_submission.csv: expected columns of ids .* and runs, got"):
         competition.scenes("train")

@@ -1,20 +1,22 @@
 """Pixels as people have them, in every competition: what is not valid teaches nothing, odd masks are asked about."""
 
+import os
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
 from PIL import Image
 from rasterio.transform import from_origin
-from test_raster import write_tiff
+from test_raster import declared, write_tiff
 from test_xview2 import HOUSES, add, box
 
 from lib.competitions import open_competition
 from lib.config.load import load
 from lib.errors import ConfigError, DataError
-from lib.scenes import rle, stain
+from lib.scenes import place, rle, stain
 from lib.scenes.raster import read_image
 from lib.scenes.view import View
 from lib.settings import Limits, limits, set_limits
@@ -242,6 +244,9 @@ def test_exif_turns_a_picture_and_no_mask_of_colours(tmp_path):
 
 
 # ---- pairs ------------------------------------------------------------------------------------------------
+SHARED = Path(os.environ.get("SHARED_DATA", Path(__file__).parents[1] / "../shared/data"))
+
+
 def pair(root, shift=0.0, houses=HOUSES, nodata=None):
     """Write a scene of two 16-bit GeoTIFFs, the second ``shift`` metres east of the first."""
     add(root / "train", "big-storm_00000001", houses)
@@ -305,6 +310,17 @@ def test_a_target_is_ignored_where_one_of_the_shown_images_has_no_data(tmp_path)
     np.testing.assert_array_equal(competition.training_target(scene, "loc", ("pre",)), competition.target(scene, "loc"))
 
 
+@pytest.mark.skipif(not (SHARED / "bright").is_dir(), reason="needs the real GeoTIFFs")
+def test_real_pairs_lie_where_their_authors_say():
+    (pre,), (post,) = (list((SHARED / "bright").glob(f"*_{side}_disaster.tif")) for side in ("pre", "post"))
+    assert place.offset(pre, post) == place.Offset(0.0, (1.0, 1.0), 1.0) and place.remarks(pre, post) == []
+    tiles = {side: sorted((SHARED / "geotiff_joplin" / side).glob("*.tif")) for side in ("pre", "post")}
+    pairs = [place.offset(pre, post) for pre in tiles["pre"] for post in tiles["post"]]
+    assert {pair.overlap > 0 for pair in pairs} == {True, False}, "both sides overlap in part"
+    for pair in pairs:  # 0.6 m before; after 6e-6 degrees, 0.53 m by 0.67 m
+        assert pair.scale == pytest.approx((0.53 / 0.6, 0.667 / 0.6), abs=0.01)
+
+
 # ---- limits -----------------------------------------------------------------------------------------------
 def test_a_stated_limit_holds_where_data_are_opened_and_where_they_are_sent(tmp_path):
     before = limits()
@@ -328,3 +344,25 @@ def test_a_stated_limit_holds_where_data_are_opened_and_where_they_are_sent(tmp_
     (tmp_path / "a.yaml").write_text("name: a\ncompetition: binary_rle\ndata: {root: x, limits: {image_pixels: 0}}\n")
     with pytest.raises(ConfigError, match="data.limits.image_pixels: .*greater than or equal to 1"):
         load(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("name", ["binary_rle", "voc", "labels", "xview2"])
+def test_no_image_stops_the_check_of_the_data(tmp_path, name):
+    """A PNG of a few bytes that declares 60,000 x 60,000 pixels, labelled as the others are."""
+    options = {"voc": {"classes": ["background", "cat"], "lists": None}, "labels": {"classes": ["a", "b"]}}.get(
+        name, {}
+    )
+    folder = {"binary_rle": "train_images", "voc": "JPEGImages", "labels": "train"}.get(name)
+    for key in "abc" if folder else ():
+        put(tmp_path / folder / f"{key}.png", picture())
+        put(tmp_path / {"voc": "SegmentationClass"}.get(name, "train_masks") / f"{key}.png", disc())
+    if name == "labels":
+        (tmp_path / "train.csv").write_text("id,label\na,a\nb,b\nc,a\n")
+    for number in range(3) if name == "xview2" else ():
+        add(tmp_path / "train", f"big-storm_0000000{number}")
+    path = tmp_path / folder / "b.png" if folder else tmp_path / "train/images/big-storm_00000001_pre_disaster.png"
+    declared(path, 60_000, 60_000)
+    competition = open_competition(name, tmp_path, options)
+    (finding,) = [finding for finding in competition.inspect() if finding.kind == "unreadable image"]
+    assert "expected at most 250000000 pixels, got 60000 x 60000" in finding.detail and str(path) in finding.detail
+    assert len(competition.scenes("train")) == (3 if name == "labels" else 2)

@@ -39,8 +39,8 @@ def test_a_video_is_what_its_mean_frame_is():
 
 
 def test_scenes_with_a_fallback_or_without_an_image_teach_nothing(tmp_path, monkeypatch, capsys):
-    facts = {"facts": {"predict": {}}, "failed": {"b": "no image"}}
-    (tmp_path / "manifest.json").write_text(json.dumps(facts))
+    made = {"fingerprint": "", "files": {}, "facts": {"predict": {}}, "failed": {"b": "no image"}}
+    (tmp_path / "manifest.json").write_text(json.dumps(made))
     monkeypatch.setattr(pseudo, "pseudo_folders", lambda *_: [tmp_path])
     monkeypatch.setattr(pseudo, "require_same_folds", lambda *_: None)
     scenes = [Scene(name, {}) for name in "abcd"]

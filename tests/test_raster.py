@@ -245,6 +245,19 @@ def test_transparent_colours_and_palette_entries_of_a_png_hide_pixels(tmp_path, 
     assert read(tmp_path / "plain.png").valid.all() and validity(tmp_path / "plain.png") is None
 
 
+def test_validity_of_an_image_that_was_just_read_is_known_and_of_a_changed_one_read_anew(tmp_path, photo, hole):
+    other = np.roll(hole, 7, axis=0)
+    for number, valid in enumerate((hole, other, hole)):
+        write_tiff(tmp_path / "a.tif", np.where(valid, photo.transpose(2, 0, 1) | 1, np.uint8(0)), nodata=0)
+        os.utime(tmp_path / "a.tif", ns=(number, number))
+        np.testing.assert_array_equal(validity(tmp_path / "a.tif"), valid)
+        np.testing.assert_array_equal(read(tmp_path / "a.tif").valid, valid)
+    data = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "a.tif").write_bytes(bytes(len(data)))  # as if it had not changed: it is not opened again
+    os.utime(tmp_path / "a.tif", ns=(number, number))
+    np.testing.assert_array_equal(validity(tmp_path / "a.tif"), valid)
+
+
 def test_what_is_not_a_number_is_not_data_whether_declared_or_not(tmp_path, photo, hole):
     values = photo.transpose(2, 0, 1).astype(np.float32)
     values[:, ~hole] = np.inf
@@ -266,7 +279,14 @@ def test_a_value_that_fills_pixels_without_being_declared_is_remarked(tmp_path, 
     )
     write_tiff(tmp_path / "b.tif", values, nodata=-9999)
     write_tiff(tmp_path / "c.tif", np.where(hole, values, 5).astype(np.int16))
-    assert kinds(tmp_path / "b.tif") == kinds(tmp_path / "c.tif") == []
+    bright = (photo.transpose(2, 0, 1).astype(int) * 500).clip(0, 65535)
+    assert 0.001 < (bright == 65535).all(axis=0).mean() < 0.9, "some is overexposed"
+    write_tiff(tmp_path / "d.tif", bright.astype(np.uint16))
+    assert kinds(tmp_path / "b.tif") == kinds(tmp_path / "c.tif") == kinds(tmp_path / "d.tif") == []
+    huge = np.where(hole, photo.transpose(2, 0, 1) * 1e300, np.finfo(float).min)
+    write_tiff(tmp_path / "e.tif", huge, nodata=np.finfo(float).min)
+    np.testing.assert_array_equal(read(tmp_path / "e.tif").valid, hole)
+    assert np.corrcoef(read_image(tmp_path / "e.tif")[hole].ravel(), photo[hole].ravel())[0, 1] > 0.99
 
 
 # ---- from many bits to eight ----------------------------------------------------------------------------

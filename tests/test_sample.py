@@ -7,6 +7,7 @@ from owed import FIELDS, HEADERS, ids_of, make, nothing, opened, picture, rows_f
 from lib.competitions import NAMES, open_competition
 from lib.competitions import sample as samples
 from lib.errors import DataError
+from lib.scenes.raster import write_png
 
 
 def written(competition, folder):
@@ -23,6 +24,7 @@ def test_scenes_order_and_header_are_those_of_the_sample(name, tmp_path):
     header = ",".join(("image", "kind", "target")[-FIELDS[name] :]) if FIELDS[name] == 3 else "image,target"
     root = make(name, tmp_path / "data")
     path = sample(name, root, [third, "unknown_00000009", first], header)
+    (tmp_path / "handed").mkdir()
     competition = opened(name, root)
     assert [scene.id for scene in competition.scenes("test")] == sorted([third, "unknown_00000009", first])
     lines, expected = written(competition, tmp_path), path.read_text().splitlines()
@@ -35,6 +37,9 @@ def test_scenes_order_and_header_are_those_of_the_sample(name, tmp_path):
     assert absent.files == {} and competition.incomplete(absent).endswith("found no file of it")
     assert competition.labelled(absent) is False or name == "binary_rle"
     assert len(competition.scenes("train")) == 3
+    answers = [(scene, nothing(competition, scene)) for scene in competition.scenes("test")]
+    assert competition.submit(answers, tmp_path / "handed", competition.scenes("test")) == []
+    assert (tmp_path / "handed/submission.csv").read_text().splitlines() == lines
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -146,6 +151,8 @@ def test_the_order_of_runs_is_kept_per_image_and_per_object(metric, tmp_path):
     (["a"], {"a.png", "a.jpg"}, {"a": "a"}),  # which of the two is not said
     (["a.png", "a.jpg"], {"a"}, {"a": "a.png", "a.jpg": "a.jpg"}),
     (["a.png", "a"], {"a.png", "a"}, {"a.png": "a.png", "a": "a"}),
+    (["2.0", "1"], {"0001", "0002"}, {"0002": "2.0", "0001": "1"}),
+    (["1"], {"01", "001"}, {"1": "1"}),  # two could be meant
     (["1e5", "007", "7"], {"007", "1e5"}, {"1e5": "1e5", "007": "007", "7": "7"}),
 ])  # fmt: skip
 def test_ids_match_whatever_their_suffix_and_folder(texts, listed, written):
@@ -158,8 +165,6 @@ def test_a_pair_without_its_twin_and_one_of_two_sizes_are_owed_an_answer(tmp_pat
     root = make("xview2", tmp_path / "data")
     (root / "test/images/test_post_00003.png").unlink()
     picture(root / "test/images/test_post_00004.png", 9)
-    from lib.scenes.raster import write_png
-
     write_png(root / "test/images/test_post_00004.png", np.zeros((15, 16, 3), np.uint8))
     competition = opened("xview2", root)
     faults = {scene.id: competition.incomplete(scene) for scene in competition.scenes("test")}
@@ -178,3 +183,55 @@ def test_whose_answer_is_owed_is_told_without_reading_labels(tmp_path, monkeypat
     competition = open_competition("binary_rle", root)  # how runs count pixels is not stated
     monkeypatch.setattr(type(competition), "labelled_runs", lambda self: pytest.fail("the runs were read"))
     assert [scene.id for scene in competition.scenes("test")] == ["t1", "t3"]
+
+
+@pytest.mark.parametrize(("header", "order"), [
+    ("ImageId,EncodedPixels,ClassId", (0, 2, 1)),  # Severstal's
+    ("ClassId,ImageId,EncodedPixels", (1, 0, 2)), ("EncodedPixels,ClassId,file", (2, 1, 0)), ("a,b,c", (0, 1, 2)),
+    ("id,predicted,class", (0, 2, 1)), ("class,image,pixels", (1, 0, 2)),
+])  # fmt: skip
+def test_columns_of_classes_stand_where_the_sample_has_them(header, order, tmp_path):
+    root = make("multiclass_rle", tmp_path / "data")
+    path = root / "sample_submission.csv"
+
+    def line(*fields):  # id, class, runs
+        return ",".join(fields[order.index(column)] for column in range(3))
+
+    rows = [(i, kind, "1 1") for i in ("t3", "t1", "t2") for kind in ("2", "1")]
+    path.write_text("\n".join([header, *(line(*row) for row in rows)]) + "\n")
+    competition = opened("multiclass_rle", root)
+    scenes = competition.scenes("test")
+    assert [scene.id for scene in scenes] == ["t1", "t2", "t3"] and competition.owing() == []
+    answers = {scene.id: np.zeros((2, 16, 16), np.uint8) for scene in scenes}
+    answers["t1"][1, 2:4, 0] = answers["t3"][0, 0, 0] = 1
+    assert competition.submit([(scene, answers[scene.id]) for scene in scenes], tmp_path, scenes) == []
+    runs = {("t1", "2"): "3 2", ("t3", "1"): "1 1"}
+    expected = [header, *(line(i, kind, runs.get((i, kind), "")) for i, kind, _ in rows)]
+    assert (tmp_path / "submission.csv").read_text().splitlines() == expected
+    assert competition.lint(tmp_path / "submission.csv", sample=path) == competition.lint(tmp_path, scenes) == []
+    for scene in scenes:
+        np.testing.assert_array_equal(competition.read_submission(tmp_path, scene), answers[scene.id])
+    broken = [*expected[:2], expected[2].replace(line("t3", "1", "1 1"), line("t3", "1", "9999 1")), *expected[3:]]
+    (tmp_path / "submission.csv").write_text("\n".join(broken))
+    (fault,) = competition.lint(tmp_path / "submission.csv", scenes)
+    assert "1 row: a run outside of the image (t3,1)" in fault
+
+
+def test_a_folder_in_which_the_image_is_missing_is_owed_an_answer(tmp_path):
+    for place in ("stage1_train/a/images/a", "stage1_train/a/masks/m", "stage1_test/t/images/t"):
+        picture(tmp_path / f"{place}.png", len(place))
+    write_png(tmp_path / "stage1_train/a/masks/m.png", np.eye(16, dtype=np.uint8) * 255)
+    (tmp_path / "stage1_test/u/images").mkdir(parents=True)
+    competition = opened("binary_rle", tmp_path, domain="colour")
+    assert [(scene.id, set(scene.files)) for scene in competition.scenes("test")] == [("t", {"image"}), ("u", set())]
+    assert [(f.kind, f.scene) for f in competition.inspect()] == [("folder without its one image", "u")]
+    assert [line.split(",")[0] for line in written(competition, tmp_path)[1:]] == ["t", "u"]
+
+
+def test_a_folder_of_no_frames_is_a_video_that_cannot_be_read(tmp_path):
+    root = make("videos", tmp_path / "data")
+    (root / "test/videos/t2/1.png").unlink()
+    competition = opened("videos", root, fallback=0.25)
+    assert [scene.id for scene in competition.scenes("test")] == ["t1", "t2", "t3"]
+    assert [(f.kind, f.scene) for f in competition.inspect()] == [("unreadable video", "t2")]
+    assert "t2,0.250" in written(competition, tmp_path)

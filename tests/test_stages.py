@@ -261,7 +261,7 @@ def test_test_pairs_that_cannot_be_predicted_have_an_answer_and_stop_nothing(tmp
         assert own.run(name, *flags, "--set", "predict.fallback=0", "--set", "predict.workers=2") == 0, name
     said = capsys.readouterr().out
     assert "4 of 5 scenes could not be predicted and have the fallback 0.0" in said
-    assert "4 of 5 scenes have the fallback 0.0 instead of a prediction: " in said
+    assert "test: scenes with the fallback of stage 04: 4 (" in said
     manifest = json.loads((own.root / "04_probs/loc/loc/fold0/test/manifest.json").read_text())
     failed = sorted({*ids} - {whole.id})
     assert list(manifest["failed"]) == failed and manifest["scenes"] == 5
@@ -274,6 +274,32 @@ def test_test_pairs_that_cannot_be_predicted_have_an_answer_and_stop_nothing(tmp
     )
     with zipfile.ZipFile(own.root / "06_submission/test/xview2.zip") as archive:
         assert len(archive.namelist()) == 2 * 5
+
+
+@pytest.mark.slow
+def test_scenes_that_failed_are_tried_again_until_they_are_there(tmp_path, scenes, finished, capsys):
+    data = tmp_path / "xbd"
+    shutil.copytree(scenes, data)
+    scene = open_competition("xview2", data).scenes("test")[1]
+    scene.files["post"].write_bytes(b"no image")
+    own = Experiment(tmp_path, data)
+    flags = ("--inputs", finished.root, "--split", "test", "--set", "predict.fallback=0")
+    for name in STAGES[3:]:
+        assert own.run(name, *flags) == 0, name
+    capsys.readouterr()
+    for name in STAGES[3:]:
+        assert own.run(name, *flags) == 0, name
+    said = capsys.readouterr().out
+    assert said.count(f"scenes with the fallback: 1 ({scene.id}), trying them again") == 4
+    assert said.count("1 of 2 scenes are as they were and are kept") == 4
+    assert said.count(f"test: scenes with the fallback of stage 04: 1 ({scene.id})") == 2, "stages 05 and 06"
+    assert "05_ensemble/test: skipped, done" in said, "they failed again, to the same bytes"
+    shutil.copyfile(scenes / scene.files["post"].relative_to(data), scene.files["post"])
+    for name in STAGES[3:]:
+        assert own.run(name, *flags) == 0, name
+    assert "fallback of stage 04" not in capsys.readouterr().out
+    mine, theirs = ((e.root / "06_submission/test/submission.csv").read_bytes() for e in (own, finished))
+    assert mine == theirs
 
 
 def test_probabilities_open_as_named_bands(finished):

@@ -85,6 +85,8 @@ class Members:
             image = competition.read(self.scene, competition.images[0])
         except DataError:  # its levels are the fallback of stage 04
             return levels
+        if image.shape[:2] != levels.shape[-2:]:  # so are those of a scene whose images differ in size
+            return levels
         settings = crf.Crf.model_validate(options)
         return crf.refine(levels, image, competition.tasks[task].kind == "multiclass", settings)
 

@@ -21,9 +21,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lib.competitions import tables
 from lib.competitions.contract import Answer, Competition, Finding, Row, Scene, confusion_table
-from lib.competitions.listing import Expression, find_in_ids
+from lib.competitions.listing import Expression, find_in_ids, odd_rows, otherwise
+from lib.competitions.records import Records, bare, is_missing, matched, read_records
 from lib.competitions.tables import Size
 from lib.errors import DataError
 from lib.settings import Section
@@ -104,12 +104,15 @@ class Classification(Competition):
     """What a scene is called."""
     suffixes: ClassVar[tuple[str, ...]] = ()
     """Suffixes that an id may do without."""
+    bare_ids: ClassVar[bool] = True
+    """Whether ids do without them where no table says how they are written."""
     odd_label: ClassVar[str] = "label is none of the classes"
     """The finding of a label that ``index_of`` does not know."""
 
     def __init__(self, root: Path, options: Any, memo: Path | None = None):
         super().__init__(root, options, memo)
         self._row_ids: dict[str, str] = {}  # scene id -> the id as the table and the submission write it
+        self._odd_rows: list[Finding] = []  # of what ``records`` were read from
 
     @property
     @abstractmethod
@@ -133,7 +136,8 @@ class Classification(Competition):
         if (folder := self._folder("test")) is None:
             return [], []
         paths, known = list(self._walk(folder)), self._test_ids
-        whole = any(PurePosixPath(name).suffix.lower() in self.suffixes for name in known)
+        with_suffix = any(PurePosixPath(name).suffix.lower() in self.suffixes for name in known)
+        whole = with_suffix if known else not self.bare_ids
         names = [path.relative_to(folder).as_posix() for path in paths]
         if not any("/" in name for name in known):
             paths = [path for path in paths if path.parent == folder] or paths
@@ -243,12 +247,14 @@ class Classification(Competition):
 
     def _keys(self, name: str) -> tuple[str, ...]:
         """Return what may be the id of a file: its name or path, and the same without its suffix."""
-        return (name, str(PurePosixPath(name).with_suffix(""))) if self.suffixes else (name,)
+        return name, bare(name, self.suffixes)
 
     @cached_property
     def _rows(self) -> tuple[tuple[str, ...], list[dict[str, str]]]:
         """The columns and rows of the table; none where it is not there."""
-        return tables.read_records(self.table) if self.table.is_file() else ((), [])
+        read = read_records(self.table) if self.table.is_file() else Records()
+        self._odd_rows += odd_rows(self.table, read)
+        return read.columns, list(read.rows)
 
     @cached_property
     def _test_ids(self) -> list[str]:
@@ -268,7 +274,7 @@ class Classification(Competition):
 
     @cached_property
     def records(self) -> list[Record]:
-        """What the table, or else the folders say of labelled scenes."""
+        """What the table, or else the folders say of labelled scenes; "" as label where it says nothing."""
         columns, rows = self._rows
         train = self._folder("train")
         if not columns:
@@ -283,8 +289,13 @@ class Classification(Competition):
                             f"{' and no '.join(missing)}; set data.options.columns")  # fmt: skip
         names, places = self._by_id(train), roles.model_dump()
         places |= {role: stated for role in ROLES if (stated := getattr(self.options, role)) in columns}
-        texts = [{role: row.get(column, "") for role, column in places.items()} for row in rows]
-        return [Record(row["id"], row["label"], names.get(row["id"], ()), row) for row in texts]
+        texts = [{role: "" if is_missing(text := row.get(column, "")) else text for role, column in places.items()}
+                 for row in rows]  # fmt: skip
+        means = matched((row["id"] for row in texts), names, self.suffixes)
+        changed = {PurePosixPath(text).name: paths[0].name for text, paths in means.items() if text not in names}
+        self._odd_rows += otherwise("ids written otherwise than their files, read as those", self.table.name,
+                                    changed, self.suffixes)  # fmt: skip
+        return [Record(row["id"], row["label"], means.get(row["id"], ()), row) for row in texts]
 
     def _records_of_folders(self, train: Path | None) -> list[Record]:
         """Return a record for each scene in a folder per class."""
@@ -292,7 +303,7 @@ class Classification(Competition):
         found = []
         for folder in folders:
             for path in self._walk(folder):
-                name = self._keys(path.relative_to(folder).as_posix())[-1]
+                name = self._keys(path.relative_to(folder).as_posix())[-1 if self.bare_ids else 0]
                 found.append(Record(f"{folder.name}_{_flat(name)}", folder.name, [path], {"group": ""}))
         if not found:
             raise DataError(f"{self.root}: expected the table {self.table.relative_to(self.root)}, or a folder of "
@@ -300,31 +311,41 @@ class Classification(Competition):
                             "data.options")  # fmt: skip
         return found
 
-    def _by_id(self, folder: Path) -> dict[str, list[Path]]:
-        """Return the files that each id may mean: their paths in the folder and, where no other has it, their names."""
+    def _by_id(self, folder: Path) -> dict[str, tuple[Path, ...]]:
+        """Return the files that each id may mean: their paths in the folder or the data and, where no other has it,
+        their names."""
         places = {path.relative_to(folder).as_posix(): path for path in self._walk(folder)}
         by_name: dict[str, list[Path]] = defaultdict(list)
         for path in places.values():
-            for key in self._keys(path.name):
+            for key in dict.fromkeys(self._keys(path.name)):
                 by_name[key].append(path)
         stems: dict[str, list[Path]] = {}
         for place, path in places.items():
             stems.setdefault(self._keys(place)[-1], [path])  # of two files with one stem the first has it
-        return dict(by_name) | stems | {place: [path] for place, path in places.items()}
+        found = {path.relative_to(self.root).as_posix(): [path] for path in places.values()}
+        found |= dict(by_name) | stems | {place: [path] for place, path in places.items()}
+        return {key: tuple(paths) for key, paths in found.items()}
 
     @cached_property
     def _joined(self) -> tuple[dict[str, Labelled], list[Scene], list[Finding]]:
         """The labelled scenes by id, those without a label, and what is strange about labels and files."""
-        records = self.records
-        given: dict[str, set[str]] = defaultdict(set)
-        for record in records:
-            given[_flat(record.id)].add(record.label)
-        named, findings = self._named([record.id for record in records])
+        stated = [record for record in self.records if record.label]  # others are not labelled
+        given: dict[Any, dict[Any, str]] = defaultdict(dict)  # what is labelled -> class -> how that is written
+        for record in stated:
+            index = self.index_of(record.label)
+            given[_labelled_by(record)].setdefault(record.label if index is None else index, record.label)
+        named, findings = self._named([record.id for record in stated])
+        findings = [*self._odd_rows, *self.odd_labels(), *findings]
         found: dict[str, Labelled] = {}
-        for record in records:
-            key, label = _flat(record.id), self.index_of(record.label)
-            if key in found or len(given[key]) > 1:
-                findings.append(Finding("label given twice", key, " and ".join(sorted(given[key]))))
+        done: dict[Any, Record] = {}
+        for record in stated:
+            key, what, label = _flat(record.id), _labelled_by(record), self.index_of(record.label)
+            if len(given[what]) > 1:
+                findings.append(Finding("label given twice", key, " and ".join(sorted(given[what].values()))))
+            elif what in done or key in found:
+                same = done.get(what, record)
+                how = f"as {same.id}" if same.id != record.id else "its first row is used"
+                findings.append(Finding(f"several rows of one {self.noun} with one label", key, how))
             elif len(record.paths) != 1:
                 several = f"{len(record.paths)} have this name; ids must be paths" if record.paths else record.label
                 findings.append(Finding(f"label without {self.noun}", key, several))
@@ -333,10 +354,20 @@ class Classification(Competition):
             else:
                 more = {**record.more, **{role: texts.get(record.id, "") for role, texts in named.items()}}
                 found[key] = Labelled(self.scene(record.id, record.paths[0], more), label, record)
-        used = {path for record in records for path in record.paths}
+            done.setdefault(what, record)
+        used = {path for record in stated for path in record.paths}
         folder = self._folder("train") if self._rows[0] else None
-        bare = [path for path in self._walk(folder) if path not in used] if folder else []
-        return found, [Scene(path.name, {self.files[0]: path}) for path in bare], findings
+        rest = [path for path in self._walk(folder) if path not in used] if folder else []
+        return found, [Scene(path.name, {self.files[0]: path}) for path in rest], findings
+
+    def odd_labels(self) -> list[Finding]:
+        """Return the labels that were understood otherwise than they are written."""
+        return []
+
+
+def _labelled_by(record: Record) -> Any:
+    """Return what a record labels: its file, with the frames of it that are meant, or its id where no file is known."""
+    return (record.paths[0], record.span) if len(record.paths) == 1 else _flat(record.id)
 
 
 def _flat(row_id: str) -> str:

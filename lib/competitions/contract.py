@@ -239,7 +239,16 @@ class Competition(ABC):
     @cached_property
     def sampled(self) -> Sample | None:
         """What the sample submission says; None where there is none. Raises DataError."""
-        return samples.read(self.sample) if self.sample else None
+        return self.read_sample(self.sample) if self.sample else None
+
+    def read_sample(self, path: Path) -> Sample:
+        """Read any sample submission, each row with its names first. Raises DataError."""
+        found = samples.read(path)
+        return found.ordered(self.column_order(found.header))
+
+    def column_order(self, header: Sequence[str]) -> tuple[int, ...]:
+        """Return the column of a file with this header in which each field of a row stands; () where in their order."""
+        return ()
 
     @cached_property
     def owed(self) -> Owed | None:
@@ -393,7 +402,7 @@ class Competition(ABC):
         findings: list[Finding] = []
         scenes: list[tuple[Scene, str]] = []
         for split in SPLITS:
-            scenes += [(scene, split) for scene in self._list(split)]
+            scenes += [(scene, split) for scene in self._list(split) if scene.files]
             findings += self._listed[split][1]
         findings += self.owing()
         findings += self.passed_over(findings)
@@ -732,6 +741,11 @@ class Competition(ABC):
         paths = [scene.files[image] for image in self.own_images if image in scene.files]
         return next((size for path in paths if (size := raster.stated_size(path))[0] is not None), (None, None))
 
+    def canvas(self, scene: Scene) -> tuple[int, int]:
+        """Return (height, width) to draw a scene's runs on; where no size is known one pixel, for an empty mask."""
+        height, width = self.size(scene) or (None, None)
+        return (1, 1) if height is None or width is None else (height, width)
+
     def write_submission(self, answers: Iterable[tuple[Scene, Answer]], folder: Path) -> list[Path]:
         """Write every format the competition takes into ``folder``, scene by scene; return the files.
 
@@ -798,7 +812,7 @@ class Competition(ABC):
         if not path.exists():
             return [f"{path}: expected a submission (a CSV, or the folder it lies in), found nothing there"]
         try:
-            standard = samples.read(sample) if sample else self.sampled
+            standard = self.read_sample(sample) if sample else self.sampled
         except DataError as error:
             return [str(error)]
         if sample is None and standard is not None and not tables.same_names(path, standard, self.form):
@@ -823,7 +837,7 @@ class Competition(ABC):
 
     def scenes_of(self, sample: Path) -> list[str]:
         """Return the ids of the scenes that a sample submission names. Raises DataError where it names none."""
-        found = samples.read(sample)
+        found = self.read_sample(sample)
         if not found.rows:
             raise DataError(f"{sample}: {tables.NO_ROWS}")
         return list(dict.fromkeys(map(self.scene_of, found.names(1))))

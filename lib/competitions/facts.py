@@ -75,7 +75,7 @@ def state_of(paths: list[Path]) -> list[Any]:
     for path in paths:
         try:
             inside = sorted(path.iterdir()) if path.is_dir() else [path]
-            found += [[file.name, (stat := file.stat()).st_size, stat.st_mtime_ns] for file in inside]
+            found += [[file.name, (state := file.stat()).st_size, files.time_of(state)] for file in inside]
         except OSError:
             found.append(None)
     return found

@@ -27,7 +27,8 @@ from lib.competitions import sample as samples
 from lib.competitions.classification import Classification, ClassificationOptions
 from lib.competitions.contract import SUBMISSION, Answer, Axes, Chain, Finding, Lattice, Levels, Params, Row, Scene
 from lib.competitions.decoding import GAIN_STEPS, Setting, gains
-from lib.competitions.listing import SUFFIXES, checked_classes, is_picture
+from lib.competitions.listing import SUFFIXES, checked_classes, is_picture, otherwise
+from lib.competitions.records import matched, spellings
 from lib.competitions.tables import Form
 from lib.ensemble import search
 from lib.errors import DataError
@@ -86,7 +87,7 @@ class Labels(Classification):
         if self.options.classes:
             return self.options.classes
         try:
-            return checked_classes(sorted({record.label for record in self.records}), MOST)
+            return checked_classes(spellings(record.label for record in self.records if record.label), MOST)
         except ValueError as error:
             raise DataError(f"{self.root}: classes of the data: {error}; state data.options.classes") from error
 
@@ -109,8 +110,17 @@ class Labels(Classification):
     def _indices(self) -> dict[str, int]:
         return {name: index for index, name in enumerate(self.classes)}
 
+    @cached_property
+    def _meant(self) -> dict[str, int]:
+        """Label as the data writes it -> index of its class; upper case and ``1.0`` may stand for lower case and 1."""
+        return matched({record.label for record in self.records if record.label}, self._indices, shared=True)
+
     def index_of(self, label: str) -> int | None:
-        return self._indices.get(label)
+        return self._meant.get(label)
+
+    def odd_labels(self) -> list[Finding]:
+        means = {label: self.classes[index] for label, index in self._meant.items()}
+        return otherwise("labels written otherwise than their class, read as that", self.table.name, means)
 
     def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:
         """List the pictures of a split, and the classes that have none."""

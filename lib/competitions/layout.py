@@ -4,14 +4,15 @@ Images of a split lie in one folder (``train_images/10044.tiff``; an id is the f
 own with its masks (``stage1_train/00ae65c1/images/00ae65c1.png``). A table says by id what else is known of them.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lib.competitions import tables
+from lib.competitions import records
 from lib.competitions.contract import Finding, Scene
-from lib.competitions.listing import SUFFIXES, is_picture
+from lib.competitions.listing import SUFFIXES, is_picture, odd_rows, otherwise
 from lib.competitions.sample import Sample
 from lib.errors import DataError
 
@@ -22,6 +23,8 @@ FOLDERS = {
 ID_COLUMNS = ("id", "ImageId", "image_id", "img")
 RLE_COLUMNS = ("rle", "rle_mask", "encoding", "EncodedPixels", "segmentation")
 CLASS_COLUMNS = ("class", "ClassId", "class_id", "label", "category")
+
+NO_ONE_IMAGE = "folder without its one image"
 
 Files = dict[str, Path]
 """Role -> path of one image's files."""
@@ -36,6 +39,10 @@ class Table:
     id_column: str = "id"
     rows: Mapping[str, list[dict[str, str]]] = field(default_factory=dict)
     """Image id -> its rows, in the order of the file."""
+    lines: Mapping[str, list[int]] = field(default_factory=dict)
+    """Image id -> the line of the file in which each of its rows begins, from 1."""
+    findings: Sequence[Finding] = ()
+    """The rows that were left out or understood otherwise than they are written."""
 
     @property
     def others(self) -> list[str]:
@@ -43,24 +50,59 @@ class Table:
         return [name for name in self.columns if name != self.id_column]
 
     def value(self, image_id: str, column: str) -> str:
-        """Return what an image's first row says in a column, "" without such a row or column."""
-        return self.rows[image_id][0].get(column, "") if image_id in self.rows else ""
+        """Return what an image's first row says in a column, "" without such a row or column, or where that is nan."""
+        text = self.rows[image_id][0].get(column, "") if image_id in self.rows else ""
+        return "" if records.is_missing(text) else text
 
     @property
     def names_files(self) -> bool:
         """Whether ids are names of files, with their suffix."""
         return any(Path(image_id).suffix.lower() in SUFFIXES for image_id in self.rows)
 
-    def pairs(self, left: Sequence[str], right: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
-        """Return image id -> what two columns say in each of its rows; ``left``, ``right``: names that they may have.
+    def of_images(self, ids: Iterable[str]) -> "Table":
+        """Return the table with its ids written as those of the images are, as far as these can be meant."""
+        means = records.matched(self.rows, {image_id: image_id for image_id in ids}, SUFFIXES)
+        rows: dict[str, list[dict[str, str]]] = {}
+        lines: dict[str, list[int]] = {}
+        spelt: dict[str, str] = {}
+        findings = list(self.findings)
+        for written, own in self.rows.items():
+            key = means.get(written, written)
+            if spelt.setdefault(key, written) != written:
+                findings.append(Finding("two ids of one image in a table", key, f"{spelt[key]} and {written}"))
+            rows.setdefault(key, []).extend(own)
+            lines.setdefault(key, []).extend(self.lines[written])
+        findings += otherwise("ids written otherwise than their files, read as those", self.path.name, means, SUFFIXES)
+        return replace(self, rows=rows, lines=lines, findings=findings)
 
-        Raises DataError where there is a table without them.
+    def runs(self, column: str) -> dict[str, list[str]]:
+        """Return image id -> the runs that a column holds in each of its rows, "" for an empty mask."""
+        return {key: [records.runs_of(row[column]) for row in own] for key, own in self.rows.items()}
+
+    def classes_and_runs(self) -> dict[str, list[tuple[str, str]]]:
+        """Return image id -> the class and the runs that each of its rows holds, "" for an empty mask.
+
+        Raises DataError where there is a table without such columns.
         """
-        names = self.column(left), self.column(right)
+        names = self.column(CLASS_COLUMNS), self.column(RLE_COLUMNS)
         if self.columns and not all(names):
-            raise DataError(f"{self.path}: expected a column out of {', '.join(left)} and one out of "
-                            f"{', '.join(right)}, got {', '.join(self.columns)}")  # fmt: skip
-        return {key: [(row[names[0]], row[names[1]]) for row in rows] for key, rows in self.rows.items()}
+            raise DataError(
+                f"{self.path}: expected a column out of {', '.join(CLASS_COLUMNS)} and one out of "
+                f"{', '.join(RLE_COLUMNS)}, got {', '.join(self.columns)[:120]}; rename them in the file"
+            )
+        runs = self.runs(names[1])
+        return {key: [(row[names[0]], text) for row, text in zip(own, runs[key])] for key, own in self.rows.items()}
+
+    def differing(self, columns: Iterable[str]) -> list[Finding]:
+        """Report the images whose rows do not say the same in these columns, of which ``value`` reads the first."""
+        read = [name for name in dict.fromkeys(columns) if name in self.columns]
+        several = {key: rows for key, rows in self.rows.items() if len(rows) > 1}
+        return [Finding("rows of one image differ, the first is read", key, f"{self.path.name}: {name}")
+                for key, rows in several.items() for name in read if len({row[name] for row in rows}) > 1]  # fmt: skip
+
+    def where(self, image_id: str, number: int) -> str:
+        """Return the file and the line of an image's row, for messages."""
+        return f"{self.path.name} line {self.lines[image_id][number]}"
 
     def column(self, known: Sequence[str]) -> str:
         """Return the first of the names that is a column, "" where none is."""
@@ -71,32 +113,54 @@ def read_table(path: Path | None, id_column: str = "") -> Table:
     """Read a table by image id. Raises DataError."""
     if path is None:
         return Table()
-    columns, records = tables.read_records(path)
+    read = records.read_records(path)
+    columns = read.columns
     table = Table(path, columns, id_column or next((name for name in ID_COLUMNS if name in columns), ""))
     if table.id_column not in columns:
-        wanted = id_column or ", ".join(ID_COLUMNS)
-        raise DataError(f"{path}: expected a column {wanted}, got {', '.join(columns)}; set data.options.id_column")
+        wanted = f"a column {id_column}" if id_column else f"a column of ids out of {', '.join(ID_COLUMNS)}"
+        raise DataError(
+            f"{path}: expected {wanted} in its first line, got {', '.join(columns)[:120]}; rename it in the file, or "
+            "set data.options.id_column where the competition has it"
+        )
+    findings = odd_rows(path, read)
     rows: dict[str, list[dict[str, str]]] = {}
-    for record in records:
-        rows.setdefault(record[table.id_column], []).append(record)
-    return replace(table, rows=rows)
+    lines: dict[str, list[int]] = {}
+    for record, line in zip(read.rows, read.lines, strict=True):
+        if records.is_missing(image_id := record[table.id_column]):
+            findings.append(Finding("row without an id, left out", f"{path.name} line {line}"))
+            continue
+        rows.setdefault(image_id, []).append(record)
+        lines.setdefault(image_id, []).append(line)
+    return replace(table, rows=rows, lines=lines, findings=findings)
 
 
 def header_of_classes(table: Table, sample: Sample | None) -> tuple[str, ...]:
     """Return the columns of ids, classes and runs of a submission: the sample's, else the table's, else Kaggle's.
 
-    Raises DataError for a sample that has not these three in this order.
+    Raises DataError for a sample that has not three.
     """
     if sample is not None:
-        known = (ID_COLUMNS, CLASS_COLUMNS, RLE_COLUMNS)
-        others = [{*known[0], *known[1], *known[2]} - {*own} for own in known]
-        if len(sample.header) != 3 or any(name in odd for name, odd in zip(sample.header, others, strict=True)):
+        if len(sample.header) != 3:
             raise DataError(f"{sample.path}: expected columns of ids ({', '.join(ID_COLUMNS)}), classes "
-                            f"({', '.join(CLASS_COLUMNS)}) and runs in this order, got {', '.join(sample.header)}; "
-                            "mend the file, or set data.options.sample to null to do without it")  # fmt: skip
+                            f"({', '.join(CLASS_COLUMNS)}) and runs, got {', '.join(sample.header)}; mend the file, or "
+                            "set data.options.sample to null to do without it")  # fmt: skip
         return sample.header
     own_names = table.id_column, table.column(CLASS_COLUMNS), table.column(RLE_COLUMNS)
     return own_names if all(own_names) and table.columns else ("id", "class", "segmentation")
+
+
+def order_of_classes(header: Sequence[str]) -> tuple[int, ...]:
+    """Return which columns of three hold ids, classes and runs, by their names; () where they do in this order.
+
+    A column of no known name holds what no other one does.
+    """
+    rest = list(range(len(header)))
+    places: list[int | None] = []
+    for known in (ID_COLUMNS, CLASS_COLUMNS, RLE_COLUMNS):
+        places.append(next((column for column in rest if header[column] in known), None))
+        rest = [column for column in rest if column != places[-1]]
+    order = tuple(rest.pop(0) if place is None and rest else place or 0 for place in places)
+    return () if len(header) != 3 or order == (0, 1, 2) else order
 
 
 def first(root: Path, names: Iterable[str]) -> Path | None:
@@ -130,7 +194,7 @@ def list_images(folder: Path) -> tuple[dict[str, Files], list[Finding]]:
         if path.is_dir() and (path / "images").is_dir():
             pictures = [file for file in sorted((path / "images").iterdir()) if is_picture(file)]
             if len(pictures) != 1:
-                findings.append(Finding("folder without its one image", path.name, f"{len(pictures)} in {path}/images"))
+                findings.append(Finding(NO_ONE_IMAGE, path.name, f"{len(pictures)} in {path}/images"))
                 continue
             listed[path.name] = {"image": pictures[0]}
             if (path / "masks").is_dir():
@@ -174,8 +238,7 @@ def stacked(
     """Give each scene the files of its neighbours in its stack; the ends repeat themselves.
 
     ``images``: as ``slice_names`` gives them. ``stacks``: id -> name of its stack; a scene without one stands alone.
-    ``places``: id -> the text of its place in the stack, a number; where it is empty, ids are the order. Raises
-    DataError for a place that is no number.
+    ``places``: id -> the text of its place in the stack, a number; where it is empty, ids are the order.
     """
     if len(images) == 1:
         return list(scenes)
@@ -184,7 +247,7 @@ def stacked(
         members.setdefault(stacks.get(scene.id) or f"\0{scene.id}", []).append(scene)
     found = []
     for stack in members.values():
-        stack.sort(key=lambda s: (number(f"{s.id}: slice", (places or {}).get(s.id) or "0"), s.id))
+        stack.sort(key=lambda s: (float((places or {}).get(s.id) or "0"), s.id))
         for at, scene in enumerate(stack):
             neighbours = {image: stack[min(max(at + step, 0), len(stack) - 1)].files["image"]
                           for step, image in enumerate(images, -(len(images) // 2))}  # fmt: skip
@@ -192,9 +255,9 @@ def stacked(
     return sorted(found, key=lambda scene: scene.id)
 
 
-def number(where: str, text: str) -> float:
-    """Read a number from a table. Raises DataError."""
+def is_number(text: str) -> bool:
+    """Tell whether a text of a table is a finite number."""
     try:
-        return float(text)
-    except ValueError as error:
-        raise DataError(f"{where}: expected a number, got {text!r}") from error
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

@@ -1,7 +1,7 @@
 """Scenes by the names of their files: folders, patterns with one ``*``, what an id says, and names of classes."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator
 
 from lib.competitions import suffixes
 from lib.competitions.contract import Finding, names_of
+from lib.competitions.records import Records, bare
 from lib.errors import ConfigError
 from lib.tasks import IGNORE
 
@@ -103,6 +104,24 @@ def by_pattern(root: Path, pattern: str) -> dict[str, Path]:
 def _whole(pattern: str) -> str:
     """Return a pattern; a folder stands for all files in it."""
     return pattern if "*" in PurePosixPath(pattern).name else str(PurePosixPath(pattern) / "*")
+
+
+# ---- tables -------------------------------------------------------------------------------------------
+def odd_rows(path: Path, read: Records) -> list[Finding]:
+    """Return the rows of a table that were left out, each under the file's name and its line."""
+    return [Finding(row.kind, f"{path.name} line {row.line}", row.detail) for row in read.odd]
+
+
+def otherwise(kind: str, where: str, means: Mapping[str, str], suffixes: Sequence[str] = ()) -> list[Finding]:
+    """Return a finding, one for all, where texts of a table were not only written without or with a suffix.
+
+    ``means``: as ``records.matched`` gives it.
+    """
+    changed = [(text, name) for text, name in means.items() if bare(text, suffixes) != bare(name, suffixes)]
+    if not changed:
+        return []
+    more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+    return [Finding(kind, where, f"{changed[0][0]!r} as {changed[0][1]!r}{more}")]
 
 
 # ---- ids ----------------------------------------------------------------------------------------------

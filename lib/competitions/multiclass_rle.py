@@ -16,6 +16,7 @@ Severstal (Kaggle 2019, its evaluation page). UW-Madison (2022) weighs a Dice by
 is not computed here, by 0.6. Answer: (C, H, W) uint8 in {0, 1}.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +26,8 @@ import numpy as np
 from lib.competitions import layout, mean_dice
 from lib.competitions.contract import Answer, Finding, Lattice, Levels, Params, Row, Scene, names_of
 from lib.competitions.decoding import foreground, settings_of_masks
-from lib.competitions.listing import SUFFIXES, Classes, Expression, find_in_ids
+from lib.competitions.listing import SUFFIXES, Classes, Expression, find_in_ids, otherwise
+from lib.competitions.records import matched
 from lib.competitions.runs import RunsCompetition, RunsOptions
 from lib.competitions.tables import Form, Name
 from lib.errors import ConfigError, DataError
@@ -64,30 +66,62 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
 
     def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:
         """List the images of a split; "runs", the table, is a file of those that it says the truth of."""
-        sampled = self.sampled.names(1) if self.sampled else ()
-        suffix = self._table.names_files or any(Path(text).suffix.lower() in SUFFIXES for (text,) in sampled)
-        stated = getattr(self.options, split)
-        files, findings = layout.find_images(self.root, split, stated, self.options.id, suffix)
+        files, findings = self._files(split)
         group_of, odd_ids = find_in_ids("group", self.options.group, list(files))
-        findings += odd_ids
+        findings = findings + odd_ids
         known = self._truths if split == "train" else {}
-        rows = [row for rows in known.values() for row in rows]
-        labelled = files if rows and all(runs.strip() for _, runs in rows) else known
-        odd = sorted({name for name, _ in rows} - set(self.classes))
-        findings += [Finding("class not in data.options.classes", name) for name in odd]
+        rows = [row for rows in known.values() for row in rows if any(row)]  # an image may be listed with no class
+        labelled = files if rows and all(runs for _, runs in rows) else known
+        if split == "train":
+            findings += self._odd_rows
         findings += [Finding("truth without image", key) for key in sorted(known.keys() - files.keys())]
         own = {True: {"runs": self._table.path}, False: {}}
         scenes = [Scene(k, {"image": p, **own[k in labelled]}, group=group_of.get(k, "")) for k, p in files.items()]
         stacks = {key: f"{name}|{files[key].parent}" for key, name in group_of.items()}
         return layout.stacked(scenes, self.images, stacks), findings
 
+    def _files(self, split: str) -> tuple[dict[str, Path], list[Finding]]:
+        """Return id -> image, and what is strange about the names; ids have a suffix where a table has them so."""
+        sampled = self.sampled.names(1) if self.sampled else ()
+        suffix = self._written.names_files or any(Path(text).suffix.lower() in SUFFIXES for (text,) in sampled)
+        return layout.find_images(self.root, split, getattr(self.options, split), self.options.id, suffix)
+
     @cached_property
-    def _table(self) -> layout.Table:
+    def _written(self) -> layout.Table:
+        """The table of truths, with its ids as it writes them."""
         return layout.read_table(layout.first(self.root, [self.options.table]))
 
     @cached_property
+    def _table(self) -> layout.Table:
+        """The table of truths, by the ids of the images."""
+        try:
+            return self._written.of_images(self._files("train")[0]) if self._written.columns else self._written
+        except DataError:  # no training images, as where only test images are
+            return self._written
+
+    @cached_property
     def _truths(self) -> dict[str, list[tuple[str, str]]]:
-        return self._table.pairs(layout.CLASS_COLUMNS, layout.RLE_COLUMNS)  # id -> its (class, runs)
+        """Image id -> (class, runs) of each of its rows, classes as the options write them."""
+        return {key: [(self._means.get(name, name), runs) for name, runs in rows]
+                for key, rows in self._table.classes_and_runs().items()}  # fmt: skip
+
+    @cached_property
+    def _means(self) -> dict[str, str]:
+        written = {name for rows in self._table.classes_and_runs().values() for name, _ in rows}
+        return matched(written, {name: name for name in self.classes}, shared=True)
+
+    @property
+    def _odd_rows(self) -> list[Finding]:
+        """What is strange about the rows of the table."""
+        findings = list(self._table.findings)
+        findings += otherwise("classes written otherwise than in the options, read as those", self._table.path.name,
+                              self._means)  # fmt: skip
+        rows = [(key, *row) for key, rows in self._truths.items() for row in rows if any(row)]
+        odd = sorted({name for _, name, _ in rows} - set(self.classes))
+        findings += [Finding("class not in data.options.classes", name) for name in odd]
+        times = Counter((key, name) for key, name, _ in rows)
+        return findings + [Finding("several rows of one image and class, joined", key, f"{number} of {name}")
+                           for (key, name), number in times.items() if number > 1]  # fmt: skip
 
     def read_files(self) -> list[Path]:
         return [*super().read_files(), self._table.path]
@@ -100,7 +134,12 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
         """Draw the runs of an image: (C, H, W) uint8 in {0, 1}. Raises DataError."""
         if not self.labelled(scene):
             raise DataError(f"scene {scene.id}: expected rows in {self.options.table}, found none; is it a test image?")
-        return self.answer_from(scene, [(scene.id, *row) for row in self._truths.get(scene.id, ())])
+        shape = raster.image_size(scene.files["image"])
+        drawn = np.zeros((len(self.classes), *shape), np.uint8)
+        for number, (name, runs) in enumerate(self._truths.get(scene.id, ())):
+            if name in self.classes:  # the data doctor names others
+                drawn[self.classes.index(name)] |= self.draw(runs, shape, self._table.where(scene.id, number))
+        return drawn
 
     def target(self, scene: Scene, task: str) -> np.ndarray:
         """Return (H, W) uint8: bit c is class c; of exclusive classes 1 + c, the later of two in one pixel."""
@@ -132,14 +171,17 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
     @property
     def form(self) -> Form:  # type: ignore[override]  # read from the data when asked for
         """A row per image and class, under the sample's header or else the table's."""
-        return Form(self._header, names=2, origin=self.rule.origin)
+        return Form(self._header, names=2, origin=self.rule.origin, order=self.column_order(self._header))
+
+    def column_order(self, header: Sequence[str]) -> tuple[int, ...]:
+        return layout.order_of_classes(header)
 
     def check_sample(self) -> None:
         _ = self._header
 
     @property
     def _header(self) -> tuple[str, ...]:
-        return layout.header_of_classes(self._table, self.sampled)
+        return layout.header_of_classes(self._written, self.sampled)
 
     def rows(self, scene: Scene, answer: Answer) -> list[Row]:
         """Return a row for every class, the runs empty where there is none of it."""
@@ -155,7 +197,7 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
         return "two classes on one pixel, which are exclusive" if rle.overlap(masks) else ""
 
     def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
-        shape = raster.image_size(scene.files["image"])
+        shape = self.canvas(scene)
         drawn = np.zeros((len(self.classes), *shape), np.uint8)
         for _, name, runs in rows:
             if name in self.classes:  # the data doctor names others

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
 from lib.competitions import layout
-from lib.competitions.contract import Competition, Scene
+from lib.competitions.contract import Competition, Finding, Scene
 from lib.competitions.listing import Expression
 from lib.errors import DataError
 from lib.scenes import raster, rle
@@ -75,16 +75,29 @@ class RunsCompetition(Competition):
         order, origin = self.options.order, self.options.origin
         return [rule for rule in rle.RULES if order in ("auto", rule[0]) and origin in ("auto", rule[1])]
 
-    @cached_property
+    @property
     def rule(self) -> rle.Rule:
-        """How runs count pixels: as stated, or told from the training runs, or Kaggle's rule where there are none.
+        """How runs count pixels, as ``tell_rule`` says; told once. Raises DataError where it cannot be told."""
+        if isinstance(self._told, DataError):
+            raise DataError(str(self._told))
+        return self._told
+
+    @cached_property
+    def _told(self) -> rle.Rule | DataError:
+        try:
+            return self.tell_rule()
+        except DataError as error:
+            return error
+
+    def tell_rule(self) -> rle.Rule:
+        """Tell how runs count pixels: as stated, or by the training runs, or Kaggle's rule where there are none.
 
         Raises DataError where the runs fit several rules.
         """
         rules = self.open_rules()
         if len(rules) == 1:
             return rle.Rule(*rules[0], "stated")
-        filled = [(scene, text) for scene, text in self.labelled_runs() if text.strip()]
+        filled = [(scene, text) for scene, text in self.labelled_runs() if text]
         sizes = {scene.id: raster.stated_size(scene.files["image"]) for scene, _ in filled}
         pairs = [(scene, text) for scene, text in filled if sizes[scene.id] != (None, None)]
         if not pairs:
@@ -93,17 +106,29 @@ class RunsCompetition(Competition):
         texts = [text for _, text in pairs]
         shapes = [cast(tuple[int, int], sizes[scene.id]) for scene, _ in pairs]
         try:
-            return rle.detect(texts, shapes, lambda i: self.read(pairs[i][0], "image"), order, origin)
+            return rle.detect(texts, shapes, lambda i: self._picture(pairs[i][0]), order, origin)
         except DataError as error:
             raise DataError(f"{self.root}: {error} (data.options.order and origin)") from error
 
+    def _picture(self, scene: Scene) -> np.ndarray | None:
+        try:
+            return self.read(scene, "image")
+        except DataError:  # the data doctor names it
+            return None
+
+    def inspect(self) -> list[Finding]:
+        """Inspect as the contract says; where it is unknown how runs count pixels, say that once and not of each."""
+        findings = super().inspect()
+        if not isinstance(self._told, DataError):
+            return findings
+        unknown = str(self._told)
+        findings = [finding for finding in findings if unknown not in finding.detail]
+        return [*findings, Finding("RLE order unknown", "train", unknown)]
+
     def remarks(self) -> list[str]:
         """Return how runs count pixels, where that was told from the data."""
-        try:
-            rule = self.rule
-        except DataError:  # the data doctor says so
-            return []
-        if rule.why == "stated":
+        rule = self._told
+        if isinstance(rule, DataError) or rule.why == "stated":  # the data doctor says so
             return []
         how = "assumed" if rule.why.startswith("no training runs") else "detected"
         return [f"RLE order {how}: {rule.order} order from {rule.origin}, {rule.why} "
@@ -113,6 +138,10 @@ class RunsCompetition(Competition):
         """Write a mask (H, W) as runs."""
         return rle.encode(mask, self.rule.order, self.rule.origin)
 
-    def draw(self, runs: str, shape: tuple[int, int]) -> np.ndarray:
-        """Draw runs into a new mask: (H, W) uint8 in {0, 1}. Raises DataError."""
-        return rle.decode(runs, shape, self.rule.order, self.rule.origin)
+    def draw(self, runs: str, shape: tuple[int, int], where: str = "") -> np.ndarray:
+        """Draw runs into a new mask: (H, W) uint8 in {0, 1}. Raises DataError; ``where`` the runs stand, for it."""
+        rule = self.rule
+        try:
+            return rle.decode(runs, shape, rule.order, rule.origin)
+        except DataError as error:
+            raise DataError(f"{where}: {error}" if where else str(error)) from error

@@ -1,22 +1,25 @@
 """The sample submission: which scenes are answered, how their ids are written, in what order, under what header.
 
-Ids are compared as text. The sample and the files may differ in two things that say nothing about the scene: a suffix
-of a picture or video (``0001.png`` and ``0001``), and a folder, which is a ``_`` in an id (``cats/1`` and ``cats_1``).
+Ids are compared as text. The sample and the files may differ in what says nothing about the scene: a suffix of a
+picture or video (``0001.png`` and ``0001``), a folder, which is a ``_`` in an id (``cats/1`` and ``cats_1``), and what
+spreadsheets and pandas change (``records.matched``: ``1`` or ``1.0`` for ``0001``). What is written is what the sample
+writes.
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from lib.competitions import tables
+from lib.competitions.records import matched, read_rows
 from lib.competitions.suffixes import OTHER_PICTURES, OTHER_VIDEOS, PICTURES, VIDEOS
 from lib.competitions.tables import Name
 from lib.errors import DataError
 
 NAMES = ("sample_submission.csv", "stage1_sample_submission.csv")
 """What a sample submission is called, where no option says so."""
-LEADING = 2
-"""The most fields that name a row."""
+SUFFIXES = (*PICTURES, *OTHER_PICTURES, *VIDEOS, *OTHER_VIDEOS)
+LEADING = 3
+"""So many fields of each row are kept: the most that name one, and the answer, which may stand before a name."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,11 @@ class Sample:
     path: Path
     header: tuple[str, ...]
     rows: tuple[Name, ...]
-    """The first LEADING fields of each row, in the order of the file."""
+    """The first LEADING fields of each row, names first, in the order of the file."""
+
+    def ordered(self, order: Sequence[int]) -> "Sample":
+        """Return the sample with the fields of its rows in another order: the columns ``order`` of the file."""
+        return replace(self, rows=tuple(tuple(row[column] for column in order) for row in self.rows)) if order else self
 
     def names(self, count: int) -> list[Name]:
         """Return the names of its rows, ``count`` leading fields each, every name once, in the order of the file."""
@@ -47,13 +54,14 @@ class Owed:
 
 def read(path: Path) -> Sample:
     """Read a sample submission. Raises DataError for one without a header, or with rows of another length."""
-    rows = [tuple(row) for row in tables.read_rows(path) if row]
+    rows = [tuple(row) for row in read_rows(path)]
     if not rows:
         raise DataError(f"{path}: expected a header and rows of a sample submission, found an empty file")
     header = rows[0]
     if odd := [row for row in rows if len(row) != len(header)]:
         raise DataError(f"{path}: expected {len(header)} fields in every row as in the header, found {len(odd)} other "
-                        f"rows (first: {','.join(odd[0])[:80]!r})")  # fmt: skip
+                        f"rows (first: {','.join(odd[0])[:80]!r}); fetch the file again, or set data.options.sample to "
+                        "null to do without it")  # fmt: skip
     return Sample(path, header, tuple(row[:LEADING] for row in rows[1:]))
 
 
@@ -63,15 +71,13 @@ def owed(texts: Iterable[str], listed: Collection[str]) -> Owed:
     ``texts``: ids as the sample writes them, in its order. ``listed``: ids of the scenes of which there are files. An
     id without a file is kept as it is written, with ``_`` for a slash.
     """
-    by_stem: dict[str, list[str]] = {}
-    for scene_id in listed:
-        by_stem.setdefault(_stem(scene_id), []).append(scene_id)
+    flat_of = {text: text.replace("/", "_") for text in texts}
+    means = matched(flat_of.values(), {scene_id: scene_id for scene_id in listed}, SUFFIXES)
     written: dict[str, str] = {}
     lacking: list[str] = []
-    for text in dict.fromkeys(texts):
-        flat = text.replace("/", "_")
-        alike = by_stem.get(_stem(flat), []) if flat not in listed else [flat]
-        found = alike[0] if len(alike) == 1 and alike[0] not in written else flat
+    for text, flat in flat_of.items():
+        meant = means.get(flat, flat)
+        found = meant if meant not in written else flat
         if found not in listed or found in written:
             lacking.append(found)
         written.setdefault(found, text)
@@ -87,10 +93,3 @@ def check_header(sample: Sample, expected: Sequence[str], way_out: str = "") -> 
         raise DataError(f"{sample.path}: expected a header of {len(expected)} columns ({', '.join(expected)[:200]}), "
                         f"found {', '.join(sample.header)[:200]}; {way_out or 'mend the file'}, or set "
                         "data.options.sample to null to do without it")  # fmt: skip
-
-
-def _stem(scene_id: str) -> str:
-    """Return an id without the suffix of a picture or video."""
-    suffix = PurePosixPath(scene_id).suffix
-    known = (*PICTURES, *OTHER_PICTURES, *VIDEOS, *OTHER_VIDEOS)
-    return scene_id.removesuffix(suffix) if suffix.lower() in known else scene_id

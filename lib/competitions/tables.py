@@ -1,7 +1,7 @@
 """The CSV files of all competitions: read, written and linted in one place.
 
-Everything is text, so that an id like 0001 or 1e5 stays what it is and an empty text is an empty mask. A byte order
-mark at the start of a file is not part of its header.
+Everything is text, so that an id like 0001 or 1e5 stays what it is and an empty text is an empty mask. The tables of
+users are read as ``records.py`` says. A submission is read exactly, for a scorer forgives nothing.
 
 The leading fields of a row name it; the last ones are the answer. Where that is a mask, its text are runs, ``first
 length first length ...``, in which the pixels of the whole image are counted.
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lib.competitions.records import NOT_TEXT
 from lib.errors import DataError
 from lib.files import whole_file
 from lib.scenes import rle
@@ -32,7 +33,6 @@ Size = tuple[int, int] | tuple[None, None] | None
 
 NO_ROWS = "expected rows of a sample submission, found a header alone; fetch the file again"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-_NOT_TEXT = {"nan", "none", "null", "na", "<na>"}
 
 
 @dataclass(frozen=True)
@@ -47,38 +47,29 @@ class Form:
     """A name has a row for each of its objects, or a single empty one; otherwise it has exactly one row."""
     origin: int | None = 1
     """The last field holds runs, whose pixels are counted from here; None: it holds something else."""
+    order: tuple[int, ...] = ()
+    """The column of the file in which each field stands, where they do not stand there in the order of a row."""
+
+    def fields(self, line: Sequence[str]) -> Name:
+        """Return the fields of a row in their order: its names first, the answer last."""
+        return tuple(line[column] for column in self.order) if self.order else tuple(line)
+
+    def line(self, row: Sequence[str]) -> Name:
+        """Return a row as the file has it."""
+        return tuple(row[self.order.index(column)] for column in range(len(row))) if self.order else tuple(row)
 
 
 # ---- read and write -----------------------------------------------------------------------------------
-def read_rows(path: Path, strict: bool = False) -> Iterator[list[str]]:
-    """Yield the rows of a CSV one by one, header first; blank lines are rows without fields. Raises DataError.
+def exact_rows(path: Path) -> Iterator[list[str]]:
+    """Yield the rows of a submission as they are, header first; blank lines are rows without fields. Raises DataError.
 
-    ``strict``: quotes that do not close, or after which a field goes on, are an error.
+    Quotes that do not close, or after which a field goes on, are an error.
     """
-    limit = csv.field_size_limit(2**31 - 1)  # the runs of one large image are longer than Python's limit for a field
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            yield from csv.reader(file, strict=strict)
+            yield from csv.reader(file, strict=True)
     except (OSError, UnicodeError, csv.Error) as error:
         raise DataError(f"{path}: expected a CSV file in UTF-8, got {error}") from error
-    finally:
-        csv.field_size_limit(limit)
-
-
-def read_records(path: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:
-    """Read a table as (its columns, a dict from column to text for each row); blank lines are left out.
-
-    Raises DataError where there is no header, and where a row has more or fewer fields than the header.
-    """
-    rows = read_rows(path)
-    columns = tuple(next(rows, ()))
-    if not columns:
-        raise DataError(f"{path}: expected a header and rows, got an empty file")
-    numbered = [(line, row) for line, row in enumerate(rows, 2) if row]
-    if odd := [line for line, row in numbered if len(row) != len(columns)]:
-        raise DataError(f"{path}: expected {len(columns)} fields in every row as in the header, got {len(odd)} other "
-                        f"rows (first: line {odd[0]})")  # fmt: skip
-    return columns, [dict(zip(columns, row, strict=True)) for _, row in numbered]
 
 
 def read(path: Path, form: Form) -> list[Name]:
@@ -86,8 +77,8 @@ def read(path: Path, form: Form) -> list[Name]:
 
     Raises DataError on another header, on rows with another number of fields, and on names that repeat but should not.
     """
-    header, *rows = list(read_rows(path, strict=True)) or [[]]
-    found = [tuple(row) for row in rows if len(row) == len(form.columns)]
+    header, *rows = list(exact_rows(path)) or [[]]
+    found = [form.fields(row) for row in rows if len(row) == len(form.columns)]
     distinct = len(found) if form.repeats else len({row[: form.names] for row in found})
     if tuple(header) != form.columns or distinct != len(rows):
         raise DataError(
@@ -117,7 +108,7 @@ def write(path: Path, form: Form) -> Iterator[Callable[..., None]]:
             if name in seen and not form.repeats:
                 raise DataError(f"{path}: expected each name once, got {','.join(name)!r} twice; check the ids")
             seen.add(name)
-            table.writerow(row)
+            table.writerow(form.line(row))
 
         yield add
 
@@ -125,7 +116,8 @@ def write(path: Path, form: Form) -> Iterator[Callable[..., None]]:
 def same_names(path: Path, sample: "Sample", form: Form) -> bool:
     """Tell whether a submission and a sample name the same rows, in any order; false where it cannot be read."""
     try:
-        mine = {tuple(row[: form.names]) for row in list(read_rows(path))[1:] if row}
+        rows = list(exact_rows(path))[1:]
+        mine = {form.fields(row)[: form.names] if len(row) == len(form.columns) else tuple(row) for row in rows if row}
     except DataError:
         return False
     return mine == set(sample.names(form.names))
@@ -173,14 +165,15 @@ def lint(
     names: list[Name] = []
     runs_of: dict[str, list[np.ndarray]] = defaultdict(list)
     length = len(next(iter(sizes))) if sizes else form.names
-    rows = read_rows(path, strict=True)
+    rows = exact_rows(path)
     try:
         header = next(rows, [])
-        for line, row in enumerate(rows, 2):
-            if len(row) != len(form.columns):
-                faults[f"{len(row)} instead of {len(form.columns)} fields"].append(f"line {line}")
+        for line, written in enumerate(rows, 2):
+            if len(written) != len(form.columns):
+                faults[f"{len(written)} instead of {len(form.columns)} fields"].append(f"line {line}")
                 continue
-            name, size = tuple(row[: form.names]), (sizes or {}).get(tuple(row[:length]))
+            row = form.fields(written)
+            name, size = row[: form.names], (sizes or {}).get(row[:length])
             names.append(name)
             if form.origin is None:
                 kind = fault(row)
@@ -190,7 +183,7 @@ def lint(
                     runs_of[_shown(name)].append(runs)
             if kind:
                 faults[kind].append(_shown(name))
-            if sizes is not None and tuple(row[:length]) not in sizes:
+            if sizes is not None and row[:length] not in sizes:
                 faults["not one of the scenes asked for"].append(_shown(name))
     except DataError as error:
         return [str(error)]
@@ -223,7 +216,7 @@ _NAN = "NaN where an empty mask is an empty text"
 
 def _runs(text: str, size: Size, origin: int) -> tuple[np.ndarray, str]:
     """Read runs as ((runs, 2) int64 first pixel and length, what is wrong with them)."""
-    if text.strip().lower() in _NOT_TEXT:
+    if text.strip().lower() in NOT_TEXT:
         return rle.parse("")[0], _NAN
     height, width = size or (None, None)
     return rle.parse(text, None if height is None or width is None else height * width, origin)

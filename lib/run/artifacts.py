@@ -88,9 +88,17 @@ class Store:
             if self._frozen(unit):
                 return "frozen"
             return "partial" if self._matching_partial(unit) else "missing"
-        if manifest.fault(own):
+        if self.fault(unit):
             return "damaged"
         return "stale" if self.outdated(unit) else "done"
+
+    def fault(self, unit: Unit) -> str:
+        """Say what is wrong with the files of a finished unit, or that they are those of another unit, or nothing."""
+        folder = self.folder(unit)
+        if fault := manifest.fault(folder):
+            return fault
+        found = self.manifest(unit).get("unit", unit.key)
+        return "" if found == unit.key else f"{folder}: holds {found}"
 
     def outdated(self, unit: Unit) -> str:
         """Say in what a finished unit is not what would be made today ("with other settings"), or nothing.
@@ -108,6 +116,8 @@ class Store:
             today = manifest.made(self.folder(needed))
             if today is not None and not manifest.reads(made, needed.key, today):
                 return f"from another {needed.key}"
+            if today is None and made.get("origin", {}).get(needed.key, _origin(needed)) != _origin(needed):
+                return f"from other data than a {needed.key} of today"
             if self.outdated(needed):
                 return f"from {needed.key}, which is stale"
         return ""
@@ -129,7 +139,7 @@ class Store:
         The bytes of its files are checked, but for one with a file ``per_scene``, whose reader calls ``check``.
         """
         status, folder = self.status(unit), self.folder(unit)
-        if status == "frozen" and (fault := manifest.fault(folder)):
+        if status == "frozen" and (fault := self.fault(unit)):
             raise ArtifactError(f"{fault}; the attached copy is incomplete or damaged, attach it again")
         if status in ("done", "frozen"):
             self._commands[folder] = unit.command
@@ -145,7 +155,7 @@ class Store:
             "missing": "has not been made",
             "partial": "is unfinished",
             "stale": f"was made {self.outdated(unit)}",
-            "damaged": f"is damaged ({manifest.fault(folder)})",
+            "damaged": f"is damaged ({self.fault(unit)})",
         }[status]
         raise ArtifactError(f"{unit.key} {reason}; run: {unit.command}")
 
@@ -154,7 +164,7 @@ class Store:
         folder = self.folder(unit)
         if odd := manifest.strangers(folder):
             raise ArtifactError(f"{folder / odd[0]}: expected only what {folder / MANIFEST} lists, found {len(odd)} "
-                                "further files; move them elsewhere")  # fmt: skip
+                                "more; move them elsewhere")  # fmt: skip
 
     def check(self, path: Path) -> Path:
         """Return a file of a unit that was required, if its bytes are those that were written. ArtifactError."""
@@ -194,7 +204,8 @@ class Store:
         """Return what the manifest says of all that a unit is made from but its settings."""
         found = {needed.key: manifest.made(self.folder(needed)) for needed in unit.upstream}
         read = {key: manifest.content(made) for key, made in found.items() if made is not None}
-        return {"read": read, "data": dict(unit.data)}
+        origin = {needed.key: _origin(needed) for needed in unit.upstream if _origin(needed)}
+        return {"read": read, "data": dict(unit.data), "origin": origin}
 
     # ---- building -------------------------------------------------------------------------------------
     def partial(self, unit: Unit) -> Path:
@@ -371,6 +382,14 @@ def some(names: Sequence[str]) -> str:
     """Name the first of many scenes, and say how many more there are."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
+
+
+def _origin(unit: Unit) -> str:
+    """Return a digest of all data that a unit was made from, for when it is no longer there; "" where not known.
+
+    Without those of stage 01, which sees more than what later stages read.
+    """
+    return digest([unit.data, *map(_origin, unit.upstream)]) if unit.upstream and unit.data else ""
 
 
 def _settings(facts: Mapping[str, Any]) -> str:

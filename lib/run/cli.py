@@ -109,7 +109,7 @@ class Run:
         reason = {
             "done": "rebuilding (--force)" if self.force else again,
             "stale": f"stale (made {self.store.outdated(unit)}), rebuilding",
-            "damaged": f"damaged ({manifest.fault(self.store.folder(unit))}), rebuilding",
+            "damaged": f"damaged ({self.store.fault(unit)}), rebuilding",
             "partial": "starting anew (--force)" if self.force else "resuming",
             "missing": "building",
         }[status]

@@ -5,7 +5,7 @@ remember what they found beside the results: a folder that was moved or touched 
 """
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from lib.competitions.contract import SPLITS, Competition, Scene
-from lib.files import digest, read_json, sha256, write_json
+from lib.files import digest, read_json, sha256, time_of, write_json
 
 INDEX = "index.json"
 """In the unit of stage 01."""
@@ -108,28 +108,29 @@ class Index:
         except OSError:  # a file, or nothing
             return [self._name(path)]
 
-    def look(self, hashes: Callable[[Path], str] | None = sha256) -> "Index":
-        """Stat all files, hash those that are not known. ``hashes``: None, and a file's time stands for its bytes."""
+    def look(self, by_time: bool = False) -> "Index":
+        """Stat all files, hash those that are not known; ``by_time``: size and time of a file stand for its bytes."""
         names = dict.fromkeys(name for roles in self.roles.values() for files in roles.values()
                               for inside in files.values() for name in inside)  # fmt: skip
         sample = [self._name(self._competition.sample)] if self._competition.sample else []
         new = {}
         for name in [*names, *self.tables, *sample]:
             try:
-                stat = os.stat(os.path.join(self.root, name))
+                there = os.stat(os.path.join(self.root, name))
             except OSError:  # named in a list, and not there; whoever reads it says so
                 self.files[name] = [None, None, "missing"]
                 continue
             entry = self.known.get(name, [])
-            if entry[:2] == [stat.st_size, stat.st_mtime_ns]:
+            state = [there.st_size, time_of(there)]
+            if entry[:2] == state:
                 self.files[name] = entry
             else:
-                new[name] = [stat.st_size, stat.st_mtime_ns]
-        if hashes is None:
+                new[name] = state
+        if by_time:
             self.files |= {name: [*state, f"{state[0]} bytes of {state[1]}"] for name, state in new.items()}
             return self
         with ThreadPoolExecutor(max_workers=2) as pool:
-            sums = pool.map(lambda name: _sum(self.root / name, hashes), new)
+            sums = pool.map(lambda name: _sum(self.root / name), new)
             for (name, state), found in zip(new.items(), tqdm(sums, "data index", len(new), leave=False, disable=None)):
                 self.files[name] = [*state, found]
         return self
@@ -139,13 +140,14 @@ class Index:
         """What units take their part of."""
         scenes: dict[str, dict[str, dict[str, str]]] = {split: {} for split in SPLITS}
         images = frozenset(self._competition.files)
-        carried = [self._digest([self._name(path)]) for path in self._competition.carried.values()]
+        carried = {name: self._digest([name]) for name in map(self._name, self._competition.carried.values())}
+        placed = not set(self.tables) - carried.keys()  # no table tells labels: where no file does, folders do
         for split in SPLITS:
             for scene in self._scenes[split]:
                 roles = self.roles[split][scene.id]
                 said = repr([scene.domain, scene.group, scene.pixel_size, carried])
-                if split == "train" and not self.tables and images >= roles.keys():
-                    said += os.path.dirname(next(iter(roles.values()))[0])  # its folder is its label
+                if split == "train" and placed and images >= roles.keys():
+                    said += repr([os.path.dirname(name) for names in roles.values() for name in names])
                 files = {role: self._digest(names) for role, names in roles.items()}
                 scenes[split][scene.id] = {"": said, **files}
         sample = self._competition.sample
@@ -163,9 +165,9 @@ class Index:
                                     "files": dict(sorted(self.files.items()))})  # fmt: skip
 
 
-def _sum(path: Path, hashes: Callable[[Path], str]) -> str:
+def _sum(path: Path) -> str:
     try:
-        return hashes(path)
+        return sha256(path)
     except OSError as error:  # stage 01 names it
         return f"unreadable: {error.strerror}"
 
@@ -207,4 +209,4 @@ def current(root: Path, folds: Path, competition: Competition, scenes: Mapping[s
         index = Index(competition, scenes, known or _read(root / MEMORY) or {}).look()
         remember(root, index)
         return index
-    return Index(competition, scenes, {}).look(None)
+    return Index(competition, scenes, {}).look(by_time=True)

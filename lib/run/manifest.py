@@ -12,7 +12,7 @@ from typing import Any
 
 from lib import files
 from lib.errors import ArtifactError
-from lib.files import digest, sha256, write_json
+from lib.files import digest, sha256, time_of, write_json
 from lib.run import faults
 
 MANIFEST = "manifest.json"
@@ -22,7 +22,7 @@ STATE = "last.pt"
 """In a folder that is being built: where its training stands."""
 SCAFFOLD = (BEGUN, STATE)
 """What a finished unit no longer needs; it goes when the manifest is written and no kill can lose anything."""
-PARTS = ("sha256", "mtime_ns", "data", "read", "failed", "facts", "upstream")
+PARTS = ("sha256", "times", "data", "read", "origin", "failed", "facts", "upstream")
 """Objects in a manifest, beside ``files``."""
 SMALL = 1 << 26
 """Bytes of a unit that are hashed whenever it is looked at; of a larger one only files whose time has changed are."""
@@ -124,7 +124,7 @@ def write(folder: Path, entries: Mapping[str, Any], beside: Collection[str] = ()
         **entries,
         "content": digest({name: found for name, found in sums.items() if name not in beside}),
         "files": {name: state.st_size for name, state in states.items()},
-        "mtime_ns": {name: state.st_mtime_ns for name, state in states.items()},
+        "times": {name: time_of(state) for name, state in states.items()},
         "sha256": sums,
     })  # fmt: skip
 
@@ -148,14 +148,14 @@ def fault(folder: Path) -> str:
     manifest = made(folder)
     if manifest is None:
         return f"{folder / MANIFEST}: missing or broken"
-    times, small = manifest.get("mtime_ns", {}), sum(manifest["files"].values()) <= SMALL
+    times, small = manifest.get("times", {}), sum(manifest["files"].values()) <= SMALL
     for name, size in manifest["files"].items():
         state = _stat(folder, name)
         if state is None:
             return f"{folder / name}: deleted"
         if state.st_size != size:
             return f"{folder / name}: expected {size} bytes, got {state.st_size}"
-        if (small or state.st_mtime_ns != times.get(name)) and (other := _other_bytes(folder / name, name, manifest)):
+        if (small or time_of(state) != times.get(name)) and (other := _other_bytes(folder / name, name, manifest)):
             return other
     return ""
 
@@ -173,9 +173,9 @@ def retime(folder: Path) -> None:
     """Record the times of a unit that is as it was written, so that a copy of it is not hashed again each time."""
     manifest = read(folder)
     found = {name: _stat(folder, name) for name in manifest["files"]}
-    times = {name: state.st_mtime_ns for name, state in found.items() if state is not None}
-    if "sha256" in manifest and times != manifest.get("mtime_ns"):
-        write_json(folder / MANIFEST, {**manifest, "mtime_ns": times})
+    times = {name: time_of(state) for name, state in found.items() if state is not None}
+    if "sha256" in manifest and times != manifest.get("times"):
+        write_json(folder / MANIFEST, {**manifest, "times": times})
 
 
 def _other_bytes(path: Path, name: str, manifest: Mapping[str, Any]) -> str:

@@ -19,6 +19,8 @@ FILLS = (-9999.0, -99999.0, -32768.0, -32767.0)
 """Values that files without a declaration fill with what is not known, besides the ends of the number type."""
 FILLED = 0.001
 """Share of pixels from which on such a value is remarked."""
+FAR = 0.1
+"""By more than this share of what the others span it is away from all of them."""
 
 _COLOURS = ("red", "green", "blue")
 _MARKS = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
@@ -49,7 +51,8 @@ def read_page(page: rasterio.DatasetReader) -> tuple[np.ndarray, np.ndarray | No
     """
     bands, remarks = bands_of(page)
     planes, known = _with_mask(page, bands)
-    if page.colorinterp[0] == ColorInterp.palette:
+    planes = upright(page, planes)
+    if page.colorinterp[0] == ColorInterp.palette and not _white_is_zero(page):
         colours = _palette(page)[planes[0]]  # (H, W, 4)
         seen = colours[None, ..., 3] > 0
         known = seen if known is None else known & seen
@@ -59,6 +62,19 @@ def read_page(page: rasterio.DatasetReader) -> tuple[np.ndarray, np.ndarray | No
     if planes.dtype.kind == "f" and not (finite := np.isfinite(planes)).all():
         known = finite if known is None else known & finite
     return planes, None if known is None or known.all() else known, remarks
+
+
+def upright(page: rasterio.DatasetReader, planes: np.ndarray) -> np.ndarray:
+    """Return samples as other tools show them: those of a TIFF in which white is 0 are turned over."""
+    if not _white_is_zero(page) or planes.dtype.kind not in "iu":
+        return planes
+    bits = page.tags(1, ns="IMAGE_STRUCTURE").get("NBITS")
+    most = 2 ** int(bits) - 1 if bits else np.iinfo(planes.dtype).max
+    return planes.dtype.type(most) - planes
+
+
+def _white_is_zero(page: rasterio.DatasetReader) -> bool:
+    return page.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
 
 
 def bands_of(source: rasterio.DatasetReader) -> tuple[list[int], list[Remark]]:
@@ -138,9 +154,10 @@ def _differs(plane: np.ndarray, value: float | None) -> np.ndarray:
 
 
 def _palette(source: rasterio.DatasetReader) -> np.ndarray:
-    """Return the colours of a palette image as (256, 4) uint8, red, green, blue, alpha."""
-    colours = np.full((256, 4), (0, 0, 0, 255), np.uint8)
-    for index, colour in source.colormap(1).items():
+    """Return the colours of a palette image, (256, 4) uint8 or more rows: red, green, blue, alpha."""
+    entries = source.colormap(1)
+    colours = np.full((max(256, *entries) + 1, 4), (0, 0, 0, 255), np.uint8)
+    for index, colour in entries.items():
         colours[index] = colour
     return colours
 
@@ -164,15 +181,16 @@ def bounds_of(images: Sequence[Bands]) -> Bounds | None:
     whole = images[0].planes.dtype.kind in "iub" or np.array_equal(seen, np.rint(seen))
     if whole and seen.min() >= 0 and 1 < seen.max() <= 255:
         return _BYTES
-    return Bounds(*np.percentile(seen, STRETCH).tolist())
+    low, high = np.percentile(seen, STRETCH).tolist()
+    return Bounds(min(low, 0.0) if low == high else low, high)  # one value beside 0 is white and not black
 
 
 def samples(image: Bands) -> np.ndarray:
-    """Return the samples that are data, of pixels that are not 0 in every band: (N,) float32."""
+    """Return the samples that are data, of pixels that are not 0 in every band: (N,) floats."""
     looked = image.planes.any(axis=0)
     if image.known is not None:
-        return image.planes[np.broadcast_to(image.known & looked, image.planes.shape)].astype(np.float32)
-    return image.planes[:, looked].astype(np.float32).ravel()
+        return _real(image.planes[np.broadcast_to(image.known & looked, image.planes.shape)])
+    return _real(image.planes[:, looked].ravel())
 
 
 def fill(image: Bands) -> tuple[Remark, ...]:
@@ -184,8 +202,10 @@ def fill(image: Bands) -> tuple[Remark, ...]:
     least, most = (np.finfo(kind).min, np.finfo(kind).max) if kind.kind == "f" else (np.iinfo(kind).min or -1,
                                                                                      np.iinfo(kind).max)  # fmt: skip
     for value in {known.min().item(), known.max().item()} & {float(least), float(most), *FILLS}:
-        share = (planes == value).all(axis=0).mean()
-        if share >= FILLED:
+        share, others = (planes == value).all(axis=0).mean(), known[known != value].astype(np.float64)
+        if share < FILLED or not others.size:
+            continue
+        if np.abs(others - value).min() > FAR * np.ptp(others):  # what is overexposed has neighbours
             detail = f"{value:g} in {share:.1%} of the pixels; declare it (rio edit-info --nodata {value:g} FILE)"
             return (Remark("a value fills pixels and is not declared as nodata", detail),)
     return ()
@@ -196,6 +216,11 @@ def stretch(image: Bands, bounds: Bounds | None) -> np.ndarray:
     if bounds is None:
         return np.zeros(image.planes.shape, np.uint8)
     planes = image.planes if image.known is None else np.where(image.known, image.planes, image.planes.dtype.type(0))
-    values = planes.astype(np.float32).astype(np.float64)  # numpy 1 would compute in float32
+    values = _real(planes).astype(np.float64)  # numpy 1 would compute in float32
     scaled = np.rint((values - bounds.low) * (255.0 / (bounds.high - bounds.low or 1.0))).clip(0, 255).astype(np.uint8)
     return scaled if image.known is None else scaled * image.known
+
+
+def _real(samples: np.ndarray) -> np.ndarray:
+    """Return samples as floats: float64 as it is, since float32 does not hold its largest, all others as float32."""
+    return samples if samples.dtype == np.float64 else samples.astype(np.float32)

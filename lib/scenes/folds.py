@@ -177,6 +177,12 @@ def read_folds(path: str | Path) -> pd.DataFrame:
         raise DataError(f"{path}: expected a table of folds, got no such file") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: expected a CSV file, got one that does not parse ({error})") from error
+    return checked(path, table)
+
+
+def checked(path: str | Path, table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of text columns as ``read_folds`` does; ``path``: where it was read. Raises DataError."""
+    path = Path(path)
     missing = [name for name in ("id", "fold") if name not in table.columns]
     if missing:
         raise DataError(f"{path}: expected the columns id and fold, got {', '.join(table.columns)}")

@@ -1,10 +1,11 @@
-"""Tell which test scenes are training scenes too: the same bytes, or pictures that a perceptual hash calls copies.
+"""Tell which test scenes are training scenes too: the same bytes, or pictures that a perceptual hash calls copies and
+whose pixels match.
 
 Such a scene is known to the networks, whatever its name, and may show its label. Nothing here is an error.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lib.scenes.audit import EXAMPLES
@@ -14,14 +15,22 @@ Ids = tuple[str, str]
 """A test scene and a training scene."""
 
 
-def report(train: Sequence, test: Sequence, roles: Sequence[str], hashes: Mapping[str, Mapping]) -> dict:
+def report(
+    train: Sequence,
+    test: Sequence,
+    roles: Sequence[str],
+    hashes: Mapping[str, Mapping],
+    matches: Callable[[str, str], bool] = lambda test_id, train_id: True,
+) -> dict:
     """Compare the scenes of "test" with those of "train", as a dict that JSON can hold; ``lines`` puts it into words.
 
     ``train``, ``test``: scenes with ``id`` and ``files`` by role. ``roles``: the files to compare. ``hashes``: split ->
-    id -> hash or hashes, as ``Looks`` has them.
+    id -> hash or hashes, as ``Looks`` has them. ``matches``: whether the pixels of a test and a training scene do.
     """
     same = same_files(train, test, roles)
-    alike = [pair for pair in copies(hashes["train"], hashes["test"]) if pair[:2] not in set(same)]
+    known = set(same)
+    hinted = [pair for pair in copies(hashes["train"], hashes["test"]) if pair[:2] not in known]
+    alike = [pair for pair in hinted if matches(pair[0], pair[1])]
     return {
         "scenes": len(test),
         "hashed": sum(bool(_codes(hashes["test"].get(scene.id))) for scene in test),

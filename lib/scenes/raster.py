@@ -11,6 +11,7 @@ import re
 import struct
 import warnings
 import zlib
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -86,12 +87,18 @@ def read_image(path: str | Path, turned: bool = True) -> np.ndarray:
 
 
 def validity(path: str | Path) -> np.ndarray | None:
-    """Return which pixels of an image are valid, (H, W) bool; None, from the header alone, where all must be."""
+    """Return which pixels of an image are valid, (H, W) bool; None where all are.
+
+    Of most images the header tells that; of one that was read a moment ago it is still known.
+    """
+    known, valid = _remembered(file_state(path))
+    if known:
+        return valid
     with _open(path, whole=False) as file:
         if not any(bands.may_hide(page) for page in file.pages):
             return None
-    known = _read(path).known
-    return None if known is None else known.max(axis=0)
+    own = _read(path)
+    return None if own.known is None else own.known.max(axis=0)
 
 
 def read_mask(path: str | Path) -> np.ndarray:
@@ -292,8 +299,28 @@ def _read(path: str | Path, turned: bool = True) -> bands.Bands:
         if any(mask is not None for _, mask, _ in read):
             full = [np.ones((1, *own.shape[1:]), bool) if mask is None else mask for own, mask, _ in read]
             known = exif.turn(np.concatenate(full), turn)
+        if turned:
+            bits = None if known is None else np.packbits(known.max(axis=0))
+            _recent.append((file_state(path), exif.turn(planes, turn).shape[1:], bits))
         remarks = dict.fromkeys(remark for *_, own in read for remark in own)
         return bands.Bands(exif.turn(planes, turn), known, (*file.remarks, *remarks))
+
+
+_recent: deque[tuple[State, tuple[int, ...], np.ndarray | None]] = deque(maxlen=16)
+"""Of the images that this process has read last: state, shape, a bit for each pixel whether it is valid (None: all).
+
+A training sample needs an image and then its validity for the target; decoding the file again would take as long.
+"""
+
+
+def _remembered(state: State) -> tuple[bool, np.ndarray | None]:
+    """Return whether an image was read a moment ago, and which pixels were valid, (H, W) bool, None for all."""
+    for held, shape, bits in reversed(list(_recent)):  # without a lock, which a fork might find closed for ever
+        if held == state:
+            return True, None if bits is None else np.unpackbits(bits, count=int(np.prod(shape))).view(bool).reshape(
+                shape
+            )
+    return False, None
 
 
 @lru_cache(maxsize=4096)
@@ -314,7 +341,11 @@ def _mask_planes(path: str | Path) -> tuple[np.ndarray, bool]:
         page = file.pages[0]
         if file.held > 1:
             raise DataError(f"{path}: expected a mask of one page, got {file.held}; write each to a file of its own")
-        planes = page.read([n for n in range(1, page.count + 1) if page.colorinterp[n - 1] != ColorInterp.alpha] or [1])
+        colours = [n for n in range(1, page.count + 1) if page.colorinterp[n - 1] != ColorInterp.alpha] or [1]
+        planes = bands.upright(page, page.read(colours))
+        if len(colours) < page.count and (planes == planes[:1, :1, :1]).all() and np.ptp(page.read(page.count)):
+            raise DataError(f"{path}: expected a mask in its colours, got one colour and a mask in alpha; write alpha "
+                            "as a mask of its own")  # fmt: skip
         tags = page.tags(ns="IMAGE_STRUCTURE")
         lossless = "LOSSLESS" in tags.get("COMPRESSION_REVERSIBILITY", "")
         packed = (page.driver.upper(), tags.get("COMPRESSION", "").upper())

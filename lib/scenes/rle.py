@@ -219,6 +219,8 @@ _EDGES = 4
 """So many more edges, at least, must the other way of reading have before it is given up; below, it may be chance."""
 _SHARE = 0.01
 """And at least this share of all edges, for the order."""
+_FEW = 0.02
+"""Texts that contradict an origin are taken for mistakes in it where they are at most this share of all, or one."""
 _SIGMA = 3.0
 """So many standard errors must the pictures' edges prefer one order of a square image."""
 
@@ -235,7 +237,7 @@ class Rule:
 def detect(
     texts: Sequence[str],
     shapes: Sequence[tuple[int, int]],
-    picture: Callable[[int], np.ndarray] | None = None,
+    picture: Callable[[int], np.ndarray | None] | None = None,
     order: Order | None = None,
     origin: int | None = None,
     budget: int = 50_000_000,
@@ -245,31 +247,41 @@ def detect(
     Real objects are compact, so the right reading has the fewest pairs of unequal neighbours. Read in the wrong order,
     a mask is sheared; from the wrong origin, what touches an end of a line wraps around to the start of the next one.
     Both readings of a *square* image are mirror images, equally compact: there ``picture(i)``, the image (H, W, 3) or
-    (H, W) uint8 of text i, has to be steeper along the outline of the right one than of the other one.
+    (H, W) uint8 of text i, has to be steeper along the outline of the right one than of the other one; None where it
+    cannot be read.
 
     ``order``, ``origin``: what is known already. ``budget``: pixels to look at, in masks spread over the list; whether
-    runs lie inside of their image is looked at in all. Raises DataError where the masks leave more than one reading,
-    or none.
+    runs lie inside of their image is looked at in all. Texts that no reading makes valid are left out where they are
+    not most of all: their rows are wrong, and whoever draws them is told. So are the few that contradict an origin for
+    which the edges of all others speak. Raises DataError where the masks leave more than one reading, or none.
     """
     rules = [rule for rule in RULES if order in (None, rule[0]) and origin in (None, rule[1])]
     if len(rules) == 1:
         return Rule(*rules[0], "stated")
     filled = [i for i, text in enumerate(texts) if text.strip()]
-    faults: dict[int, tuple[int, str]] = {}
-    for i in filled:
-        for start in {rule[1] for rule in rules} - faults.keys():
-            if fault := parse(texts[i], shapes[i][0] * shapes[i][1], start)[1]:
-                faults[start] = i, fault
-    rules = [rule for rule in rules if rule[1] not in faults]
-    if not rules:
-        i, fault = faults[min(faults)]
-        raise DataError(f"RLE: no order or origin puts all runs inside of their images: {fault} in {texts[i][:40]!r}")
+    starts = sorted({rule[1] for rule in rules})
+    faults = {n: {i: fault for i in filled if (fault := _fault(texts[i], shapes[i], n))} for n in starts}
+    sound = [i for i in filled if any(i not in faults[n] for n in starts)]
+    against = {n: [i for i in sound if i in faults[n]] for n in starts}  # valid from the other origin alone
+    refused = [n for n in starts if against[n]]
+    agreed = [i for i in sound if not any(i in faults[n] for n in refused)]
+    spared = bool(agreed) and all(len(against[n]) <= max(1, _FEW * len(sound)) for n in refused)
+    if 2 * len(sound) < len(filled) or (len(refused) == len(starts) and not spared):
+        wrong = sorted(set(filled) - set(sound)) or against[refused[0]]
+        raise DataError(
+            f"RLE: no order or origin puts all runs inside of their images: {len(wrong)} of {len(filled)} texts are "
+            f"not valid, such as {texts[wrong[0]][:40]!r} ({_fault(texts[wrong[0]], shapes[wrong[0]], starts[-1])})"
+        )
+    if refused and not spared:
+        rules = [rule for rule in rules if rule[1] not in refused]
+        agreed = [i for i in sound if i not in faults[rules[0][1]]]
+    filled = agreed
     some = _spread(filled, shapes, budget)
     edges = {rule: sum(_count_edges(decode(texts[i], shapes[i], *rule)) for i in some) for rule in rules}
     orders = {name: min(n for rule, n in edges.items() if rule[0] == name) for name, _ in rules}
     why = [f"{len(filled)} masks with an object"]
-    if faults:
-        why.append(f"runs from {min(faults)} would leave the image")
+    if len({rule[1] for rule in rules}) < len(starts):
+        why.append(f"runs from {refused[0]} would leave the image")
     best = min(orders, key=orders.__getitem__)
     if len(orders) == 2:
         if max(orders.values()) - orders[best] >= max(_EDGES, _SHARE * orders[best]):
@@ -282,13 +294,22 @@ def detect(
     origins = {n: sum(_count_edges(decode(texts[i], shapes[i], best, n)) for i in telling) for n in starts}
     first = min(origins, key=origins.__getitem__)
     if len(origins) == 2:
-        if origins[1 - first] - origins[first] < _EDGES:
+        unsure = origins[1 - first] - origins[first] < _EDGES
+        if unsure and len(refused) == 1:
+            first = 1 - refused[0]
+            return Rule(best, first, "; ".join([*why, f"runs from {refused[0]} would leave the image"]))
+        if unsure:
             raise DataError(
                 f"RLE: {len(filled)} masks do not show whether runs count from 0 or from 1 (too few of their "
                 "objects touch an image's border); state the origin, Kaggle's is 1"
             )
         why.append(f"counted from {first} {origins[first]} unequal neighbours, from {1 - first} {origins[1 - first]}")
     return Rule(best, first, "; ".join(why))
+
+
+def _fault(text: str, shape: tuple[int, int], origin: int) -> str:
+    """Say what is wrong with a text of runs, "" if nothing."""
+    return parse(text, shape[0] * shape[1], origin)[1]
 
 
 def _spread(filled: Sequence[int], shapes: Sequence[tuple[int, int]], budget: int) -> list[int]:
@@ -315,11 +336,13 @@ def _order_by_picture(
     shapes: Sequence[tuple[int, int]],
     some: Sequence[int],
     origin: int,
-    picture: Callable[[int], np.ndarray] | None,
+    picture: Callable[[int], np.ndarray | None] | None,
 ) -> tuple[Order, str]:
     """Choose the order whose outlines lie on the pictures' edges, and say how sure that is. Raises DataError."""
     gains = []
     for i, image in ((i, picture(i)) for i in some) if picture else ():
+        if image is None:
+            continue
         grey = cv2.GaussianBlur((image if image.ndim == 2 else image.mean(axis=2)).astype(np.float32), (0, 0), 2)
         slope = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))  # (H, W)
         outlines = [

@@ -54,12 +54,16 @@ def averages(run: Run, split: str) -> Iterator[tuple[Scene, Levels]]:
         yield scene, {task: read_levels(path)[0] for task, path in paths.items()}
 
 
+def failed_scenes(run: Run, split: str) -> list[str]:
+    """Return the scenes of a split that some network could not predict, sorted by id."""
+    made = [manifest.made(run.store.folder(run.graph.probs(name, fold, split)))
+            for name, model in run.config.models.items() for fold in run.config.folds_of(model)]  # fmt: skip
+    return sorted({scene for one in made if one is not None for scene in one.get("failed", {})})
+
+
 def fallbacks(run: Run) -> Iterator[str]:
     """Say of the splits that were asked for which scenes some network could not predict."""
     for split in run.splits:
-        made = [manifest.made(run.store.folder(run.graph.probs(name, fold, split)))
-                for name, model in run.config.models.items() for fold in run.config.folds_of(model)]  # fmt: skip
-        failed = sorted({scene for one in made if one is not None for scene in one.get("failed", {})})
-        if failed:
+        if failed := failed_scenes(run, split):
             yield (f"{split}: scenes with the fallback of stage 04: {len(failed)} ({some(failed)}); stage 04 tries "
                    "them again whenever it is run")  # fmt: skip

@@ -10,12 +10,15 @@ import pandas as pd
 from tqdm import tqdm
 
 from lib.competitions.contract import Competition, Finding, Scene, summarize
+from lib.competitions.listing import otherwise
+from lib.competitions.records import matched, read_records
 from lib.config.sections import Folds
 from lib.errors import ConfigError, DataError
 from lib.files import whole_file, write_json
 from lib.run import manifest
 from lib.run.cli import Run, say
 from lib.scenes import audit, embed, folds, leaks, pairs
+from lib.scenes.matching import Matcher
 from lib.scenes.pairs import DUPLICATE_BITS, LOOK_ALIKE, look_alikes, near_duplicates
 
 FINDINGS = "findings.csv"
@@ -56,8 +59,8 @@ def split(competition: Competition, section: Folds, folder: Path) -> Iterator[st
     if section.file is None:
         table.insert(1, "fold", _assigned(table, flags, section))
     else:
-        table, unused = _given(section, table)
-        yield f"  folds taken from {section.file}" + (f"; {unused} of its ids are not in the data" if unused else "")
+        table, said = _given(section, table)
+        yield from said
     folds.write_folds(folder / "folds.csv", table)
     looks = looks or looks_of(competition, scenes, section.embed)
     report = audit_report(competition, table, groups, looks)
@@ -72,10 +75,15 @@ def split(competition: Competition, section: Folds, folder: Path) -> Iterator[st
 
 
 def against_test(competition: Competition, train: list[Scene], looks: audit.Looks) -> dict[str, Any]:
-    """Compare the test scenes with those of training, which look like ``looks``, by bytes and by hash."""
+    """Compare the test scenes with those of training, which look like ``looks``, by bytes, and by hash and pixels."""
     test = competition.scenes("test")
-    hashes = {"train": looks.hashes, "test": looks_of(competition, test, by_features=False).hashes}
-    return leaks.report(train, test, competition.files, hashes)
+    theirs = looks_of(competition, test, by_features=False)
+    hashes = {"train": looks.hashes, "test": theirs.hashes}
+
+    def matches(test_id: str, train_id: str) -> bool:
+        return looks.matcher is None or looks.matcher.copies(train_id, test_id, theirs.matcher)
+
+    return leaks.report(train, test, competition.files, hashes, matches)
 
 
 def joined(groups: list[str], looks: audit.Looks, ids: list[str], section: Folds) -> tuple[list[str], list[str]]:
@@ -85,8 +93,9 @@ def joined(groups: list[str], looks: audit.Looks, ids: list[str], section: Folds
     """
     least = LOOK_ALIKE if section.cluster is True else float(section.cluster)
     embeddings = looks.embeddings or {}
-    found = [near_duplicates([looks.hashes[i] for i in ids])[:, :2],
-             look_alikes([embeddings.get(i) for i in ids], least)[0]]  # fmt: skip
+    copies = [(i, j) for i, j, _ in near_duplicates([looks.hashes[i] for i in ids])
+              if looks.matcher is None or looks.matcher.copies(ids[i], ids[j])]  # fmt: skip
+    found = [np.array(copies, np.int64).reshape(-1, 2), look_alikes([embeddings.get(i) for i in ids], least)[0]]
     alike = np.unique(np.concatenate(found), axis=0)  # (P, 2)
     new = folds.join(groups, alike)
     before = pd.Series(groups).groupby(new).nunique()
@@ -135,17 +144,32 @@ def require_same_folds(run: Run, setting: str, experiment: str, fold: int) -> No
                           f"{fold} may have seen validation scenes; take its folds.csv as folds.file")  # fmt: skip
 
 
-def _given(section: Folds, table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """Take the folds of a given file; scenes and flags stay those of the data. Returns how many ids were not needed."""
+def _given(section: Folds, table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Take the folds of a given file; scenes and flags stay those of the data. Returns what is to be said of it, too.
+
+    The file is read as all tables of users: its ids and folds may have lost zeros or be written as 1.0.
+    """
     assert section.file is not None, "only a given file is taken"
-    given = folds.read_folds(section.file)
+    path = Path(section.file)
+    read = read_records(path)
+    given = pd.DataFrame(read.rows, columns=list(read.columns), dtype=object)
+    said = [f"  ! {path.name} line {row.line}: {row.kind} ({row.detail})" for row in read.odd]
+    if "id" in given and "fold" in given:
+        means = matched(given["id"], {name: name for name in table["id"]})
+        changed = {text: name for text, name in means.items() if text != name}
+        said += [f"  ! {line}" for line in summarize(otherwise(f"ids of {path.name} read as those of scenes", path.name,
+                                                              changed))]  # fmt: skip
+        given["id"] = [means.get(text, text) for text in given["id"]]
+        given["fold"] = given["fold"].str.removesuffix(".0")
+    given = folds.checked(path, given)
     here = given["id"].isin(table["id"])
     given, unused = given[here], int((~here).sum())
     folds.check(given, table["id"])
     if given["fold"].max() >= section.n:
         raise ConfigError(f"folds.n: {section.file} has folds up to {given['fold'].max()}, set folds.n to match")
     table.insert(1, "fold", table["id"].map(given.set_index("id")["fold"]))
-    return table, unused
+    taken = f"  folds taken from {section.file}" + (f"; {unused} of its ids are not in the data" if unused else "")
+    return table, [taken, *said]
 
 
 def looks_of(competition: Competition, scenes: list[Scene], by_features: bool = True, needed: str = "") -> audit.Looks:
@@ -159,11 +183,14 @@ def looks_of(competition: Competition, scenes: list[Scene], by_features: bool = 
     if absent:
         say(f"  {absent}")
 
-    def one(scene: Scene) -> tuple[list[int], np.ndarray | None]:
+    def frames_of(scene: Scene) -> list[np.ndarray]:
         try:
-            frames = pairs.frames(competition.read(scene, competition.images[0]))
+            return pairs.frames(competition.read(scene, competition.images[0]))
         except DataError:  # the data check names it
-            return [], None
+            return []
+
+    def one(scene: Scene) -> tuple[list[int], np.ndarray | None]:
+        frames = frames_of(scene)
         return [pairs.perceptual_hash(frame) for frame in frames], embedder(frames) if embedder else None
 
     with ThreadPoolExecutor(max_workers=2) as pool:
@@ -171,4 +198,5 @@ def looks_of(competition: Competition, scenes: list[Scene], by_features: bool = 
     named = dict(zip((scene.id for scene in scenes), found, strict=True))
     hashes = {name: codes for name, (codes, _) in named.items()}
     vectors = {name: found for name, (_, found) in named.items() if found is not None}
-    return audit.Looks(hashes, vectors if embedder else None)
+    by_id = {scene.id: scene for scene in scenes}
+    return audit.Looks(hashes, vectors if embedder else None, Matcher(lambda scene_id: frames_of(by_id[scene_id])))

@@ -57,7 +57,7 @@ def predict(run: Run, units: list[Unit], pool: Pool | None = None, tick: Callabl
             scenes = scenes_of(run, unit.name, fold)
             require_whole(run, scenes)
             record["scenes"] = len(scenes)
-            taken_over(run, unit, scenes)
+            earlier = taken_over(run, unit, scenes)
             seconds, failed = [], {}
             calls = ((scene, out) for scene in scenes)
             method = "teach" if unit.name == LOGITS else "predict"
@@ -70,16 +70,23 @@ def predict(run: Run, units: list[Unit], pool: Pool | None = None, tick: Callabl
                         tick()
             if failed:
                 record["failed"] = fall_back(run, name, scenes, failed, out)
-            if timed := sorted(filter(None, seconds)):
+            if earlier:
+                record["seconds_per_scene"] = earlier  # of more scenes than were predicted now
+            elif timed := sorted(filter(None, seconds)):
                 record["seconds_per_scene"] = round(timed[len(timed) // 2], 4)  # the median: the first one warms up
 
 
-def taken_over(run: Run, unit: Unit, scenes: list[Scene]) -> None:
-    """Keep the files of the scenes that a unit to be built anew has right already, and say of how many."""
+def taken_over(run: Run, unit: Unit, scenes: list[Scene]) -> float | None:
+    """Keep the files of the scenes that a unit to be built anew has right already, and say of how many.
+
+    Returns the seconds that a scene took then; None where none is kept.
+    """
     sets = run.config.predict.tta_sets[-1:] if unit.name == LOGITS else run.config.predict.tta_sets
     files = {scene.id: [levels_path(Path(), sets, views, scene.id).as_posix() for views in sets] for scene in scenes}
     if not run.force and (taken := run.store.reuse(unit, files)):
         say(f"  {len(taken)} of {len(scenes)} scenes are as they were and are kept")
+        return run.store.manifest(unit).get("seconds_per_scene")
+    return None
 
 
 def require_whole(run: Run, scenes: list[Scene]) -> None:

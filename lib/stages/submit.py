@@ -8,11 +8,11 @@ import numpy as np
 from tqdm import tqdm
 
 from lib.choose.choice import Decision
-from lib.competitions.contract import Answer, Scene, settings_for, told
+from lib.competitions.contract import Answer, Scene, settings_for
 from lib.errors import ArtifactError
 from lib.run.artifacts import Unit
 from lib.run.cli import Run, say
-from lib.stages.ensemble import averages
+from lib.stages.ensemble import averages, failed_scenes
 
 
 def units(run: Run) -> list[Unit]:
@@ -20,22 +20,13 @@ def units(run: Run) -> list[Unit]:
     return [run.graph.submission(split) for split in run.splits if run.has_split(split)]
 
 
-def fallbacks(run: Run, split: str) -> dict[str, str]:
-    """Return the scenes of a split that some network could not predict, with what it said, sorted by id."""
-    predicted = [unit for unit in run.graph.blend(split).upstream if unit.name == split]
-    failed: dict[str, str] = {}
-    for unit in predicted:
-        if run.store.folder(unit).exists():
-            failed |= run.store.manifest(unit).get("failed", {})
-    return dict(sorted(failed.items()))
-
-
 def write(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     """Write the submission of a unit's split and check what lies on disk; returns what the manifest records.
 
-    A test submission must answer all test scenes. Says which scenes have the fallback of stage 04, and what the
-    competition writes otherwise than was asked for. Out-of-fold files are scored like any other. ArtifactError where
-    the linter finds anything, the files hold other answers, or their score is not the score of stage 05.
+    A test submission must answer all test scenes. Says what the competition writes otherwise than was asked for; the
+    manifest names the scenes that have the fallback of stage 04. Out-of-fold files are scored like any other.
+    ArtifactError where the linter finds anything, the files hold other answers, or their score is not the score of
+    stage 05.
     """
     decision, split = Decision.of(run), unit.name
     competition, scenes = run.competition, []
@@ -53,10 +44,8 @@ def write(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     for caveat in competition.caveats(scenes):
         say(f"  {caveat}")
     outcome: dict[str, Any] = {"scenes": len(scenes), "lint": "valid"}
-    if failed := fallbacks(run, split):
-        say(f"  {len(failed)} of {len(scenes)} scenes have the fallback {run.config.predict.fallback} instead of a "
-            f"prediction: {told(failed)}")  # fmt: skip
-        outcome["fallback"] = sorted(failed)
+    if failed := failed_scenes(run, split):
+        outcome["fallback"] = failed
     if split == "oof":
         tallies = [competition.tally(competition.read_submission(folder, s), competition.truth(s)) for s in scenes]
         outcome["scores"] = competition.scores(np.sum(tallies, 0))

@@ -33,7 +33,7 @@ import numpy as np
 from pydantic import Field, Strict, field_validator
 
 from lib import metrics as masks
-from lib.competitions import layout, mean_dice
+from lib.competitions import layout, mean_dice, records
 from lib.competitions.binary_rle import instances as objects
 from lib.competitions.binary_rle import metric as scoring
 from lib.competitions.contract import Answer, Finding, Lattice, Levels, Params, Row, Scene
@@ -57,7 +57,8 @@ COLOUR = "colour"
 COLOURFUL = 8.0
 """Mean saturation (0..255) of an image from which on it is a stained section and not fluorescence, which is grey: the
 28 images of DSB 2018 that were looked at have 0.0 or 18.6 to 146.9."""
-
+FEW = 0.1
+"""Where at most this share of the images with an object have several rows, a table has a row per image."""
 
 CONTRADICTS = 0.01
 """Share of the pixels of mask or runs from which on they contradict each other."""
@@ -151,12 +152,16 @@ class BinaryRLE(RunsCompetition):
         if split == "test":
             files, findings = self._images(split)
             scenes, odd = self._describe(split, files)
-            path = self._tables[split].path.name
-            gone = sorted(self._tables[split].rows.keys() - files.keys()) if files else []
-            return scenes, [*findings, *odd, *(Finding("row of the test table without image", i, path) for i in gone)]
+            scenes += [Scene(found.scene, {}) for found in findings if found.kind == layout.NO_ONE_IMAGE]
+            table = self._tables[split]
+            gone = sorted(table.rows.keys() - files.keys()) if files else []
+            findings = [*findings, *table.findings, *odd]
+            return scenes, findings + [Finding("row of the test table without image", i, table.path.name) for i in gone]
         files, findings = self._training
         lonely = sorted(self._runs.keys() - files.keys())
-        findings = findings + [Finding("truth without image", key, "in the table only") for key in lonely]
+        findings = [*findings, *self._tables[split].findings]
+        findings += [Finding("truth without image", key, "in the table only") for key in lonely]
+        findings += self._few_of_several_rows()
         known = {key: own for key, own in files.items() if self._has_truth(key, own)}
         if known and not self.one_by_one and (self.options.border or self.metric == "object_map"):
             raise ConfigError(
@@ -185,13 +190,8 @@ class BinaryRLE(RunsCompetition):
         return Facts(more={"share": float(covered.mean()), "border": float(border.mean())})
 
     def inspect(self) -> list[Finding]:
-        """Inspect as the contract says, and tell where it is unknown how runs count pixels or what objects are."""
-        findings = super().inspect() + self._inverted()
-        try:
-            _ = self.rule
-        except DataError as error:
-            findings.append(Finding("RLE order unknown", "train", str(error)))
-        return findings
+        """Inspect as the contract says, and ask what is an object where masks look inverted."""
+        return super().inspect() + self._inverted()
 
     def read(self, scene: Scene, image: str) -> np.ndarray:
         """Read an image as any competition on runs does, in the stain that is wanted."""
@@ -236,7 +236,8 @@ class BinaryRLE(RunsCompetition):
         try:
             paths = _mask_files(scene.files)
             if paths is None:
-                yield from (self.draw(text, shape) for text in self._runs[scene.id])
+                for number, text in enumerate(self._runs[scene.id]):
+                    yield self.draw(text, shape, self._tables["train"].where(scene.id, number))
                 return
             for path in paths:
                 mask = self._read_objects(path)[0]
@@ -268,10 +269,17 @@ class BinaryRLE(RunsCompetition):
         listed = (Scene(key, files) for key, files in sorted(self._training[0].items()))
         return [(scene, text) for scene in listed for text in self._runs.get(scene.id, ())]
 
-    @cached_property
-    def rule(self) -> rle.Rule:
-        """How runs count pixels; beside mask files, so that the runs draw them."""
-        drawn = {scene.id: scene for scene, text in self.labelled_runs() if text.strip() and "mask" in scene.files}
+    def _few_of_several_rows(self) -> list[Finding]:
+        """Report the images with several rows where these are few: there a second row may be a mistake."""
+        filled = [key for key, texts in self._runs.items() if any(texts)]
+        several = [key for key in filled if len(self._runs[key]) > 1]
+        if not 0 < len(several) <= FEW * len(filled):
+            return []
+        return [Finding("several rows where most images have one, read as its objects", key) for key in several]
+
+    def tell_rule(self) -> rle.Rule:
+        """Tell how runs count pixels; beside mask files, so that the runs draw them."""
+        drawn = {scene.id: scene for scene, text in self.labelled_runs() if text and "mask" in scene.files}
         some, rules = [*drawn.values()][:20], self.open_rules() if drawn else []
         fits = {rule: sum(self._draws_the_mask(scene, rule) for scene in some) for rule in rules}
         fitting = [rule for rule, count in fits.items() if 2 * count > len(some)]
@@ -279,7 +287,7 @@ class BinaryRLE(RunsCompetition):
             count = fits[fitting[0]]
             of = f"{len(drawn)}" if count == len(some) else f"{count} of {len(some)}"
             return rle.Rule(*fitting[0], f"so the runs of {of} images give their mask files")
-        return super().rule
+        return super().tell_rule()
 
     def _draws_the_mask(self, scene: Scene, rule: tuple[rle.Order, int]) -> bool:
         text = " ".join(self._runs[scene.id])
@@ -394,7 +402,7 @@ class BinaryRLE(RunsCompetition):
 
     def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
         """Draw the runs of a scene: (H, W) int32 for "object_map", else (H, W) uint8."""
-        shape = raster.image_size(scene.files["image"])
+        shape = self.canvas(scene)
         answer = np.zeros(shape, np.int32)
         for number, (_, text) in enumerate((row for row in rows if row[1].strip()), 1):
             answer[self.draw(text, shape) > 0] = number
@@ -446,15 +454,23 @@ class BinaryRLE(RunsCompetition):
             if path is None and stated:
                 option = "table" if split == "train" else "test_table"
                 raise DataError(f"{self.root / stated}: expected a CSV, found none; set data.options.{option}")
-            found[split] = layout.read_table(path, self.options.id_column)
-        _refuse_classes(found["train"])
+            table = layout.read_table(path, self.options.id_column)
+            found[split] = table.of_images(self._names(split)) if table.columns else table
+        told = {self.options.domain, self.options.source, self.options.group}
+        _refuse_classes(found["train"], found["train"].column(layout.CLASS_COLUMNS), self.options.rle_column, told)
         return found
+
+    def _names(self, split: str) -> Iterable[str]:
+        """Return the ids of the images of a split; none where there is no such folder, which ``listed`` names."""
+        try:
+            return self._images(split)[0]
+        except DataError:
+            return ()
 
     @cached_property
     def _runs(self) -> dict[str, list[str]]:
         """Scene id -> the runs of its rows, in the order of the table; an empty mask is one empty text."""
-        column, rows = self._rle_column, self._tables["train"].rows
-        return {key: [row[column] for row in own] for key, own in rows.items()} if column else {}
+        return self._tables["train"].runs(self._rle_column) if self._rle_column else {}
 
     @property
     def _rle_column(self) -> str:
@@ -487,13 +503,24 @@ class BinaryRLE(RunsCompetition):
             else:
                 named[option], odd = find_in_ids(option, wanted, ids, table.others, needed)
                 findings += odd
+        told = (options.domain, options.source, options.group, options.slice_column, options.pixel_size, "split")
+        findings = findings + table.differing(told)
+        places = named["slice_column"]
+        odd_places = [key for key, text in places.items() if text and not layout.is_number(text)]
+        findings += [
+            Finding("place in its stack that is no number, it stands alone", key, places.pop(key)) for key in odd_places
+        ]
         scenes = []
         for key in ids:
             size = table.value(key, options.pixel_size)
-            pixel_size = layout.number(f"{key}: {options.pixel_size}", size) if size else None
+            if size and not layout.is_number(size):
+                findings.append(Finding("size of a pixel that is no number, not used", key, size))
+                size = ""
             domain, source, group = (named[option].get(key, "") for option in ("domain", "source", "group"))
+            pixel_size = float(size) if size else None
             scenes.append(Scene(key, listed[key], domain, group=group, pixel_size=pixel_size, source=source))
-        return layout.stacked(scenes, self.images, named["group"], named["slice_column"]), findings
+        stacks = {key: group for key, group in named["group"].items() if key not in odd_places}
+        return layout.stacked(scenes, self.images, stacks, places), findings
 
     # ---- data doctor ----------------------------------------------------------------------------------
     def inspect_scene(self, scene: Scene, split: str) -> list[Finding]:
@@ -505,7 +532,7 @@ class BinaryRLE(RunsCompetition):
         if size is None:
             return findings
         stated = tuple(self._tables[split].value(scene.id, column) for column in ("img_height", "img_width"))
-        if all(stated) and stated != tuple(map(str, size)):
+        if all(stated) and tuple(text.removesuffix(".0") for text in stated) != tuple(map(str, size)):
             findings.append(Finding("size differs from the table", scene.id, f"{stated} and {size}"))
         if split == "test":
             return findings
@@ -552,15 +579,23 @@ class BinaryRLE(RunsCompetition):
         return [Finding("masks look inverted", "train", detail)]
 
 
-def _refuse_classes(table: layout.Table) -> None:
-    """Raise ConfigError for a table in which an image has rows of several classes: they would be merged into one."""
-    column = table.column(layout.CLASS_COLUMNS)
-    for image_id, rows in table.rows.items() if column else ():
-        if len(found := sorted({row[column] for row in rows})) > 1:
-            raise ConfigError(
-                f"{table.path}: column {column!r} gives image {image_id!r} rows of several classes "
-                f"({', '.join(found[:5])}), which would become one; use competition: multiclass_rle"
-            )
+def _refuse_classes(table: layout.Table, column: str, runs: str, told: set[str]) -> None:
+    """Raise ConfigError for a table whose rows of runs are of several classes: they would be merged into one.
+
+    ``column``: that of classes, "" without one; it may be there where it is one of ``told``, what an option reads.
+    ``runs``: that of runs, "" for the usual ones.
+    """
+    runs = runs or table.column(layout.RLE_COLUMNS)
+    if not column or column in told or runs not in table.columns:
+        return
+    several = [{row[column] for row in rows} for rows in table.rows.values()]  # the classes of each image
+    drawn = {row[column] for rows in table.rows.values() for row in rows if records.runs_of(row[runs])}
+    if len(found := max([drawn, *several], key=lambda names: len(names - {""})) - {""}) > 1:
+        raise ConfigError(
+            f"{table.path}: column {column!r} gives rows of runs several classes ({', '.join(sorted(found)[:5])}), "
+            "which would become one; use competition: multiclass_rle, or, if it says something else of an image, name "
+            "it as data.options.domain, source or group"
+        )
 
 
 def _outline(image: np.ndarray, answer: Answer, colour: tuple[int, int, int]) -> np.ndarray:

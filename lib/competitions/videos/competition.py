@@ -34,6 +34,7 @@ from lib.competitions.classification import Classification, ClassificationOption
 from lib.competitions.contract import SUBMISSION, Answer, Finding, Levels, Params, Row, Scene, confusion_table
 from lib.competitions.decoding import Setting
 from lib.competitions.facts import Facts
+from lib.competitions.records import read_text
 from lib.competitions.tables import Form
 from lib.competitions.videos import frames as video
 from lib.competitions.videos import metric as scoring
@@ -51,8 +52,6 @@ METRICS = {
 """Name -> score of (..., 2, 1001) counts, higher is better."""
 
 STRATEGIES = ("mean", "confident", "quantile")
-NUMBERS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
-"""How a label may be written as a number."""
 
 INSPECTED = 32
 """Shorter side in pixels that the data doctor looks at."""
@@ -109,6 +108,8 @@ class Videos(Classification):
     images = ("frames",)
     files = ("video",)
     noun = "video"
+    suffixes = video.SUFFIXES
+    bare_ids = False
     odd_label = "label is not 0 or 1"
     max_points = 5000
     """A point counts 2002 numbers, so this makes a table of 80 MB, one per fold."""
@@ -154,31 +155,43 @@ class Videos(Classification):
 
     def index_of(self, label: str) -> int | None:
         """Return 1 for the positive class, 0 for the other one, None for a label that is neither."""
-        if label in NUMBERS:
-            return NUMBERS[label]
-        return int(label == self.options.positive) if label and self.options.positive in self._words else None
+        if (number := _number(label)) is not None:
+            return number
+        return int(self._is_positive(label)) if any(map(self._is_positive, self._words)) else None
+
+    def _is_positive(self, word: str) -> bool:
+        return word.casefold() == self.options.positive.casefold()
 
     @cached_property
     def _words(self) -> tuple[str, ...]:
         """The labels that are no numbers. Raises ConfigError where only these are there, and none is ``positive``."""
-        found = {record.label for record in self.records}
-        words = tuple(sorted(found - NUMBERS.keys() - {""}))
-        if words and not found & {*NUMBERS, self.options.positive}:
+        found = {record.label for record in self.records if record.label}
+        words = tuple(sorted(label for label in found if _number(label) is None))
+        if words and len(words) == len(found) and not any(map(self._is_positive, words)):
             raise ConfigError(f"data.options.positive: expected the label that means class 1, one of "
                               f"{', '.join(words[:8])}, got {self.options.positive!r}")  # fmt: skip
         return words
 
     def remarks(self) -> list[str]:
         """Tell which words were taken for which class."""
-        if self.options.positive not in self._words:
+        ones = [word for word in self._words if self._is_positive(word)]
+        if not ones:
             return []
-        others = ", ".join(word for word in self._words if word != self.options.positive)
-        return [f"labels: {self.options.positive} is class 1 (data.options.positive), {others or 'no other'} class 0"]
+        others = ", ".join(word for word in self._words if word not in ones)
+        return [f"labels: {', '.join(ones)} is class 1 (data.options.positive), {others or 'no other'} class 0"]
+
+    @cached_property
+    def _rows(self) -> tuple[tuple[str, ...], list[dict[str, str]]]:
+        return ((), []) if self.options.annotations else super()._rows
 
     @cached_property
     def records(self) -> list[Record]:
         """What label file, folders or annotations say."""
-        return super().records if self.options.annotations is None else _annotated(self.root, self.table)
+        if self.options.annotations is None:
+            return super().records
+        records, odd = _annotated(self.root, self.table)
+        self._odd_rows += odd
+        return records
 
     def inspect_scene(self, scene: Scene, split: str) -> list[Finding]:
         """Decode one video whole and report what is wrong with it."""
@@ -203,7 +216,7 @@ class Videos(Classification):
 
     def inspect(self) -> list[Finding]:
         """Inspect as the contract says, and tell which boxes are of no video, or may be of two."""
-        findings, boxes = super().inspect(), set(self._table_of_boxes)
+        findings, boxes = super().inspect() + self._read_boxes[1], set(self._table_of_boxes)
         train, test = self._list("train"), self._list("test")
         names = {key for scene in (*train, *test) for key in self._names(scene)}
         findings += [Finding("box without video", key) for key in sorted(boxes - names)]
@@ -290,9 +303,13 @@ class Videos(Classification):
         return (*([path.relative_to(self.root).as_posix()] if path.is_relative_to(self.root) else []), scene.id)
 
     @cached_property
-    def _table_of_boxes(self) -> Mapping[str, Boxes]:
+    def _read_boxes(self) -> tuple[Mapping[str, Boxes], list[Finding]]:
         path = self.carried.get("crop.boxes")
-        return read_boxes(path) if path else {}
+        return read_boxes(path) if path else ({}, [])
+
+    @property
+    def _table_of_boxes(self) -> Mapping[str, Boxes]:
+        return self._read_boxes[0]
 
     @property
     def _no_box(self) -> str:
@@ -413,24 +430,41 @@ def _sheet(frames: np.ndarray) -> np.ndarray:
     return np.vstack([np.hstack(shown[start : start + columns]) for start in range(0, len(shown), columns)])
 
 
-# ---- annotations --------------------------------------------------------------------------------------
-def _annotated(root: Path, path: Path) -> list[Record]:
-    """Read an annotations text: lines of folder, first and last frame number, label. Raises DataError.
-
-    A folder is a name below ``root``; one that leads out of it names no video.
-    """
+# ---- labels -------------------------------------------------------------------------------------------
+def _number(label: str) -> int | None:
+    """Return 0 or 1 for a label that is this number (1, 1.0), None for any other."""
     try:
-        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        rows = [(" ".join(folder), (int(first), int(last)), label) for *folder, first, last, label in lines]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: expected lines of folder, first and last frame and label, got {error}") from error
-    times = Counter(folder for folder, _, _ in rows)
+        return {0.0: 0, 1.0: 1}.get(float(label))
+    except ValueError:
+        return None
+
+
+def _annotated(root: Path, path: Path) -> tuple[list[Record], list[Finding]]:
+    """Read an annotations text: lines of folder, first and last frame number, label; and the lines that are none.
+
+    A folder is a name below ``root``; one that leads out of it names no video. Raises DataError where no line is one.
+    """
+    rows: dict[tuple[str, int, int, str], None] = {}  # a line that is written twice is one
+    findings = []
+    lines = [(number, line.split()) for number, line in enumerate(read_text(path).splitlines(), 1)]
+    for number, words in lines:
+        try:
+            *folder, first, last, label = words
+            rows[" ".join(folder).replace("\\", "/"), int(first), int(last), label] = None
+        except ValueError:
+            if words:
+                findings.append(Finding("row left out", f"{path.name} line {number}",
+                                        "expected folder, first and last frame and label"))  # fmt: skip
+    if not rows:
+        raise DataError(f"{path}: expected lines of folder, first and last frame and label, such as jumping/0001 1 17 "
+                        f"0, got {len(findings)} other lines")  # fmt: skip
+    times = Counter(folder for folder, *_ in rows)
     records = []
-    for folder, span, label in rows:
-        flat = folder.replace("/", "_")
-        scene_id = f"{flat}_{span[0]}" if times[folder] > 1 else flat
-        place = PurePosixPath(folder)
+    for name, start, end, meaning in rows:
+        flat = name.replace("/", "_")
+        scene_id = f"{flat}_{start}" if times[name] > 1 else flat
+        place = PurePosixPath(name)
         inside = not place.is_absolute() and ".." not in place.parts
-        there = [root / folder] if inside and (root / folder).is_dir() else []
-        records.append(Record(scene_id, label, there, {"group": flat}, span))
-    return records
+        there = [root / name] if inside and (root / name).is_dir() else []
+        records.append(Record(scene_id, meaning, there, {"group": flat}, (start, end)))
+    return records, findings

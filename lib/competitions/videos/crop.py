@@ -19,7 +19,9 @@ import cv2
 import numpy as np
 from pydantic import Field, model_validator
 
-from lib.competitions import tables
+from lib.competitions.contract import Finding
+from lib.competitions.listing import odd_rows
+from lib.competitions.records import read_records
 from lib.errors import ConfigError, DataError
 from lib.settings import Section
 
@@ -110,24 +112,39 @@ def nearest(boxes: Boxes, frame: int) -> Box | None:
 
 
 # ---- a table ------------------------------------------------------------------------------------------
-def read_boxes(path: Path) -> dict[str, dict[int | None, Box]]:
-    """Read a table of boxes: id -> frame -> box. DataError naming the file and the first row that cannot be."""
+def read_boxes(path: Path) -> tuple[dict[str, dict[int | None, Box]], list[Finding]]:
+    """Read a table of boxes: id -> frame -> box, and the rows that are none, which are left out.
+
+    Raises DataError where no row is one, naming the file and the first row.
+    """
     if not path.is_file():
         raise DataError(f"{path}: expected a table of boxes, found none; set data.options.crop.boxes")
-    columns, rows = tables.read_records(path)
-    if missing := [name for name in ("id", *SIDES) if name not in columns]:
+    read = read_records(path)
+    if missing := [name for name in ("id", *SIDES) if name not in read.columns]:
         raise DataError(f"{path}: expected the columns id, {', '.join(SIDES)}, found no {' and no '.join(missing)}")
     found: dict[str, dict[int | None, Box]] = {}
-    for row in rows:
-        text = row.get("frame", "").strip()
-        where = f"{path}: {row['id']}" + (f", frame {text}" if text else "")
-        if text and not text.isascii() or text and not text.isdigit():
-            raise DataError(f"{where}: expected the number of a frame, from 0 on, or nothing")
-        frame, own = int(text) if text else None, found.setdefault(row["id"], {})
-        if frame in own:
-            raise DataError(f"{where}: expected one box, found two; keep one row")
-        own[frame] = _box(where, [row[side] for side in SIDES])
-    return found
+    findings = odd_rows(path, read)
+    faults = []
+    for row, line in zip(read.rows, read.lines, strict=True):
+        try:
+            frame, box = _frame_and_box(path, row)
+        except DataError as error:
+            faults.append(str(error))
+            findings.append(Finding("row left out", f"{path.name} line {line}", str(error)))
+            continue
+        if found.setdefault(row["id"], {}).setdefault(frame, box) != box:
+            findings.append(Finding("two boxes of one frame, the first is used", row["id"], f"{path.name} line {line}"))
+    if faults and not found:
+        raise DataError(f"{faults[0]} ({len(faults)} rows, and none is right)")
+    return found, findings
+
+
+def _frame_and_box(path: Path, row: Mapping[str, str]) -> tuple[int | None, Box]:
+    text = row.get("frame", "").removesuffix(".0")
+    where = f"{path}: {row['id']}" + (f", frame {text}" if text else "")
+    if text and not (text.isascii() and text.isdigit()):
+        raise DataError(f"{where}: expected the number of a frame, from 0 on, or nothing")
+    return int(text) if text else None, _box(where, [row[side] for side in SIDES])
 
 
 def _box(where: str, texts: list[str]) -> Box:

@@ -17,6 +17,7 @@ A class found neither in the truth nor in the answer has no union and is left ou
 Answer: (H, W) uint8 class indices. Submission: one row of runs per picture and class but the first, and index PNGs.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -29,7 +30,8 @@ from lib import metrics as scoring
 from lib.competitions import contract, tables
 from lib.competitions.contract import SUBMISSION, Answer, Competition, Finding, Levels, Params, Row, Scene
 from lib.competitions.decoding import Setting, gains, morphology
-from lib.competitions.listing import SUFFIXES, Classes, Expression, Match, Pattern, find_in_ids, matches
+from lib.competitions.listing import SUFFIXES, Classes, Expression, Match, Pattern, find_in_ids, matches, otherwise
+from lib.competitions.records import matched, read_text
 from lib.competitions.tables import Form, Name
 from lib.competitions.voc import label_map, pictures
 from lib.competitions.voc.pictures import Named
@@ -273,9 +275,15 @@ class VOC(Competition):
             paths = {name: self.root / options.lists.replace("{split}", name) for name in self._names}
             found: dict[str, list[str]] = {name: [] for name, path in paths.items() if path.is_file()}
             for name in found:
-                for word in _read_list(paths[name]):
+                words = _read_list(paths[name])
+                unknown = [_id_of(word) for word in words if not pictures.listed(word, sides[name])]
+                means = matched(unknown, {key: key for key in sides[name].pictures}, SUFFIXES)
+                findings += otherwise("ids written otherwise than their pictures, read as those", paths[name].name,
+                                      means, SUFFIXES)  # fmt: skip
+                for word in words:
                     meant = pictures.listed(word, sides[name])
-                    found[name] += meant if len(meant) == 1 else [] if meant else [_id_of(word)]
+                    own = _id_of(word)
+                    found[name] += meant if len(meant) == 1 else [] if meant else [means.get(own, own)]
                     if len(meant) > 1:
                         findings.append(Finding("listed id of several pictures, none is used", word, ", ".join(meant)))
         elif self._is_split:
@@ -416,7 +424,7 @@ class VOC(Competition):
         return [(f"{self.row_id(scene)}_{index}", text) for index, text in enumerate(texts, 1)]
 
     def answer_from(self, scene: Scene, rows: Sequence[Row]) -> Answer:
-        answer = np.zeros(raster.image_size(scene.files["image"]), np.uint8)
+        answer = np.zeros(self.canvas(scene), np.uint8)
         for row_id, text in rows:
             answer[rle.decode(text, answer.shape) > 0] = int(row_id.rpartition("_")[2])
         return answer
@@ -575,11 +583,13 @@ def _several(given: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _read_list(path: Path) -> list[str]:
-    """Return the ids or paths of a list: the first word of each line."""
-    try:
-        return [line.split()[0] for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeError) as error:
-        raise DataError(f"{path}: expected a list of ids in UTF-8, got {error}") from error
+    """Return the ids or paths of a list: the first word of each line, which a comma or semicolon may end too.
+
+    Lines that begin with # are none.
+    """
+    lines = (line for line in read_text(path).splitlines() if not line.startswith("#"))
+    words = (re.split(r"[\s,;]", line.strip().strip("\"'"), maxsplit=1)[0] for line in lines)
+    return [word.strip("\"'").replace("\\", "/") for word in words if word]
 
 
 def _id_of(word: str) -> str:

@@ -80,7 +80,10 @@ def _fault(entry: zipfile.ZipInfo) -> str:
         return f"is packed by method {entry.compress_type}, expected stored or deflated"
     if stat.S_ISLNK(entry.external_attr >> 16):
         return "is a link"
-    return f"unpacks to more than {MOST_BYTES} bytes" if entry.file_size > MOST_BYTES else ""
+    if entry.file_size > MOST_BYTES:
+        return f"unpacks to more than {MOST_BYTES} bytes"
+    two_sizes = entry.compress_type == zipfile.ZIP_STORED and entry.compress_size != entry.file_size
+    return "is stored as it is, yet the archive gives it two sizes" if two_sizes else ""
 
 
 def _unpack(archive: zipfile.ZipFile, name: str) -> bytes:

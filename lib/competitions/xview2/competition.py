@@ -484,7 +484,9 @@ def _load(path: Path) -> dict[str, list[dict[str, Any]]]:
     try:
         most = limits()
         features = read_json(path, most.json_depth, most.json_bytes)["features"]
-        features = {"xy": list(features["xy"]), "lng_lat": list(features.get("lng_lat", []))}
+        if not isinstance(features["xy"], list):
+            raise TypeError(f"features.xy is {type(features['xy']).__name__}")
+        features = {"xy": features["xy"], "lng_lat": list(features.get("lng_lat", []))}
         for feature in (*features["xy"], *features["lng_lat"]):
             feature["wkt"], feature["properties"].get("subtype")
     except (OSError, ValueError) as error:

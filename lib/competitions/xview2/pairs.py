@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lib.competitions.contract import SUBMISSION
-from lib.competitions.tables import read_rows, sentence
+from lib.competitions.tables import exact_rows, sentence
 from lib.competitions.xview2 import metric
 from lib.competitions.xview2.archive import Pictures
 from lib.errors import DataError
@@ -101,7 +101,7 @@ def png_path(folder: Path, pair: str, kind: str) -> Path:
 def read_pairs(folder: Path) -> dict[str, str]:
     """Return scene id -> pair from ``scene_ids.csv``. Raises DataError where it is missing or damaged."""
     path = Path(folder) / SCENE_IDS
-    rows = list(read_rows(path))
+    rows = list(exact_rows(path))
     if rows[:1] != [["scene_id", "pair"]] or any(len(row) != 2 or not _PAIR.fullmatch(row[1]) for row in rows[1:]):
         raise DataError(f"{path}: expected rows of scene_id,pair; write the submission again")
     if any(len(set(column)) < len(rows) - 1 for column in zip(*rows[1:], strict=True)):
