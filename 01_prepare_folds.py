@@ -22,6 +22,7 @@ def main(argv=None):
                 cli.say(line)
             for line in folds.split(run.competition, run.config.folds, folder):
                 cli.say(line)
+            assert run.index is not None, "stage 01 looks at all data"
             run.index.write(folder)
 
 

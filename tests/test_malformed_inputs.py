@@ -348,6 +348,7 @@ LABELS = {
     "a row too long": Case(
         line(TABLE, 2, lambda row: row + ",x"),
         {("row left out", "train.csv line 2"), ("image without label", "001.png")}, {"001"}),
+    "paths from the root of the data": Case(rows(TABLE, sheet(lambda i, r: (f"train/{i}.png", r)))),
     "a row of no picture": Case(rows(TABLE, lambda ls: [*ls, "099,cat"]), {("label without picture", "099")}),
     "no column of labels": Case(text(TABLE, swapped("label", "breed")), refused="set data.options.columns"),
     "a header alone": Case(rows(TABLE, lambda ls: ls[:1]), refused="state data.options.classes"),
@@ -360,7 +361,12 @@ NUMBERED = ("labels as floats", "some labels as floats")
 @pytest.mark.parametrize("name", LABELS)
 def test_labels(tmp_path, name):
     pictures(tmp_path)
-    case, form = LABELS[name], {"lost zeros": "{}", "ids as floats": "{}.0"}.get(name, "{:03d}")  # ids as in the table
+    case, form = (
+        LABELS[name],
+        {"lost zeros": "{}", "ids as floats": "{}.0", "paths from the root of the data": "train_{:03d}.png"}.get(
+            name, "{:03d}"
+        ),
+    )  # ids as in the table
     judge("labels", tmp_path, {}, case, {form.format(number): number % 2 for number in range(1, 9)})
 
 

@@ -51,6 +51,20 @@ def test_bytes_that_are_not_utf8_spoil_their_own_row_alone(tmp_path):
             list(way(tmp_path / "t.csv"))
 
 
+def test_runs_that_a_spreadsheet_has_cut_are_not_used(tmp_path):
+    whole = " ".join(f"{n} 3" for n in range(20, 90_000, 10))
+    cut = whole[:32_767]
+    assert len(whole) > 40_000 and len(cut.split()) % 2 == 0  # an even count of numbers: nothing else would tell
+    found = read(tmp_path, f"id,rle\na,{whole}\nb,{cut}\n")
+    assert [row["id"] for row in found.rows] == ["a"] and found.rows[0]["rle"] == whole
+    assert [row.line for row in found.odd] == [3] and "spreadsheet" in found.odd[0].detail
+
+
+def test_marks_that_nobody_sees_are_no_part_of_an_id(tmp_path):
+    found = read(tmp_path, "\ufeffid,label\na,x\n\ufeffb,y\u200b\nc\u00a0,z\n")
+    assert [tuple(row.values()) for row in found.rows] == [("a", "x"), ("b", "y"), ("c", "z")]
+
+
 def test_a_long_table_is_read_quickly_and_whole(tmp_path):
     text = "id,rle\n" + "".join(f"{n:06d},{n} 3 {n + 9} 4\n" for n in range(1, 20_001))
     found = read(tmp_path, text)
@@ -85,6 +99,8 @@ def test_what_is_no_table_is_a_sentence(tmp_path, content, said):
         (["1", "0001"], ["0001"], {"0001": "0001"}),  # an image that has its row is not meant by another
         (["0", "0.0"], ["000"], {"0": "000", "0.0": "000"}),
         (["v1.0"], ["v1"], {}),  # no number
+        (["cafe\u0301.jpg"], ["caf\u00e9"], {"cafe\u0301.jpg": "caf\u00e9"}),  # as macOS names files
+        (["cats\\1.png"], ["cats/1"], {"cats\\1.png": "cats/1"}),
         (["Straße"], ["STRASSE"], {"Straße": "STRASSE"}),
     ],
 )

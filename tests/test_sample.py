@@ -7,6 +7,7 @@ from owed import FIELDS, HEADERS, ids_of, make, nothing, opened, picture, rows_f
 from lib.competitions import NAMES, open_competition
 from lib.competitions import sample as samples
 from lib.errors import DataError
+from lib.scenes.raster import write_png
 
 
 def written(competition, folder):
@@ -164,8 +165,6 @@ def test_a_pair_without_its_twin_and_one_of_two_sizes_are_owed_an_answer(tmp_pat
     root = make("xview2", tmp_path / "data")
     (root / "test/images/test_post_00003.png").unlink()
     picture(root / "test/images/test_post_00004.png", 9)
-    from lib.scenes.raster import write_png
-
     write_png(root / "test/images/test_post_00004.png", np.zeros((15, 16, 3), np.uint8))
     competition = opened("xview2", root)
     faults = {scene.id: competition.incomplete(scene) for scene in competition.scenes("test")}
@@ -216,3 +215,23 @@ def test_columns_of_classes_stand_where_the_sample_has_them(header, order, tmp_p
     (tmp_path / "submission.csv").write_text("\n".join(broken))
     (fault,) = competition.lint(tmp_path / "submission.csv", scenes)
     assert "1 row: a run outside of the image (t3,1)" in fault
+
+
+def test_a_folder_in_which_the_image_is_missing_is_owed_an_answer(tmp_path):
+    for place in ("stage1_train/a/images/a", "stage1_train/a/masks/m", "stage1_test/t/images/t"):
+        picture(tmp_path / f"{place}.png", len(place))
+    write_png(tmp_path / "stage1_train/a/masks/m.png", np.eye(16, dtype=np.uint8) * 255)
+    (tmp_path / "stage1_test/u/images").mkdir(parents=True)
+    competition = opened("binary_rle", tmp_path, domain="colour")
+    assert [(scene.id, set(scene.files)) for scene in competition.scenes("test")] == [("t", {"image"}), ("u", set())]
+    assert [(f.kind, f.scene) for f in competition.inspect()] == [("folder without its one image", "u")]
+    assert [line.split(",")[0] for line in written(competition, tmp_path)[1:]] == ["t", "u"]
+
+
+def test_a_folder_of_no_frames_is_a_video_that_cannot_be_read(tmp_path):
+    root = make("videos", tmp_path / "data")
+    (root / "test/videos/t2/1.png").unlink()
+    competition = opened("videos", root, fallback=0.25)
+    assert [scene.id for scene in competition.scenes("test")] == ["t1", "t2", "t3"]
+    assert [(f.kind, f.scene) for f in competition.inspect()] == [("unreadable video", "t2")]
+    assert "t2,0.250" in written(competition, tmp_path)

@@ -199,4 +199,4 @@ def test_videos_are_known_by_their_names(tmp_path):
     write(tmp_path / "clip", frames=1)
     (tmp_path / "empty").mkdir()
     names = ("clip", "empty", "a.MP4", "a.csv", ".a.mp4")
-    assert [video.is_video(tmp_path / name) for name in names] == [True, False, True, False, False]
+    assert [video.is_video(tmp_path / name) for name in names] == [True, True, True, False, False]

@@ -312,7 +312,8 @@ class Classification(Competition):
         return found
 
     def _by_id(self, folder: Path) -> dict[str, tuple[Path, ...]]:
-        """Return the files that each id may mean: their paths in the folder and, where no other has it, their names."""
+        """Return the files that each id may mean: their paths in the folder or the data and, where no other has it,
+        their names."""
         places = {path.relative_to(folder).as_posix(): path for path in self._walk(folder)}
         by_name: dict[str, list[Path]] = defaultdict(list)
         for path in places.values():
@@ -321,7 +322,8 @@ class Classification(Competition):
         stems: dict[str, list[Path]] = {}
         for place, path in places.items():
             stems.setdefault(self._keys(place)[-1], [path])  # of two files with one stem the first has it
-        found = dict(by_name) | stems | {place: [path] for place, path in places.items()}
+        found = {path.relative_to(self.root).as_posix(): [path] for path in places.values()}
+        found |= dict(by_name) | stems | {place: [path] for place, path in places.items()}
         return {key: tuple(paths) for key, paths in found.items()}
 
     @cached_property

@@ -402,7 +402,7 @@ class Competition(ABC):
         findings: list[Finding] = []
         scenes: list[tuple[Scene, str]] = []
         for split in SPLITS:
-            scenes += [(scene, split) for scene in self._list(split)]
+            scenes += [(scene, split) for scene in self._list(split) if scene.files]
             findings += self._listed[split][1]
         findings += self.owing()
         findings += self.passed_over(findings)

@@ -24,6 +24,8 @@ ID_COLUMNS = ("id", "ImageId", "image_id", "img")
 RLE_COLUMNS = ("rle", "rle_mask", "encoding", "EncodedPixels", "segmentation")
 CLASS_COLUMNS = ("class", "ClassId", "class_id", "label", "category")
 
+NO_ONE_IMAGE = "folder without its one image"
+
 Files = dict[str, Path]
 """Role -> path of one image's files."""
 
@@ -192,7 +194,7 @@ def list_images(folder: Path) -> tuple[dict[str, Files], list[Finding]]:
         if path.is_dir() and (path / "images").is_dir():
             pictures = [file for file in sorted((path / "images").iterdir()) if is_picture(file)]
             if len(pictures) != 1:
-                findings.append(Finding("folder without its one image", path.name, f"{len(pictures)} in {path}/images"))
+                findings.append(Finding(NO_ONE_IMAGE, path.name, f"{len(pictures)} in {path}/images"))
                 continue
             listed[path.name] = {"image": pictures[0]}
             if (path / "masks").is_dir():

@@ -7,6 +7,7 @@ blank lines are no trouble; one bad row is named and left out, and the rest is r
 import csv
 import os
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ Meaning = TypeVar("Meaning")
 csv.field_size_limit(2**31 - 1)  # the runs of one large image are longer than Python's limit for a field
 _LONGEST = 100
 """A field goes on over at most so many lines; a quotation mark that is not closed by then is taken for a mistake."""
+_CUT = (32_766, 32_767)
+"""Length of a text that a spreadsheet has cut, the last of whose characters may have been a blank."""
 _HALF = re.compile("[\udc80-\udcff]")
 _NOT_UTF8 = "{path}: expected a text file in UTF-8, such as a CSV file, got {found}; save it as UTF-8 again"
 NOT_TEXT = {"nan", "none", "null", "na", "<na>"}
@@ -68,6 +71,8 @@ def _decoded(path: Path) -> str:
             text = raw.decode("utf-8-sig", errors="surrogateescape")
     except UnicodeError as error:
         raise DataError(_NOT_UTF8.format(path=path, found=error)) from error
+    for mark in ("\ufeff", "\u200b"):  # of files that were put together, and a space that nobody sees
+        text = text.replace(mark, "")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -156,6 +161,9 @@ def read_records(path: Path) -> Records:
             odd.append(OddRow("row left out", line, "expected UTF-8, got bytes that are none; save the file as UTF-8"))
         elif len(row) != len(header):
             odd.append(OddRow("row left out", line, f"expected {len(header)} fields as in the header, got {len(row)}"))
+        elif any(len(field) in _CUT for field in row):
+            odd.append(OddRow("row left out", line, "expected a whole text, got one cut at 32,767 characters, the most "
+                              "that a spreadsheet holds; take the file that no spreadsheet has saved"))  # fmt: skip
         elif first.setdefault(tuple(row), line) != line:
             odd.append(OddRow("row written twice, read once", line, f"as line {first[tuple(row)]}"))
         else:
@@ -176,8 +184,8 @@ def matched(
     """Return what each text that a table writes means, by the names in ``known``, where only one thing can be meant.
 
     A text means the name it is; or else one that differs from it by ``suffixes`` (of files, in lower case), by upper
-    and lower case, or, of numbers, by zeros in front or ``.0`` behind, which spreadsheets and pandas change. What a
-    text names exactly no other text can mean, unless it may be ``shared``, as a class is.
+    and lower case or ``\\`` for ``/``, or, of numbers, by zeros in front or ``.0`` behind, which spreadsheets and
+    pandas change. What a text names exactly no other text can mean, unless it may be ``shared``, as a class is.
     """
     texts = dict.fromkeys(written)
     found = {text: known[text] for text in texts if text in known}
@@ -209,7 +217,8 @@ def bare(text: str, suffixes: Sequence[str] = ()) -> str:
 
 
 def _folded(text: str, suffixes: Sequence[str] = ()) -> str:
-    return bare(text, suffixes).casefold()
+    """Return a name of a file however its letters and folders are written; an é may be one character or two."""
+    return unicodedata.normalize("NFC", bare(text, suffixes)).replace("\\", "/").casefold()
 
 
 def _plain(text: str, suffixes: Sequence[str] = ()) -> str:

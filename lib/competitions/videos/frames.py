@@ -123,10 +123,16 @@ def ticks(total: int, step: float) -> list[int]:
 
 
 def is_video(path: Path) -> bool:
-    """Tell by names whether a path is a video: a file of SUFFIXES, or a folder that holds a frame."""
+    """Tell by names whether a path is a video: a file of SUFFIXES, or a folder that holds a frame or nothing at all.
+
+    An empty folder stands for a video whose frames are not there: it cannot be read, and is owed an answer.
+    """
     if path.name.startswith("."):
         return False
-    return any(map(_is_frame, path.iterdir())) if path.is_dir() else path.suffix.lower() in SUFFIXES
+    if not path.is_dir():
+        return path.suffix.lower() in SUFFIXES
+    inside = list(path.iterdir())
+    return not inside or any(map(_is_frame, inside))
 
 
 def _resize(frame: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
