@@ -355,18 +355,14 @@ LABELS = {
     "labels that are all empty": Case(
         text(TABLE, lambda t: t.replace("cat", "").replace("dog", "")), refused="classes of the data"),
 }  # fmt: skip
-NUMBERED = ("labels as floats", "some labels as floats")
+WRITTEN = {"lost zeros": "{}", "ids as floats": "{}.0", "paths from the root of the data": "train_{:03d}.png"}
+"""How the ids of such a table are written, which are the scenes' ids."""
 
 
 @pytest.mark.parametrize("name", LABELS)
 def test_labels(tmp_path, name):
     pictures(tmp_path)
-    case, form = (
-        LABELS[name],
-        {"lost zeros": "{}", "ids as floats": "{}.0", "paths from the root of the data": "train_{:03d}.png"}.get(
-            name, "{:03d}"
-        ),
-    )  # ids as in the table
+    case, form = LABELS[name], WRITTEN.get(name, "{:03d}")
     judge("labels", tmp_path, {}, case, {form.format(number): number % 2 for number in range(1, 9)})
 
 
