@@ -315,3 +315,24 @@ def test_linting_a_row_per_object(tmp_path, rows, fault):
     (tmp_path / "a.csv").write_text("ImageId,EncodedPixels\n" + rows)
     faults = tables.lint(tmp_path / "a.csv", PER_OBJECT, {("a",): (3, 3), ("b",): (2, 2)})
     assert any(fault in found for found in faults), faults
+
+
+@pytest.mark.parametrize(("longer", "is_cut"), [(False, True), (True, False)])
+def test_a_cell_that_a_spreadsheet_cut_off_is_named(tmp_path, longer, is_cut):
+    """Cut at 32,767 characters the runs may still be valid, though thousands are gone; nothing else tells."""
+    form = tables.Form(("id", "rle"))
+    runs = " ".join(f"{start} 11" for start in range(1_000_001, 1_130_001, 20))
+    whole = tmp_path / "whole.csv"
+    whole.write_text(f"id,rle\na,{runs}\n")
+    assert tables.lint(whole, form) == []
+    cut = runs[:32_767]
+    assert rle.parse(cut)[1] == "" and len(cut) < len(runs)
+    edited = tmp_path / "edited.csv"
+    edited.write_text(f"id,rle\na,{cut}\n" + (f"b,{runs}\n" if longer else ""))
+    found = tables.lint(edited, form)
+    assert any("cut off by a spreadsheet" in line and "(a)" in line for line in found) == is_cut == bool(found)
+
+
+def test_nouns_have_their_plural(tmp_path):
+    assert "2 entries: odd" in tables.sentence(tmp_path, "entry", "odd", ["a", "b"])
+    assert "1 entry: odd" in tables.sentence(tmp_path, "entry", "odd", ["a"])

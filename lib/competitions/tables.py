@@ -33,6 +33,9 @@ Name = tuple[str, ...]
 SUBMISSION = "submission.csv"
 """Every competition writes its answers under this name; further formats lie beside it."""
 NO_ROWS = "expected rows of a sample submission, found a header alone; fetch the file again"
+CELL = 32_767
+"""The most characters that a spreadsheet keeps in a cell; it cuts off the rest without a word."""
+CUT = f"exactly {CELL:,} characters and none longer: cut off by a spreadsheet; take the file as it was before"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
@@ -166,6 +169,7 @@ def lint(
     names: list[Name] = []
     runs_of: dict[str, list[np.ndarray]] = defaultdict(list)
     length = len(next(iter(sizes))) if sizes else form.names
+    longest = 0
     rows = exact_rows(path)
     try:
         header = next(rows, [])
@@ -176,6 +180,9 @@ def lint(
             row = form.fields(written)
             name, size = row[: form.names], (sizes or {}).get(row[:length])
             names.append(name)
+            longest = max(longest, len(row[-1]))
+            if form.origin is not None and len(row[-1]) == CELL:
+                faults[CUT].append(_shown(name))
             if form.origin is None:
                 kind = fault(row)
             else:
@@ -189,6 +196,8 @@ def lint(
     except DataError as error:
         return [str(error)]
 
+    if longest > CELL:
+        faults.pop(CUT, None)
     if form.repeats:
         faults["objects that overlap"] = [name for name, runs in runs_of.items() if rle.overlap(runs)]
         faults["an empty row beside others"] = [
@@ -250,4 +259,5 @@ def number(text: str) -> float:
 def sentence(path: Path, noun: str, kind: str, names: list[str]) -> str:
     """Say how many rows or files have a fault, and name the first three."""
     first = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    return f"{path}: {len(names)} {noun}{'s' if len(names) > 1 else ''}: {kind} ({first})"
+    plural = noun if len(names) == 1 else f"{noun.removesuffix('y')}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{path}: {len(names)} {plural}: {kind} ({first})"

@@ -7,10 +7,10 @@ from typing import Any
 
 from lib.choose.choice import Decision
 from lib.competitions.contract import Competition, Scene, settings_for
-from lib.files import whole_file, write_bytes
+from lib.files import digest, sha256, whole_file, write_bytes
 from lib.report.tables import decision_table, milestones
+from lib.run import manifest
 from lib.run.cli import Run
-from lib.run.manifest import MANIFEST
 from lib.stages.ensemble import averages
 
 PICTURES = 4
@@ -22,8 +22,9 @@ def write(run: Run) -> str:
     folder = run.store.root / "report"
     folder.mkdir(parents=True, exist_ok=True)
     lines, page = [decision_table(run)], folder / "report.html"
-    if not (_is_current(run, page) and html.escape(lines[0]) in page.read_text(encoding="utf-8")):
-        write_bytes(page, (_page(run, folder, lines[0]) + "\n").encode())
+    mark = _made_from(run)
+    if not is_current(page, mark, lines[0]):
+        write_bytes(page, (_page(run, folder, lines[0], mark) + "\n").encode())
     submission = run.graph.submission("test")
     if run.store.status(submission) == "done":
         lines.append(f"submission: {run.store.folder(submission)} (linted)")
@@ -36,23 +37,37 @@ def write(run: Run) -> str:
     return "\n".join(lines)
 
 
-def _is_current(run: Run, page: Path) -> bool:
-    """Tell whether a page is younger than all that it shows."""
-    graph = run.graph
-    units = (graph.decode(), graph.blend("oof"), graph.submission("oof"), graph.submission("test"))
-    made = [run.store.folder(unit) / MANIFEST for unit in units]
-    return page.exists() and all(m.stat().st_mtime <= page.stat().st_mtime for m in made if m.exists())
+def _made_from(run: Run) -> str:
+    """Return a digest of the bytes and data of all that a page shows, whatever the clock said then."""
+    graph, models = run.graph, run.config.models.items()
+    checkpoints = [graph.checkpoint(name, fold) for name, model in models for fold in run.config.folds_of(model)]
+    units = (graph.folds(), *checkpoints, graph.decode(), graph.blend("oof"))
+    made = [one for unit in units if (one := manifest.made(run.store.folder(unit))) is not None]
+    return digest([[one.get("sha256") or manifest.content(one), one.get("data", {})] for one in made])
 
 
-def _page(run: Run, folder: Path, table: str) -> str:
-    """Draw the pictures and return the text of the page."""
+def is_current(page: Path, mark: str, table: str) -> bool:
+    """Tell whether a page was made from what is there now, and its pictures are those that were drawn for it."""
+    try:
+        text = page.read_text(encoding="utf-8")
+        pictures = re.findall("<img src='([^']+)' data-sha256='([0-9a-f]+)'", text)
+        same = all(sha256(page.parent / html.unescape(name)) == found for name, found in pictures)
+    except (OSError, UnicodeError):
+        return False
+    return same and f"content='{mark}'" in text and html.escape(table) in text
+
+
+def _page(run: Run, folder: Path, table: str, mark: str) -> str:
+    """Draw the pictures and return the text of the page, which says with ``mark`` what it was made from."""
     history = "\n".join(milestones(run))
     there = run.store.status(run.graph.blend("oof")) in ("done", "frozen")  # not with checkpoints from --inputs alone
     pictures = draw(run, folder) if there else []
-    page = ["<!doctype html><meta charset='utf-8'>", f"<title>{html.escape(run.config.name)}</title>",
+    page = ["<!doctype html><meta charset='utf-8'>", f"<meta name='made-from' content='{mark}'>",
+            f"<title>{html.escape(run.config.name)}</title>",
             f"<h1>{html.escape(run.config.name)}</h1><pre>{html.escape(table)}</pre>",
             f"<h2>training</h2><pre>{html.escape(history)}</pre>"]  # fmt: skip
-    page += [f"<h2>{html.escape(p.stem)}</h2><img src='{html.escape(p.name)}' style='width:100%'>" for p in pictures]
+    page += [f"<h2>{html.escape(p.stem)}</h2><img src='{html.escape(p.name)}' data-sha256='{sha256(p)}' "
+             "style='width:100%'>" for p in pictures]  # fmt: skip
     return "\n".join(page)
 
 
