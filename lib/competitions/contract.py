@@ -124,7 +124,7 @@ def told(failed: Mapping[str, str], names: int = 3) -> str:
     return "; ".join(first) + (f"; and {len(failed) - names} more" if len(failed) > names else "")
 
 
-FACTS = "flags from pixels"
+FACTS = "flags from pixels, black and white of a palette as they are seen"
 """How facts are read; those that were remembered from another way are read anew."""
 
 APART = ("per_domain", "seen", "unseen")

@@ -52,7 +52,6 @@ MASK = "mask"
 ZERO_OR_255 = ("255 is ignored; if it is a class, say colours: [[0, 0, 0], [255, 255, 255]], or take competition "
                "binary_rle")  # fmt: skip
 
-JPEG = (".jpg", ".jpeg")
 
 Value = Annotated[int, Field(ge=0, le=IGNORE)]
 
@@ -193,13 +192,15 @@ class VOC(Competition):
                 joined[drawn > 0] = index
             return joined
         path = scene.files[MASK]
+        if self.colours is None and not raster.keeps_values(path):
+            raise DataError(f"scene {scene.id}: {path}: expected classes 0..{len(self.names) - 1}, got a lossy "
+                            "format; a JPEG does not keep the numbers of classes, export masks as PNG")  # fmt: skip
         mask = read_mask(path, self.colours)
         mask[np.isin(mask, self.options.ignore)] = IGNORE
         if (unknown := np.unique(mask[(mask >= len(self.names)) & (mask != IGNORE)])).size:
             raise DataError(
                 f"scene {scene.id}: {path}: expected classes 0..{len(self.names) - 1} or an ignored value, got "
                 f"{', '.join(map(str, unknown[:5]))}; name the class in data.options.classes, or add it to ignore"
-                + _lossy(path)
             )
         return mask
 
@@ -542,11 +543,6 @@ def read_mask(path: Path, colours: np.ndarray | None = None) -> np.ndarray:
             raise DataError(f"{error}; if the classes are colours, name them in data.options.colours; a mask of one "
                             "class alone is for competition binary_rle") from error  # fmt: skip
     return _look_up(raster.read_image(path, turned=False), colours)
-
-
-def _lossy(path: Path) -> str:
-    """Say of a mask in a format that does not keep numbers what to do about it."""
-    return "; a JPEG does not keep the numbers of classes, export masks as PNG" if path.suffix.lower() in JPEG else ""
 
 
 def read_index_png(path: Path) -> np.ndarray:
