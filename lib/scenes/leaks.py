@@ -58,6 +58,18 @@ def same_files(train: Sequence, test: Sequence, roles: Sequence[str]) -> list[Id
     return sorted(found)
 
 
+def same_bytes(scenes: Sequence, roles: Sequence[str]) -> list[list[str]]:
+    """Return the ids, in order, of each set of scenes that have a file, or a folder of files, with the same bytes.
+
+    Only what has the size of another is read.
+    """
+    found: dict[tuple[tuple[int, int], str], list[str]] = {}
+    for size, places in _by_size(scenes, roles).items():
+        for scene_id, path in places if len(places) > 1 else ():
+            found.setdefault((size, _digest(path)), []).append(scene_id)
+    return [ids for ids in found.values() if len(ids) > 1]
+
+
 def copies(train: Mapping, test: Mapping) -> list[tuple[str, str, int]]:
     """Return the pairs (test id, train id, bits) whose hashes are at most DUPLICATE_BITS apart, the nearest first."""
     names = [*train, *test]

@@ -322,9 +322,9 @@ def _read(path: str | Path, turned: bool = True) -> bands.Bands:
     except DataError as error:
         if "libjpeg" not in str(error):
             raise
-        damage = str(error).partition("libjpeg: ")[2]
+        fault = str(error).partition("libjpeg: ")[2]
     found = _decoded(path, turned)  # raises where nothing but an error comes of it
-    return found._replace(remarks=(*found.remarks, Remark(DAMAGED, damage)))
+    return found._replace(remarks=(*found.remarks, Remark(DAMAGED, fault)))
 
 
 def _decoded(path: str | Path, turned: bool, strict: bool = False) -> bands.Bands:

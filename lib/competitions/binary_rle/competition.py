@@ -390,7 +390,11 @@ class BinaryRLE(RunsCompetition):
     @property
     def form(self) -> Form:  # type: ignore[override]  # read from the data when asked for
         """A row per image, or per object; the runs count as those of the training table do."""
-        return Form(self.header, repeats=self.metric == "object_map", origin=self.rule.origin)
+        return Form(self.header, repeats=self.answers_repeat, origin=self.rule.origin)
+
+    @property
+    def answers_repeat(self) -> bool:
+        return self.metric == "object_map"
 
     def rows(self, scene: Scene, answer: Answer) -> list[Row]:
         """Return a row per image, or for "object_map" a row per object and an empty one where there is none."""

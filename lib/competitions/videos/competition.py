@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -202,7 +203,15 @@ class Videos(Classification):
         path, span = scene.files["video"], self._span(scene)
         stated, _, shape = video.probe(path, span)
         frames = video.sample(path, FrameSampling(every=1), INSPECTED, span)
-        if len(frames) < stated - 1:  # headers that count one frame too many are common, and harmless
+        if path.is_dir():
+            sizes, last = video.numbered_sizes(path, span)
+            if len(sizes) > 1:
+                shown = ", ".join(f"{height} x {width}" for height, width in sorted(sizes)[:4])
+                findings.append(Finding("frames of several sizes, brought to that of the first", scene.id, shown))
+            if span and last < span[1]:
+                detail = f"{path}: frame {last} is the last of {span[0]} to {span[1]}"
+                findings.append(Finding("annotated frames that are not there", scene.id, detail))
+        if len(frames) < stated - path.is_file():  # headers that count one frame too many are common, and harmless
             findings.append(Finding("video cut short", scene.id, f"{path}: {len(frames)} of {stated} frames"))
         if not frames.any():
             findings.append(Finding("video all black", scene.id, str(path)))
@@ -459,6 +468,10 @@ def _annotated(root: Path, path: Path) -> tuple[list[Record], list[Finding]]:
         raise DataError(f"{path}: expected lines of folder, first and last frame and label, such as jumping/0001 1 17 "
                         f"0, got {len(findings)} other lines")  # fmt: skip
     times = Counter(folder for folder, *_ in rows)
+    for (name, start, end, _), (other, begin, _, _) in pairwise(sorted(rows)):
+        if name == other and begin <= end:
+            findings.append(Finding("annotated clips that share frames", f"{name.replace('/', '_')}_{begin}",
+                                    f"frame {begin} is in the clip from {start} to {end} too"))  # fmt: skip
     records = []
     for name, start, end, meaning in rows:
         flat = name.replace("/", "_")
