@@ -226,11 +226,20 @@ class Videos(Classification):
     def inspect(self) -> list[Finding]:
         """Inspect as the contract says, and tell which boxes are of no video, or may be of two."""
         findings, boxes = super().inspect() + self._read_boxes[1], set(self._table_of_boxes)
+        findings += self._shared_frames()
         train, test = self._list("train"), self._list("test")
         names = {key for scene in (*train, *test) for key in self._names(scene)}
         findings += [Finding("box without video", key) for key in sorted(boxes - names)]
         both = boxes & {scene.id for scene in train} & {scene.id for scene in test}
         return findings + [Finding("box of a name in train and test", key, "write the path") for key in sorted(both)]
+
+    def _shared_frames(self) -> list[Finding]:
+        """Report the annotated clips that begin before an earlier one of their folder ends."""
+        clips = sorted((row.record.paths[0], row.record.span, row.scene.id) for row in self._joined[0].values()
+                       if row.record.span)  # fmt: skip
+        return [Finding("annotated clips that share frames", key, f"frame {span[0]} is in {other} too")
+                for (folder, before, other), (place, span, key) in pairwise(clips)
+                if place == folder and span[0] <= before[1]]  # fmt: skip
 
     def read_facts(self, scene: Scene) -> Facts:
         """Return the class of a labelled video. Raises DataError for one that cannot be read."""
@@ -468,10 +477,6 @@ def _annotated(root: Path, path: Path) -> tuple[list[Record], list[Finding]]:
         raise DataError(f"{path}: expected lines of folder, first and last frame and label, such as jumping/0001 1 17 "
                         f"0, got {len(findings)} other lines")  # fmt: skip
     times = Counter(folder for folder, *_ in rows)
-    for (name, start, end, _), (other, begin, _, _) in pairwise(sorted(rows)):
-        if name == other and begin <= end:
-            findings.append(Finding("annotated clips that share frames", f"{name.replace('/', '_')}_{begin}",
-                                    f"frame {begin} is in the clip from {start} to {end} too"))  # fmt: skip
     records = []
     for name, start, end, meaning in rows:
         flat = name.replace("/", "_")

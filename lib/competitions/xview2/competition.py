@@ -587,9 +587,10 @@ def _inspect_contents(scene: Scene, sizes: Mapping[str, tuple[int, int]]) -> lis
         findings.append(Finding("pre and post differ in size", scene.id, f"{sizes['pre']} and {sizes['post']}"))
     elif sizes and TILE not in sizes.values():
         findings.append(Finding(f"size is not {TILE[0]}x{TILE[1]}", scene.id, f"{[*sizes.values()][0]}"))
+    agreed = [*sizes.values()][0] if len(set(sizes.values())) == 1 else None
     for side, role in zip(SIDES, LABELS):
         if role in scene.files:
-            findings += _inspect_label(scene, role, sizes.get(side, TILE))
+            findings += _inspect_label(scene, role, sizes.get(side, TILE), agreed)
     with suppress(DataError):  # is said of each label
         held = [len(_load(scene.files[role])["xy"]) for role in LABELS if role in scene.files]
         if len(held) == 2 and not all(held) and any(held):
@@ -597,25 +598,25 @@ def _inspect_contents(scene: Scene, sizes: Mapping[str, tuple[int, int]]) -> lis
     return findings
 
 
-def _inspect_metadata(scene: Scene, path: Path, metadata: Mapping[str, Any], size: tuple[int, int]) -> list[Finding]:
-    """Report a label that says that it was drawn on another image, or on one of another (height, width)."""
+def _inspect_metadata(scene: Scene, path: Path, metadata: Mapping[str, Any], size: Any) -> list[Finding]:
+    """Report a label that says that it was drawn on another image, or on one of another ``size``, (height, width)."""
     found, name = [], metadata.get("img_name")
     if isinstance(name, str) and Path(name).stem.casefold() != path.stem.casefold():
         found.append(Finding("label that names another image", scene.id, f"{path}: {name}"))
     stated = metadata.get("height"), metadata.get("width")
-    if all(isinstance(side, int) for side in stated) and stated != size:
+    if size and all(isinstance(side, int) for side in stated) and stated != size:
         found.append(Finding("label drawn at another size", scene.id, f"{path}: {stated}, the image has {size}"))
     return found
 
 
-def _inspect_label(scene: Scene, role: str, size: tuple[int, int]) -> list[Finding]:
-    """Report what is wrong with one label of a (height, width) tile."""
+def _inspect_label(scene: Scene, role: str, size: tuple[int, int], agreed: tuple[int, int] | None) -> list[Finding]:
+    """Report what is wrong with one label of a (height, width) tile; ``agreed``: the size of both images, if known."""
     path, findings = scene.files[role], []
     try:
         features = _load(path)
     except DataError as error:
         return [Finding("label does not parse", scene.id, str(error))]
-    findings += _inspect_metadata(scene, path, features["metadata"], size)
+    findings += _inspect_metadata(scene, path, features["metadata"], agreed)
     kinds = {str(feature["properties"].get("feature_type", "building")) for feature in features["xy"]} - {"building"}
     if kinds:
         detail = f"{path}: {', '.join(sorted(kinds))}"
