@@ -5,8 +5,10 @@ import json
 
 import numpy as np
 import pytest
+import rasterio
 from owed import make, opened, picture, sample
 from PIL import Image
+from test_raster import write_tiff
 
 from lib.competitions import open_competition
 from lib.errors import DataError
@@ -262,3 +264,28 @@ def test_one_image_before_and_after_is_named(tmp_path):
     (images / "storm_00000001_post_disaster.png").write_bytes(before)
     found = kinds(opened("xview2", root))
     assert {scene for kind, scene in found if kind == "pre and post are one image"} == {"storm_00000001"}
+
+
+def test_a_pair_that_counts_in_two_units_is_named(tmp_path):
+    root = make("xview2", tmp_path / "data")
+    for side, offset in (("pre", 0), ("post", -0.1)):
+        path = root / f"train/images/storm_00000001_{side}_disaster.png"
+        pixels = raster.read_image(path).transpose(2, 0, 1).astype(np.uint16) * 9 + 1000
+        path.unlink()
+        write_tiff(path.with_suffix(".tif"), pixels)
+        with rasterio.open(path.with_suffix(".tif"), "r+") as file:
+            file.scales, file.offsets = (1e-4,) * 3, (offset,) * 3
+    found = {(kind, scene) for kind, scene in kinds(opened("xview2", root)) if "1024" not in kind}
+    assert found == {("pre and post count brightness in other units", "storm_00000001")}
+
+
+def test_a_palette_that_was_made_anew_is_named(tmp_path, square):
+    """Classes are the stored indices, which such a file has exchanged."""
+    root = make("voc", tmp_path / "data")
+    palettes = {"a0": [0, 0, 0, 128, 0, 0], "a1": [128, 0, 0, 0, 0, 0], "a2": [9, 9, 9, 128, 0, 0]}
+    for key, colours in palettes.items():
+        image = Image.fromarray(square[:16, 10:26], "P")
+        image.putpalette(colours + [0] * 762)
+        image.save(root / f"SegmentationClass/{key}.png")
+    kind = "palette in which class 0 has a colour and another is black, indices are used"
+    assert kinds(opened("voc", root)) == {(kind, "a1")}

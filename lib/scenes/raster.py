@@ -144,6 +144,22 @@ def keeps_values(path: str | Path) -> bool:
         return _is_exact(file.pages[0])
 
 
+def palette(path: str | Path) -> np.ndarray | None:
+    """Return the colours of an image's palette from the header, (256, 4) uint8 or more rows: red, green, blue, alpha;
+    None without one. Raises DataError as ``read`` does."""
+    with _open(path, whole=False) as file:
+        return bands.palette_of(file.pages[0])
+
+
+def scaling(path: str | Path) -> tuple[tuple[float, float], ...]:
+    """Return (scale, offset) of each band from the header: by which its samples are multiplied, what is added then.
+
+    Raises DataError as ``read`` does.
+    """
+    with _open(path, whole=False) as file:
+        return tuple(zip(file.pages[0].scales, file.pages[0].offsets, strict=True))
+
+
 def image_size(path: str | Path) -> tuple[int, int]:
     """Return (height, width) from the header, as the image is seen. Raises DataError as ``read`` does."""
     with _open(path, whole=False) as file:

@@ -173,6 +173,9 @@ class VOC(Competition):
             findings.append(Finding("mask of 0 and 255 alone", scene.id, ZERO_OR_255))
         elif self.colours is not None and (share := _unknown_colours(scene.files[MASK], self.colours)):
             findings.append(Finding("colours of no class, ignored", scene.id, f"{share:.2%} of the pixels"))
+        elif self.colours is None and not self._by_class and (odd := _black_but_0(scene.files[MASK])):
+            kind = "palette in which class 0 has a colour and another is black, indices are used"
+            findings.append(Finding(kind, scene.id, f"index {odd}; say data.options.colours if colours are meant"))
         if self._by_class:
             for path in (path for role, path in scene.files.items() if role.startswith(MASK)):
                 findings += [Finding(kind, scene.id, detail) for kind, detail in self._objects(path)[1]]
@@ -543,6 +546,18 @@ def read_mask(path: Path, colours: np.ndarray | None = None) -> np.ndarray:
             raise DataError(f"{error}; if the classes are colours, name them in data.options.colours; a mask of one "
                             "class alone is for competition binary_rle") from error  # fmt: skip
     return _look_up(raster.read_image(path, turned=False), colours)
+
+
+def _black_but_0(path: Path) -> int:
+    """Return the index of a mask that its palette shows black while it shows index 0 in a colour; 0 where none is.
+
+    So it is where a tool has made the palette anew, as by the frequency of colours.
+    """
+    colours = raster.palette(path)
+    held = [] if colours is None else np.unique(raster.read_mask(path)).tolist()
+    if colours is None or 0 not in held or not colours[0, :3].any():
+        return 0
+    return next((index for index in held if not colours[index, :3].any()), 0)
 
 
 def read_index_png(path: Path) -> np.ndarray:

@@ -171,6 +171,10 @@ class XView2(Competition):
         if len(sizes) == 2:
             remarks = place.remarks(scene.files["pre"], scene.files["post"])
             findings += [Finding(kind, scene.id, detail) for kind, detail in remarks]
+            units = [raster.scaling(scene.files[side]) for side in SIDES]
+            if units[0] != units[1]:
+                detail = f"(scale, offset) {units[0][0]} and {units[1][0]}; write both with the same"
+                findings.append(Finding("pre and post count brightness in other units", scene.id, detail))
         return findings + _inspect_contents(scene, sizes)
 
     def target(self, scene: Scene, task: str) -> np.ndarray:
