@@ -93,7 +93,8 @@ class Told:
 def warm() -> None:
     """Import all that stages import."""
     for module in (*STAGES, "lib.stages.train", "lib.stages.predict", "lib.stages.folds", "lib.choose.fit",
-                   "lib.config.networks", "lib.competitions.synthetic.binary_rle"):  # fmt: skip
+                   "lib.config.networks", "lib.competitions.binary_rle.competition",
+                   "lib.competitions.synthetic.binary_rle"):  # fmt: skip
         importlib.import_module(module)
     import torch
 

@@ -134,6 +134,7 @@ def test_every_weight_has_a_gradient_and_one_image_trains_with_group_norm():
     assert [n for n, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
 
+@pytest.mark.slow
 def test_one_batch_can_be_overfitted():
     torch.manual_seed(0)
     x = torch.randint(0, 64, (2, 3, 64, 64), dtype=torch.uint8)

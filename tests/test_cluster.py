@@ -85,6 +85,7 @@ def leaks(report):
     return report["look_alikes"]["pairs_across_folds"] + report["near_duplicates"]["pairs_across_folds"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["scene", "group"])
 def test_look_alikes_lie_in_one_fold_and_the_audit_finds_none_across(photos, tmp_path, scheme):
     plain, before, _ = divided(photos, tmp_path / "plain", scheme=scheme)
@@ -104,6 +105,7 @@ def test_look_alikes_lie_in_one_fold_and_the_audit_finds_none_across(photos, tmp
     assert list(plain["fold"]) != list(table["fold"])
 
 
+@pytest.mark.slow
 def test_the_same_folds_come_out_again(photos, tmp_path):
     one, two = (divided(photos, tmp_path / name, cluster=True)[0] for name in ("one", "two"))
     assert one.equals(two)

@@ -50,6 +50,7 @@ def test_the_default_backend_learns_the_same(tmp_path):
     assert compiled == pytest.approx(plain, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_a_failure_to_compile_is_a_sentence(tmp_path, backend):
     def broken(graph, inputs):
         raise RuntimeError("no compiler on this machine")

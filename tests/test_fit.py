@@ -68,6 +68,7 @@ def test_one_batch_can_be_overfitted(tmp_path, precision):
     assert log[-1]["loss"] < 0.35 * log[0]["loss"]
 
 
+@pytest.mark.slow
 def test_true_float16_scales_the_loss_skips_overflows_and_learns(tmp_path):
     log = fit(tmp_path, train(epochs=10, precision="float16", cpu_precision="float16"))
     health = log[-1]["amp"]

@@ -54,6 +54,10 @@ def refuse():
     raise DataError("scene a: expected an image, found none")
 
 
+def no_pages():
+    raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)")
+
+
 def no_room():
     raise RuntimeError("unable to write to file </torch_1_2_3>: No space left on device (28)")
 
@@ -63,6 +67,7 @@ def no_room():
     (leave, ArtifactError, r"a process that loads samples died \(exit code 1\)"),
     (refuse, DataError, "^scene a: expected an image, found none$"),
     (die_of_bus_error, ArtifactError, r"/dev/shm.* is full .*train.workers: 0"),
+    (no_pages, ArtifactError, r"/dev/shm.* is full .*train.workers: 0"),
     (no_room, ArtifactError, r"/dev/shm.* is full .*train.workers: 0.*--shm-size"),
 ])  # fmt: skip
 def test_what_goes_wrong_in_a_loader_process_is_one_sentence(act, kind, words):
@@ -81,7 +86,13 @@ SIZE = 64 * 64 * 7
 """Bytes of one sample."""
 
 
-@pytest.mark.parametrize(("free", "used"), [(1e9, 4), (10 * 4 * SIZE, 4), (9 * 4 * SIZE, 3), (4 * 4 * SIZE, 1), (1, 0)])
+EACH, OURS = 2 * 4 * SIZE + loader.SLACK, 2 * 4 * SIZE
+"""Bytes for each process, and for the batches that this one holds."""
+
+
+@pytest.mark.parametrize(("free", "used"), [
+    (float("inf"), 4), (1e9, 4), (OURS + 4 * EACH, 4), (OURS + 4 * EACH - 1, 3), (OURS + EACH, 1), (1 << 20, 0), (1, 0),
+])  # fmt: skip
 def test_there_are_as_many_processes_as_shared_memory_has_room_for(monkeypatch, free, used):
     monkeypatch.setattr(loader, "_free", lambda: free)
     count, line = loader.room_for(4, Squares(), [0, 1, 2, 3])
@@ -90,7 +101,7 @@ def test_there_are_as_many_processes_as_shared_memory_has_room_for(monkeypatch, 
 
 
 def test_the_processes_of_torchrun_share_it(monkeypatch):
-    monkeypatch.setattr(loader, "_free", lambda: 10 * 4 * SIZE)
+    monkeypatch.setattr(loader, "_free", lambda: OURS + 4 * EACH)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert loader.room_for(4, Squares(), [0, 1, 2, 3])[0] == 1
 

@@ -273,6 +273,18 @@ def test_a_copy_of_a_large_unit_is_hashed_once(store, tmp_path, monkeypatch):
     assert after["times"] != before["times"] and {**after, "times": 0} == {**before, "times": 0}
 
 
+def test_what_cannot_be_recorded_stops_nothing(store, monkeypatch):
+    """Another process records it, or the disk is read-only."""
+    net = units()["02_loc/net/fold0"]
+    age(store.root / net.key)
+    with store._lock(net):
+        assert not store.adopt(net) and store.status(net) == "done"
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "write_json", lambda *_: (_ for _ in ()).throw(OSError(30, "read-only")))
+        assert not store.adopt(net) and store.status(net) == "done"
+    assert store.adopt(net)
+
+
 def test_frozen_units_of_an_earlier_version_serve_by_size(store, tmp_path):
     attached = tmp_path / "attached"
     shutil.copytree(store.root, attached)

@@ -111,6 +111,7 @@ def test_labels_have_the_keys_of_real_ones(root):
             assert ours["features"][form][0]["properties"].keys() == real["features"][form][0]["properties"].keys()
 
 
+@pytest.mark.slow
 def test_the_adapter_reads_a_full_size_set_without_remarks(tmp_path):
     synthetic.write("xview2", tmp_path / "xbd", scenes=3, test_scenes=1)
     competition = open_competition("xview2", tmp_path / "xbd")

@@ -381,6 +381,7 @@ def test_a_sound_set_has_no_findings_but_its_size(root):
     assert {f.kind for f in opened(root).inspect()} == {"size is not 1024x1024"}
 
 
+@pytest.mark.slow
 @real
 def test_the_doctor_names_only_the_rims_of_real_tiles_which_their_files_declare_as_transparent():
     black = {}

@@ -184,21 +184,24 @@ class Store:
         """Record the sums of a finished unit of an earlier version, which is taken as it lies there.
 
         So are what it reads and the state of the data, where its manifest does not say. Tells whether anything was, but
-        for new times of files that were checked.
+        for new times of files that were checked. Where nothing can be written, or another process does it, nothing is.
         """
         own = self.root / unit.key
         made = manifest.made(own)
         if made is None:
             return False
-        if made.get("sha256") and (made.get("data") or not unit.data):
-            with self._lock(unit):
-                manifest.retime(own)
+        known = made.get("sha256") and (made.get("data") or not unit.data)
+        if known and made.get("times") == manifest.times_of(own):
             return False
-        for needed in unit.upstream:
+        for needed in () if known else unit.upstream:
             self.adopt(needed)
-        with self._lock(unit):
+        with contextlib.suppress(ArtifactError, OSError), self._lock(unit):
+            if known:
+                manifest.retime(own)
+                return False
             manifest.write(own, {**self._reading(unit), **made, "data": made.get("data") or unit.data}, unit.beside)
-        return True
+            return True
+        return False
 
     def _reading(self, unit: Unit) -> dict[str, Any]:
         """Return what the manifest says of all that a unit is made from but its settings."""

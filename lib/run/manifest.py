@@ -169,13 +169,15 @@ def _stat(folder: Path, name: str) -> os.stat_result | None:
     return found if stat.S_ISREG(found.st_mode) else None
 
 
+def times_of(folder: Path) -> dict[str, int]:
+    """Return when each file of a unit was last changed."""
+    found = {name: _stat(folder, name) for name in read(folder)["files"]}
+    return {name: time_of(state) for name, state in found.items() if state is not None}
+
+
 def retime(folder: Path) -> None:
     """Record the times of a unit that is as it was written, so that a copy of it is not hashed again each time."""
-    manifest = read(folder)
-    found = {name: _stat(folder, name) for name in manifest["files"]}
-    times = {name: time_of(state) for name, state in found.items() if state is not None}
-    if "sha256" in manifest and times != manifest.get("times"):
-        write_json(folder / MANIFEST, {**manifest, "times": times})
+    write_json(folder / MANIFEST, {**read(folder), "times": times_of(folder)})
 
 
 def _other_bytes(path: Path, name: str, manifest: Mapping[str, Any]) -> str:

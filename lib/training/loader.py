@@ -22,7 +22,9 @@ SHARED = Path("/dev/shm")
 """Where Linux keeps the memory that processes share, through which batches come."""
 AHEAD = 2
 """Batches that each process makes ahead of time, which is torch's default."""
-NO_ROOM = re.compile(r"unable to (open shared memory|write to file </torch_)|out of shared memory|Bus error")
+SLACK = 1 << 20
+"""Bytes beside its batches that a process needs there, for locks and whole pages of memory."""
+NO_ROOM = re.compile(r"unable to (\w+ shared memory|write to file </torch_)|out of shared memory|Bus error")
 
 
 class Loader(DataLoader):
@@ -60,9 +62,9 @@ def room_for(workers: int, dataset: SampleStream, batch: Sequence[int]) -> tuple
     except (OSError, RuntimeError) as error:
         words = str(error).splitlines()[0]
         return 0, f"train.workers: {workers} asked, 0 used: processes cannot share memory here ({words})"
-    free = _free() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    free = _free() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     size = len(batch) * sum(part.nbytes for part in dataset[batch[0]].values() if isinstance(part, torch.Tensor))
-    used = min(workers, max(int(free // max(size, 1) - AHEAD) // AHEAD, 0))
+    used = int(min(workers, max((free - AHEAD * size) / (AHEAD * size + SLACK), 0)))
     if used == workers:
         return workers, ""
     mib = 1 << 20
