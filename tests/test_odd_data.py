@@ -289,3 +289,21 @@ def test_a_palette_that_was_made_anew_is_named(tmp_path, square):
         image.save(root / f"SegmentationClass/{key}.png")
     kind = "palette in which class 0 has a colour and another is black, indices are used"
     assert kinds(opened("voc", root)) == {(kind, "a1")}
+
+
+def test_objects_one_by_one_are_those_of_their_image(tmp_path, square):
+    for number, key in enumerate(("a", "b", "c")):
+        picture(tmp_path / f"stage1_train/{key}/images/{key}.png", number)
+        (tmp_path / f"stage1_train/{key}/masks").mkdir()
+        Image.fromarray(square[:16, 10:26] * np.uint8(255)).save(tmp_path / f"stage1_train/{key}/masks/1.png")
+    (tmp_path / "stage1_train/a/images/a.png").rename(tmp_path / "stage1_train/a/images/b.png")
+    (tmp_path / "stage1_train/c/masks/1.png").unlink()
+    odd = {("image named like another one", "a"), ("folder of masks without a mask, read as no object", "c")}
+    assert kinds(open_competition("binary_rle", tmp_path)) == odd
+
+
+def test_two_columns_of_runs_are_asked_about(tmp_path):
+    root = make("binary_rle", tmp_path / "data")
+    (root / "train.csv").write_text("id,rle,EncodedPixels\na0,1 3,7 7\na1,5 4,\na2,,\n")
+    assert kinds(opened("binary_rle", root)) == {("several columns of runs, the first is read", "train.csv")}
+    assert kinds(opened("binary_rle", root, rle_column="EncodedPixels")) == set()
