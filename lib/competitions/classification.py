@@ -26,7 +26,7 @@ from lib.competitions.listing import Expression, find_in_ids, odd_rows, otherwis
 from lib.competitions.records import NOT_TEXT, Records, bare, is_missing, matched, read_records
 from lib.competitions.tables import Size
 from lib.errors import DataError
-from lib.scenes import leaks
+from lib.scenes import identical
 from lib.settings import Section
 
 Folders = str | tuple[str, ...]
@@ -396,7 +396,7 @@ class Classification(Competition):
     def _contradictions(self) -> list[Finding]:
         known = {key: row for key, row in self._joined[0].items() if row.record.span is None}
         found = []
-        for one, *others in leaks.same_bytes([row.scene for row in known.values()], self.files):
+        for one, *others in identical.same_bytes([row.scene for row in known.values()], self.files):
             for other in (other for other in others if known[other].label != known[one].label):
                 labels = f"{known[one].record.label} and {known[other].record.label}"
                 found.append(Finding(f"one {self.noun} under two names and labels", other, f"as {one}: {labels}"))

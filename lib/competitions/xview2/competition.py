@@ -45,7 +45,7 @@ from lib.competitions.xview2.archive import open_archive
 from lib.competitions.xview2.postprocess import STEPS, Decoded
 from lib.errors import ConfigError, DataError
 from lib.files import read_json
-from lib.scenes import leaks, place, polygons, raster, rle
+from lib.scenes import identical, place, polygons, raster, rle
 from lib.settings import Section, limits
 from lib.tasks import IGNORE, BinaryMask, MulticlassMask
 
@@ -585,7 +585,7 @@ def _inspect_files(scene: Scene, labelled: bool) -> list[Finding]:
 def _inspect_contents(scene: Scene, sizes: Mapping[str, tuple[int, int]]) -> list[Finding]:
     """Compare the sizes of a scene's images, read its labels, report what is wrong with them."""
     findings = []
-    if len(sizes) == 2 and leaks.same_bytes([scene], SIDES):
+    if len(sizes) == 2 and identical.same_bytes([scene], SIDES):
         findings.append(Finding("pre and post are one image", scene.id, f"{scene.files['pre']}, {scene.files['post']}"))
     if len(set(sizes.values())) == 2:
         findings.append(Finding("pre and post differ in size", scene.id, f"{sizes['pre']} and {sizes['post']}"))
