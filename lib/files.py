@@ -6,13 +6,15 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 RUN_OUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 """What the system says when it has no more of something: space, memory, open files; or when a disk fails."""
 TEXTS = {os.strerror(number): number for number in RUN_OUT}
+State = tuple[str, int, int]
+"""Path, size and time of a file."""
 DEPTH = 100
 """Most brackets inside one another in a JSON file; a label of a scene has five."""
 
@@ -121,10 +123,19 @@ def time_of(state: os.stat_result) -> int:
     return max(state.st_mtime_ns, state.st_ctime_ns)
 
 
-def sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file as hex digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def file_state(path: str | Path) -> State:
+    """Return what tells whether a file is still the same."""
+    with suppress(OSError):
+        state = Path(path).stat()
+        return str(path), state.st_size, state.st_mtime_ns
+    return str(path), 0, 0
+
+
+def sha256(*paths: str | Path) -> str:
+    """Return the SHA-256 of a file as hex digits; of several that of their bytes one after the other."""
+    found = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                found.update(block)
+    return found.hexdigest()

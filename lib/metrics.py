@@ -5,6 +5,8 @@ Confusion: (..., C, C) int64, row = true class, column = answered class; matrice
 Counts: (..., 3) int64 = true positives, false positives, false negatives of the foreground.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from lib.errors import DataError
@@ -90,3 +92,9 @@ def ratio(part: np.ndarray, whole: np.ndarray, empty: float) -> np.ndarray:
 def _check_shapes(answer: np.ndarray, truth: np.ndarray) -> None:
     if answer.shape != truth.shape:
         raise DataError(f"answer: expected the shape of the truth, {truth.shape}, got {answer.shape}; resize it first")
+
+
+def confusion_table(counts: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Return a confusion of C classes, (C * C,) counts with truth by rows, as {true class: {answered class: count}}."""
+    rows = counts.reshape(len(names), len(names)).tolist()
+    return {name: dict(zip(names, row, strict=True)) for name, row in zip(names, rows, strict=True)}

@@ -5,7 +5,7 @@ The experiment file (``lib/config/sections.py``) and the options of each competi
 
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -89,6 +89,11 @@ def one_of(key: str, name: Any, known: Iterable[Any]) -> str:
     """Return the sentence about a ``name`` under ``key`` that is none of the ``known`` ones."""
     known = list(known)
     return f"{key}: expected one of {', '.join(map(str, known))}, got {name!r}{did_you_mean(name, known)}"
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """Join the first of many names for a sentence, and say how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _fault_of(fault: ErrorDetails, fields: Iterable[str]) -> InitErrorDetails:

@@ -3,6 +3,8 @@
 logits: (B, C, ...) any float dtype. probs: (B, C, ...) float32 in [0, 1], channel i is ``task.classes[i]``.
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,11 @@ HALF = 128
 def known(target: Any) -> Any:
     """Tell where a target, an array or a tensor, holds a truth: bool of its shape, False where it is ignored."""
     return target != (IGNORE if target.itemsize == 1 else WIDE_IGNORE)
+
+
+def names_of(classes: Sequence[str]) -> tuple[str, ...]:
+    """Return class names as columns and settings have them: letters, digits and underscores."""
+    return tuple(re.sub(r"\W+", "_", name).strip("_") or f"class_{name}" for name in classes)
 
 
 @dataclass(frozen=True)

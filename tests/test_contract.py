@@ -10,7 +10,7 @@ import pytest
 from lib.competitions import NAMES, contract, open_competition, options_of
 from lib.competitions.contract import Finding, Scene
 from lib.competitions.decoding import Setting
-from lib.competitions.facts import Memo
+from lib.competitions.facts import Facts, Memo
 from lib.competitions.tables import Form
 from lib.config.load import load
 from lib.errors import ConfigError, DataError
@@ -196,9 +196,9 @@ def test_a_memo_where_nothing_can_be_written_is_done_without(root, tmp_path):
 
 def test_other_options_have_other_facts(tmp_path):
     memo = Memo(tmp_path / "a.json", "one")
-    memo.put("k", [1], contract.Facts({"a": True}, (1.0, 2.0)))
+    memo.put("k", [1], Facts({"a": True}, (1.0, 2.0)))
     memo.save()
-    assert Memo(tmp_path / "a.json", "one").get("k", [1]) == contract.Facts({"a": True}, (1.0, 2.0))
+    assert Memo(tmp_path / "a.json", "one").get("k", [1]) == Facts({"a": True}, (1.0, 2.0))
     assert Memo(tmp_path / "a.json", "one").get("k", [2]) is None
     assert Memo(tmp_path / "a.json", "two").get("k", [1]) is None
 

@@ -360,5 +360,7 @@ def test_a_sample_of_another_form_is_refused_when_scenes_are_listed(header, tmp_
     (tmp_path / "train.csv").write_text("ImageId,ClassId,EncodedPixels\na.png,1,1 3\n")
     (tmp_path / "sample_submission.csv").write_text(f"{header}\n")
     competition = open_competition("multiclass_rle", tmp_path, {"classes": ["1", "2"], "order": "column", "origin": 1})
-    with pytest.raises(DataError, match=r"sample_submission.csv: expected columns of ids .* and runs, got"):
+    with pytest.raises(
+        DataError, match=r"sample_submission.csv: expected a header of 3 columns .ids: id or .*, runs., found ImageId"
+    ):
         competition.scenes("train")

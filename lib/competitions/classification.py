@@ -21,12 +21,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lib.competitions.contract import Answer, Competition, Finding, Row, Scene, confusion_table
+from lib.competitions.contract import Competition
 from lib.competitions.listing import Expression, find_in_ids, odd_rows, otherwise
 from lib.competitions.records import NOT_TEXT, Records, bare, is_missing, matched, read_records
-from lib.competitions.tables import Size
+from lib.competitions.scene import Answer, Finding, Row, Scene
 from lib.errors import DataError
+from lib.metrics import confusion_table
 from lib.scenes import identical
+from lib.scenes.raster import Size
 from lib.settings import Section
 
 Folders = str | tuple[str, ...]

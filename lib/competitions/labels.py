@@ -22,17 +22,19 @@ import numpy as np
 from pydantic import BeforeValidator
 
 from lib import metrics as scoring
-from lib.competitions import contract, tables
 from lib.competitions import sample as samples
+from lib.competitions import tables
 from lib.competitions.classification import Classification, ClassificationOptions
-from lib.competitions.contract import SUBMISSION, Answer, Axes, Chain, Finding, Lattice, Levels, Params, Row, Scene
 from lib.competitions.decoding import GAIN_STEPS, Setting, gains
-from lib.competitions.listing import SUFFIXES, checked_classes, is_picture, otherwise
+from lib.competitions.listing import SUFFIXES, checked_classes, otherwise
 from lib.competitions.records import matched, spellings
-from lib.competitions.tables import Form
+from lib.competitions.scene import Answer, Axes, Chain, Finding, Levels, Params, Row, Scene
+from lib.competitions.suffixes import is_picture
+from lib.competitions.tables import SUBMISSION, Form
 from lib.ensemble import search
+from lib.ensemble.search import Lattice
 from lib.errors import DataError
-from lib.tasks import Label, Task
+from lib.tasks import Label, Task, names_of
 
 PROBABILITIES = "probabilities.csv"
 TOP = 5
@@ -160,7 +162,7 @@ class Labels(Classification):
         if not self.options.classes:  # their names are in the data, which is not read here
             gains = (str(name) for name in (*decode, *axes, *unseen) if str(name).startswith("gain_"))
             known.classes = ("class", *dict.fromkeys(name.removeprefix("gain_") for name in gains))
-            known.flags = contract.names_of(known.classes)
+            known.flags = names_of(known.classes)
         return super(Labels, known).faults(decode, axes, chains, unseen)
 
     def answer(self, levels: Levels, settings: Params) -> Answer:

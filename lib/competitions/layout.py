@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lib.competitions import records
-from lib.competitions.contract import Finding, Scene
-from lib.competitions.listing import SUFFIXES, is_picture, odd_rows, otherwise
-from lib.competitions.sample import Sample
+from lib.competitions.listing import SUFFIXES, odd_rows, otherwise
+from lib.competitions.sample import Sample, check_header
+from lib.competitions.scene import Finding, Scene
+from lib.competitions.suffixes import is_picture
 from lib.errors import DataError
 
 FOLDERS = {
@@ -140,10 +141,7 @@ def header_of_classes(table: Table, sample: Sample | None) -> tuple[str, ...]:
     Raises DataError for a sample that has not three.
     """
     if sample is not None:
-        if len(sample.header) != 3:
-            raise DataError(f"{sample.path}: expected columns of ids ({', '.join(ID_COLUMNS)}), classes "
-                            f"({', '.join(CLASS_COLUMNS)}) and runs, got {', '.join(sample.header)}; mend the file, or "
-                            "set data.options.sample to null to do without it")  # fmt: skip
+        check_header(sample, (f"ids: {' or '.join(ID_COLUMNS)}", f"classes: {' or '.join(CLASS_COLUMNS)}", "runs"))
         return sample.header
     own_names = table.id_column, table.column(CLASS_COLUMNS), table.column(RLE_COLUMNS)
     return own_names if all(own_names) and table.columns else ("id", "class", "segmentation")

@@ -9,10 +9,12 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator
 
 from lib.competitions import suffixes
-from lib.competitions.contract import Finding, names_of
 from lib.competitions.records import Records, bare
+from lib.competitions.scene import Finding
+from lib.competitions.suffixes import is_picture
 from lib.errors import ConfigError
-from lib.tasks import IGNORE
+from lib.settings import some
+from lib.tasks import IGNORE, names_of
 
 SUFFIXES = suffixes.PICTURES
 RESERVED = ("id", "fold", "group", "domain")
@@ -60,11 +62,6 @@ Pattern = Annotated[str, AfterValidator(checked_pattern)]
 
 
 # ---- files --------------------------------------------------------------------------------------------
-def is_picture(path: Path) -> bool:
-    """Tell by the name whether a file is a picture."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-
-
 @dataclass(frozen=True)
 class Match:
     """A picture that a pattern finds."""
@@ -117,11 +114,8 @@ def otherwise(kind: str, where: str, means: Mapping[str, str], suffixes: Sequenc
 
     ``means``: as ``records.matched`` gives it.
     """
-    changed = [(text, name) for text, name in means.items() if bare(text, suffixes) != bare(name, suffixes)]
-    if not changed:
-        return []
-    more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-    return [Finding(kind, where, f"{changed[0][0]!r} as {changed[0][1]!r}{more}")]
+    changed = [f"{text!r} as {name!r}" for text, name in means.items() if bare(text, suffixes) != bare(name, suffixes)]
+    return [Finding(kind, where, some(changed, 1))] if changed else []
 
 
 # ---- ids ----------------------------------------------------------------------------------------------

@@ -24,15 +24,16 @@ from pathlib import Path
 import numpy as np
 
 from lib.competitions import layout, mean_dice
-from lib.competitions.contract import Answer, Finding, Lattice, Levels, Params, Row, Scene, names_of
 from lib.competitions.decoding import foreground, settings_of_masks
 from lib.competitions.listing import SUFFIXES, Classes, Expression, find_in_ids, otherwise
 from lib.competitions.records import matched
 from lib.competitions.runs import RunsCompetition, RunsOptions
+from lib.competitions.scene import Answer, Finding, Levels, Params, Row, Scene
 from lib.competitions.tables import Form, Name
+from lib.ensemble.search import Lattice
 from lib.errors import ConfigError, DataError
 from lib.scenes import raster, rle
-from lib.tasks import MulticlassMask, MultilabelMask
+from lib.tasks import MulticlassMask, MultilabelMask, names_of
 
 
 class MulticlassRLEOptions(RunsOptions):

@@ -10,8 +10,9 @@ import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
 from lib.competitions import layout
-from lib.competitions.contract import Competition, Finding, Scene
+from lib.competitions.contract import Competition
 from lib.competitions.listing import Expression
+from lib.competitions.scene import Finding, Scene
 from lib.errors import DataError
 from lib.scenes import raster, rle
 from lib.scenes.view import resize

@@ -22,15 +22,16 @@ from lib.competitions.records import NOT_TEXT
 from lib.errors import DataError
 from lib.files import whole_file
 from lib.scenes import rle
+from lib.scenes.raster import Size
 
 if TYPE_CHECKING:
     from lib.competitions.sample import Sample
 
 Name = tuple[str, ...]
 """The fields that name a row: an id, or an id and a class."""
-Size = tuple[int, int] | tuple[None, None] | None
-"""(height, width) of an image; without numbers where they are not known."""
 
+SUBMISSION = "submission.csv"
+"""Every competition writes its answers under this name; further formats lie beside it."""
 NO_ROWS = "expected rows of a sample submission, found a header alone; fetch the file again"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
@@ -214,7 +215,7 @@ def lint(
 _NAN = "NaN where an empty mask is an empty text"
 
 
-def _runs(text: str, size: Size, origin: int) -> tuple[np.ndarray, str]:
+def _runs(text: str, size: Size | None, origin: int) -> tuple[np.ndarray, str]:
     """Read runs as ((runs, 2) int64 first pixel and length, what is wrong with them)."""
     if text.strip().lower() in NOT_TEXT:
         return rle.parse("")[0], _NAN

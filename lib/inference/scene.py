@@ -25,7 +25,7 @@ def read_stack(competition: Competition, scene: Scene, images: Sequence[str]) ->
 def stated_sizes(competition: Competition, scenes: Sequence[Scene]) -> dict[str, tuple[int, int]]:
     """Return scene id -> (height, width) of those whose size is known, from the header of an image or as a rule."""
     found = {scene.id: competition.size(scene) for scene in scenes}
-    return {scene_id: (size[0], size[1]) for scene_id, size in found.items() if size and size[0] and size[1]}
+    return {scene_id: (size[0], size[1]) for scene_id, size in found.items() if size[0] and size[1]}
 
 
 def sizes(competition: Competition, scenes: Sequence[Scene]) -> dict[str, tuple[int, int]]:

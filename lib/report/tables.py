@@ -12,6 +12,7 @@ from lib.config.reference import Figure, written
 from lib.errors import ArtifactError, ConfigError
 from lib.run.cli import Run
 from lib.run.manifest import read_lines
+from lib.settings import some
 
 EXPECTED = "expected on unseen scenes"
 SETTINGS = 254
@@ -53,8 +54,7 @@ def decision_table(run: Run) -> str:
 
 def _pairs(settings: Mapping[str, Any]) -> str:
     """Return names and values in one line, the first SETTINGS of very many."""
-    pairs = [f"{name} {value}" for name, value in settings.items()]
-    return ", ".join(pairs[:SETTINGS]) + (f" and {len(pairs) - SETTINGS} more" if len(pairs) > SETTINGS else "")
+    return some([f"{name} {value}" for name, value in settings.items()], SETTINGS)
 
 
 def _matrix(name: str, table: Mapping[str, Any]) -> list[str]:

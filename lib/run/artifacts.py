@@ -21,8 +21,8 @@ from lib.errors import ArtifactError
 from lib.files import digest, write_json
 from lib.run import faults, manifest
 from lib.run.manifest import BEGUN, MANIFEST, SCAFFOLD, read_object
+from lib.settings import some
 
-NAMED = 3
 """Scenes that are named where many have changed."""
 
 
@@ -379,12 +379,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def some(names: Sequence[str]) -> str:
-    """Name the first of many scenes, and say how many more there are."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
 
 
 def _origin(unit: Unit) -> str:

@@ -26,9 +26,10 @@ from lib.config.load import load, refusal
 from lib.config.sections import Experiment, Predict
 from lib.errors import ConfigError, DataError, PipelineError
 from lib.run import faults, manifest, runtime
-from lib.run.artifacts import Store, Unit, some
+from lib.run.artifacts import Store, Unit
 from lib.run.graph import FOLDS, SPLITS, STAGE_OF_TASK, Graph, check_only, taught, teachers
 from lib.run.index import Index, current
+from lib.settings import some
 
 if TYPE_CHECKING:  # imported where they are used: a stage that has nothing to do answers without them
     import pandas as pd

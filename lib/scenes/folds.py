@@ -15,6 +15,7 @@ from scipy.sparse.csgraph import connected_components
 
 from lib.errors import ConfigError, DataError
 from lib.files import whole_file
+from lib.settings import some
 
 BLOCK_KM = 2.0
 """Side of a spatial block; four by four tiles of xBD (1024 pixels of about 0.5 m)."""
@@ -142,7 +143,7 @@ def _event(scenes: Sequence, _: float) -> list[str]:
     nameless = [scene.id for scene in scenes if not scene.domain]
     if nameless:
         raise ConfigError(
-            f"folds: grouping by event needs every scene's event, {_listed(nameless)} have none; group by scene"
+            f"folds: grouping by event needs every scene's event, {some(nameless)} have none; group by scene"
         )
     return [scene.domain for scene in scenes]
 
@@ -190,7 +191,7 @@ def checked(path: str | Path, table: pd.DataFrame) -> pd.DataFrame:
     is_number = table["fold"].str.fullmatch("[0-9]{1,9}").astype(bool)
     if not is_number.all():
         wrong = [f"{row.id} has {row.fold!r}" for row in table[~is_number].itertuples()]
-        raise DataError(f"{path}: expected folds 0, 1, 2 ..., but {_listed(wrong)}")
+        raise DataError(f"{path}: expected folds 0, 1, 2 ..., but {some(wrong)}")
     table["fold"] = table["fold"].astype("int64")
     for name in table.columns.difference(["id", "fold", "group", "domain"]):
         said = table[name].str.lower()  # spreadsheets write TRUE
@@ -214,9 +215,9 @@ def check(table: pd.DataFrame, scene_ids: Iterable[str], n_folds: int | None = N
     wanted, given = set(scene_ids), set(table["id"])
     parts = []
     if wanted - given:
-        parts.append(f"{len(wanted - given)} scenes have no fold ({_listed(sorted(wanted - given))})")
+        parts.append(f"{len(wanted - given)} scenes have no fold ({some(sorted(wanted - given))})")
     if given - wanted:
-        parts.append(f"{len(given - wanted)} ids are not among the scenes ({_listed(sorted(given - wanted))})")
+        parts.append(f"{len(given - wanted)} ids are not among the scenes ({some(sorted(given - wanted))})")
     if parts:
         raise DataError(f"folds: expected one row for each of the {len(wanted)} scenes, but {' and '.join(parts)}")
     folds = sorted(set(table["fold"].tolist()))
@@ -229,9 +230,4 @@ def _check_ids(path: Path, ids: pd.Series) -> None:
         raise DataError(f"{path}: expected an id in every row, got {int((ids == '').sum())} rows without one")
     repeated = sorted(set(ids[ids.duplicated()]))
     if repeated:
-        raise DataError(f"{path}: expected every id once, got {len(repeated)} repeated ({_listed(repeated)})")
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Join the first three names for a sentence."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise DataError(f"{path}: expected every id once, got {len(repeated)} repeated ({some(repeated)})")

@@ -6,6 +6,7 @@ Such a scene is known to the networks, whatever its name, and may show its label
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from lib.files import sha256
 from lib.scenes import identical
 from lib.scenes.audit import EXAMPLES
 from lib.scenes.pairs import DUPLICATE_BITS, FLAT, near_duplicates
@@ -51,9 +52,9 @@ def same_files(train: Sequence, test: Sequence, roles: Sequence[str]) -> list[Id
     for size in places["train"].keys() & places["test"].keys():
         known: dict[str, list[str]] = {}
         for scene_id, path in places["train"][size]:
-            known.setdefault(identical.digest(path), []).append(scene_id)
+            known.setdefault(sha256(*identical.files_of(path)), []).append(scene_id)
         for scene_id, path in places["test"][size]:
-            found |= {(scene_id, other) for other in known.get(identical.digest(path), ())}
+            found |= {(scene_id, other) for other in known.get(sha256(*identical.files_of(path)), ())}
     return sorted(found)
 
 

@@ -11,6 +11,7 @@ from rasterio import warp
 from rasterio.errors import RasterioError
 
 from lib.errors import DataError
+from lib.files import State, file_state
 from lib.scenes import raster
 from lib.scenes.bands import Remark
 
@@ -35,11 +36,11 @@ class Offset:
 def offset(first: str | Path, second: str | Path) -> Offset | None:
     """Compare where two images lie; None where one of them does not say or cannot be read, or has a CRS that cannot be
     transformed."""
-    return _offset(raster.file_state(first), raster.file_state(second))
+    return _offset(file_state(first), file_state(second))
 
 
 @lru_cache(maxsize=4096)
-def _offset(first: raster.State, second: raster.State) -> Offset | None:
+def _offset(first: State, second: State) -> Offset | None:
     """Compare the files as they are now; every read of a pair asks for it."""
     try:
         ours, theirs = raster.place(first[0]), raster.place(second[0])

@@ -1,18 +1,15 @@
 """Images and masks on disk: PNG, JPEG, TIFF and GeoTIFF, read with GDAL (twice as fast as OpenCV on a PNG).
 
-GDAL alone is not enough for PNG: a file cut short reads without an error, with pixels that never were in the image.
-So the chunks of a PNG are walked first (0.2 ms per MB). Truncated TIFF makes GDAL fail by itself, and so does a JPEG
-that simply ends. One whose data are broken inside, or are zeros to the end as a download leaves them that was broken
-off, is decoded into grey or wrong pixels with a mere warning: that is remarked.
+GDAL alone is not enough for PNG, whose chunks are walked first (``png.py``). Truncated TIFF makes GDAL fail by itself,
+and so does a JPEG that simply ends. One whose data are broken inside, or are zeros to the end as a download leaves them
+that was broken off, is decoded into grey or wrong pixels with a mere warning: that is remarked.
 
 Which pixels are valid, a file says by a nodata value, an alpha band, an internal mask or a .msk file beside it, and NaN
 and infinity never are. Pixels that are not valid are 0 in the image, and no percentile and no training target has them.
 """
 
 import re
-import struct
 import warnings
-import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -27,22 +24,21 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from lib.errors import DataError
-from lib.files import write_bytes
-from lib.scenes import bands, exif
+from lib.files import State, file_state, write_bytes
+from lib.scenes import bands, exif, png
 from lib.scenes.bands import Remark
 from lib.settings import limits
 
 # Most images have no place on Earth, and that is no news. A filter around each read would race between threads.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-JPEG_BEGIN, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+JPEG_END = b"\xff\xd9"
 DAMAGED = "damaged JPEG, some of its pixels may be wrong"
 LOSSY = ("JPEG", "WEBP", "JPEG2000")
 """Drivers and compressions that do not keep the values of a mask."""
 
-State = tuple[str, int, int]
-"""Path, size and time of a file."""
+Size = tuple[int, int] | tuple[None, None]
+"""(height, width) of an image; without numbers where they are not known."""
 
 _PAGE = re.compile(r"Page \d+ \((\d+)P x (\d+)L x (\d+)B\)")
 
@@ -167,7 +163,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
         return size[::-1] if file.orientation in exif.SIDEWAYS else size
 
 
-def stated_size(path: str | Path) -> tuple[int, int] | tuple[None, None]:
+def stated_size(path: str | Path) -> Size:
     """Return ``image_size``, or (None, None) of a file without a header that can be read."""
     try:
         return image_size(path)
@@ -218,14 +214,15 @@ def _open(path: str | Path, whole: bool = True, strict: bool = False) -> Iterato
     if not Path(path).is_file():
         raise DataError(f"{path}: expected an image file, found none")
     try:
-        ended = _check_end(Path(path)) if whole else True
+        if whole:
+            png.check(path)
         # Without EMPTY_DIR, GDAL lists the whole image folder at every open, looking for sidecar files.
         sidecars = "TRUE" if Path(f"{path}.msk").is_file() else "EMPTY_DIR"
         warned = {"GDAL_ERROR_ON_LIBJPEG_WARNING": "YES"} if strict else {}  # stated as NO, it would allow more
         with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN=sidecars, **warned), ExitStack() as stack:
             source = stack.enter_context(rasterio.open(path))
             names, remarks = _pages(source)
-            if not ended:
+            if whole and source.driver == "JPEG" and not _has_end(Path(path)):
                 remarks.append(Remark(DAMAGED, "it has no end mark; fetch this file again"))
             pages = [stack.enter_context(rasterio.open(name)) for name in names] or [source]
             for page in pages:
@@ -274,60 +271,10 @@ def _pages(source: rasterio.DatasetReader) -> tuple[list[str], list[Remark]]:
     return [names[largest]], [Remark(kind, f"{len(names)} pages: {shown}")]
 
 
-def _check_end(path: Path) -> bool:
-    """Tell whether a file has the end mark of its format; formats without one have it.
-
-    Raises DataError unless every chunk of a PNG is there with the right checksum.
-    """
+def _has_end(path: Path) -> bool:
+    """Tell whether a JPEG has its end mark behind the beginning of its pixels."""
     data = path.read_bytes()
-    if data.startswith(JPEG_BEGIN):
-        return data.rfind(JPEG_END) > exif.start_of_scan(data)
-    if not data.startswith(PNG_SIGNATURE):
-        return True
-    try:
-        png_end(data)
-    except DataError as error:
-        raise DataError(f"{path}: {error}; fetch this file again") from error
-    return True
-
-
-def png_fault(data: bytes) -> str:
-    """Say why the bytes of a file are not a PNG that is whole and ends where the file does, "" if they are.
-
-    GDAL, and other readers, take some of these files without an error.
-    """
-    if data[:8] != PNG_SIGNATURE or data[12:16] != b"IHDR" or len(data) < 33:
-        return "is not a PNG"
-    try:
-        end = png_end(data)
-    except DataError as error:
-        return "is cut short" if "truncated" in str(error) else "is damaged: a chunk has a wrong checksum"
-    return "has bytes after the end of the PNG" if end < len(data) else ""
-
-
-def png_end(data: bytes) -> int:
-    """Walk the chunks of a PNG, the bytes of a file with its signature, and return where the last one ends.
-
-    Raises DataError, which says what is wrong and names no file, where one is cut short or has a wrong checksum.
-    """
-    at, name = len(PNG_SIGNATURE), b""
-    while name != b"IEND":
-        length, name = struct.unpack_from(">I4s", data, at) if at + 12 <= len(data) else (len(data), b"")
-        end = at + 8 + length
-        if end + 4 > len(data):
-            raise DataError(f"truncated PNG ({len(data)} bytes, no end mark)")
-        if zlib.crc32(memoryview(data)[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            raise DataError(f"damaged PNG (wrong checksum at byte {at})")
-        at = end + 4
-    return at
-
-
-def file_state(path: str | Path) -> State:
-    """Return what tells whether a file is still the same."""
-    with suppress(OSError):
-        state = Path(path).stat()
-        return str(path), state.st_size, state.st_mtime_ns
-    return str(path), 0, 0
+    return data.rfind(JPEG_END) > exif.start_of_scan(data)
 
 
 def _read(path: str | Path, turned: bool = True) -> bands.Bands:

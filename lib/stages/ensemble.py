@@ -10,9 +10,10 @@ from lib.choose.choice import Decision
 from lib.choose.evidence import default_variant, predicted, stated_weights
 from lib.competitions.contract import Levels, Scene
 from lib.run import manifest
-from lib.run.artifacts import Unit, some
+from lib.run.artifacts import Unit
 from lib.run.cli import Run
 from lib.scenes.probs import file_name, read_levels, write_levels
+from lib.settings import some
 
 
 def units(run: Run) -> list[Unit]:

@@ -20,6 +20,7 @@ from lib.run.cli import Run, say
 from lib.scenes import audit, embed, folds, leaks, pairs
 from lib.scenes.matching import Matcher
 from lib.scenes.pairs import DUPLICATE_BITS, LOOK_ALIKE, look_alikes, near_duplicates
+from lib.settings import some
 
 FINDINGS = "findings.csv"
 FLAGS = 254
@@ -67,9 +68,8 @@ def split(competition: Competition, section: Folds, folder: Path) -> Iterator[st
     report["test"] = against_test(competition, scenes, looks)
     write_json(folder / "audit.json", report)
     for k, row in report["folds"].items():
-        more = f" and {len(flags) - FLAGS} more" if len(flags) > FLAGS else ""
-        held = ", ".join(f"{flag} {row[flag]}" for flag in flags[:FLAGS])
-        yield f"  fold {k}: {row['scenes']} scenes; with {held}{more}"
+        held = some([f"{flag} {row[flag]}" for flag in flags], FLAGS)
+        yield f"  fold {k}: {row['scenes']} scenes; with {held}"
     yield from (f"  audit: {line}" for line in audit.lines(report))
     yield from (f"  audit: {line}" for line in leaks.lines(report["test"]))
 

@@ -9,7 +9,6 @@ is why a sample has other partners in a run of several processes than in a run o
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lib.config.sections import Mix
@@ -100,11 +99,6 @@ def turn(count: int, rng: np.random.Generator) -> int:
     would have to wait.
     """
     return int(rng.integers(1, count))
-
-
-def partners(count: int, rng: np.random.Generator) -> Tensor:
-    """Return the partner that ``turn`` gives to each sample of a batch: (count,) int64."""
-    return torch.arange(count).roll(turn(count, rng))
 
 
 def box(height: int, width: int, lam: float, rng: np.random.Generator) -> tuple[int, int, int, int]:

@@ -36,11 +36,13 @@ from lib import metrics as masks
 from lib.competitions import layout, mean_dice, records
 from lib.competitions.binary_rle import instances as objects
 from lib.competitions.binary_rle import metric as scoring
-from lib.competitions.contract import Answer, Finding, Lattice, Levels, Params, Row, Scene
 from lib.competitions.facts import Facts
-from lib.competitions.listing import Expression, by_pattern, find_in_ids, is_picture
+from lib.competitions.listing import Expression, by_pattern, find_in_ids
 from lib.competitions.runs import RunsCompetition, RunsOptions
+from lib.competitions.scene import Answer, Finding, Levels, Params, Row, Scene
+from lib.competitions.suffixes import is_picture
 from lib.competitions.tables import Form
+from lib.ensemble.search import Lattice
 from lib.ensemble.thresholds import of_scene
 from lib.errors import ConfigError, DataError
 from lib.scenes import raster, rle, stain

@@ -4,12 +4,15 @@ Each is drawn by the module of the competition's name and read through the same 
 ``python -m lib.competitions.synthetic xview2 FOLDER`` writes one.
 """
 
+import csv
 import importlib
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from lib.errors import ConfigError
 from lib.files import read_json
@@ -64,6 +67,12 @@ def write(
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table of a set, the header first."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def _is_there(root: Path, wanted: dict) -> bool:

@@ -4,9 +4,8 @@
 per image, one mask per object). Images are (H, W, 3) uint8 RGB, label maps (H, W) int32 with 1, 2 ... the objects.
 """
 
-import csv
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import cv2
 import numpy as np
 import rasterio
 
+from lib.competitions.synthetic import write_csv
 from lib.scenes import rle
 from lib.scenes.raster import write_png
 
@@ -57,9 +57,9 @@ def write(root: Path, *, scenes: int, test_scenes: int, size: int, seed: int) ->
             patient = f"{stain.organ}-{ordinal // 4}"
             facts = scene_id, patient, stain.organ, stain.source, *labels.shape, stain.pixel_size
             rows[split].append((*facts, rle.encode(labels)) if split == "train" else facts)
-    _write_table(root / "train.csv", COLUMNS, rows["train"])
-    _write_table(root / "test.csv", COLUMNS[:-1], rows["test"])
-    _write_table(root / "sample_submission.csv", ("id", "rle"), [(row[0], "") for row in rows["test"]])
+    write_csv(root / "train.csv", [COLUMNS, *rows["train"]])
+    write_csv(root / "test.csv", [COLUMNS[:-1], *rows["test"]])
+    write_csv(root / "sample_submission.csv", [("id", "rle"), *((row[0], "") for row in rows["test"])])
 
 
 def write_nested(root: Path, *, scenes: int, test_scenes: int, size: int, seed: int) -> None:
@@ -165,8 +165,3 @@ def _write_image(folder: Path, scene_id: str, ordinal: int, image: np.ndarray) -
 def _write_rgba(path: Path, image: np.ndarray) -> None:
     alpha = np.full((*image.shape[:2], 1), 255, np.uint8)
     path.write_bytes(cv2.imencode(".png", np.concatenate([image[..., ::-1], alpha], axis=2))[1].tobytes())
-
-
-def _write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([columns, *rows])

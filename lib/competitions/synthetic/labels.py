@@ -6,12 +6,13 @@ are a group: the same object seen twice, which the split as shipped has torn apa
 and proportions, a grey PNG, one with an alpha channel, JPEGs, and two domains, of which one is darker.
 """
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
+
+from lib.competitions.synthetic import write_csv
 
 CLASSES = ("blots", "checks", "rings", "stripes")
 SHAPES = ((1.0, 1.0), (0.75, 1.0), (1.0, 0.6), (0.83, 0.91))
@@ -33,12 +34,12 @@ def write(root: Path, *, scenes: int, test_scenes: int, size: int, seed: int) ->
         picture = _draw(label, SHAPES[k % len(SHAPES)], size, DOMAINS[domain], (seed, group), (seed, group, k))
         _write(root / "train" / f"{k:03d}", picture, k)
         rows.append((f"{k:03d}", CLASSES[label], f"object_{group:02d}", domain, "val" if k % 7 == 5 else "train"))
-    _write_csv(root / "train.csv", rows)
+    write_csv(root / "train.csv", rows)
     names = [f"{TEST + k}" for k in range(test_scenes)]
     for k, name in enumerate(names):
         picture = _draw(k % len(CLASSES), SHAPES[k % len(SHAPES)], size, 1.0, (seed, TEST + k), (seed, TEST + k, k))
         _write(root / "test" / name, picture, k)
-    _write_csv(root / "sample_submission.csv", [("id", "label"), *((name, CLASSES[0]) for name in names[::-1])])
+    write_csv(root / "sample_submission.csv", [("id", "label"), *((name, CLASSES[0]) for name in names[::-1])])
 
 
 def _draw(
@@ -78,8 +79,3 @@ def _write(path: Path, picture: np.ndarray, k: int) -> None:
     elif k % 8 == 4:
         bgr = np.dstack([bgr, np.full(picture.shape[:2], 200, np.uint8)])
     cv2.imwrite(f"{path}.png", bgr)
-
-
-def _write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)

@@ -5,14 +5,14 @@ runs go along the rows; ``write_flat`` as Severstal did: one folder, ids with a 
 for classes that are there.
 """
 
-import csv
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from lib.competitions.synthetic import write_csv
 from lib.scenes import rle
 from lib.scenes.raster import write_png
 
@@ -35,9 +35,9 @@ def write(root: Path, *, scenes: int, test_scenes: int, size: int, seed: int) ->
             rows[split] += [
                 (scene_id, name, rle.encode(mask, "row")) for name, mask in zip(CLASSES, masks, strict=True)
             ]
-    _write_table(Path(root) / "train.csv", ("id", "class", "segmentation"), rows["train"])
+    write_csv(Path(root) / "train.csv", [("id", "class", "segmentation"), *rows["train"]])
     sample = [(scene_id, name, "") for scene_id, name, _ in reversed(rows["test"])]  # in an order of its own
-    _write_table(Path(root) / "sample_submission.csv", ("id", "class", "predicted"), sample)
+    write_csv(Path(root) / "sample_submission.csv", [("id", "class", "predicted"), *sample])
 
 
 def write_flat(root: Path, *, scenes: int, test_scenes: int, size: int, seed: int) -> None:
@@ -51,7 +51,7 @@ def write_flat(root: Path, *, scenes: int, test_scenes: int, size: int, seed: in
             write_png(folder / scene_id, image)
             if split == "train":
                 rows += [(scene_id, str(k), rle.encode(mask)) for k, mask in enumerate(masks, 1) if mask.any()]
-    _write_table(Path(root) / "train.csv", ("ImageId", "ClassId", "EncodedPixels"), rows)
+    write_csv(Path(root) / "train.csv", [("ImageId", "ClassId", "EncodedPixels"), *rows])
 
 
 def _drawn(split: str, count: int, size: int, seed: int) -> Iterator[tuple[int, int, int, np.ndarray, np.ndarray]]:
@@ -79,8 +79,3 @@ def _drawn(split: str, count: int, size: int, seed: int) -> Iterator[tuple[int, 
             image[mask > 0] = brightness
         image = cv2.GaussianBlur(image, (0, 0), 0.8) + rng.normal(0, 7, image.shape)
         yield case, day, number + 1, np.clip(np.rint(image), 0, 255).astype(np.uint8), masks
-
-
-def _write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([columns, *rows])

@@ -9,13 +9,13 @@ stripes that drifts, a blue cast, and the blocks of one more JPEG. Two phones di
 Pictures are (H, W, 3) uint8 RGB, fields float32 in 0..255; lengths are shares of the frame's width.
 """
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from lib.competitions.synthetic import write_csv
 from lib.scenes.raster import write_png
 
 FPS = 12.0
@@ -49,7 +49,7 @@ def write(root: Path, *, scenes: int, test_scenes: int, size: int, seed: int, co
         _write(train / f"{k:03d}{suffix}", frames)
         split = "val" if k % 5 == 4 else "train"
         rows.append((f"{k:03d}{suffix}", int(live), f"person_{k // PER_PERSON:02d}", domain, split))
-    _write_csv(root / "train" / "label.csv", rows)
+    write_csv(root / "train" / "label.csv", rows)
     names = [f"{k:03d}.mp4" for k in range(test_scenes)]
     for k, name in enumerate(names):  # persons of the training set, as in the real test set
         domain = list(PHONES)[k % len(PHONES)]
@@ -57,7 +57,7 @@ def write(root: Path, *, scenes: int, test_scenes: int, size: int, seed: int, co
     if corrupt_test:
         data = (test / names[-1]).read_bytes()
         (test / names[-1]).write_bytes(data[: len(data) // 2])
-    _write_csv(root / "sample_submission.csv", [("fname", "liveness_score"), *((name, 0.5) for name in names[::-1])])
+    write_csv(root / "sample_submission.csv", [("fname", "liveness_score"), *((name, 0.5) for name in names[::-1])])
 
 
 def _draw(*, person: int, live: bool, domain: str, size: int, seed: tuple[int, int]) -> list[np.ndarray]:
@@ -137,8 +137,3 @@ def _write(path: Path, frames: list[np.ndarray]) -> None:
     for frame in frames:
         stream.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
     stream.release()
-
-
-def _write_csv(path: Path, rows: Sequence[Sequence]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)

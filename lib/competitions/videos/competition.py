@@ -32,16 +32,17 @@ from pydantic import Field
 
 from lib.competitions import tables
 from lib.competitions.classification import Classification, ClassificationOptions, Columns, Folders, Record
-from lib.competitions.contract import SUBMISSION, Answer, Finding, Levels, Params, Row, Scene, confusion_table
 from lib.competitions.decoding import Setting
 from lib.competitions.facts import Facts
 from lib.competitions.records import read_text
-from lib.competitions.tables import Form
+from lib.competitions.scene import Answer, Finding, Levels, Params, Row, Scene
+from lib.competitions.tables import SUBMISSION, Form
 from lib.competitions.videos import frames as video
 from lib.competitions.videos import metric as scoring
 from lib.competitions.videos.crop import Box, Boxes, Crop, Detector, cut, nearest, read_boxes, strange
 from lib.competitions.videos.frames import FrameSampling
 from lib.errors import ConfigError, DataError
+from lib.metrics import confusion_table
 from lib.tasks import Label
 
 METRICS = {

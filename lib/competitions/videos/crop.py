@@ -19,9 +19,9 @@ import cv2
 import numpy as np
 from pydantic import Field, model_validator
 
-from lib.competitions.contract import Finding
 from lib.competitions.listing import odd_rows
 from lib.competitions.records import read_records
+from lib.competitions.scene import Finding
 from lib.errors import ConfigError, DataError
 from lib.settings import Section
 

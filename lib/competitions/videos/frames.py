@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from lib.competitions import suffixes
+from lib.competitions.suffixes import is_picture
 from lib.errors import DataError
 from lib.scenes import raster
 from lib.settings import Section
@@ -250,4 +251,4 @@ def _numbers(file: Path) -> list:
 
 
 def _is_frame(path: Path) -> bool:
-    return path.suffix.lower() in FRAME_SUFFIXES and not path.name.startswith(".")
+    return is_picture(path, FRAME_SUFFIXES)

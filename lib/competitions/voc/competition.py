@@ -27,25 +27,26 @@ import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
 from lib import metrics as scoring
-from lib.competitions import contract, tables
-from lib.competitions.contract import SUBMISSION, Answer, Competition, Finding, Levels, Params, Row, Scene
+from lib.competitions import tables
+from lib.competitions.class_rows import ClassRows
 from lib.competitions.decoding import Setting, gains, morphology
 from lib.competitions.listing import SUFFIXES, Classes, Expression, Match, Pattern, find_in_ids, matches, otherwise
 from lib.competitions.records import matched, read_text
-from lib.competitions.tables import Form, Name
+from lib.competitions.scene import Answer, Finding, Levels, Params, Row, Scene, summarize
+from lib.competitions.tables import SUBMISSION, Name
 from lib.competitions.voc import label_map, pictures
 from lib.competitions.voc.pictures import Named
 from lib.ensemble.morphology import open_and_close
 from lib.errors import DataError
-from lib.scenes import raster, rle
+from lib.metrics import confusion_table
+from lib.scenes import png, raster, rle
 from lib.scenes.bands import Remark
 from lib.scenes.masks import read_objects
 from lib.settings import Section
-from lib.tasks import IGNORE, MulticlassMask
+from lib.tasks import IGNORE, MulticlassMask, names_of
 
 UNIONS = ("trainval",)
 """Splits that repeat others, so that an id in them and in another is nothing strange."""
-COLUMNS = ("ImageId_ClassId", "EncodedPixels")
 MASKS = "masks"
 MASK = "mask"
 """Role of a scene's mask; where there is a folder per class, ``mask of cat``."""
@@ -105,7 +106,7 @@ class VOCOptions(Section):
         return colours
 
 
-class VOC(Competition):
+class VOC(ClassRows):
     """Pictures with one class per pixel under ``root``."""
 
     name = "voc"
@@ -116,7 +117,7 @@ class VOC(Competition):
     def __init__(self, root: Path, options: VOCOptions, memo: Path | None = None):
         super().__init__(root, options, memo)
         self.tasks = {"loc": MulticlassMask(options.classes)}
-        self.names = contract.names_of(options.classes)
+        self.names = names_of(options.classes)
         self.settings = gains(self.names) | {"min_area": Setting(0, "parts of a class of fewer pixels become class 0")}
         self.settings |= morphology("every class but 0")
 
@@ -410,18 +411,13 @@ class VOC(Competition):
 
     def tables(self, details: np.ndarray) -> dict[str, Any]:
         """Return the confusion of pixels, truth by rows."""
-        return {"confusion": contract.confusion_table(details, self.names)}
+        return {"confusion": confusion_table(details, self.names)}
 
     def paint(self, image: np.ndarray, answer: Answer) -> np.ndarray:
         """Lay PASCAL's colours of the classes over an image; class 0 only dims it, ignored pixels are nearly white."""
         return image // 2 + palette()[answer] // 2
 
     # ---- submission -----------------------------------------------------------------------------------
-    @property
-    def form(self) -> Form:  # type: ignore[override]
-        """Runs by id and number of the class, under the sample's header where there is one."""
-        return Form(self.header_of(("an id with _ and the number of a class", "its runs")) or COLUMNS)
-
     def rows(self, scene: Scene, answer: Answer) -> list[Row]:
         """Return a row of runs for each class but the first."""
         texts = rle.encode_labels(answer, count=len(self.names) - 1)
@@ -436,10 +432,6 @@ class VOC(Competition):
     def scene_fault(self, rows: Sequence[Row]) -> str:
         """Say whether two classes share a pixel."""
         return "two classes on one pixel" if rle.overlap([rle.parse(text)[0] for _, text in rows]) else ""
-
-    def id_in(self, row: Row) -> str:
-        """Return a scene's id as the submission writes it, which the number of the class follows."""
-        return row[0].rpartition("_")[0]
 
     def row_names(self, scene: Scene) -> list[Name]:
         return [(f"{self.row_id(scene)}_{index}",) for index in range(1, len(self.names))]
@@ -509,7 +501,7 @@ class VOC(Competition):
                 faults.append(Finding(f"values that are none of the classes 0..{len(self.names) - 1}", path.name))
         if not shown and not faults and not (folder.parent / SUBMISSION).exists():
             faults.append(Finding(f"{self.names[0]} in every pixel of every picture", min(found)))
-        return [f"{folder}: {line}" for line in contract.summarize(faults)]
+        return [f"{folder}: {line}" for line in summarize(faults)]
 
     def _lint_agreement(self, table: Path, pictures: Path) -> list[str]:
         """Return the pictures whose answers in the CSV and in the PNGs differ, or that are in one of them only."""
@@ -563,7 +555,7 @@ def _black_but_0(path: Path) -> int:
 def read_index_png(path: Path) -> np.ndarray:
     """Read a submitted mask as (H, W) uint8. Raises DataError, the reason alone, unless it is a whole index PNG."""
     data = path.read_bytes()
-    if fault := raster.png_fault(data):
+    if fault := png.fault(data):
         raise DataError(fault)
     if data[24] > 8 or data[25] not in (0, 3):  # bits per sample; grey or palette
         raise DataError("is no PNG of 8-bit indices, grey or with a palette")

@@ -34,15 +34,17 @@ import numpy as np
 import shapely
 from pydantic import Field
 
-from lib.competitions import contract, tables
-from lib.competitions.contract import Answer, Axes, Chain, Competition, Finding, Lattice, Levels, Params, Row, Scene
+from lib.competitions import tables
+from lib.competitions.class_rows import ClassRows
 from lib.competitions.facts import Facts
-from lib.competitions.tables import Form, Name
+from lib.competitions.scene import Answer, Axes, Chain, Finding, Levels, Params, Row, Scene
+from lib.competitions.tables import Name
 from lib.competitions.xview2 import decode as decoding
 from lib.competitions.xview2 import metric as scoring
 from lib.competitions.xview2 import pairs as official
 from lib.competitions.xview2.archive import open_archive
 from lib.competitions.xview2.postprocess import STEPS, Decoded
+from lib.ensemble.search import Lattice
 from lib.errors import ConfigError, DataError
 from lib.files import read_json
 from lib.scenes import identical, place, polygons, raster, rle
@@ -60,7 +62,6 @@ TIERS = (*TRAIN_TIERS, "hold", "test")
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
 TILE = (1024, 1024)
 PAIRS, ARCHIVE = "xview2", "xview2.zip"
-COLUMNS = ("ImageId_ClassId", "EncodedPixels")
 CSV_ROWS = 5
 """Rows per scene: the building mask, then the damage classes."""
 COLOURS = np.array([[255, 255, 255], [70, 190, 90], [250, 220, 60], [245, 140, 30], [220, 40, 40]], np.uint8)
@@ -83,7 +84,7 @@ class XView2Options(Section):
     usual name. null: none is used."""
 
 
-class XView2(Competition):
+class XView2(ClassRows):
     """xView2 under ``root``."""
 
     name = "xview2"
@@ -269,18 +270,13 @@ class XView2(Competition):
         return painted
 
     # ---- submission -----------------------------------------------------------------------------------
-    @property
-    def form(self) -> Form:  # type: ignore[override]
-        """Runs by id and number of the class, under the sample's header where there is one."""
-        return Form(self.header_of(("an id with _ and the number of a class", "its runs")) or COLUMNS)
-
     def write_submission(self, answers: Iterable[tuple[Scene, Answer]], folder: Path) -> list[Path]:
         """Write Kaggle's CSV, and the folder and archive of official PNG pairs; answers come sorted by scene id.
 
         Without the pairs where a mask is not of TILE pixels: the official scorer refuses it, and part of them is worth
         nothing. ``caveats`` says so.
         """
-        table, images, archive = folder / contract.SUBMISSION, folder / PAIRS, folder / ARCHIVE
+        table, images, archive = folder / tables.SUBMISSION, folder / PAIRS, folder / ARCHIVE
         odd = 0
         with tables.write(table, self.form) as add_row, official.write_png_pairs(images) as add_pair:
             for scene, answer in answers:
@@ -301,7 +297,7 @@ class XView2(Competition):
         if not (odd := [scene.id for scene in scenes if self.size(scene) != TILE]):
             return []
         return [f"{len(odd)} of {len(scenes)} scenes are not {TILE[0]}x{TILE[1]} pixels (first: {odd[0]}): the "
-                f"official PNG pairs, which must be, are left out; {contract.SUBMISSION} has every scene"]  # fmt: skip
+                f"official PNG pairs, which must be, are left out; {tables.SUBMISSION} has every scene"]  # fmt: skip
 
     def rows(self, scene: Scene, answer: Answer) -> list[Row]:
         return list(official.pair_rows(self.row_id(scene), answer["localization"], answer["damage"]))
@@ -321,10 +317,6 @@ class XView2(Competition):
             return "two damage classes on one pixel"
         within = all(rle.lies_within(own, runs.get("0", own[:0])) for own in grades)
         return "" if within else "damage outside of every building, which is class 0"
-
-    def id_in(self, row: Row) -> str:
-        """Return a scene's id as the submission writes it, which the number of the class follows."""
-        return row[0].rpartition("_")[0]
 
     def row_names(self, scene: Scene) -> list[Name]:
         return [(f"{self.row_id(scene)}_{part}",) for part in range(CSV_ROWS)]
@@ -347,7 +339,7 @@ class XView2(Competition):
         path = Path(path)
         if not path.exists():
             return [f"{path}: expected a submission (folder, .zip or .csv), found nothing there"]
-        if path.is_dir() and any((path / name).exists() for name in (contract.SUBMISSION, PAIRS, ARCHIVE)):
+        if path.is_dir() and any((path / name).exists() for name in (tables.SUBMISSION, PAIRS, ARCHIVE)):
             faults = super().lint(path, scenes, sample)
             written = any((path / name).exists() for name in (PAIRS, ARCHIVE))
             if not written and (scenes is None or self.caveats(scenes)):  # left out, as ``write_submission`` does
@@ -370,7 +362,7 @@ class XView2(Competition):
         """
         try:
             owed = self._owed(scenes, sample, listed)
-            agrees = self._agrees(path.parent / contract.SUBMISSION, owed) if compare and listed and owed else None
+            agrees = self._agrees(path.parent / tables.SUBMISSION, owed) if compare and listed and owed else None
         except DataError as error:
             return [f"{path}: {error}"]
         pairs = None if owed is None else owed.values()

@@ -27,7 +27,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 
 from lib.errors import DataError, PipelineError
-from lib.scenes import raster
+from lib.scenes import png
 
 CLASSES = ("no-damage", "minor-damage", "major-damage", "destroyed")
 """Damage classes; class i of a mask is ``CLASSES[i - 1]``."""
@@ -235,7 +235,7 @@ def inspect_png(data: bytes) -> tuple[np.ndarray | None, str]:
     """Do the same with the bytes of a file; of a larger one the first MOST_BYTES + 1 are enough."""
     if len(data) > MOST_BYTES:
         return None, f"has more than {MOST_BYTES} bytes, more than any such PNG needs"
-    if fault := raster.png_fault(data):
+    if fault := png.fault(data):
         return None, fault
     width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
     palette = colour == 3

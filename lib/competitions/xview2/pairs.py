@@ -19,8 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lib.competitions.contract import SUBMISSION
-from lib.competitions.tables import exact_rows, sentence
+from lib.competitions.tables import SUBMISSION, exact_rows, sentence
 from lib.competitions.xview2 import metric
 from lib.competitions.xview2.archive import Pictures
 from lib.errors import DataError
@@ -107,15 +106,6 @@ def read_pairs(folder: Path) -> dict[str, str]:
     if any(len(set(column)) < len(rows) - 1 for column in zip(*rows[1:], strict=True)):
         raise DataError(f"{path}: expected each scene and each pair once; write the submission again")
     return {scene_id: pair for scene_id, pair in rows[1:]}
-
-
-def read_png_pair(folder: Path, scene_id: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read a scene's (localization, damage), (1024, 1024) uint8 each, back from what ``write_png_pairs`` wrote."""
-    pair = scene_id if _PAIR.fullmatch(scene_id) else read_pairs(folder).get(scene_id)
-    if pair is None:
-        raise DataError(f"{folder}: expected {scene_id!r} in {SCENE_IDS}, found it not; write the submission again")
-    localization, damage = (metric.read_mask(png_path(folder, pair, kind)) for kind in KINDS)
-    return localization, damage
 
 
 def zip_pngs(folder: Path, path: Path) -> None:
