@@ -56,7 +56,7 @@ def make(name: str, root: Path, tests: Sequence[str] = IDS) -> Path:
         event = scene if test else f"storm_{number:08d}"
         for side in ("pre", "post"):
             stem = f"test_{side}_{number:05d}" if test and scene in IDS else f"{event}_{side}_disaster"
-            picture(folder / "images" / f"{stem}.png", number)
+            picture(folder / "images" / f"{stem}.png", number + 100 * (side == "post"))
             if not test:
                 (folder / "labels").mkdir(exist_ok=True)
                 (folder / "labels" / f"{stem}.json").write_text(json.dumps({"features": {"xy": [], "lng_lat": []}}))

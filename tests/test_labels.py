@@ -191,9 +191,9 @@ def test_groups_from_file_names_in_a_folder_per_class(tmp_path):
 def test_ids_may_be_paths_and_pictures_lie_in_sub_folders(tmp_path, suffix):
     names = {"train": ("cats/1", "cats/2", "dogs/1", "dogs/old/3"), "test": ("a/1", "b/1")}
     for split, places in names.items():
-        for place in places:
+        for number, place in enumerate(places):
             (tmp_path / split / place).parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(tmp_path / split / f"{place}.png"), np.eye(8, dtype=np.uint8) + 9)
+            cv2.imwrite(str(tmp_path / split / f"{place}.png"), np.eye(8, dtype=np.uint8) + np.uint8(9 + number))
     rows = [f"{place}{suffix},{place[:3]}" for place in names["train"]]
     (tmp_path / "train.csv").write_text("\n".join(["id,label", *rows]))
     competition = Competition(tmp_path, group="^[a-z]+/(.)")

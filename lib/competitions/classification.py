@@ -23,10 +23,11 @@ import numpy as np
 
 from lib.competitions.contract import Competition
 from lib.competitions.listing import Expression, find_in_ids, odd_rows, otherwise
-from lib.competitions.records import Records, bare, is_missing, matched, read_records
+from lib.competitions.records import NOT_TEXT, Records, bare, is_missing, matched, read_records
 from lib.competitions.scene import Answer, Finding, Row, Scene
 from lib.errors import DataError
 from lib.metrics import confusion_table
+from lib.scenes import identical
 from lib.scenes.raster import Size
 from lib.settings import Section
 
@@ -75,6 +76,15 @@ class ClassificationOptions(Section):
     sample: str | None = "sample_submission.csv"
     """Sample submission, which says what scenes are answered, in what order and under what header. null: none is
     used."""
+
+
+NO_CLASSES = (".", "__MACOSX")
+"""How the names of folders begin that tools leave behind, and that hold no scenes."""
+PARTS = {"train", "training", "val", "valid", "validation", "test", "testing", "unlabeled", "unlabelled", "images",
+         "augmented"}  # fmt: skip
+"""Names of folders, in small letters, that are those of a part of the data rather than of a class."""
+NOTHING = {"-1", "?", "-", "n/a", "unknown", "undefined", "unlabeled", "unlabelled", *NOT_TEXT}
+"""Labels, in small letters, that may say that there is none."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +244,7 @@ class Classification(Competition):
         for path in sorted(folder.iterdir(), key=lambda path: path.name):
             if self.is_scene(path):
                 yield path
-            elif path.is_dir() and not path.name.startswith("."):
+            elif path.is_dir() and not path.name.startswith(NO_CLASSES):
                 yield from self._walk(path)
 
     def _last_key(self, name: str) -> str:
@@ -301,10 +311,17 @@ class Classification(Competition):
 
     def _records_of_folders(self, train: Path | None) -> list[Record]:
         """Return a record for each scene in a folder per class."""
-        folders = sorted(path for path in train.iterdir() if path.is_dir() and not self.is_scene(path)) if train else []
+        folders = sorted(path for path in train.iterdir() if path.is_dir() and not path.name.startswith(NO_CLASSES)
+                         and not self.is_scene(path)) if train else []  # fmt: skip
         found = []
         for folder in folders:
-            for path in self._walk(folder):
+            held = list(self._walk(folder))
+            if not held:
+                self._odd_rows.append(Finding(f"folder of a class without a {self.noun}", folder.name))
+            elif folder.name.lower() in PARTS and folder.name not in self.stated_classes:
+                self._odd_rows.append(Finding("folder named like a part of the data, taken for a class", folder.name,
+                                              f"{len(held)} {self.noun}s; move it if it is none"))  # fmt: skip
+            for path in held:
                 name = self._keys(path.relative_to(folder).as_posix())[-1 if self.bare_ids else 0]
                 found.append(Record(f"{folder.name}_{_flat(name)}", folder.name, [path], {"group": ""}))
         if not found:
@@ -362,9 +379,30 @@ class Classification(Competition):
         rest = [path for path in self._walk(folder) if path not in used] if folder else []
         return found, [Scene(path.name, {self.files[0]: path}) for path in rest], findings
 
+    @property
+    def stated_classes(self) -> Sequence[str]:
+        """Names of the classes that the options state."""
+        return ()
+
     def odd_labels(self) -> list[Finding]:
-        """Return the labels that were understood otherwise than they are written."""
-        return []
+        """Return the labels that were understood otherwise than they are written, or may be meant otherwise."""
+        times = Counter(record.label for record in self.records)
+        return [Finding("label that may mean none, taken for a class", label, f"{number} {self.noun}s")
+                for label, number in sorted(times.items()) if label.lower() in NOTHING
+                and label not in self.stated_classes and self.index_of(label) is not None]  # fmt: skip
+
+    def inspect(self) -> list[Finding]:
+        """Inspect as the contract says, and name files of the same bytes that have two labels."""
+        return super().inspect() + self._contradictions()
+
+    def _contradictions(self) -> list[Finding]:
+        known = {key: row for key, row in self._joined[0].items() if row.record.span is None}
+        found = []
+        for one, *others in identical.same_bytes([row.scene for row in known.values()], self.files):
+            for other in (other for other in others if known[other].label != known[one].label):
+                labels = f"{known[one].record.label} and {known[other].record.label}"
+                found.append(Finding(f"one {self.noun} under two names and labels", other, f"as {one}: {labels}"))
+        return found
 
 
 def _labelled_by(record: Record) -> Any:

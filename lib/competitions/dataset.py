@@ -19,7 +19,7 @@ from lib.scenes.raster import Size
 from lib.settings import Limits, limits, set_limits
 from lib.tasks import Task, known, names_of
 
-FACTS = "flags from pixels"
+FACTS = "flags from pixels, black and white of a palette as they are seen"
 """How facts are read; those that were remembered from another way are read anew."""
 
 
@@ -119,6 +119,11 @@ class Dataset(Sampled):
             return ""
         found = " and ".join(f"{scene.files[image]} of {_shown(size)}" for image, size in sizes.items())
         return f"expected images of one size, found {found}"
+
+    @property
+    def answers_repeat(self) -> bool:
+        """Whether a scene may have a row for each of its objects."""
+        return False
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from lib.competitions import passed
+from lib.competitions import passed, records
 from lib.competitions.dataset import Dataset
 from lib.competitions.scene import SPLITS, Finding, Scene, told
 from lib.errors import DataError
@@ -29,7 +29,12 @@ class Doctor(Dataset):
             scenes += [(scene, split) for scene in self._list(split) if scene.files]
             findings += self._listed[split][1]
         findings += self.owing()
+        findings += self.beside()
         findings += self.passed_over(findings)
+        for role in ("group", "domain", "source"):
+            names = {getattr(scene, role) for scene in self._list("train")}
+            findings += [Finding(f"{role}s that may be one, told apart", several[0], ", ".join(several))
+                         for several in records.alike(names)]  # fmt: skip
         with ThreadPoolExecutor(max_workers=2) as pool:
             inspected = pool.map(lambda pair: self.inspect_scene(*pair), scenes)
             for found in tqdm(inspected, "data check", total=len(scenes), leave=False, disable=None):
@@ -46,8 +51,26 @@ class Doctor(Dataset):
         ours = dict.fromkeys(name for scene in self.scenes("test") for name in self.row_names(scene))
         theirs = self.sampled.names(len(next(iter(ours))))
         known = set(theirs)
+        times = Counter(row[: len(next(iter(ours)))] for row in self.sampled.rows)
+        if not self.answers_repeat:
+            found += [Finding("row of the sample that is there more than once", ",".join(n), path)
+                      for n, count in times.items() if count > 1]  # fmt: skip
         found += [Finding("row of the sample that no answer has", ",".join(n), path) for n in theirs if n not in ours]
         return found + [Finding("row that the sample has not", ",".join(n), path) for n in ours if n not in known]
+
+    def beside(self) -> list[Finding]:
+        """Report archives that were not unpacked, and what looks like a sample submission and is not read."""
+        if not self.root.is_dir():
+            return []
+        places = {part.lower() for split in SPLITS for place in (*self.places(split), *self.usual_folders(split))
+                  for part in Path(place).parts if re.fullmatch(r"[\w-]{3,}", part)}  # fmt: skip
+        found = [Finding("archive that is not unpacked", name) for name in passed.archives(self.root, places)]
+        if self.options.sample is None or (self.sample and "sample" in self.options.model_fields_set):
+            return found
+        like = sorted(path for path in self.root.glob("*.csv") if re.search("sample.*sub", path.name.lower()))
+        return found + [Finding("file like a sample submission that is not used", path.name,
+                                "data.options.sample names the one that is") for path in like
+                        if path != self.sample]  # fmt: skip
 
     def passed_over(self, findings: Iterable[Finding] = ()) -> list[Finding]:
         """Report the pictures, videos and files beside them below ``root`` that are in no scene and in no finding."""

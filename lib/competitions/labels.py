@@ -48,6 +48,8 @@ FLOOR = 0.5 / 255
 """Half a level: what a probability of level 0 may have been."""
 TABLE_BYTES = 2**28
 """Largest count table of a search, one per fold."""
+SHOWN_CLASSES = 10
+"""So many classes that were told from the data are named."""
 SHOWN = 320
 """Shorter side in pixels of a picture in the report."""
 
@@ -120,9 +122,25 @@ class Labels(Classification):
     def index_of(self, label: str) -> int | None:
         return self._meant.get(label)
 
+    @property
+    def stated_classes(self) -> Sequence[str]:
+        return self.options.classes or ()
+
     def odd_labels(self) -> list[Finding]:
         means = {label: self.classes[index] for label, index in self._meant.items()}
-        return otherwise("labels written otherwise than their class, read as that", self.table.name, means)
+        kind = "labels written otherwise than their class, read as that"
+        return [*super().odd_labels(), *otherwise(kind, self.table.name, means)]
+
+    def remarks(self) -> list[str]:
+        """Tell which classes there are, where the options do not state them."""
+        if self.options.classes:
+            return []
+        count, shown = len(self.classes), ", ".join(self.classes[:SHOWN_CLASSES])
+        more = f" and {count - SHOWN_CLASSES} more" if count > SHOWN_CLASSES else ""
+        pictures = sum(map(self.labelled, self._list("train")))
+        odd = 2 * count > pictures and count >= SHOWN_CLASSES
+        question = f", for {pictures} pictures: are the labels classes, or numbers that are measured?" if odd else ""
+        return [f"{count} classes told from the labels (data.options.classes states them): {shown}{more}{question}"]
 
     def listed(self, split: str) -> tuple[list[Scene], list[Finding]]:
         """List the pictures of a split, and the classes that have none."""

@@ -195,6 +195,8 @@ def list_images(folder: Path) -> tuple[dict[str, Files], list[Finding]]:
                 findings.append(Finding(NO_ONE_IMAGE, path.name, f"{len(pictures)} in {path}/images"))
                 continue
             listed[path.name] = {"image": pictures[0]}
+            if pictures[0].stem != path.name and (folder / pictures[0].stem).is_dir():
+                findings.append(Finding("image named like another one", path.name, str(pictures[0])))
             if (path / "masks").is_dir():
                 listed[path.name]["masks"] = path / "masks"
         elif is_picture(path):

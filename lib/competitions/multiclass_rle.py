@@ -72,7 +72,8 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
         findings = findings + odd_ids
         known = self._truths if split == "train" else {}
         rows = [row for rows in known.values() for row in rows if any(row)]  # an image may be listed with no class
-        labelled = files if rows and all(runs for _, runs in rows) else known
+        fits = bool(known.keys() & files.keys())  # else no image has the truth that none of the classes is there
+        labelled = files if fits and rows and all(runs for _, runs in rows) else known
         if split == "train":
             findings += self._odd_rows
         findings += [Finding("truth without image", key) for key in sorted(known.keys() - files.keys())]

@@ -11,6 +11,7 @@ from pathlib import Path
 from lib.competitions.suffixes import OTHER_PICTURES, OTHER_VIDEOS, PICTURES, VIDEOS
 
 READ = (*PICTURES, *VIDEOS)
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 RESULTS = "01_folds"
 """What the name of a folder in a folder of results begins with."""
 MANY = 5
@@ -23,7 +24,7 @@ def passed_over(root: Path, used: Iterable[Path], known: Collection[str] = ()) -
     ``used``: files, and folders with all that is in them. ``known``: names of folders that hold no scenes, and of which
     nothing is said.
     """
-    root, paths = Path(root), {os.path.abspath(path) for path in used}
+    root, paths = Path(root), {place(path) for path in used for place in (os.path.abspath, os.path.realpath)}
     folders = {os.path.dirname(path) for path in paths if _kind(path) in READ or os.path.isdir(path)}
     read: dict[str, list[str]] = {}  # folder -> pictures and videos whose suffix is read
     rest: list[tuple[str, str, str]] = []
@@ -41,6 +42,13 @@ def passed_over(root: Path, used: Iterable[Path], known: Collection[str] = ()) -
     found = [(f"file in {here} that no scene uses" if apart else "file that no scene uses", _below(here, name), here)
              for here, names in read.items() for name in names]  # fmt: skip
     return found + rest
+
+
+def archives(root: Path, folders: Collection[str]) -> list[str]:
+    """Return the archives in ``root`` whose name begins like one of ``folders`` and that were not unpacked there."""
+    names = sorted(path.name for path in Path(root).iterdir() if _kind(path.name) in ARCHIVES)
+    return [name for name in names if name.lower().startswith(tuple(folders))
+            and not (Path(root) / name.split(".")[0]).is_dir()]  # fmt: skip
 
 
 def _walk(root: Path, used: Collection[str], known: Collection[str]) -> Iterator[tuple[str, list[str]]]:

@@ -201,6 +201,14 @@ def matched(
     return found
 
 
+def alike(names: Iterable[str]) -> list[list[str]]:
+    """Return the names, sorted, of each set of several that ``matched`` takes for one."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(set(names)):
+        found.setdefault(_plain(name), []).append(name)
+    return [several for several in found.values() if len(several) > 1]
+
+
 def spellings(texts: Iterable[str]) -> list[str]:
     """Return each text once, sorted; of those that ``matched`` takes for one the most frequent, or the first."""
     times = Counter(texts)

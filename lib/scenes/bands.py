@@ -52,8 +52,8 @@ def read_page(page: rasterio.DatasetReader) -> tuple[np.ndarray, np.ndarray | No
     bands, remarks = bands_of(page)
     planes, known = _with_mask(page, bands)
     planes = upright(page, planes)
-    if page.colorinterp[0] == ColorInterp.palette and not _white_is_zero(page):
-        colours = _palette(page)[planes[0]]  # (H, W, 4)
+    if (colours_of := palette_of(page)) is not None:
+        colours = colours_of[planes[0]]  # (H, W, 4)
         seen = colours[None, ..., 3] > 0
         known = seen if known is None else known & seen
         planes = colours[..., :3].transpose(2, 0, 1)
@@ -153,8 +153,10 @@ def _differs(plane: np.ndarray, value: float | None) -> np.ndarray:
     return plane != plane.dtype.type(value) if held else np.ones(plane.shape, bool)
 
 
-def _palette(source: rasterio.DatasetReader) -> np.ndarray:
-    """Return the colours of a palette image, (256, 4) uint8 or more rows: red, green, blue, alpha."""
+def palette_of(source: rasterio.DatasetReader) -> np.ndarray | None:
+    """Return the colours of a palette image, (256, 4) uint8 or more rows: red, green, blue, alpha; None of others."""
+    if source.colorinterp[0] != ColorInterp.palette or _white_is_zero(source):
+        return None
     entries = source.colormap(1)
     colours = np.full((max(256, *entries) + 1, 4), (0, 0, 0, 255), np.uint8)
     for index, colour in entries.items():

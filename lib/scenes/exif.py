@@ -83,6 +83,14 @@ def _of_jpeg(file: BinaryIO) -> bytes:
             file.seek(length - 2, 1)
 
 
+def start_of_scan(data: bytes) -> int:
+    """Return where the pixels of a JPEG begin: the byte of the first marker SOS, or where its segments end before."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return at
+
+
 def _chunk(file: BinaryIO, at: int, form: str, wanted: bytes, last: bytes) -> bytes:
     """Return the content of the chunk ``wanted`` of a PNG or WebP; the search ends at a chunk ``last``."""
     while True:

@@ -5,9 +5,9 @@ Such a scene is known to the networks, whatever its name, and may show its label
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 from lib.files import sha256
+from lib.scenes import identical
 from lib.scenes.audit import EXAMPLES
 from lib.scenes.pairs import DUPLICATE_BITS, FLAT, near_duplicates
 
@@ -47,14 +47,14 @@ def same_files(train: Sequence, test: Sequence, roles: Sequence[str]) -> list[Id
 
     Only what has the same size on both sides is read.
     """
-    places = {"train": _by_size(train, roles), "test": _by_size(test, roles)}
+    places = {"train": identical.by_size(train, roles), "test": identical.by_size(test, roles)}
     found: set[Ids] = set()
     for size in places["train"].keys() & places["test"].keys():
         known: dict[str, list[str]] = {}
         for scene_id, path in places["train"][size]:
-            known.setdefault(sha256(*_files(path)), []).append(scene_id)
+            known.setdefault(sha256(*identical.files_of(path)), []).append(scene_id)
         for scene_id, path in places["test"][size]:
-            found |= {(scene_id, other) for other in known.get(sha256(*_files(path)), ())}
+            found |= {(scene_id, other) for other in known.get(sha256(*identical.files_of(path)), ())}
     return sorted(found)
 
 
@@ -82,19 +82,3 @@ def _codes(given: object) -> list[int]:
     """Return a scene's hashes but those of frames that show nothing."""
     codes = [given] if isinstance(given, int) else list(given or ())  # type: ignore[call-overload]
     return [code for code in codes if code != FLAT]
-
-
-def _by_size(scenes: Sequence, roles: Sequence[str]) -> dict[tuple[int, int], list[tuple[str, Path]]]:
-    """Return (how many files, how many bytes) -> (scene id, its file or folder), without empty and missing ones."""
-    found: dict[tuple[int, int], list[tuple[str, Path]]] = {}
-    for scene in scenes:
-        for path in (scene.files[role] for role in roles if role in scene.files):
-            files = _files(path)
-            if size := sum(file.stat().st_size for file in files):
-                found.setdefault((len(files), size), []).append((scene.id, path))
-    return found
-
-
-def _files(path: Path) -> list[Path]:
-    inside = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [file for file in inside if file.is_file() and not file.name.startswith(".")]

@@ -3,7 +3,7 @@
 Two values, one of them 0, leave no doubt: what is not 0 is the object. Grey between black and white comes from lossy
 compression or from resizing; such a mask is cut at half, since cutting it above 0 makes every object larger (by 8 % and
 more where a JPEG holds 0..7 and 248..255). Other masks are not guessed at: who reads them states which values are
-objects.
+objects. Small numbers in a lossy format are among them, since it does not keep a 1 apart from a 0.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def read_objects(path: str | Path, objects: Sequence[int] = ()) -> tuple[np.ndar
         return 1 - light if tuple(objects) == (0,) else light, [said] if len(held) > 2 else []
     if objects:
         return np.isin(grey, objects).view(np.uint8), []
-    if len(held) > 2 or (len(held) == 2 and held[0] != 0):
+    if len(held) > 2 or (len(held) == 2 and held[0] != 0) or (held.any() and not exact):
         shown = ", ".join(map(str, held[:6].tolist())) + (", ..." if len(held) > 6 else "")
         raise DataError(f"{path}: expected a mask of 0 and one other value, got {len(held)} values ({shown}); which of "
                         "them are objects?")  # fmt: skip
@@ -57,7 +57,7 @@ def _of_two_tones(grey: np.ndarray, values: int, exact: bool) -> bool:
     if exact and values <= FEW:
         return False
     top = _white(grey)
-    if exact and (grey.max() < 0.75 * top or grey.min() > 0.25 * top):
+    if 0 < grey.max() < (0.75 if exact else 0.25) * top or (exact and grey.min() > 0.25 * top):
         return False  # small numbers, such as those of objects
     bright = np.count_nonzero(grey > top / 4)
     return bool(bright - np.count_nonzero(grey >= 0.75 * top) <= max(GREY * grey.size, EDGE * bright))

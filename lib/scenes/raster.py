@@ -1,7 +1,8 @@
 """Images and masks on disk: PNG, JPEG, TIFF and GeoTIFF, read with GDAL (twice as fast as OpenCV on a PNG).
 
-GDAL alone is not enough for PNG, whose chunks are walked first (``png.py``). Truncated JPEG and TIFF make GDAL fail by
-itself.
+GDAL alone is not enough for PNG, whose chunks are walked first (``png.py``). Truncated TIFF makes GDAL fail by itself,
+and so does a JPEG that simply ends. One whose data are broken inside, or are zeros to the end as a download leaves them
+that was broken off, is decoded into grey or wrong pixels with a mere warning: that is remarked.
 
 Which pixels are valid, a file says by a nodata value, an alpha band, an internal mask or a .msk file beside it, and NaN
 and infinity never are. Pixels that are not valid are 0 in the image, and no percentile and no training target has them.
@@ -31,6 +32,8 @@ from lib.settings import limits
 # Most images have no place on Earth, and that is no news. A filter around each read would race between threads.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
+JPEG_END = b"\xff\xd9"
+DAMAGED = "damaged JPEG, some of its pixels may be wrong"
 LOSSY = ("JPEG", "WEBP", "JPEG2000")
 """Drivers and compressions that do not keep the values of a mask."""
 
@@ -103,7 +106,7 @@ def read_mask(path: str | Path) -> np.ndarray:
 
     Raises DataError as ``read`` does, and when bands differ from each other or values do not fit uint8.
     """
-    planes, _ = _mask_planes(path)
+    planes, *_ = _mask_planes(path)
     if (planes != planes[:1]).any():
         raise DataError(f"{path}: expected one value per pixel, got {len(planes)} differing bands (a picture?)")
     if planes[0].size and not 0 <= planes[0].min() <= planes[0].max() <= 255:
@@ -117,14 +120,40 @@ def read_mask(path: str | Path) -> np.ndarray:
 def read_grey(path: str | Path) -> tuple[np.ndarray, bool]:
     """Read a mask of one class as (H, W) of the stored number type, and tell whether its format keeps values.
 
-    Bands that differ by no more than lossy compression does are averaged. Raises DataError as ``read_mask`` does.
+    Bands that differ by no more than lossy compression does are averaged. Black and white of a palette are 0 and 255,
+    whichever of them has the lower index: tools that reduce a picture to two colours put either first. Raises DataError
+    as ``read_mask`` does.
     """
-    planes, exact = _mask_planes(path)
+    planes, exact, colours = _mask_planes(path)
+    if colours is not None:
+        return _black_and_white(planes[0], colours), exact
     if len(planes) == 1 or not (planes != planes[:1]).any():
         return planes[0], exact
     if exact or np.ptp(planes.astype(np.int16), axis=0).max() > 32:
         raise DataError(f"{path}: expected one value per pixel, got {len(planes)} differing bands (a picture?)")
     return planes.mean(axis=0).astype(planes.dtype), exact
+
+
+def keeps_values(path: str | Path) -> bool:
+    """Tell from the header whether the format of a mask keeps its values. Raises DataError as ``read`` does."""
+    with _open(path, whole=False) as file:
+        return _is_exact(file.pages[0])
+
+
+def palette(path: str | Path) -> np.ndarray | None:
+    """Return the colours of an image's palette from the header, (256, 4) uint8 or more rows: red, green, blue, alpha;
+    None without one. Raises DataError as ``read`` does."""
+    with _open(path, whole=False) as file:
+        return bands.palette_of(file.pages[0])
+
+
+def scaling(path: str | Path) -> tuple[tuple[float, float], ...]:
+    """Return (scale, offset) of each band from the header: by which its samples are multiplied, what is added then.
+
+    Raises DataError as ``read`` does.
+    """
+    with _open(path, whole=False) as file:
+        return tuple(zip(file.pages[0].scales, file.pages[0].offsets, strict=True))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -177,8 +206,11 @@ class _File:
 
 
 @contextmanager
-def _open(path: str | Path, whole: bool = True) -> Iterator[_File]:
-    """Open an image for reading; what GDAL says becomes a DataError. ``whole``: insist that a PNG is complete."""
+def _open(path: str | Path, whole: bool = True, strict: bool = False) -> Iterator[_File]:
+    """Open an image for reading; what GDAL says becomes a DataError.
+
+    ``whole``: insist that a PNG is complete. ``strict``: what libjpeg only warns of is an error too.
+    """
     if not Path(path).is_file():
         raise DataError(f"{path}: expected an image file, found none")
     try:
@@ -186,9 +218,12 @@ def _open(path: str | Path, whole: bool = True) -> Iterator[_File]:
             png.check(path)
         # Without EMPTY_DIR, GDAL lists the whole image folder at every open, looking for sidecar files.
         sidecars = "TRUE" if Path(f"{path}.msk").is_file() else "EMPTY_DIR"
-        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN=sidecars), ExitStack() as stack:
+        warned = {"GDAL_ERROR_ON_LIBJPEG_WARNING": "YES"} if strict else {}  # stated as NO, it would allow more
+        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN=sidecars, **warned), ExitStack() as stack:
             source = stack.enter_context(rasterio.open(path))
             names, remarks = _pages(source)
+            if whole and source.driver == "JPEG" and not _has_end(Path(path)):
+                remarks.append(Remark(DAMAGED, "it has no end mark; fetch this file again"))
             pages = [stack.enter_context(rasterio.open(name)) for name in names] or [source]
             for page in pages:
                 _refuse(path, page)
@@ -236,9 +271,28 @@ def _pages(source: rasterio.DatasetReader) -> tuple[list[str], list[Remark]]:
     return [names[largest]], [Remark(kind, f"{len(names)} pages: {shown}")]
 
 
+def _has_end(path: Path) -> bool:
+    """Tell whether a JPEG has its end mark behind the beginning of its pixels."""
+    data = path.read_bytes()
+    return data.rfind(JPEG_END) > exif.start_of_scan(data)
+
+
 def _read(path: str | Path, turned: bool = True) -> bands.Bands:
-    """Read the colours of an image; a palette is looked up, less than 8 bits fill uint8."""
-    with _open(path) as file:
+    """Read the colours of an image; a palette is looked up, less than 8 bits fill uint8. A JPEG whose data are broken
+    is read as far as it can be, with a remark."""
+    try:
+        return _decoded(path, turned, strict=True)
+    except DataError as error:
+        if "libjpeg" not in str(error):
+            raise
+        fault = str(error).partition("libjpeg: ")[2]
+    found = _decoded(path, turned)  # raises where nothing but an error comes of it
+    return found._replace(remarks=(*found.remarks, Remark(DAMAGED, fault)))
+
+
+def _decoded(path: str | Path, turned: bool, strict: bool = False) -> bands.Bands:
+    """Read the colours as ``_read`` does; ``strict``: raise DataError for a JPEG whose data are broken."""
+    with _open(path, strict=strict) as file:
         read = [bands.read_page(page) for page in file.pages]
         turn = file.orientation if turned else exif.UPRIGHT
         planes = np.concatenate([planes for planes, _, _ in read]) if len(read) > 1 else read[0][0]
@@ -282,9 +336,9 @@ def _bounds_of(states: tuple[State, ...]) -> bands.Bounds | None:
     return bands.bounds_of([one for one in read if (one.planes.dtype, len(one.planes)) == form])
 
 
-def _mask_planes(path: str | Path) -> tuple[np.ndarray, bool]:
-    """Read the bands of a mask but alpha as they are stored, and tell whether the format keeps values."""
-    with _open(path) as file:
+def _mask_planes(path: str | Path) -> tuple[np.ndarray, bool, np.ndarray | None]:
+    """Read the bands of a mask but alpha as they are stored, whether the format keeps values, and its palette."""
+    with _open(path, strict=True) as file:
         page = file.pages[0]
         if file.held > 1:
             raise DataError(f"{path}: expected a mask of one page, got {file.held}; write each to a file of its own")
@@ -293,7 +347,22 @@ def _mask_planes(path: str | Path) -> tuple[np.ndarray, bool]:
         if len(colours) < page.count and (planes == planes[:1, :1, :1]).all() and np.ptp(page.read(page.count)):
             raise DataError(f"{path}: expected a mask in its colours, got one colour and a mask in alpha; write alpha "
                             "as a mask of its own")  # fmt: skip
-        tags = page.tags(ns="IMAGE_STRUCTURE")
-        lossless = "LOSSLESS" in tags.get("COMPRESSION_REVERSIBILITY", "")
-        packed = (page.driver.upper(), tags.get("COMPRESSION", "").upper())
-        return planes, lossless or not any(name.endswith(LOSSY) for name in packed)
+        return planes, _is_exact(page), bands.palette_of(page)
+
+
+def _is_exact(page: rasterio.DatasetReader) -> bool:
+    """Tell from the header whether a page keeps the values that were written."""
+    tags = page.tags(ns="IMAGE_STRUCTURE")
+    packed = (page.driver.upper(), tags.get("COMPRESSION", "").upper())
+    lossless = "LOSSLESS" in tags.get("COMPRESSION_REVERSIBILITY", "")
+    return lossless or not any(name.endswith(LOSSY) for name in packed)
+
+
+def _black_and_white(indices: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """Return 0 and 255 for the indices (H, W) of a palette (N, 4) where all that are used are black or white and differ
+    in that; else the indices."""
+    tones = np.array([[0] * 3, [255] * 3])
+    held = np.unique(indices)
+    used = colours[held, :3]
+    plain = (used[:, None] == tones).all(-1).any(-1).all() and len(np.unique(used[:, 0])) == len(held)
+    return colours[indices, 0] if plain and (colours[:, :3] == 255).all(-1).any() else indices

@@ -164,6 +164,12 @@ class BinaryRLE(RunsCompetition):
         findings = [*findings, *self._tables[split].findings]
         findings += [Finding("truth without image", key, "in the table only") for key in lonely]
         findings += self._few_of_several_rows()
+        runs = [name for name in layout.RLE_COLUMNS if name in self._tables[split].columns]
+        if len(runs) > 1 and not self.options.rle_column:
+            detail = f"{', '.join(runs)}: data.options.rle_column names the one that is"
+            findings.append(
+                Finding("several columns of runs, the first is read", self._tables[split].path.name, detail)
+            )
         known = {key: own for key, own in files.items() if self._has_truth(key, own)}
         if known and not self.one_by_one and (self.options.border or self.metric == "object_map"):
             raise ConfigError(
@@ -392,7 +398,11 @@ class BinaryRLE(RunsCompetition):
     @property
     def form(self) -> Form:  # type: ignore[override]  # read from the data when asked for
         """A row per image, or per object; the runs count as those of the training table do."""
-        return Form(self.header, repeats=self.metric == "object_map", origin=self.rule.origin)
+        return Form(self.header, repeats=self.answers_repeat, origin=self.rule.origin)
+
+    @property
+    def answers_repeat(self) -> bool:
+        return self.metric == "object_map"
 
     def rows(self, scene: Scene, answer: Answer) -> list[Row]:
         """Return a row per image, or for "object_map" a row per object and an empty one where there is none."""
@@ -538,6 +548,8 @@ class BinaryRLE(RunsCompetition):
             findings.append(Finding("size differs from the table", scene.id, f"{stated} and {size}"))
         if split == "test":
             return findings
+        if _mask_files(scene.files) == []:
+            findings.append(Finding("folder of masks without a mask, read as no object", scene.id, str(path)))
         covered, areas = np.zeros(size, np.int32), []
         try:
             for file in _mask_files(scene.files) or ():

@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -203,7 +204,15 @@ class Videos(Classification):
         path, span = scene.files["video"], self._span(scene)
         stated, _, shape = video.probe(path, span)
         frames = video.sample(path, FrameSampling(every=1), INSPECTED, span)
-        if len(frames) < stated - 1:  # headers that count one frame too many are common, and harmless
+        if path.is_dir():
+            sizes, last = video.numbered_sizes(path, span)
+            if len(sizes) > 1:
+                shown = ", ".join(f"{height} x {width}" for height, width in sorted(sizes)[:4])
+                findings.append(Finding("frames of several sizes, brought to that of the first", scene.id, shown))
+            if span and last < span[1]:
+                detail = f"{path}: frame {last} is the last of {span[0]} to {span[1]}"
+                findings.append(Finding("annotated frames that are not there", scene.id, detail))
+        if len(frames) < stated - path.is_file():  # headers that count one frame too many are common, and harmless
             findings.append(Finding("video cut short", scene.id, f"{path}: {len(frames)} of {stated} frames"))
         if not frames.any():
             findings.append(Finding("video all black", scene.id, str(path)))
@@ -218,11 +227,20 @@ class Videos(Classification):
     def inspect(self) -> list[Finding]:
         """Inspect as the contract says, and tell which boxes are of no video, or may be of two."""
         findings, boxes = super().inspect() + self._read_boxes[1], set(self._table_of_boxes)
+        findings += self._shared_frames()
         train, test = self._list("train"), self._list("test")
         names = {key for scene in (*train, *test) for key in self._names(scene)}
         findings += [Finding("box without video", key) for key in sorted(boxes - names)]
         both = boxes & {scene.id for scene in train} & {scene.id for scene in test}
         return findings + [Finding("box of a name in train and test", key, "write the path") for key in sorted(both)]
+
+    def _shared_frames(self) -> list[Finding]:
+        """Report the annotated clips that begin before an earlier one of their folder ends."""
+        clips = sorted((row.record.paths[0], row.record.span, row.scene.id) for row in self._joined[0].values()
+                       if row.record.span)  # fmt: skip
+        return [Finding("annotated clips that share frames", key, f"frame {span[0]} is in {other} too")
+                for (folder, before, other), (place, span, key) in pairwise(clips)
+                if place == folder and span[0] <= before[1]]  # fmt: skip
 
     def read_facts(self, scene: Scene) -> Facts:
         """Return the class of a labelled video. Raises DataError for one that cannot be read."""

@@ -237,6 +237,14 @@ def _frame_files(folder: Path, span: Span | None) -> list[Path]:
     return files
 
 
+def numbered_sizes(folder: Path, span: Span | None = None) -> tuple[set[tuple[int, int]], int]:
+    """Return the sizes (height, width) of the frames of a folder that have a header, and the number of the last frame,
+    0 without one. Raises DataError where there is no frame."""
+    files = _frame_files(folder, span)
+    sizes = {(height, width) for height, width in map(raster.stated_size, files) if height and width}
+    return sizes, int((re.findall(r"\d+", files[-1].stem) or ["0"])[-1])
+
+
 def _numbers(file: Path) -> list:
     """Split a name into texts and numbers, so that frame 10 comes after frame 9."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", file.stem)]

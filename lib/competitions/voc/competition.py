@@ -53,7 +53,6 @@ MASK = "mask"
 ZERO_OR_255 = ("255 is ignored; if it is a class, say colours: [[0, 0, 0], [255, 255, 255]], or take competition "
                "binary_rle")  # fmt: skip
 
-JPEG = (".jpg", ".jpeg")
 
 Value = Annotated[int, Field(ge=0, le=IGNORE)]
 
@@ -175,6 +174,9 @@ class VOC(ClassRows):
             findings.append(Finding("mask of 0 and 255 alone", scene.id, ZERO_OR_255))
         elif self.colours is not None and (share := _unknown_colours(scene.files[MASK], self.colours)):
             findings.append(Finding("colours of no class, ignored", scene.id, f"{share:.2%} of the pixels"))
+        elif self.colours is None and not self._by_class and (odd := _black_but_0(scene.files[MASK])):
+            kind = "palette in which class 0 has a colour and another is black, indices are used"
+            findings.append(Finding(kind, scene.id, f"index {odd}; say data.options.colours if colours are meant"))
         if self._by_class:
             for path in (path for role, path in scene.files.items() if role.startswith(MASK)):
                 findings += [Finding(kind, scene.id, detail) for kind, detail in self._objects(path)[1]]
@@ -194,13 +196,15 @@ class VOC(ClassRows):
                 joined[drawn > 0] = index
             return joined
         path = scene.files[MASK]
+        if self.colours is None and not raster.keeps_values(path):
+            raise DataError(f"scene {scene.id}: {path}: expected classes 0..{len(self.names) - 1}, got a lossy "
+                            "format; a JPEG does not keep the numbers of classes, export masks as PNG")  # fmt: skip
         mask = read_mask(path, self.colours)
         mask[np.isin(mask, self.options.ignore)] = IGNORE
         if (unknown := np.unique(mask[(mask >= len(self.names)) & (mask != IGNORE)])).size:
             raise DataError(
                 f"scene {scene.id}: {path}: expected classes 0..{len(self.names) - 1} or an ignored value, got "
                 f"{', '.join(map(str, unknown[:5]))}; name the class in data.options.classes, or add it to ignore"
-                + _lossy(path)
             )
         return mask
 
@@ -536,9 +540,16 @@ def read_mask(path: Path, colours: np.ndarray | None = None) -> np.ndarray:
     return _look_up(raster.read_image(path, turned=False), colours)
 
 
-def _lossy(path: Path) -> str:
-    """Say of a mask in a format that does not keep numbers what to do about it."""
-    return "; a JPEG does not keep the numbers of classes, export masks as PNG" if path.suffix.lower() in JPEG else ""
+def _black_but_0(path: Path) -> int:
+    """Return the index of a mask that its palette shows black while it shows index 0 in a colour; 0 where none is.
+
+    So it is where a tool has made the palette anew, as by the frequency of colours.
+    """
+    colours = raster.palette(path)
+    held = [] if colours is None else np.unique(raster.read_mask(path)).tolist()
+    if colours is None or 0 not in held or not colours[0, :3].any():
+        return 0
+    return next((index for index in held if not colours[index, :3].any()), 0)
 
 
 def read_index_png(path: Path) -> np.ndarray:

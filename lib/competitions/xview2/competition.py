@@ -26,6 +26,7 @@ import re
 import shutil
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,7 +47,7 @@ from lib.competitions.xview2.postprocess import STEPS, Decoded
 from lib.ensemble.search import Lattice
 from lib.errors import ConfigError, DataError
 from lib.files import read_json
-from lib.scenes import place, polygons, raster, rle
+from lib.scenes import identical, place, polygons, raster, rle
 from lib.settings import Section, limits
 from lib.tasks import IGNORE, BinaryMask, MulticlassMask
 
@@ -171,6 +172,10 @@ class XView2(ClassRows):
         if len(sizes) == 2:
             remarks = place.remarks(scene.files["pre"], scene.files["post"])
             findings += [Finding(kind, scene.id, detail) for kind, detail in remarks]
+            units = [raster.scaling(scene.files[side]) for side in SIDES]
+            if units[0] != units[1]:
+                detail = f"(scale, offset) {units[0][0]} and {units[1][0]}; write both with the same"
+                findings.append(Finding("pre and post count brightness in other units", scene.id, detail))
         return findings + _inspect_contents(scene, sizes)
 
     def target(self, scene: Scene, task: str) -> np.ndarray:
@@ -471,14 +476,17 @@ def _list(tier: Path) -> tuple[list[Scene], list[Finding]]:
 
 
 # ---- labels -------------------------------------------------------------------------------------------
-def _load(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Read the features of a label, "xy" and "lng_lat" (empty if absent). Raises DataError unless well formed."""
+def _load(path: Path) -> dict[str, Any]:
+    """Read the features of a label, "xy" and "lng_lat" (empty if absent), and its "metadata" ({} if absent). Raises
+    DataError unless well formed."""
     try:
         most = limits()
-        features = read_json(path, most.json_depth, most.json_bytes)["features"]
+        whole = read_json(path, most.json_depth, most.json_bytes)
+        features, metadata = whole["features"], whole.get("metadata")
         if not isinstance(features["xy"], list):
             raise TypeError(f"features.xy is {type(features['xy']).__name__}")
-        features = {"xy": features["xy"], "lng_lat": list(features.get("lng_lat", []))}
+        features = {"xy": features["xy"], "lng_lat": list(features.get("lng_lat", [])),
+                    "metadata": metadata if isinstance(metadata, dict) else {}}  # fmt: skip
         for feature in (*features["xy"], *features["lng_lat"]):
             feature["wkt"], feature["properties"].get("subtype")
     except (OSError, ValueError) as error:
@@ -569,25 +577,54 @@ def _inspect_files(scene: Scene, labelled: bool) -> list[Finding]:
 def _inspect_contents(scene: Scene, sizes: Mapping[str, tuple[int, int]]) -> list[Finding]:
     """Compare the sizes of a scene's images, read its labels, report what is wrong with them."""
     findings = []
+    if len(sizes) == 2 and identical.same_bytes([scene], SIDES):
+        findings.append(Finding("pre and post are one image", scene.id, f"{scene.files['pre']}, {scene.files['post']}"))
     if len(set(sizes.values())) == 2:
         findings.append(Finding("pre and post differ in size", scene.id, f"{sizes['pre']} and {sizes['post']}"))
     elif sizes and TILE not in sizes.values():
         findings.append(Finding(f"size is not {TILE[0]}x{TILE[1]}", scene.id, f"{[*sizes.values()][0]}"))
+    agreed = [*sizes.values()][0] if len(set(sizes.values())) == 1 else None
     for side, role in zip(SIDES, LABELS):
         if role in scene.files:
-            findings += _inspect_label(scene, role, sizes.get(side, TILE))
+            findings += _inspect_label(scene, role, sizes.get(side, TILE), agreed)
+    with suppress(DataError):  # is said of each label
+        held = [len(_load(scene.files[role])["xy"]) for role in LABELS if role in scene.files]
+        if len(held) == 2 and not all(held) and any(held):
+            findings.append(Finding("buildings in one label of a pair alone", scene.id, f"{held[0]} and {held[1]}"))
     return findings
 
 
-def _inspect_label(scene: Scene, role: str, size: tuple[int, int]) -> list[Finding]:
-    """Report what is wrong with one label of a (height, width) tile."""
+def _inspect_metadata(scene: Scene, path: Path, metadata: Mapping[str, Any], size: Any) -> list[Finding]:
+    """Report a label that says that it was drawn on another image, or on one of another ``size``, (height, width)."""
+    found, name = [], metadata.get("img_name")
+    if isinstance(name, str) and Path(name).stem.casefold() != path.stem.casefold():
+        found.append(Finding("label that names another image", scene.id, f"{path}: {name}"))
+    stated = metadata.get("height"), metadata.get("width")
+    if size and all(isinstance(side, int) for side in stated) and stated != size:
+        found.append(Finding("label drawn at another size", scene.id, f"{path}: {stated}, the image has {size}"))
+    return found
+
+
+def _inspect_label(scene: Scene, role: str, size: tuple[int, int], agreed: tuple[int, int] | None) -> list[Finding]:
+    """Report what is wrong with one label of a (height, width) tile; ``agreed``: the size of both images, if known."""
     path, findings = scene.files[role], []
     try:
         features = _load(path)
     except DataError as error:
         return [Finding("label does not parse", scene.id, str(error))]
+    findings += _inspect_metadata(scene, path, features["metadata"], agreed)
+    kinds = {str(feature["properties"].get("feature_type", "building")) for feature in features["xy"]} - {"building"}
+    if kinds:
+        detail = f"{path}: {', '.join(sorted(kinds))}"
+        findings.append(Finding("outline of no building, drawn as one", scene.id, detail))
     try:
-        left, top, right, bottom = shapely.bounds(_outlines(path, features)).T
+        outlines = _outlines(path, features)
+        left, top, right, bottom = shapely.bounds(outlines).T
+        if empty := int(shapely.is_empty(outlines).sum()):
+            findings.append(Finding("outline without a vertex", scene.id, f"{path}: {empty} of {len(outlines)}"))
+        elif len(outlines) and np.max([right, bottom], initial=0) <= 1 and np.min([left, top], initial=0) >= 0:
+            detail = f"{path}: all are within the first pixel; multiply shares of the sides by these"
+            findings.append(Finding("outlines that are not in pixels", scene.id, detail))
         # half a pixel is lost in rounding; real tiles reach beyond their border by 1e-7
         outside = np.flatnonzero((np.minimum(left, top) < -0.5) | (right > size[1] + 0.5) | (bottom > size[0] + 0.5))
         if outside.size:
