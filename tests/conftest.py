@@ -3,6 +3,7 @@
 import importlib
 import os
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ OFFLINE = ROOT / "tests" / "offline"
 runpy.run_path(str(OFFLINE / "sitecustomize.py"))  # no test reaches the network, nor a process that it starts
 os.environ["PYTHONPATH"] = os.pathsep.join([str(OFFLINE), *filter(None, [os.environ.get("PYTHONPATH")])])
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores, and stages with it
 os.fsync = lambda descriptor: None  # no test loses power, and a disk takes its time for each file
 STAGES = ("01_prepare_folds", "02_train_loc", "03_train_cls", "04_predict_tta", "05_ensemble", "06_make_submission")
 
