@@ -43,16 +43,16 @@ def run(stage: str, *arguments: str | Path, **options) -> int | None:
     return process.exitcode
 
 
-def ranks(count: int, script: Path, *arguments: str | Path) -> list[int | None]:
+def ranks(count: int, script: Path, *arguments: str | Path, **environment: str) -> list[int | None]:
     """Run a script as so many processes of one group, with the environment that torchrun gives them; their exit codes.
 
-    A single process has no group.
+    A single process has no group. environment: further variables.
     """
     with socket.socket() as place:
         place.bind(("127.0.0.1", 0))
         port = place.getsockname()[1]
     given = [str(script), *map(str, arguments)]
-    processes = [FORKS.Process(target=_rank, args=(rank, count, port, given)) for rank in range(count)]
+    processes = [FORKS.Process(target=_rank, args=(rank, count, port, given, environment)) for rank in range(count)]
     for process in processes:
         process.start()
     for process in processes:
@@ -60,7 +60,8 @@ def ranks(count: int, script: Path, *arguments: str | Path) -> list[int | None]:
     return [process.exitcode for process in processes]
 
 
-def _rank(rank: int, count: int, port: int, given: list[str]) -> None:
+def _rank(rank: int, count: int, port: int, given: list[str], environment: dict[str, str]) -> None:
+    os.environ |= environment
     if count > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": str(port), "MASTER_ADDR": "127.0.0.1",
                        "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}  # fmt: skip

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import starts
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
@@ -155,10 +156,12 @@ def in_processes(folder, count, options, section, pressed=""):
     folder.mkdir(exist_ok=True)
     script = folder / "run.py"
     script.write_text(SCRIPT.format(root=str(ROOT)))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
-    command = [sys.executable, *launcher, str(script), str(folder), json.dumps(options), json.dumps(section)]
-    own = {**os.environ, "OMP_NUM_THREADS": "1", "PRESSED": pressed}
-    subprocess.run(command, check=pressed != "launcher", env=own, cwd=ROOT)
+    arguments = [str(script), str(folder), json.dumps(options), json.dumps(section)]
+    if pressed == "launcher":
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        subprocess.run([*launcher, *arguments], env={**os.environ, "PRESSED": pressed}, cwd=ROOT)
+    else:
+        assert starts.ranks(count, *arguments, PRESSED=pressed) == [0] * count
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     ranks = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(count)]
     return log, load_file(folder / "best.safetensors"), ranks

@@ -65,7 +65,7 @@ class Doctor(Dataset):
         places = {part.lower() for split in SPLITS for place in (*self.places(split), *self.usual_folders(split))
                   for part in Path(place).parts if re.fullmatch(r"[\w-]{3,}", part)}  # fmt: skip
         found = [Finding("archive that is not unpacked", name) for name in passed.archives(self.root, places)]
-        if self.options.sample is None or (self.sample and "sample" in self.options.model_fields_set):
+        if getattr(self.options, "sample", None) is None or (self.sample and "sample" in self.options.model_fields_set):
             return found
         like = sorted(path for path in self.root.glob("*.csv") if re.search("sample.*sub", path.name.lower()))
         return found + [Finding("file like a sample submission that is not used", path.name,

@@ -217,8 +217,11 @@ class Graph:
                     beside=("log.jsonl",))  # fmt: skip
 
     def probs(self, name: str, fold: int, split: str) -> Unit:
-        """Stage 04: probabilities of one checkpoint, on its own validation scenes (oof) or on the test scenes."""
-        predict = self._looks(name, "logits")
+        """Stage 04: probabilities of one checkpoint, on its own validation scenes (oof) or on the test scenes.
+
+        The fallback is no fact: scenes that have it are tried again whenever stage 04 is run, and get today's.
+        """
+        predict = self._looks(name, "logits", "fallback")
         facts: dict[str, Any] = {"predict": predict, "split": split}
         if split == "test":
             facts["scenes"] = self.test_ids
