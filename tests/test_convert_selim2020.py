@@ -24,6 +24,8 @@ from lib.models.checkpoint import load_network
 from lib.models.names2020 import rename
 from lib.tools import convert_selim2020 as tool
 
+pytestmark = pytest.mark.slow  # networks of full size
+
 CONFIG = ROOT / "configs/xview2_selim2020.yaml"
 HEADER = CONFIG.read_text(encoding="utf-8").partition("name: ")[0]
 

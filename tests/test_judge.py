@@ -83,18 +83,21 @@ def test_two_processes_score_as_one_to_the_bit(processes, role):
     assert {found[role]["training"] for found in two} == {True}, "the mode is left as it was"
 
 
+@pytest.mark.slow
 def test_each_process_asks_for_localization_of_its_own_scenes_alone(processes):
     one, two = processes
     assert one["cls"]["asked"] == ["s0", "s1", "s2", "s3", "s4"]
     assert [found["cls"]["asked"] for found in two] == [["s0", "s2", "s4"], ["s1", "s3"]]
 
 
+@pytest.mark.slow
 def test_all_processes_judge_the_network_of_the_first(processes):
     """Norm statistics differ without SyncBN; rank 0's are what is saved, so they are what is judged."""
     one, two = processes
     assert two[0]["loc"]["mean"] == two[1]["loc"]["mean"] == one["loc"]["mean"] == [0.0]
 
 
+@pytest.mark.slow
 def test_a_scene_that_fails_in_one_process_ends_the_validation_in_all(processes):
     one, two = processes
     assert one["broken"]["error"] == "OSError: no such picture"

@@ -11,6 +11,8 @@ from lib.errors import ConfigError
 from lib.models import build
 from lib.models.recompute import Recomputed, recompute
 
+pytestmark = pytest.mark.slow  # encoders of full size
+
 SMALL = [16, 16, 8, 8, 8]
 SWIN = {"encoder": "tu-swin_tiny_patch4_window7_224",
         "encoder_options": {"embed_dim": 24, "depths": (1, 1, 2, 2), "num_heads": (1, 2, 4, 8),

@@ -16,6 +16,8 @@ from lib.run import cli
 from lib.scenes.probs import read_levels
 from lib.scenes.raster import write_png
 
+pytestmark = pytest.mark.slow  # the finished experiment takes a minute
+
 
 def decode_of(experiment):
     return json.loads((experiment.root / "05_ensemble/decode/decode.json").read_text())
