@@ -28,10 +28,16 @@ NO_ROOM = re.compile(r"unable to (\w+ shared memory|write to file </torch_)|out 
 
 
 class Loader(DataLoader):
-    """A loader whose processes can be ended where one of them died; torch would report it again at the next child."""
+    """A loader whose processes can be ended where one of them died.
+
+    torch's handler of ended processes is taken away: it raises wherever it comes, in the middle of what tells of the
+    death too. Without it torch looks at its processes every five seconds.
+    """
 
     def __iter__(self) -> Any:
         _running[:] = [super().__iter__()]
+        if self.num_workers and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return _running[0]
 
 
@@ -100,11 +106,9 @@ def _end(patient: bool) -> list[str]:
     """End all loader processes; return of those that had died how: the name of a signal, or the exit code.
 
     Nothing is to be read in torch's words: a death shows as any error of the connection to it. patient: it may have
-    been this very moment. torch's handler of ended processes, which raises wherever it comes, is silent meanwhile.
+    been this very moment.
     """
     died: list[str] = []
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGCHLD, lambda *_: None) if main else None
     for iterator in _running:
         processes = getattr(iterator, "_workers", ())
         for process in processes:
@@ -114,8 +118,6 @@ def _end(patient: bool) -> list[str]:
                             else f"exit code {process.exitcode}")  # fmt: skip
         if processes:
             iterator._shutdown_workers()
-    if main:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL if handler is None else handler)
     return died
 
 
