@@ -207,8 +207,8 @@ class Store:
         """Return what the manifest says of all that a unit is made from but its settings."""
         found = {needed.key: manifest.made(self.folder(needed)) for needed in unit.upstream}
         read = {key: manifest.content(made) for key, made in found.items() if made is not None}
-        origin = {needed.key: _origin(needed) for needed in unit.upstream if _origin(needed)}
-        return {"read": read, "data": dict(unit.data), "origin": origin}
+        origins = {needed.key: _origin(needed) for needed in unit.upstream}
+        return {"read": read, "data": dict(unit.data), "origin": {key: one for key, one in origins.items() if one}}
 
     # ---- building -------------------------------------------------------------------------------------
     def partial(self, unit: Unit) -> Path:
@@ -397,13 +397,12 @@ def _settings(facts: Mapping[str, Any]) -> str:
 def _link(source: Path, target: Path) -> None:
     """Give a file a second name, or copy it where the disk cannot; one that is not there is left out."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError, FileExistsError):
-        try:
-            os.link(source, target)
-        except OSError as error:
-            if isinstance(error, FileNotFoundError | FileExistsError):
-                raise
-            shutil.copyfile(source, target)
+    try:
+        os.link(source, target)
+    except (FileNotFoundError, FileExistsError):
+        pass
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _swap(partial: Path, final: Path) -> None:
