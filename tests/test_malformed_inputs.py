@@ -121,6 +121,15 @@ def without(root, *names):
         (root / name).unlink()
 
 
+def encoded(name):
+    """Return the cases of a file in the encodings and with the ends of lines that other systems write."""
+    return {
+        "byte order mark": Case(text(name, lambda t: t.encode("utf-8-sig"))),
+        "UTF-16": Case(text(name, lambda t: t.encode("utf-16"))),
+        "carriage returns": Case(text(name, swapped("\n", "\r\n"))),
+    }
+
+
 RUNS_OF_ONE = rle.encode(blobs(1))
 EXCHANGED = " ".join(np.array(RUNS_OF_ONE.split()).reshape(-1, 2)[::-1].ravel())
 BROKEN_1 = {("broken truth", "0001")}
@@ -129,15 +138,13 @@ TABLE = "train.csv"
 
 BINARY = {
     "as it should be": Case(lambda root: None),
-    "byte order mark": Case(text(TABLE, lambda t: t.encode("utf-8-sig"))),
-    "UTF-16 of a spreadsheet": Case(text(TABLE, lambda t: t.encode("utf-16"))),
+    **encoded(TABLE),
     "semicolons": Case(text(TABLE, swapped(",", ";"))),
     "tabs": Case(text(TABLE, swapped(",", "\t"))),
     "blank before a column": Case(text(TABLE, swapped("id,rle", "id, rle"))),
     "EncodedPixels with a blank": Case(text(TABLE, swapped("id,rle", "ImageId, EncodedPixels"))),
     "blanks around ids and runs": Case(rows(TABLE, sheet(lambda i, r: (f" {i} ", f" {r}  ")))),
     "blank lines": Case(rows(TABLE, lambda lines: ["", lines[0], "", *lines[1:4], "  ", *lines[4:], ",", ""])),
-    "carriage returns": Case(text(TABLE, swapped("\n", "\r\n"))),
     "old carriage returns": Case(text(TABLE, swapped("\n", "\r"))),
     "everything quoted": Case(rows(TABLE, lambda ls: ['"' + row.replace(",", '","') + '"' for row in ls])),
     "empty columns of a spreadsheet": Case(rows(TABLE, lambda ls: [f"{row},," for row in ls])),
@@ -471,10 +478,8 @@ NAMES = "ImageSets/Segmentation/train.txt"
 MASK_1 = "SegmentationClass/001.png"
 VOC = {
     "as it should be": Case(lambda root: None),
-    "byte order mark": Case(text(NAMES, lambda t: t.encode("utf-8-sig"))),
-    "UTF-16": Case(text(NAMES, lambda t: t.encode("utf-16"))),
+    **encoded(NAMES),
     "blanks and blank lines": Case(text(NAMES, swapped("\n", "  \n\n"))),
-    "carriage returns": Case(text(NAMES, swapped("\n", "\r\n"))),
     "names of pictures": Case(text(NAMES, swapped("\n", ".JPG\n"))),
     "paths of Windows": Case(rows(NAMES, lambda ls: [f"C:\\data\\JPEGImages\\{name}.jpg" for name in ls])),
     "picture and mask": Case(rows(NAMES, lambda ls: [f"{name}.jpg,{name}.png" for name in ls])),
