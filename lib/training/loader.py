@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 from torch.multiprocessing import get_context
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from lib.errors import ArtifactError, PipelineError
 from lib.run import runtime
 from lib.run.faults import AGAIN
-from lib.training.dataset import SampleStream
 
 SHARED = Path("/dev/shm")
 """Where Linux keeps the memory that processes share, through which batches come."""
@@ -46,7 +45,7 @@ _running: list[Any] = []
 
 
 def loader(
-    dataset: SampleStream, batches: list[list[int]], workers: int, device: torch.device,
+    dataset: Dataset, batches: list[list[int]], workers: int, device: torch.device,
     generator: torch.Generator | None = None,
 ) -> Loader:  # fmt: skip
     """Return the loader of these batches (lists of sample numbers)."""
@@ -54,7 +53,7 @@ def loader(
                   pin_memory=device.type == "cuda", worker_init_fn=runtime.leave_signals_to_parent)  # fmt: skip
 
 
-def room_for(workers: int, dataset: SampleStream, batch: Sequence[int]) -> tuple[int, str]:
+def room_for(workers: int, dataset: Dataset, batch: Sequence[int]) -> tuple[int, str]:
     """Return how many of ``workers`` processes the shared memory has room for, and a line where these are fewer.
 
     batch: sample numbers, of which the first one is made here to see how large it is. Samples do not depend on the
