@@ -6,6 +6,8 @@ memory is short. A file's name ends with a digest of what it was made from, so a
 that is missing or cut short is made anew by whoever wants it.
 """
 
+import io
+import math
 import mmap
 import os
 import random
@@ -16,6 +18,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -27,11 +30,14 @@ from tqdm import tqdm
 from lib.competitions.contract import Scene
 from lib.errors import ArtifactError
 from lib.run import runtime
+from lib.scenes.probs import SUFFIX as LEVELS
 from lib.scenes.probs import file_name
 from lib.training import loader
 
 FOLDER = ".cache"
 """In a workdir; experiments share it."""
+HEADER = 128
+"""Bytes before the array in a file of the format, for any array of up to four axes."""
 SUFFIX, HALF_DONE = ".npy", ".tmp"
 ABANDONED = 3600.0
 """Seconds after which a file that somebody began to write is taken for one that nobody will finish."""
@@ -53,33 +59,45 @@ class Part:
 
     def path(self, scene: Scene) -> Path:
         """Return where the array of a scene lies."""
-        return self.folder / f"{Path(file_name(scene.id)).stem}.{self.digests[scene.id]}{SUFFIX}"
+        return self.folder / self.name(scene)
+
+    def name(self, scene: Scene) -> str:
+        """Return the name of a scene's file."""
+        return f"{file_name(scene.id).removesuffix(LEVELS)}.{self.digests[scene.id]}{SUFFIX}"
 
     def __call__(self, scene: Scene) -> np.ndarray:
         """Return the array of a scene, read-only; its bytes are read when they are looked at.
 
         One that is missing or not whole is made and written anew.
         """
-        path = self.path(scene)
+        path = os.path.join(self.folder, self.name(scene))
         try:
             return mapped(path)
         except (OSError, ValueError):
-            write(path, self.make(scene))
+            write(Path(path), self.make(scene))
             return mapped(path)
 
 
-def mapped(path: Path) -> np.ndarray:
+def mapped(path: str | Path) -> np.ndarray:
     """Map the array of a ``.npy`` file. OSError where there is none, ValueError where it is not whole."""
-    with open(path, "rb") as file:
-        if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError(f"{path}: expected version 1.0 of the format")
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        start, size = file.tell(), os.fstat(file.fileno()).st_size
-        if size != start + dtype.itemsize * int(np.prod(shape)):
+    with open(path, "rb", buffering=0) as file:
+        start, shape, dtype = _header(file.read(HEADER))
+        size = os.fstat(file.fileno()).st_size
+        if size != start + dtype.itemsize * math.prod(shape):
             raise ValueError(f"{path}: expected an array {shape} of {dtype}, found {size} bytes")
         if size == start:
             return np.empty(shape, dtype)
         return np.ndarray(shape, dtype, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ), start)
+
+
+@lru_cache(maxsize=1024)
+def _header(head: bytes) -> tuple[int, tuple[int, ...], np.dtype]:
+    """Return where the array begins in a file, its shape and its type; ValueError for anything but a whole header."""
+    stream = io.BytesIO(head)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("expected version 1.0 of the format")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    return stream.tell(), shape, dtype
 
 
 def write(path: Path, array: np.ndarray) -> None:
@@ -131,7 +149,7 @@ def fill(parts: Sequence[Part], scenes: Sequence[Scene], workers: int, say: Call
     """
     root = parts[0].folder.parent
     found = {part.folder: _names(part.folder) for part in parts}
-    lacks = [(scene, [part for part in parts if part.path(scene).name not in found[part.folder]]) for scene in scenes]
+    lacks = [(scene, [part for part in parts if part.name(scene) not in found[part.folder]]) for scene in scenes]
     missing = runtime.agree([scene for scene, some in lacks if some])
     if not missing:
         return
@@ -183,7 +201,7 @@ def _names(folder: Path) -> set[str]:
 
 def _tidy(part: Part, scenes: Collection[Scene]) -> None:
     """Remove arrays of these scenes that are of other data than today's, and what was begun long ago."""
-    kept = {part.path(scene).name for scene in scenes}
+    kept = {part.name(scene) for scene in scenes}
     known = {name.rsplit(".", 2)[0] for name in kept}
     for entry in os.scandir(part.folder):
         stale = entry.name.endswith(SUFFIX) and entry.name not in kept and entry.name.rsplit(".", 2)[0] in known

@@ -168,8 +168,13 @@ class SampleStream(Dataset):
         return rng.permutation(shuffled[drawn])
 
     def stack(self, images: Mapping[str, np.ndarray], names: Sequence[str]) -> torch.Tensor:
-        """Stack named images (h, w, 3) as one tensor (3n, h, w) uint8."""
-        return torch.from_numpy(np.stack([plane for name in names for plane in cv2.split(images[name])]))
+        """Stack named images (h, w, 3) or planes (h, w) as one tensor (channels of all, h, w) of their type."""
+        first = images[names[0]]
+        channels = first.shape[2] if first.ndim == 3 else 1
+        stacked = np.empty((len(names) * channels, *first.shape[:2]), first.dtype)
+        for number, name in enumerate(names):
+            cv2.split(images[name], list(stacked[number * channels : (number + 1) * channels]))
+        return torch.from_numpy(stacked)
 
     def teach(self, scene: Scene, shape: tuple[int, int]) -> dict[str, np.ndarray]:
         """Return the teacher's logits of a scene, a plane (H, W) per channel. DataError where they are not of shape."""
