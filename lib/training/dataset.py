@@ -388,6 +388,10 @@ class BatchSampler:
         return self.steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.epoch * self.steps, (self.epoch + 1) * self.steps):
-            first = step * self.batch_size + self.rank * self.share
-            yield list(range(first, first + self.share))
+        return self.stretch(self.epoch, self.epoch + 1)
+
+    def stretch(self, first: int, end: int, done: int = 0) -> Iterator[list[int]]:
+        """Deal out the epochs ``first`` .. ``end - 1``, without the ``done`` first batches of the first one."""
+        for step in range(first * self.steps + done, end * self.steps):
+            number = step * self.batch_size + self.rank * self.share
+            yield list(range(number, number + self.share))
