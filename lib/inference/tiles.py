@@ -23,7 +23,7 @@ def pyramid(n: int) -> Tensor:
 
 
 def mirror(image: Tensor, height: int, width: int) -> Tensor:
-    """Pad (C, H, W) below and to the right by reflection to (C, height, width); works down to H or W = 1."""
+    """Pad (..., H, W) below and to the right by reflection to (..., height, width); works down to H or W = 1."""
     for axis, size in ((-2, height), (-1, width)):
         n = image.shape[axis]
         if size > n:
@@ -31,6 +31,12 @@ def mirror(image: Tensor, height: int, width: int) -> Tensor:
             index = torch.arange(size) % period
             image = image.index_select(axis, torch.minimum(index, period - index).to(image.device))
     return image
+
+
+def mirrored(image: Tensor, stride: int) -> Tensor:
+    """Pad (..., H, W) as ``mirror`` does until its sides are multiples of ``stride``."""
+    height, width = image.shape[-2:]
+    return mirror(image, -(-height // stride) * stride, -(-width // stride) * stride)
 
 
 def grid(size: int, tile: int, step: int) -> list[tuple[int, Tensor]]:
@@ -58,7 +64,7 @@ def predict_bands(
     if not 0 <= overlap <= tile - stride:
         raise ConfigError(f"overlap: expected 0 .. tile - stride = {tile - stride} pixels, got {overlap}")
     height, width = image.shape[-2:]
-    image = mirror(image, -(-height // stride) * stride, -(-width // stride) * stride)
+    image = mirrored(image, stride)
     high, wide = min(tile, image.shape[-2]), min(tile, image.shape[-1])
     step = (tile - overlap) // stride * stride  # windows start on the network's own grid
     rows = grid(image.shape[-2], high, step)
