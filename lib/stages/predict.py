@@ -27,6 +27,7 @@ from lib.inference.scene import read_stack, sizes, stated_sizes
 from lib.models import checkpoint
 from lib.run.artifacts import Unit
 from lib.run.cli import Run, quiet, say
+from lib.run.clock import NAMES, Clock
 from lib.run.executor import Pool, devices
 from lib.run.graph import LOGITS
 from lib.scenes.probs import file_name, levels_path, quantise, write_levels, write_logits
@@ -68,6 +69,7 @@ def predict(run: Run, units: list[Unit], pool: Pool | None = None, tick: Callabl
                         failed[outcome.scene] = outcome.error
                     if tick:
                         tick()
+            record |= shares(pool.each("spent"))
             if failed:
                 record["failed"] = fall_back(run, name, scenes, failed, out)
             if earlier:
@@ -92,6 +94,18 @@ def passed(pool: Pool, scenes: Sequence[Scene], out: Path, logits: bool) -> Gene
         with suppress(Exception):  # the first error tells more
             pool.each("drop")
         raise
+
+
+def shares(workers: Sequence["Times"]) -> dict[str, Any]:
+    """Return for a manifest where the time of all workers went.
+
+    ``clock``: seconds by name. ``network_busy``: the share of their time in which networks computed; left out where
+    there was no scene to predict.
+    """
+    sums = {name: round(sum(times.clock.get(name, 0.0) for times in workers), 3) for name in NAMES}
+    elapsed = sum(times.elapsed for times in workers)
+    busy = {"network_busy": round(sum(times.busy for times in workers) / elapsed, 3)} if elapsed else {}
+    return {"clock": {name: seconds for name, seconds in sums.items() if seconds}, **busy}
 
 
 def taken_over(run: Run, unit: Unit, scenes: list[Scene]) -> float | None:
@@ -183,6 +197,17 @@ class Passing:
         return all(path.exists() for path in self.paths.values())
 
 
+class Times(NamedTuple):
+    """Where the time of a worker went with the scenes of a unit."""
+
+    clock: dict[str, float]
+    """Seconds of its threads together: read, forward, store (rounding too), wait (of the network, for a scene)."""
+    busy: float
+    """Seconds in which the network computed."""
+    elapsed: float
+    """Seconds from the beginning of its first scene to the end of its last one."""
+
+
 class Measured(NamedTuple):
     """What a network takes in a worker: seconds to load it, and of each scene (read and write, predict)."""
 
@@ -203,6 +228,7 @@ class Networks:
         quiet()
         self.device = device
         self.pipeline: Pipeline[Passing, Passing, Passing, Outcome] | None = None
+        self.clock, self.times = Clock(), Times({}, 0.0, 0.0)
         if device.type == "cuda":
             torch.cuda.set_device(device)
 
@@ -240,6 +266,7 @@ class Networks:
         here while others are read and written. Returns what has become of earlier ones, in their order; raises as
         ``predict`` and ``teach``, of an earlier scene too."""
         if self.pipeline is None:
+            self.clock = Clock()
             self.pipeline = Pipeline(Steps(self.read, self.compute, self.write, self.expect, self.weigh))
         return self.pipeline.feed(self.logits_of(scene, out) if logits else self.levels_of(scene, out))
 
@@ -255,6 +282,13 @@ class Networks:
         pipeline, self.pipeline = self.pipeline, None
         if pipeline is not None:
             pipeline.close()
+            self.clock.add("wait", pipeline.elapsed - pipeline.busy)
+            self.times = Times(self.clock.seconds, pipeline.busy, pipeline.elapsed)
+
+    def spent(self) -> Times:
+        """Return where the time went with the scenes that were fed last and drained."""
+        times, self.times = self.times, Times({}, 0.0, 0.0)
+        return times
 
     # ---- one scene, step by step ----------------------------------------------------------------------
     def levels_of(self, scene: Scene, folder: Path) -> Passing:
@@ -296,7 +330,7 @@ class Networks:
         if passing.there():
             passing.outcome = Outcome(passing.scene.id, 0.0)
             return passing
-        with self.attempt(passing):
+        with self.clock("read"), self.attempt(passing):
             scene, competition = passing.scene, self.run.competition
             if fault := competition.incomplete(scene):
                 raise DataError(f"scene {scene.id}: {fault}")
@@ -308,13 +342,17 @@ class Networks:
         """Ask the network; a scene too large for the GPU is tried in smaller windows."""
         if passing.outcome or passing.seen is None:
             return passing
-        with self.attempt(passing):
+        with self.clock("forward"), self.attempt(passing):
             passing.answers = self.answers(passing.predictor, passing.seen, passing.scene.id)
             passing.seen.images.clear()  # they are as large as the answers, and nobody needs them any more
         return passing
 
     def write(self, passing: Passing) -> Outcome:
         """Round what the network said and write it; returns what became of the scene."""
+        with self.clock("store"):
+            return self._write(passing)
+
+    def _write(self, passing: Passing) -> Outcome:
         seen, classes = passing.seen, self.description["classes"]
         found: dict[str, np.ndarray] = {}
         if passing.outcome is None and seen is not None:
