@@ -146,7 +146,7 @@ def hook(told: Told) -> None:
     within(fit.Fit, "run", "epoch", "after the last epoch")
     within(Store, "_seal", "seal")
     within(artifacts, "_publish", "exchange", "start-up")
-    within(predict.Networks, "predict", "scenes")
+    within(predict.Networks, "compute", "scenes")
     within(ensemble, "write_levels", "scenes")
     within(submit, "averages", "scenes", "scenes")
 

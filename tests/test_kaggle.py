@@ -615,7 +615,7 @@ def test_of_views_compared_out_of_fold_a_budget_takes_the_best_that_fit(kernel, 
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_leaves_the_first_submission(kernel, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Networks, "predict", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(Networks, "compute", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     assert infer.predict(kernel.open_job(tmp_path, workers="2"), tmp_path) == 1
     assert "of 2 on cpu died (exit code -9)" in capsys.readouterr().out
     competition = open_competition("binary_rle", kernel.inputs / "competition")
