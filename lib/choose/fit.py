@@ -13,7 +13,15 @@ import numpy as np
 
 from lib.choose import plans
 from lib.choose.choice import DECODE, Choice, Chosen, Decision, Numbers
-from lib.choose.evidence import OutOfFold, default_variant, out_of_fold, stated_weights, variants, weights_to_try
+from lib.choose.evidence import (
+    OutOfFold,
+    OutOfFoldScene,
+    default_variant,
+    out_of_fold,
+    stated_weights,
+    variants,
+    weights_to_try,
+)
 from lib.choose.greedy import choose_greedily
 from lib.choose.joint import choose_jointly
 from lib.choose.medians import take_medians
@@ -24,18 +32,19 @@ from lib.competitions.contract import Competition
 from lib.config.sections import Experiment
 from lib.ensemble.search import bootstrap, total
 from lib.run.cli import Run
+from lib.run.executor import Pool
 
 Step = Callable[[OutOfFold, Chosen], Chosen]
 """Takes what is chosen so far and returns what is chosen after it."""
 
 
-def choose(run: Run, folder: Path) -> Decision:
-    """Choose on the out-of-fold scenes of an experiment, and write decode.json into ``folder``."""
+def choose(run: Run, folder: Path, pool: Pool | None = None) -> Decision:
+    """Choose on the out-of-fold scenes of an experiment, which ``pool`` shares; write decode.json into ``folder``."""
     temperatures: dict[str, float] = {}
     notes: dict[str, Any] = {}
     if run.config.blend.calibrate:
-        temperatures, notes["calibration"] = fit_temperatures(out_of_fold(run, folder))
-    scenes = out_of_fold(run, folder, temperatures)
+        temperatures, notes["calibration"] = fit_temperatures(out_of_fold(run, pool=pool))
+    scenes = out_of_fold(run, temperatures, pool)
     decision = decide(scenes, temperatures, notes)
     decision.write(folder / DECODE)
     return decision
@@ -98,12 +107,7 @@ def score(scenes: OutOfFold, chosen: Chosen) -> tuple[dict[str, Any], float | No
     latter is the score of all scenes decoded without their fold, counted together; None where there is one fold only.
     """
     competition = scenes.competition
-    tallies, details, held_out = [], [], []
-    for item in scenes.each("score"):
-        tallies.append(item.tally(chosen.choice))
-        details.append(competition.detail(item.answer(chosen.choice), item.truth))
-        if chosen.without:
-            held_out.append(item.tally(chosen.without[item.fold]))
+    tallies, details, held_out = zip(*scenes.listed("score", judge, chosen), strict=True)
     counts = np.stack(tallies)  # (S, K)
     scored = {
         "scenes": len(counts),
@@ -113,7 +117,14 @@ def score(scenes: OutOfFold, chosen: Chosen) -> tuple[dict[str, Any], float | No
         "per_fold": _by(competition, counts, [str(scenes.fold_of[scene.id]) for scene in scenes.scenes]),
         "tables": competition.tables(np.sum(details, 0)),
     }
-    return scored, float(competition.score(total(held_out))) if held_out else None
+    return scored, float(competition.score(total(held_out))) if chosen.without else None
+
+
+def judge(item: OutOfFoldScene, chosen: Chosen) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return one scene's tally and detail with the choice, and its tally with the choice made without its fold."""
+    tally = item.tally(chosen.choice)
+    detail = item.competition.detail(item.answer(chosen.choice), item.truth)
+    return tally, detail, item.tally(chosen.without[item.fold]) if chosen.without else None
 
 
 def _by(competition: Competition, counts: np.ndarray, keys: Sequence[str]) -> dict[str, Numbers]:
