@@ -39,16 +39,16 @@ def write(run: Run, unit: Unit, folder: Path, pool: "Pool | None" = None) -> dic
         decision = Decision.of(run)
         weights, variant, temperatures = decision.weights, decision.variant(variant), decision.temperatures
     scenes, members = predicted(run, unit.name, temperatures)
-    average = Average(members, weights, variant, folder)
+    average = Averaging(members, weights, variant, folder)
     calls = [(scene,) for scene in scenes]
-    with closing(cores.share(pool or cores.open_pool(1, 0), average, Average.write, calls)) as written:
+    with closing(cores.share(pool or cores.open_pool(1, 0), average, Averaging.write, calls)) as written:
         for _ in tqdm(written, f"average {unit.name}", len(scenes), leave=False, disable=None):
             pass
     return {"scenes": len(scenes)}
 
 
 @dataclass(frozen=True)
-class Average:
+class Averaging:
     """What the average of a scene is made from, and where it is written."""
 
     members: Predictions
