@@ -41,8 +41,10 @@ class Accuracy:
 
     def decode(self, levels, params):
         threshold = np.median(levels["loc"]) / 255 if params["threshold"] == "own" else params["threshold"]
-        called = levels["loc"][0] / 255 >= threshold
-        return ~called if {"name": "invert"} in params.get("postprocess", ()) else called
+        return self.clean(levels["loc"][0] / 255 >= threshold, params.get("postprocess", ()), levels)
+
+    def clean(self, answer, steps, levels):
+        return ~answer if {"name": "invert"} in steps else answer
 
     def tally(self, answer, truth):
         return np.array([(answer == truth).sum(), truth.size])
@@ -243,8 +245,7 @@ def test_predictions_and_truth_of_a_scene_are_read_once_per_pass():
     members = scenes.members
     scenes.members = lambda scene: read.append(scene.id) or members(scene)
     fit.decide(scenes, {}, {})
-    passes = len(read) // len(scenes.scenes)
-    assert read == [own.id for own in scenes.scenes] * passes and passes <= 5
+    assert read == [own.id for own in scenes.scenes] * 4, "search, medians, unseen domains, post-processing with score"
     assert scenes.competition.drawn == read
 
 

@@ -5,6 +5,7 @@ memory does not grow with their number. Tables of counts are whole numbers: they
 are the same in any order.
 """
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -212,6 +213,8 @@ class OutOfFold:
         self.search = run.config.search or Search(axes={})  # without a search one that has no axes
         self.folds = sorted({fold_of[scene.id] for scene in scenes})
         self._pool = pool
+        self._known: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = [({}, {}) for _ in scenes]
+        """Per scene: its tallies and details, by choice, that earlier passes have told."""
 
     def each(self, title: str, every: int = 1) -> Iterator["OutOfFoldScene"]:
         """Yield every scene, or every so many, in this process, with a progress bar of that title."""
@@ -225,7 +228,7 @@ class OutOfFold:
         """
         sums: Sums = {}
         first: dict[Hashable, tuple[int, int]] = {}
-        for tables, own in self._pass(title, _add, (look, *arguments), every):
+        for tables, own in self._pass(title, _add, (look, *arguments), range(0, len(self.scenes), every)):
             for key, table in tables.items():
                 add(sums, key, table)
                 first[key] = min(first.get(key, own[key]), own[key])
@@ -233,61 +236,111 @@ class OutOfFold:
 
     def listed(self, title: str, look: Look, *arguments: Any, every: int = 1) -> list[Any]:
         """Return what ``look(scene, *arguments)`` returns for every scene, or every so many, in their order."""
-        found = dict(one for some in self._pass(title, _list, (look, *arguments), every) for one in some)
+        places = range(0, len(self.scenes), every)
+        found = dict(one for some in self._pass(title, _list, (look, *arguments), places) for one in some)
         return [found[place] for place in sorted(found)]
 
-    def _pass(self, title: str, method: Callable, arguments: tuple, every: int) -> Iterator[Any]:
-        """Yield what ``method(self, places of scenes, *arguments)`` returns, as it comes, for shares of the scenes.
+    def judged(self, title: str, choices: Mapping[int, Sequence[Choice]]) -> list[tuple[list[np.ndarray], np.ndarray]]:
+        """Return of every scene the tallies of the choices of its fold, and the detail of the first of them.
+
+        What earlier passes have told is not told again; where they have told all of it, there is no further pass.
+        """
+        keys = {fold: [_key(choice) for choice in own] for fold, own in choices.items()}
+        wanted = [keys[self.fold_of[scene.id]] for scene in self.scenes]
+        missing = [place for place, (own, (tallies, details)) in enumerate(zip(wanted, self._known))
+                   if own[0] not in details or not tallies.keys() >= {*own}]  # fmt: skip
+        for _ in self._pass(title, _judge, (choices,), missing):
+            pass
+        return [
+            ([tallies[key] for key in own], details[own[0]]) for own, (tallies, details) in zip(wanted, self._known)
+        ]
+
+    def _pass(self, title: str, method: Callable, arguments: tuple, asked: Sequence[int]) -> Iterator[Any]:
+        """Yield what ``method(self, scenes by place, *arguments)`` returns, as it comes, for shares of those asked for.
 
         Scenes of one fold and domain share tables, so a process gets them together: then it has few to hand over.
         """
-        places = list(range(0, len(self.scenes), every))
-        size = 1
+        places, size = list(asked), 1
         if self._pool is not None and len(self._pool) > 1:
             places.sort(key=lambda place: (self.fold_of[self.scenes[place].id], self.scenes[place].domain, place))
             size = max(1, min(AT_ONCE, len(places) // (4 * len(self._pool))))
-        shares = [places[start : start + size] for start in range(0, len(places), size)]
+        calls = [(places[start : start + size], method, arguments) for start in range(0, len(places), size)]
         with tqdm(total=len(places), desc=title, leave=False, disable=None) as bar:
-            for done in self._answers(method, [(share, *arguments) for share in shares]):
-                yield done
-                bar.update(min(size, len(places) - bar.n))
+            for found, told in self._answers(calls):
+                for place, (tallies, details) in told.items():
+                    self._known[place][0].update(tallies)
+                    self._known[place][1].update(details)
+                yield found
+                bar.update(len(told))
 
-    def _answers(self, method: Callable, calls: list[tuple]) -> Iterator[Any]:
+    def _answers(self, calls: list[tuple]) -> Iterator[Any]:
         if self._pool is None or len(self._pool) == 1:
-            yield from (method(self, *call) for call in calls)
+            yield from (_look(self, *call) for call in calls)
             return
         held = copy(self)
-        held._pool = None
-        with closing(cores.share(self._pool, held, method, calls)) as answers:
+        held._pool, held._known = None, []
+        with closing(cores.share(self._pool, held, _look, calls)) as answers:
             yield from answers
 
 
-def _add(scenes: OutOfFold, places: Sequence[int], look: Look, *arguments: Any) -> tuple[Sums, dict]:
+def _look(scenes: OutOfFold, places: Sequence[int], method: Callable, arguments: tuple) -> tuple[Any, dict]:
+    """Call ``method`` for some scenes; beside what it returns the tallies and details that each scene has told."""
+    told: dict[int, tuple[dict, dict]] = {}
+
+    def opened() -> Iterator[tuple[int, OutOfFoldScene]]:
+        for place in places:  # one is open at a time
+            item = OutOfFoldScene(scenes, scenes.scenes[place])
+            yield place, item
+            told[place] = item.tallies, item.details
+
+    return method(opened(), *arguments), told
+
+
+def _add(opened: Iterator[tuple[int, "OutOfFoldScene"]], look: Look, *arguments: Any) -> tuple[Sums, dict]:
     """Add up what ``look`` returns for some scenes; beside it the first scene of each key, and its place there."""
     sums: Sums = {}
     first: dict[Hashable, tuple[int, int]] = {}
-    for place in places:
-        for number, (key, table) in enumerate(look(OutOfFoldScene(scenes, scenes.scenes[place]), *arguments).items()):
+    for place, item in opened:
+        for number, (key, table) in enumerate(look(item, *arguments).items()):
             add(sums, key, table)
             first[key] = min(first.get(key, (place, number)), (place, number))
     return sums, first
 
 
-def _list(scenes: OutOfFold, places: Sequence[int], look: Look, *arguments: Any) -> list[tuple[int, Any]]:
+def _list(opened: Iterator[tuple[int, "OutOfFoldScene"]], look: Look, *arguments: Any) -> list[tuple[int, Any]]:
     """Return (place of the scene, what ``look`` returns for it) of some scenes."""
-    return [(place, look(OutOfFoldScene(scenes, scenes.scenes[place]), *arguments)) for place in places]
+    return [(place, look(item, *arguments)) for place, item in opened]
+
+
+def _judge(opened: Iterator[tuple[int, "OutOfFoldScene"]], choices: Mapping[int, Sequence[Choice]]) -> None:
+    """Tally some scenes with each choice of their fold, and take the details of the first."""
+    for _, item in opened:
+        item.detail(choices[item.fold][0])
+        for choice in choices[item.fold]:
+            item.tally(choice)
+
+
+def _key(choice: Choice) -> str:
+    """Return what stands for a choice: of equal ones the same, and short, for it is kept beside each scene."""
+    return hashlib.sha256(repr(choice).encode()).hexdigest()[:16]
 
 
 class OutOfFoldScene:
-    """One scene during a pass: its averages, its answers, and how these count against its truth."""
+    """One scene during a pass: its averages, its answers, and how these count against its truth.
+
+    What was told of it is in ``tallies`` and ``details``, by what stands for a choice: equal ones are decoded once,
+    since folds often agree.
+    """
 
     def __init__(self, source: OutOfFold, scene: Scene):
         self.scene, self.fold = scene, source.fold_of[scene.id]
         self.members = source.members(scene)
         self.competition = source.competition
+        self.tallies: dict[str, np.ndarray] = {}
+        self.details: dict[str, np.ndarray] = {}
         self._averaged: tuple[Weights, Variant, Levels] | None = None
+        self._decoded: dict[str, Answer] = {}
         self._answered: tuple[Choice, Answer] | None = None
-        self._tallies: dict[str, np.ndarray] = {}
 
     @cached_property
     def truth(self) -> Answer:
@@ -297,7 +350,7 @@ class OutOfFoldScene:
     def average(self, weights: Weights, variant: Variant) -> Levels:
         """Return task -> (C, H, W) uint8; the last average is remembered."""
         if self._averaged is None or self._averaged[:2] != (weights, variant):
-            self._averaged = weights, variant, self.members.average(weights, variant)
+            self._averaged, self._decoded = (weights, variant, self.members.average(weights, variant)), {}
         return self._averaged[2]
 
     def count(self, weights: Weights, variant: Variant, grid: Lattice) -> np.ndarray:
@@ -305,18 +358,30 @@ class OutOfFoldScene:
         return self.competition.count(self.average(weights, variant), self.truth, grid)
 
     def answer(self, choice: Choice) -> Answer:
-        """Average and decode as a choice says; the last answer is remembered."""
+        """Average and decode as a choice says, and clean; what chains of steps begin with is decoded once."""
         if self._answered is None or self._answered[0] != choice:
             levels, params = self.average(choice.weights, choice.variant), settings_for(self.scene, choice.params)
-            self._answered = choice, self.competition.decode(levels, params)
+            steps = params.get("postprocess", ())
+            settings = {name: value for name, value in params.items() if name != "postprocess"}
+            if (key := repr(settings)) not in self._decoded:
+                self._decoded[key] = self.competition.decode(levels, settings)
+            answer = self._decoded[key]
+            self._answered = choice, self.competition.clean(answer, steps, levels) if steps else answer
         return self._answered[1]
 
     def tally(self, choice: Choice) -> np.ndarray:
-        """Count the answer of a choice, (K,) int64; equal choices are decoded once, since folds often agree."""
-        key = repr(choice)
-        if key not in self._tallies:
-            self._tallies[key] = self.competition.tally(self.answer(choice), self.truth)
-        return self._tallies[key]
+        """Count the answer of a choice, (K,) int64."""
+        key = _key(choice)
+        if key not in self.tallies:
+            self.tallies[key] = self.competition.tally(self.answer(choice), self.truth)
+        return self.tallies[key]
+
+    def detail(self, choice: Choice) -> np.ndarray:
+        """Count what further tables need of the answer of a choice, (M,) int64."""
+        key = _key(choice)
+        if key not in self.details:
+            self.details[key] = self.competition.detail(self.answer(choice), self.truth)
+        return self.details[key]
 
 
 def out_of_fold(run: Run, temperatures: Mapping[str, float] | None = None, pool: "Pool | None" = None) -> OutOfFold:

@@ -13,15 +13,7 @@ import numpy as np
 
 from lib.choose import plans
 from lib.choose.choice import DECODE, Choice, Chosen, Decision, Numbers
-from lib.choose.evidence import (
-    OutOfFold,
-    OutOfFoldScene,
-    default_variant,
-    out_of_fold,
-    stated_weights,
-    variants,
-    weights_to_try,
-)
+from lib.choose.evidence import OutOfFold, default_variant, out_of_fold, stated_weights, variants, weights_to_try
 from lib.choose.greedy import choose_greedily
 from lib.choose.joint import choose_jointly
 from lib.choose.medians import take_medians
@@ -107,24 +99,20 @@ def score(scenes: OutOfFold, chosen: Chosen) -> tuple[dict[str, Any], float | No
     latter is the score of all scenes decoded without their fold, counted together; None where there is one fold only.
     """
     competition = scenes.competition
-    tallies, details, held_out = zip(*scenes.listed("score", judge, chosen), strict=True)
-    counts = np.stack(tallies)  # (S, K)
+
+    own = {fold: [chosen.choice, *([chosen.without[fold]] if chosen.without else [])] for fold in scenes.folds}
+    judged = scenes.judged("score", own)
+    counts = np.stack([tallies[0] for tallies, _ in judged])  # (S, K)
+    held_out = [tallies[1] for tallies, _ in judged if chosen.without]
     scored = {
         "scenes": len(counts),
         "scores": competition.scores(counts.sum(0)),
         "interval95": bootstrap(counts, competition.score, seed=scenes.run.config.seed),
         "per_domain": _by(competition, counts, [scene.domain for scene in scenes.scenes]),
         "per_fold": _by(competition, counts, [str(scenes.fold_of[scene.id]) for scene in scenes.scenes]),
-        "tables": competition.tables(np.sum(details, 0)),
+        "tables": competition.tables(np.sum([detail for _, detail in judged], 0)),
     }
-    return scored, float(competition.score(total(held_out))) if chosen.without else None
-
-
-def judge(item: OutOfFoldScene, chosen: Chosen) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Return one scene's tally and detail with the choice, and its tally with the choice made without its fold."""
-    tally = item.tally(chosen.choice)
-    detail = item.competition.detail(item.answer(chosen.choice), item.truth)
-    return tally, detail, item.tally(chosen.without[item.fold]) if chosen.without else None
+    return scored, float(competition.score(total(held_out))) if held_out else None
 
 
 def _by(competition: Competition, counts: np.ndarray, keys: Sequence[str]) -> dict[str, Numbers]:

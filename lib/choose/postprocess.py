@@ -30,13 +30,21 @@ def choose_postprocessing(scenes: OutOfFold, chosen: Chosen) -> Chosen:
 def tally_chains(
     item: OutOfFoldScene, every: Mapping[int | None, Choice], chains: Sequence[Steps]
 ) -> dict[tuple[int | None, int], np.ndarray]:
-    """Tally one scene with each chain after each choice that was made with its fold, by left-out fold and chain."""
-    return {
-        (left_out, c): item.tally(_with_chain(own, chain))
-        for left_out, own in every.items()
-        if item.fold != left_out
-        for c, chain in enumerate(chains)
-    }
+    """Tally one scene with each chain after each choice that was made with its fold, by left-out fold and chain.
+
+    The score is among them, whichever chain is taken: so the scene is tallied with the choice made without its fold
+    too, and the details of the choice made on all folds are taken, in the same pass.
+    """
+    tables = {}
+    for left_out, own in every.items():
+        for c, chain in enumerate(chains):
+            choice = _with_chain(own, chain)
+            tally = item.tally(choice)
+            if item.fold != left_out:
+                tables[left_out, c] = tally
+            if left_out is None:
+                item.detail(choice)
+    return tables
 
 
 def _with_chain(choice: Choice, chain: Steps) -> Choice:
