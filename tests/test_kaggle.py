@@ -417,11 +417,10 @@ def pairs(finished, scenes, tmp_path_factory) -> Kernel:
 @pytest.mark.slow
 @pytest.mark.skipif(not ISOLATED, reason="needs unshare, to cut the network off and to mount read-only")
 @pytest.mark.parametrize(("bundle", "form", "workers", "start"), [
-    ("kernel", "script", "2", "fork"),
+    ("kernel", "script", "", "spawn"),
     ("kernel", "notebook", "2", "spawn"),
     pytest.param("kernel", "nbconvert", "", "spawn", marks=NOTEBOOK),
-    ("pairs", "script", "", "spawn"),
-    ("pairs", "notebook", "2", "fork"),
+    ("pairs", "script", "2", "fork"),
 ])  # fmt: skip
 def test_without_network_and_with_read_only_inputs_the_submission_has_the_same_bytes(
     bundle, form, workers, start, request, tmp_path
