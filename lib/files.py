@@ -86,7 +86,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write a value as a whole JSON file, indented, in UTF-8."""
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(errors="surrogatepass"))
 
 
 def read_json(path: str | Path, depth: int = DEPTH, most: int | None = None) -> Any:
@@ -116,7 +116,7 @@ def parse_json(text: str | bytes, depth: int = DEPTH) -> Any:
 def digest(value: Any) -> str:
     """Hash a JSON value: 16 hex digits, equal for equal values whatever the order of keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def time_of(state: os.stat_result) -> int:

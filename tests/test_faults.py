@@ -461,3 +461,10 @@ def test_the_state_of_another_unit_is_not_gone_on_with(tmp_path):
     (tmp_path / "fold1" / manifest.STATE).replace(tmp_path / "fold0" / manifest.STATE)
     with pytest.raises(ArtifactError, match="last.pt: damaged .*the state of another unit.*--force"):
         state.load(tmp_path / "fold0")
+
+
+def test_letters_that_a_terminal_does_not_know_stop_nothing(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    assert cli.exits(lambda argv: cli.say("caf\u00e9 \u2026 \udce9"))([]) == 0
+    assert written.getvalue() == b"caf\xe9 \\u2026 \\udce9\n"

@@ -126,7 +126,7 @@ class Store:
     def _changed(made: Mapping[str, Any], unit: Unit) -> list[str]:
         """Return what a unit reads of the data that is not as it was; nothing where either state is not known."""
         then, now = made.get("data") or unit.data, unit.data or made.get("data", {})
-        return [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name) and
+        return [name for name in sorted(then.keys() | now.keys()) if (then.get(name) or None) != now.get(name) and
                 now.get(name) != ""]  # fmt: skip
 
     def older_code(self, unit: Unit) -> bool:
@@ -165,6 +165,20 @@ class Store:
         if odd := manifest.strangers(folder):
             raise ArtifactError(f"{folder / odd[0]}: expected only what {folder / MANIFEST} lists, found {len(odd)} "
                                 "more; move them elsewhere")  # fmt: skip
+
+    def refuse_mixed(self, unit: Unit, source: Unit) -> None:
+        """Raise ArtifactError where a unit of ``--inputs``, this one or one below it, was made from another ``source``.
+
+        Each of several folders may hold a part of another experiment: one the folds, one networks that were trained on
+        other folds.
+        """
+        folder, today = self.folder(unit), manifest.made(self.folder(source))
+        made = None if (self.root / unit.key).exists() else manifest.made(folder)
+        if made is not None and today is not None and not manifest.reads(made, source.key, today):
+            raise ArtifactError(f"{folder}: was made from another {source.key} than {self.folder(source)}; take both "
+                                "from one experiment, or predict test scenes alone (--split test)")  # fmt: skip
+        for needed in unit.upstream:
+            self.refuse_mixed(needed, source)
 
     def check(self, path: Path) -> Path:
         """Return a file of a unit that was required, if its bytes are those that were written. ArtifactError."""

@@ -30,7 +30,7 @@ from lib.run.cli import Run, quiet, say
 from lib.run.clock import NAMES, Clock
 from lib.run.executor import Pool, devices
 from lib.run.graph import LOGITS
-from lib.scenes.probs import file_name, levels_path, quantise, write_levels, write_logits
+from lib.scenes.probs import file_name, levels_path, quantise, refuse_other_classes, write_levels, write_logits
 
 
 def open_pool(run: Run, start: str = "spawn") -> Pool:
@@ -239,6 +239,7 @@ class Networks:
         self.description = checkpoint.read_description(folder)
         model = run.config.models[name]
         task = run.competition.tasks[model.task]
+        refuse_other_classes(folder, self.description["classes"], task.classes)
         self.kind, network = task.kind, checkpoint.load_network(folder)
         self.predictor = Predictor(network, task.activate, run.predict_of(name), model.view, self.device, model.pad)
         return self.predictor.precision
