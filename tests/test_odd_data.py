@@ -221,6 +221,17 @@ def test_annotated_clips_are_whole_and_apart(tmp_path):
     assert kinds(beyond) == {("annotated frames that are not there", "jumping_0001_9")}
 
 
+def test_clips_that_begin_with_one_frame_are_two_of_one_id_whatever_their_labels(tmp_path):
+    competition = clips(tmp_path, "jumping/0001 1 8 0\njumping/0001 1 17 1\n")
+    assert kinds(competition) == {("two videos of one id", "jumping_0001_1")}
+
+
+def test_a_frame_may_be_called_by_any_sign_that_is_a_digit(tmp_path):
+    competition = clips(tmp_path, "jumping/0001 1 17 1\n")
+    (tmp_path / "jumping/0001/00003.png").rename(tmp_path / "jumping/0001/\u00b2.png")  # a superscript 2
+    assert kinds(competition) == set()
+
+
 def test_a_folder_of_frames_that_are_broken_or_of_other_sizes_is_named(tmp_path):
     competition = clips(tmp_path, "jumping/0001 1 17 1\n")
     Image.new("RGB", (9, 7)).save(tmp_path / "jumping/0001/00003.png")
