@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +17,8 @@ State = tuple[str, int, int]
 """Path, size and time of a file."""
 DEPTH = 100
 """Most brackets inside one another in a JSON file; a label of a scene has five."""
+guards: list[Callable[[], None]] = []
+"""Called before a file that was written gets its name; where one raises, the older file stays."""
 
 
 @contextmanager
@@ -43,6 +45,8 @@ def whole_path(path: str | Path) -> Iterator[Path]:
         yield partial
         with open(partial, "rb+") as stream:
             os.fsync(stream.fileno())
+        for guard in tuple(guards):
+            guard()
         os.replace(partial, path)
     except Exception as error:
         if (number := run_out(error)) is None or getattr(error, "filename", None) is not None:

@@ -137,7 +137,8 @@ class Run:
             runtime.barrier()
             yield folder
             runtime.barrier()
-        say(f"{unit.key}: done in {duration(time.time() - started)}")
+        busy = f", the network busy {record['network_busy']:.0%} of the time" if "network_busy" in record else ""
+        say(f"{unit.key}: done in {duration(time.time() - started)}{busy}")
 
     def make(self, stage: str, units: Iterable[Unit], write: Callable[[Unit, Path], dict[str, Any]]) -> None:
         """Build every unit that must be built: ``write(unit, folder)`` fills it and returns what its manifest says."""

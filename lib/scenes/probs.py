@@ -50,6 +50,7 @@ def quantise(probs: np.ndarray, truncate: bool = False) -> np.ndarray:
     return np.rint(levels, out=levels).astype(np.uint8)
 
 
+SUFFIX = ".tif"
 MANY = 254
 """From more classes than this on, channels are rows of one band, and their names are in the tag CHANNELS."""
 CHANNELS = "channels"
@@ -144,7 +145,7 @@ def file_name(scene_id: str) -> str:
     """Return the file name of a scene's probabilities; an id that would leave its folder is refused with DataError."""
     if not scene_id or scene_id.startswith(".") or "/" in scene_id or "\\" in scene_id or "\0" in scene_id:
         raise DataError(f"scene id {scene_id!r}: cannot be a file name; rename the scene")
-    return f"{scene_id}.tif"
+    return f"{scene_id}{SUFFIX}"
 
 
 def levels_path(folder: Path, sets: Sequence[str], views: str, scene_id: str) -> Path:

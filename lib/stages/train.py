@@ -21,7 +21,7 @@ from lib.run.graph import teacher_folders
 from lib.scenes.augment import build as build_augment
 from lib.scenes.probs import file_name, quantise, read_logits, refuse_other_classes
 from lib.scenes.view import View, resize
-from lib.stages import folds, pseudo
+from lib.stages import cache, folds, pseudo
 from lib.stages.pseudo import PseudoLabels
 from lib.tasks import Task
 from lib.training.balance import median_frequency
@@ -158,6 +158,8 @@ def samples(run: Run, model: Model, scenes: list[Scene], fold: int) -> SampleStr
     data = TrainingSet(task, scenes, model.network.images, seen.image, seen.target, order, weights_,
                        seen.logits if teachers else None,
                        {role: _auxiliary(seen, role) for role in train.auxiliary})  # fmt: skip
+    if train.cache == "disk":
+        data = cache.keep(run, model, data, seen, fold)
     augment = build_augment(train.augment, train.crop, model.network.images, sampling.scale, train.colour)
     kind = CropDataset if task.dense else FrameDataset
     return kind(data, augment, sampling, run.config.seed_of(model), train.cache)
