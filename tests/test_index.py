@@ -132,6 +132,13 @@ def test_without_the_sample_that_it_followed_a_submission_is_stale(work, data, m
     assert work.stale() == {"06_submission/test"}
 
 
+@pytest.mark.parametrize("odd", ['{"files": []}', '{"files": {"train.csv": {"a": 1}}}', '{"files": {"train.csv": []}}'])
+def test_what_is_no_entry_of_an_index_is_hashed_again(work, data, odd):
+    (work.root / "01_folds" / INDEX).write_text(odd)
+    (work.root / MEMORY).write_text('{"test/t.png": {"a": 1}, "test/u.png": null}')
+    assert work.stale() == set() and work.found.files["train.csv"][2] == sha256(data.root / "train.csv")
+
+
 def test_a_pipe_among_the_data_is_not_waited_for(data, tmp_path):
     os.mkfifo(data.root / "test/v.png")
     found = Index(data, data.scenes(), {}).look()

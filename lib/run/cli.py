@@ -210,6 +210,10 @@ def open_run(args: argparse.Namespace, task: str | None = None, inspects: bool =
     made_by = "" if frozen else f"{code} {runtime.versions()}"
     config, competition = check.open_experiment(args.config, args.overrides, args.workdir, made_by)
     store = Store(args.workdir / config.name, tuple(args.inputs), code)
+    for root in args.inputs:
+        if store.root.is_dir() and root.samefile(store.root):
+            raise ConfigError(f"--inputs {root}: expected another folder than that of this experiment, whose results "
+                              "are taken anyway; leave it out")  # fmt: skip
     train, test = [], competition.scenes("test")
     try:
         train = [] if frozen else competition.scenes("train")

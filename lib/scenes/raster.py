@@ -117,8 +117,9 @@ def read_mask(path: str | Path) -> np.ndarray:
     return mask
 
 
-def read_grey(path: str | Path) -> tuple[np.ndarray, bool]:
-    """Read a mask of one class as (H, W) of the stored number type, and tell whether its format keeps values.
+def read_grey(path: str | Path) -> tuple[np.ndarray, bool, np.ndarray | None]:
+    """Read a mask of one class as (H, W) of the stored number type, tell whether its format keeps values, and return
+    the palette whose indices these are, None where they are none.
 
     Bands that differ by no more than lossy compression does are averaged. Black and white of a palette are 0 and 255,
     whichever of them has the lower index: tools that reduce a picture to two colours put either first. Raises DataError
@@ -126,12 +127,13 @@ def read_grey(path: str | Path) -> tuple[np.ndarray, bool]:
     """
     planes, exact, colours = _mask_planes(path)
     if colours is not None:
-        return _black_and_white(planes[0], colours), exact
+        seen = _black_and_white(indices := planes[0], colours)
+        return seen, exact, colours if seen is indices else None
     if len(planes) == 1 or not (planes != planes[:1]).any():
-        return planes[0], exact
+        return planes[0], exact, None
     if exact or np.ptp(planes.astype(np.int16), axis=0).max() > 32:
         raise DataError(f"{path}: expected one value per pixel, got {len(planes)} differing bands (a picture?)")
-    return planes.mean(axis=0).astype(planes.dtype), exact
+    return planes.mean(axis=0).astype(planes.dtype), exact, None
 
 
 def keeps_values(path: str | Path) -> bool:

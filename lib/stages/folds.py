@@ -12,6 +12,7 @@ from tqdm import tqdm
 from lib.competitions.contract import Competition, Finding, Scene, summarize
 from lib.competitions.listing import otherwise
 from lib.competitions.records import matched, read_records
+from lib.competitions.sample import SUFFIXES
 from lib.config.sections import Folds
 from lib.errors import ConfigError, DataError
 from lib.files import whole_file, write_json
@@ -147,7 +148,8 @@ def require_same_folds(run: Run, setting: str, experiment: str, fold: int) -> No
 def _given(section: Folds, table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Take the folds of a given file; scenes and flags stay those of the data. Returns what is to be said of it, too.
 
-    The file is read as all tables of users: its ids and folds may have lost zeros or be written as 1.0.
+    The file is read as all tables of users: its ids may have a suffix, and ids and folds may have lost zeros or be
+    written as 1.0.
     """
     assert section.file is not None, "only a given file is taken"
     path = Path(section.file)
@@ -155,16 +157,21 @@ def _given(section: Folds, table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]
     given = pd.DataFrame(read.rows, columns=list(read.columns), dtype=object)
     said = [f"  ! {path.name} line {row.line}: {row.kind} ({row.detail})" for row in read.odd]
     if "id" in given and "fold" in given:
-        means = matched(given["id"], {name: name for name in table["id"]})
+        means = matched(given["id"], {name: name for name in table["id"]}, SUFFIXES)
         changed = {text: name for text, name in means.items() if text != name}
         said += [f"  ! {line}" for line in summarize(otherwise(f"ids of {path.name} read as those of scenes", path.name,
-                                                              changed))]  # fmt: skip
+                                                              changed, SUFFIXES))]  # fmt: skip
         given["id"] = [means.get(text, text) for text in given["id"]]
         given["fold"] = given["fold"].str.removesuffix(".0")
     given = folds.checked(path, given)
     here = given["id"].isin(table["id"])
     given, unused = given[here], int((~here).sum())
     folds.check(given, table["id"])
+    if empty := sorted(set(range(section.n)) - set(given["fold"])):
+        raise ConfigError(
+            f"{section.file}: expected scenes in each of the folds 0 to {section.n - 1}, found none in "
+            f"fold {some(list(map(str, empty)))}; count folds from 0, or set folds.n to their number"
+        )
     if given["fold"].max() >= section.n:
         raise ConfigError(f"folds.n: {section.file} has folds up to {given['fold'].max()}, set folds.n to match")
     table.insert(1, "fold", table["id"].map(given.set_index("id")["fold"]))
