@@ -83,7 +83,7 @@ def test_an_error_of_the_network_is_not_the_loaders():
 
 
 # ---- shared memory ------------------------------------------------------------------------------------
-SIZE = 64 * 64 * 7
+SIZE = 32 * 32 * 7
 """Bytes of one sample."""
 
 

@@ -80,6 +80,9 @@ class Data(Section):
     """Write the embedded demo set at ``root`` when it is not there yet."""
     limits: Limits = Limits()
     """The most that a file may hold; one that holds more is named and not read."""
+    workers: int | None = Field(None, ge=1, le=1000)
+    """Processes that share the scenes in stages 01 and 05, each on a core of its own; none: one per core that this
+    process may use, but one for each 32 scenes at most. Their number changes no result."""
 
 
 class Folds(Section):

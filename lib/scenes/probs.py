@@ -17,6 +17,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from lib.errors import ArtifactError, DataError, NonFiniteError
 from lib.files import parse_json, write_bytes
+from lib.settings import some
 
 CREATION = {
     "driver": "GTiff",
@@ -53,6 +54,8 @@ SUFFIX = ".tif"
 MANY = 254
 """From more classes than this on, channels are rows of one band, and their names are in the tag CHANNELS."""
 CHANNELS = "channels"
+SHOWN = 20
+"""Of more classes than this the first are named in a message."""
 HALF = np.finfo(np.float16)
 
 
@@ -67,9 +70,22 @@ def write_levels(path: str | Path, probs: np.ndarray, names: Sequence[str]) -> N
     _write(path, levels, names)
 
 
-def read_levels(path: str | Path) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Read levels (C, H, W) uint8 and the names of the channels. Raises ArtifactError when missing or damaged."""
-    return _read(path, "probabilities", np.uint8)
+def read_levels(path: str | Path, expected: Sequence[str] | None = None) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Read levels (C, H, W) uint8 and the names of the channels.
+
+    Raises ArtifactError when missing or damaged, and for other channels than those that are ``expected``.
+    """
+    levels, names = _read(path, "probabilities", np.uint8)
+    if expected is not None:
+        refuse_other_classes(path, names, expected)
+    return levels, names
+
+
+def refuse_other_classes(path: str | Path, names: Sequence[str], expected: Sequence[str]) -> None:
+    """Raise ArtifactError for results of other classes than the experiment's, or of the same in another order."""
+    if tuple(names) != tuple(expected):
+        raise ArtifactError(f"{path}: expected the classes of this experiment ({some(expected, SHOWN)}), found others "
+                            f"({some(names, SHOWN)}); state those that it was made with, or make it anew")  # fmt: skip
 
 
 def write_logits(path: str | Path, logits: np.ndarray, names: Sequence[str]) -> None:

@@ -11,7 +11,6 @@ import torch
 from lib.competitions.contract import Competition, Scene
 from lib.config.networks import branches
 from lib.config.sections import Model, Train
-from lib.errors import ArtifactError
 from lib.inference.scene import read_stack
 from lib.models import build, checkpoint, init, licences, weights
 from lib.models.layers import Network
@@ -20,7 +19,7 @@ from lib.run.artifacts import Unit
 from lib.run.cli import Run, say
 from lib.run.graph import teacher_folders
 from lib.scenes.augment import build as build_augment
-from lib.scenes.probs import file_name, quantise, read_logits
+from lib.scenes.probs import file_name, quantise, read_logits, refuse_other_classes
 from lib.scenes.view import View, resize
 from lib.stages import cache, folds, pseudo
 from lib.stages.pseudo import PseudoLabels
@@ -129,8 +128,7 @@ class Seen:
         total: Any = 0.0
         for folder in self.teachers:
             found, names = read_logits(manifest.check(folder / file_name(scene.id)))
-            if names != self.task.classes:
-                raise ArtifactError(f"{folder}: expected channels {self.task.classes}, got {names}")
+            refuse_other_classes(folder, names, self.task.classes)
             total = total + found.astype(np.float32)
         mean = total / len(self.teachers)
         if self.task.dense:
