@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def loader(
                   pin_memory=device.type == "cuda", worker_init_fn=begin)  # fmt: skip
 
 
-def ahead(dataset: Dataset, workers: int) -> Iterator[Any]:
+def ahead(dataset: Dataset, workers: int) -> Generator[Any, None, None]:
     """Yield the items of a dataset as they are, in their order; each of the processes makes one ahead.
 
     They come through pipes, not through shared memory, of which a container may have little.
