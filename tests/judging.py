@@ -41,6 +41,9 @@ class Invented:
             raise OSError("no such picture")
         return np.random.default_rng(int(scene.id[1:])).integers(0, 256, (32, 48, 3), np.uint8)
 
+    def size(self, scene):
+        return 32, 48
+
     def target(self, scene, _):
         return (self.read(scene, "image")[..., 0] > 90).astype(np.uint8)
 
@@ -75,7 +78,7 @@ class Net(nn.Module):
         return self.norm(self.conv(x.float() / 255))
 
 
-def judged(role, broken=""):
+def judged(role, broken="", workers=0):
     competition, asked = Invented(broken), []
     net = Net(competition.tasks[role].channels)
 
@@ -83,7 +86,7 @@ def judged(role, broken=""):
         asked.append(scene.id)
         return np.full((1, 32, 48), 10 + int(scene.id[1:]), np.uint8)
 
-    model = SimpleNamespace(task=role, view=View(), train=SimpleNamespace(select="score"),
+    model = SimpleNamespace(task=role, view=View(), train=SimpleNamespace(select="score", workers=workers),
                             network=SimpleNamespace(images=("image",)))  # fmt: skip
     judge = Judge(competition, model, SCENES, Predict(precision="float32", tile=32), {},
                   {"loc": others} if role == "cls" else {})  # fmt: skip
@@ -98,4 +101,6 @@ def judged(role, broken=""):
 if __name__ == "__main__":
     with runtime.process_group():
         found = {role: judged(role) for role in ("loc", "cls")} | {"broken": judged("loc", broken="s3")}
+        found |= {f"{role} ahead": judged(role, workers=2) for role in ("loc", "cls")}
+        found |= {"broken ahead": judged("loc", broken="s3", workers=2)}
         (Path(sys.argv[1]) / f"{runtime.rank()}.json").write_text(json.dumps(found))

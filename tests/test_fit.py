@@ -68,6 +68,21 @@ def test_one_batch_can_be_overfitted(tmp_path, precision):
     assert log[-1]["loss"] < 0.35 * log[0]["loss"]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_clock_says_where_the_time_went(tmp_path, workers):
+    class Timed(Squares):
+        def __getitem__(self, i):
+            return super().__getitem__(i) | {"seconds": torch.tensor([1.0, 2.0], dtype=torch.float64)}
+
+    section = train(epochs=2, workers=workers, validate_every=1)
+    run = Fit(network(), CLASSES, Timed(), lambda _: {"select": 0.0}, section, place(tmp_path))
+    run.run()
+    found = run.clock.seconds
+    assert found["read"] == 2 * 4 * 1.0 and found["augment"] == 2 * 4 * 2.0
+    assert all(found[name] > 0 for name in ("forward", "backward", "optimizer", "validate", "store"))
+    assert set(found) == {"read", "augment", "forward", "backward", "optimizer", "validate", "store", "wait"}
+
+
 @pytest.mark.slow
 def test_true_float16_scales_the_loss_skips_overflows_and_learns(tmp_path):
     log = fit(tmp_path, train(epochs=10, precision="float16", cpu_precision="float16"))

@@ -1,15 +1,22 @@
 """What a validation looks at besides the score, and that several processes find what one finds."""
 
 import json
+import multiprocessing
+import threading
+import time
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import starts
 
 from lib.competitions import open_competition
+from lib.competitions.contract import Scene
+from lib.config.sections import Predict
 from lib.tasks import IGNORE, BinaryMask, Label, MulticlassMask, MultilabelMask
-from lib.training.judge import argmax_levels, class_shares, is_collapsed, true_levels
+from lib.training.judge import Judge, Reading, argmax_levels, class_shares, is_collapsed, true_levels
 
 
 def shares(levels, target, task):
@@ -52,6 +59,13 @@ def test_true_levels_are_called_as_the_truth(task):
     np.testing.assert_array_equal(task.called(true_levels(target, task)), task.truth(target))
 
 
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_of_exclusive_classes_the_first_of_the_highest_is_called(classes):
+    levels = np.random.default_rng(0).integers(0, 4, (classes, 30, 40)).astype(np.uint8)
+    task = MulticlassMask(tuple("abcde"[:classes]))
+    np.testing.assert_array_equal(task.called(levels), np.arange(classes)[:, None, None] == levels.argmax(0))
+
+
 def test_bits_of_a_multilabel_target():
     truth = MultilabelMask(("a", "b", "c")).truth(np.array([[0, 1, 2, 3, 5]], np.uint8))
     assert truth.astype(int).tolist() == [[[0, 1, 0, 1, 1]], [[0, 0, 1, 1, 0]], [[0, 0, 0, 0, 1]]]
@@ -81,6 +95,103 @@ def test_two_processes_score_as_one_to_the_bit(processes, role):
     assert two[0][role]["scores"] == two[1][role]["scores"] == one[role]["scores"]
     assert one[role]["scores"]["oracle_score" if role == "cls" else "pixel_f1"] > 0
     assert {found[role]["training"] for found in two} == {True}, "the mode is left as it was"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("role", ["loc", "cls"])
+def test_scenes_that_are_read_ahead_score_as_those_read_one_by_one(processes, role):
+    one, two = processes
+    assert all(found[f"{role} ahead"]["scores"] == one[role]["scores"] for found in (one, *two))
+    assert one[f"{role} ahead"]["asked"] == one[role]["asked"]
+    assert one["broken ahead"]["error"] == "OSError: no such picture"
+    assert two[0]["broken ahead"] == two[0]["broken"]
+
+
+class Waiting:
+    """A competition that leaves a file for each scene it has read, and counts one when the network is at the next."""
+
+    tasks = {"loc": BinaryMask(("x",))}
+
+    def __init__(self, folder: Path):
+        self.folder, self.begun = folder, defaultdict(threading.Event)
+
+    def __getstate__(self):
+        return {"folder": self.folder}
+
+    def defaults(self):
+        return {}
+
+    def size(self, scene):
+        return 4, 4
+
+    def read(self, scene, _):
+        (self.folder / scene.id).touch()
+        return np.full((4, 4, 3), int(scene.id), np.uint8)
+
+    def training_target(self, scene, role, images):
+        return np.ones((4, 4), np.uint8)
+
+    def truth(self, scene):
+        return int(scene.id)
+
+    def decode(self, levels, _):
+        return int(levels["loc"].max())
+
+    def tally(self, answer, truth):
+        following = self.begun[truth + 1].wait(20) if self.begun else False
+        return np.array([answer, following])
+
+    def scores(self, counts):
+        return {"score": float(counts[0])}
+
+
+def waiting(folder: Path, workers: int, scenes: int):
+    asked = SimpleNamespace(task="loc", network=SimpleNamespace(images=("image",)),
+                            train=SimpleNamespace(select="score", workers=workers))  # fmt: skip
+    return Judge(Waiting(folder), asked, [Scene(str(number), {}) for number in range(scenes)], Predict(), {}, {})
+
+
+def test_scenes_are_read_and_counted_while_the_network_computes(tmp_path):
+    """Before the network answers, another process has read the next scene but one; while it is at a scene, the one
+    before is counted, which waits for that."""
+    judge, ahead = waiting(tmp_path, 2, 6), []
+
+    def predict(stack, pixel_size):
+        number = int(stack[0, 0, 0])
+        judge.competition.begun[number].set()
+        following, began = tmp_path / str(min(number + 2, 5)), time.monotonic()
+        while not following.exists() and time.monotonic() - began < 20:
+            time.sleep(0.002)
+        ahead.append(following.exists())
+        if number == 5:
+            judge.competition.begun[6].set()
+        return stack[:1] / np.float32(255)
+
+    found = [judged.tallies["official"].tolist() for judged in judge._judged(predict, judge.scenes)]
+    assert found == [[number, True] for number in range(6)] and all(ahead)
+    assert not multiprocessing.active_children()
+    alone = waiting(tmp_path, 0, 6)
+    one_by_one = [judged.tallies["official"].tolist() for judged in alone._judged(quick, alone.scenes)]
+    assert [count for count, _ in one_by_one] == [count for count, _ in found]
+
+
+def quick(stack, pixel_size):
+    return stack[:1] / np.float32(255)
+
+
+def test_a_network_that_fails_leaves_no_process_behind(tmp_path):
+    judge = waiting(tmp_path, 1, 4)
+    with pytest.raises(ZeroDivisionError):
+        list(judge._judged(lambda *_: 1 / 0, judge.scenes))
+    assert not multiprocessing.active_children()
+
+
+def test_large_scenes_are_read_one_by_one(tmp_path, monkeypatch):
+    judge, size = waiting(tmp_path, 3, 1), 4 * 4 * 3 + 4 * 4
+    assert judge._largest(Reading(judge.competition, judge.model, judge.scenes)) == size
+    monkeypatch.setattr("lib.training.judge.AHEAD", size - 1)
+    monkeypatch.setattr("lib.training.loader.ahead", lambda *_: 1 / 0)
+    assert len(list(judge._judged(quick, judge.scenes))) == 1
 
 
 @pytest.mark.slow

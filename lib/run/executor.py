@@ -187,15 +187,15 @@ def _serve(
             own = make(device) if own is None else own
             answer = getattr(own, method)(*arguments), None, ""
         except Exception as error:  # noqa: BLE001 raised again in the parent
-            answer = None, _portable(error), traceback.format_exc()
+            answer = None, portable(error), traceback.format_exc()
         try:
             end.send(answer)
         except OSError:
             return
 
 
-def _portable(error: Exception) -> Exception:
-    """Return an error that can be sent: itself, or its name and words."""
+def portable(error: Exception) -> Exception:
+    """Return an error that can be sent to another process: itself, or its name and words."""
     try:
         pickle.loads(pickle.dumps(error))
         return error

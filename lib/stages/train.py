@@ -56,6 +56,7 @@ def train(run: Run, unit: Unit) -> None:
         if warning := licences.warning(model.network.encoder, model.network.encoder_weights):
             say(f"  {warning}")
         record["scores"] = fit.run()
+        record["clock"] = fit.clock.seconds
     alarm(run, record["scores"])
     if run.config.reference is not None:
         for line in run.config.reference.beside(record["scores"]):

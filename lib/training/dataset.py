@@ -5,6 +5,7 @@ so the stream is the same for any number of workers and ranks, and after a resum
 new permutation. An epoch is a stretch of the stream, and ``BatchSampler`` deals it out.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -112,7 +113,9 @@ def spots_of(mask: np.ndarray, values: Iterable[int]) -> np.ndarray:
 
 
 class SampleStream(Dataset):
-    """An endless stream of samples {"image", "target", "id"}: which scene comes when.
+    """An endless stream of samples {"image", "target", "id", "seconds"}: which scene comes when.
+
+    seconds: (2,) float64, what reading and augmenting the sample took.
 
     ``sampling.samples`` is the length of an epoch where it is not one round. With weights, a scene comes as often as
     its weight says: in each round the whole part of what that is in a round, and the rest with its probability.
@@ -176,6 +179,11 @@ class SampleStream(Dataset):
             cv2.split(images[name], list(stacked[number * channels : (number + 1) * channels]))
         return torch.from_numpy(stacked)
 
+    @staticmethod
+    def seconds(*times: float) -> torch.Tensor:
+        """Return the seconds between successive times of ``time.perf_counter``."""
+        return torch.from_numpy(np.diff(times))
+
     def teach(self, scene: Scene, shape: tuple[int, int]) -> dict[str, np.ndarray]:
         """Return the teacher's logits of a scene, a plane (H, W) per channel. DataError where they are not of shape."""
         if self.data.teacher is None:
@@ -203,9 +211,11 @@ class FrameDataset(SampleStream):
 
     def __getitem__(self, sample: int) -> dict[str, torch.Tensor | str]:
         """Return sample 0, 1, 2, ... of the stream; it does not end at ``len``."""
+        began = time.perf_counter()
         rng = np.random.default_rng((self.seed, SAMPLE, sample))
         index = self.scene_of(sample)
         frames, target = self.images_of(index)
+        read = time.perf_counter()
         k = int(rng.integers(len(frames[self.images[0]])))
         images = {name: frames[name][k] for name in self.images}
         nothing = np.zeros(images[self.images[0]].shape[:2], np.uint8)
@@ -214,6 +224,7 @@ class FrameDataset(SampleStream):
             "image": self.stack(images, self.images),
             "target": torch.from_numpy(target.copy()),
             "id": self.scenes[index].id,
+            "seconds": self.seconds(began, read, time.perf_counter()),
         }
         planes = [frames[name][:, k : k + 1] for name in frames if name not in self.images]
         return item | ({"teacher": torch.from_numpy(np.stack(planes))} if planes else {})  # (C, 1, 1)
@@ -270,6 +281,7 @@ class CropDataset(SampleStream):
 
     def __getitem__(self, sample: int) -> dict[str, torch.Tensor | str]:
         """Return sample 0, 1, 2, ... of the stream; it does not end at ``len``."""
+        began = time.perf_counter()
         rng = np.random.default_rng((self.seed, SAMPLE, sample))
         focus: Focus | None
         if self.holders and rng.random() < self.sampling.focus_probability:
@@ -279,6 +291,7 @@ class CropDataset(SampleStream):
             index = self.scene_of(sample)
             images, mask = self.images_of(index)
             focus = None if self.holders else self.choose_focus(rng, index, mask)
+        read = time.perf_counter()
         planes = [name for name in images if name not in (*self.images, *self.masks)]
         if planes:  # OpenCV moves no half floats
             images = images | {name: images[name].astype(np.float32) for name in planes}
@@ -287,6 +300,7 @@ class CropDataset(SampleStream):
             "image": self.stack(images, self.images),
             "target": torch.from_numpy(mask if not self.masks else np.stack([mask, *(images[n] for n in self.masks)])),
             "id": self.scenes[index].id,
+            "seconds": self.seconds(began, read, time.perf_counter()),
         }
         return item | ({"teacher": self.stack(images, planes).half()} if planes else {})
 

@@ -42,6 +42,7 @@ class Fit:
     ):
         self.dataset, self.validate, self.train = dataset, validate, train
         self.folder, self.device, self.seed, self.say = place.folder, place.device, place.seed, place.say
+        self.clock = place.clock
         self.stepper = stepper = Stepper(network, task, dataset, train, place)
         self.network, self.arithmetic, self.average = stepper.network, stepper.arithmetic, stepper.average
         self.sampler, self.steps = stepper.sampler, len(stepper.sampler)
@@ -80,8 +81,9 @@ class Fit:
         started = saved = time.monotonic()
         bar = tqdm(islice(self.stream, self.steps - self.step), f"epoch {epoch + 1}/{train.epochs}", leave=False,
                    initial=self.step, total=self.steps, disable=None if runtime.rank() == 0 else True)  # fmt: skip
-        seen, use = 0, Utilisation(self.device, self.say)
+        seen, made, use = 0, 0.0, Utilisation(self.device, self.say)
         for batch in use.waits(bar):
+            made += self._count(batch)
             stepper.take(batch, epoch, self.step, self._reductions)
             self.step += 1
             seen += len(batch["id"]) * runtime.world_size()
@@ -93,7 +95,9 @@ class Fit:
             if time.monotonic() - saved > train.save_minutes * 60:
                 self._save()
                 saved = time.monotonic()
-        stepper.look(everything=True)
+        with self.clock("wait"):
+            stepper.look(everything=True)
+        self.clock.add("wait", max(use.waited - (0 if self.workers else made), 0))
         seconds = time.monotonic() - started
         pace = round(seen / max(seconds, 1e-9), 2)
         self._finish_epoch({"images_per_second": pace, "train_seconds": round(seconds, 1), **use.line()})
@@ -106,6 +110,13 @@ class Fit:
                 self.say(f"  {line}")
         batches = self.sampler.stretch(self.epoch, self.train.epochs, self.step)
         return iter(loader.loader(self.dataset, batches, self.workers, self.device, torch.Generator()))
+
+    def _count(self, batch: Mapping[str, Any]) -> float:
+        """Count, and return, the seconds that it took to make a batch, in loader processes several at the same time."""
+        read, augment = batch["seconds"].sum(0).tolist() if "seconds" in batch else (0.0, 0.0)
+        self.clock.add("read", read)
+        self.clock.add("augment", augment)
+        return read + augment
 
     @property
     def _reductions(self) -> int:
@@ -136,10 +147,11 @@ class Fit:
     def _judge(self, line: dict[str, Any]) -> None:
         """Validate, and keep the weights where they are the best so far; all processes do, and find the same."""
         started = time.monotonic()
-        average = self._averaged()
-        runtime.share([*self.network.buffers(), *(average.tensors.values() if average else ())])
-        with average.swapped_in(self.network) if average else nullcontext():
-            scores = runtime.agree(dict(self.validate(self.network)))
+        with self.clock("validate"):
+            average = self._averaged()
+            runtime.share([*self.network.buffers(), *(average.tensors.values() if average else ())])
+            with average.swapped_in(self.network) if average else nullcontext():
+                scores = runtime.agree(dict(self.validate(self.network)))
         line |= {"scores": scores, "validate_seconds": round(time.monotonic() - started, 1)}
         better = self.best is None or scores["select"] > self.best["select"]
         line["new_best"] = keep = self.train.select == "last" or better
@@ -177,6 +189,10 @@ class Fit:
     def _save(self) -> None:
         if runtime.rank() != 0:
             return
+        with self.clock("store"):
+            self._write_state()
+
+    def _write_state(self) -> None:
         self.stepper.look(everything=True)
         state.save(self.folder, {
             "network": self.network.state_dict(),

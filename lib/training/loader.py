@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -37,14 +37,14 @@ class Loader(DataLoader):
     """
 
     def __iter__(self) -> Any:
-        _running[:] = [super().__iter__()]
+        _running.append(super().__iter__())
         if self.num_workers and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        return _running[0]
+        return _running[-1]
 
 
 _running: list[Any] = []
-"""The iterator of the last loader, which its error must not take along: its processes tell how they ended."""
+"""The iterators of loaders, which an error must not take along: their processes tell how they ended."""
 
 
 def loader(
@@ -54,6 +54,26 @@ def loader(
     """Return the loader of these batches (lists of sample numbers), which are asked for as they are needed."""
     return Loader(dataset, batch_sampler=batches, num_workers=workers, generator=generator,
                   pin_memory=device.type == "cuda", worker_init_fn=begin)  # fmt: skip
+
+
+def ahead(dataset: Dataset, workers: int) -> Generator[Any, None, None]:
+    """Yield the items of a dataset as they are, in their order; each of the processes makes one ahead.
+
+    They come through pipes, not through shared memory, of which a container may have little.
+    """
+    stream = iter(Loader(dataset, batch_size=None, num_workers=workers, prefetch_factor=1, collate_fn=_as_it_is,
+                         generator=torch.Generator(), worker_init_fn=begin))  # fmt: skip
+    try:
+        yield from stream
+    except GeneratorExit:  # whoever asked has had enough
+        stream._shutdown_workers()
+        _running.remove(stream)
+        raise
+    _running.remove(stream)  # after an error it stays, for ``told``
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
 
 
 def begin(worker: int = 0) -> None:
@@ -104,7 +124,7 @@ def room_for(workers: int, dataset: Dataset, batch: Sequence[int]) -> tuple[int,
 def told() -> Iterator[None]:
     """Turn what goes wrong in loader processes into one sentence: their death, and errors that have one already.
 
-    At the end of the block the last loader's processes are ended, whatever it still holds.
+    At the end of the block all loaders' processes are ended, whatever they still hold.
     """
     try:
         yield

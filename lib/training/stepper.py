@@ -8,7 +8,7 @@ import gc
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from lib.config.sections import Train
 from lib.errors import ArtifactError, NonFiniteError
 from lib.models.layers import Network
 from lib.run import runtime
+from lib.run.clock import Clock
 from lib.tasks import Task
 from lib.training.dataset import BatchSampler, SampleStream
 from lib.training.distill import soften
@@ -46,6 +47,8 @@ class Place:
     seed: int
     say: Callable[[str], None]
     """Takes a line for the terminal."""
+    clock: Clock = field(default_factory=Clock)
+    """Counts where the time goes. A GPU is not waited for: its work counts where the host waits for its numbers."""
 
 
 class Stepper:
@@ -53,7 +56,7 @@ class Stepper:
 
     def __init__(self, network: Network, task: Task, dataset: SampleStream, train: Train, place: Place):
         self.task, self.dataset, self.train = task, dataset, train
-        self.device, self.seed, self.say = place.device, place.seed, place.say
+        self.device, self.seed, self.say, self.clock = place.device, place.seed, place.say, place.clock
         self.arithmetic = Arithmetic(
             runtime.precision_on(self.device, train.precision, train.cpu_precision), self.device
         )
@@ -120,8 +123,10 @@ class Stepper:
             self.arithmetic.again()
             self.optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
-        self._account(step, names, values, moved)
-        self.look()
+        with self.clock("optimizer"):
+            self._account(step, names, values, moved)
+        with self.clock("wait"):
+            self.look()
 
     def _position(self, step: PastStep) -> int:
         return step.epoch * len(self.sampler) + step.number
@@ -150,16 +155,19 @@ class Stepper:
         for part, (x, y, other, teaching) in enumerate(parts):
             if self.ddp is not None:
                 self.ddp.require_backward_grad_sync = part == len(parts) - 1
-            with self.arithmetic.autocast():
-                logits = self.forward(x)
-            loss, terms = self.loss(logits, y, other, lam, teaching)
-            self.arithmetic.backward(loss, len(parts))
+            with self.clock("forward"):
+                with self.arithmetic.autocast():
+                    logits = self.forward(x)
+                loss, terms = self.loss(logits, y, other, lam, teaching)
+            with self.clock("backward"):
+                self.arithmetic.backward(loss, len(parts))
             names = ("loss", *(f"raw_{name}" for name in terms))
             sums = sums + torch.stack([loss.detach(), *terms.values()]).double() / len(parts)
-        self.arithmetic.scaler.unscale_(self.optimizer)
-        bad = last_nonfinite_gradient(self._learning().values()) if self.arithmetic.scaler.is_enabled() else sums[0]
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.train.clip or math.inf)
-        moved = self.arithmetic.step(self.optimizer, torch.isfinite(sums[0]) & torch.isfinite(norm))
+        with self.clock("optimizer"):
+            self.arithmetic.scaler.unscale_(self.optimizer)
+            bad = last_nonfinite_gradient(self._learning().values()) if self.arithmetic.scaler.is_enabled() else sums[0]
+            norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.train.clip or math.inf)
+            moved = self.arithmetic.step(self.optimizer, torch.isfinite(sums[0]) & torch.isfinite(norm))
         values = torch.cat([sums, torch.stack([norm.double(), bad.double()])])
         return (*names, "gradient_norm", "parameter"), values, moved
 

@@ -29,7 +29,8 @@ class Utilisation:
         self._look = _look(device.index, say) if device.type == "cuda" else None
         self._percent: list[int] = []
         self._reserved: list[int] = []
-        self._waited = 0.0
+        self.waited = 0.0
+        """Seconds spent waiting for a batch so far."""
         self._wall, self._cpu = time.monotonic(), time.process_time()
         self._ended = threading.Event()
 
@@ -44,7 +45,7 @@ class Utilisation:
                 except StopIteration:
                     return
                 finally:
-                    self._waited += time.monotonic() - began
+                    self.waited += time.monotonic() - began
                 if self.device.type == "cuda" and watch.ident is None:
                     watch.start()  # after the loader has started its processes: forks and threads do not go together
                 yield batch
@@ -60,7 +61,7 @@ class Utilisation:
         looks that found none.
         """
         wall = max(time.monotonic() - self._wall, 1e-9)
-        line: dict[str, Any] = {"loader_wait": round(min(self._waited / wall, 1.0), 4),
+        line: dict[str, Any] = {"loader_wait": round(min(self.waited / wall, 1.0), 4),
                                 "cpu_cores": round((time.process_time() - self._cpu) / wall, 2)}  # fmt: skip
         if self.device.type == "cuda":
             self._sample()  # so that an epoch of less than a second has one look, too
