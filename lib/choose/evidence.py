@@ -66,13 +66,12 @@ class Members:
         return self._read[tta]
 
     def _levels(self, tta: str, task: str, folders: dict[str, list[Path]]) -> Iterator[tuple[str, int, np.ndarray]]:
-        exclusive = self.run.competition.tasks[task].kind == "multiclass"
+        known = self.run.competition.tasks[task]
         for model, sources in folders.items():
             for source in sources:
                 path = levels_path(source, self.run.config.predict.tta_sets, tta, self.scene.id)
-                levels, names = read_levels(self.run.store.check(path))
-                if self.names.setdefault(task, names) != names:
-                    raise ArtifactError(f"{source}: expected channels {self.names[task]}, got {names}")
+                levels, self.names[task] = read_levels(self.run.store.check(path), known.classes)
+                exclusive = known.kind == "multiclass"
                 yield model, len(sources), calibration.apply(levels, self.temperatures.get(model, 1), exclusive)
 
     def average(self, weights: Weights, variant: Variant) -> Levels:

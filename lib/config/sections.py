@@ -446,8 +446,9 @@ class Train(Section):
     """Damage nets: the localization model whose out-of-fold masks enter the selection score; none: oracle masks."""
     workers: int = Field(0, ge=0, le=1000)
     """Loader processes."""
-    cache: Literal["memory", "none"] = "memory"
-    """Keep decoded training scenes in memory, or read them again for every crop."""
+    cache: Literal["memory", "disk", "none"] = "memory"
+    """Keep decoded training scenes in memory or, at the size that the network sees, in files of the workdir of which a
+    crop reads its window; or read the images again for every crop."""
     save_minutes: float = Field(10.0, gt=0)
     """Longest time between two saves of the resumable state."""
 

@@ -76,10 +76,10 @@ def averaged_scenes(run: Run, split: str) -> list[Scene]:
 def averages(run: Run, split: str) -> Iterator[tuple[Scene, Levels]]:
     """Yield every averaged scene of a split with its levels, one at a time."""
     folder = run.store.require(run.graph.blend(split))
-    tasks = {model.task for model in run.config.models.values()}
+    tasks = {model.task: run.competition.tasks[model.task] for model in run.config.models.values()}
     for scene in averaged_scenes(run, split):
-        paths = {task: run.store.check(folder / task / file_name(scene.id)) for task in tasks}
-        yield scene, {task: read_levels(path)[0] for task, path in paths.items()}
+        paths = {role: run.store.check(folder / role / file_name(scene.id)) for role in tasks}
+        yield scene, {role: read_levels(paths[role], task.classes)[0] for role, task in tasks.items()}
 
 
 def failed_scenes(run: Run, split: str) -> list[str]:
