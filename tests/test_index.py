@@ -96,7 +96,7 @@ def work(tmp_path, data):
 def hashed(monkeypatch):
     """The names of the files that are hashed, as they are."""
     names = []
-    monkeypatch.setattr(index, "sha256", lambda path: names.append(Path(path).name) or sha256(path))
+    monkeypatch.setattr(index, "sum_of", lambda path: names.append(Path(path).name) or sha256(path))
     return names
 
 

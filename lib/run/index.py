@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from lib.competitions.contract import SPLITS, Competition, Scene
-from lib.files import digest, read_json, sha256, time_of, write_json
+from lib.files import digest, read_json, sum_of, time_of, write_json
 from lib.scenes import raster
 
 INDEX = "index.json"
@@ -172,7 +172,7 @@ class Index:
 
 def _sum(path: Path) -> str:
     try:
-        return sha256(path)
+        return sum_of(path)
     except OSError as error:  # stage 01 names it
         return f"unreadable: {error.strerror}"
 

@@ -13,6 +13,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -68,6 +69,29 @@ def read(path: str | Path, beside: Sequence[str | Path] = (), turned: bool = Tru
     one brightness before and after; an image beside it of another number type or number of bands does not count.
     Raises DataError when the file is missing, truncated, not an image, too large (``data.limits``) or complex.
     """
+    key, held = (str(path), *map(str, beside), turned), _kept.get()
+    if held is not None and key in held:
+        return held[key]
+    found = _picture(path, beside, turned)
+    if held is not None:
+        held[key] = found
+    return found
+
+
+_kept: ContextVar[dict[tuple, Picture] | None] = ContextVar("pictures that are kept", default=None)
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Keep the images that this thread reads inside, so that each is decoded once; nobody may change their pixels."""
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def _picture(path: str | Path, beside: Sequence[str | Path], turned: bool) -> Picture:
     own = _read(path, turned)
     planes, known, remarks = own.planes, own.known, own.remarks
     if planes.dtype != np.uint8:
