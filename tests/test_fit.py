@@ -61,6 +61,7 @@ def fit(tmp_path: Path, section: Train, data=None, net=None) -> list[dict]:
     return [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_one_batch_can_be_overfitted(tmp_path, precision):
     log = fit(tmp_path, train(epochs=25, precision=precision))
@@ -229,6 +230,7 @@ TRICKS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRICKS)
 def test_every_trick_trains_and_resumes_to_the_same_bytes(tmp_path, name):
     section = train(epochs=4, **TRICKS[name])

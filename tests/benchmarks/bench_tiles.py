@@ -5,26 +5,84 @@ the same windows and make a class map; equal classes are asked for where the two
 goal of 10 ms per megapixel over the bare forwards is the difference of the first line and the last, times are per Mpx.
 """
 
+import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import rasterio
 import torch
+from rasterio.errors import NotGeoreferencedWarning
 from torch import Tensor, nn
 
 from lib.inference.tiles import predict_bands, predict_tiled, pyramid
-from tests.benchmarks.harness import Race, Side, missing
+from lib.tasks import strongest
+from tests.benchmarks.harness import Figure, Race, Side, missing, peak
 
 
-def rows(quick: bool) -> list[Race]:
-    """Return scenes of 4096 and of 8192 pixels square, in windows of 1024 that share 256."""
-    found = []
+def rows(quick: bool) -> list[Race | Figure]:
+    """Return scenes of 4096 and of 8192 pixels square, in windows of 1024 that share 256; and rasters that are read and
+    written by rows, with the peak of memory over the libraries'."""
+    found: list[Race | Figure] = []
     for size, tile, overlap in ((384, 128, 32),) if quick else ((4096, 1024, 256), (8192, 1024, 256)):
         clear: list[Tensor] = []
         name = f"{size:,} x {size:,} in windows of {tile:,}, a megapixel"
         make = partial(_sides, size, tile, overlap, clear)
         found.append(Race(name, make, agree=partial(_agree, clear), per=size**2 / 1e6, memory=not quick))
-    return found
+    shapes = ((512, 512),) if quick else ((16_384, 16_384), (8_192, 32_768), (32_768, 32_768))
+    return found + [Figure(f"{height:,} x {width:,} from file to file", partial(_raster, height, width))
+                    for height, width in shapes]  # fmt: skip
+
+
+class Raster:
+    """An open raster whose rows are read when they are asked for."""
+
+    def __init__(self, file: rasterio.DatasetReader):
+        self.file, self.shape = file, (file.count, file.height, file.width)
+
+    def __getitem__(self, part: tuple[slice, slice]) -> Tensor:
+        return torch.from_numpy(self.file.read(window=(part[1].indices(self.shape[1])[:2], (0, self.shape[2]))))
+
+
+def _raster(height: int, width: int, folder: Path) -> dict[str, float]:
+    options = {"driver": "GTiff", "height": height, "width": width, "dtype": "uint8", "tiled": True, "compress": "zstd",
+               "zstd_level": 1, "bigtiff": "yes"}  # fmt: skip
+    rng = np.random.default_rng(0)
+    warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+    with rasterio.Env(GDAL_CACHEMAX=64):
+        with rasterio.open(folder / "image.tif", "w", count=3, **options) as file:
+            for top in range(0, height, 256):
+                tall = min(256, height - top)
+                rough = rng.integers(0, 256, (3, -(-tall // 8), -(-width // 8)), np.uint8).repeat(8, 1).repeat(8, 2)
+                file.write(rough[:, :tall, :width], window=((top, top + tall), (0, width)))
+        started = time.perf_counter(), time.process_time()
+        mib = peak(partial(_from_file_to_file, folder, options))
+        wall, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
+        with rasterio.open(folder / "image.tif") as file, rasterio.open(folder / "classes.tif") as found:
+            _check(Raster(file), found)
+    pixels = height * width / 1e6
+    return {"peak MiB": mib, "wall ms/Mpx": wall * 1e3 / pixels, "CPU ms/Mpx": cpu * 1e3 / pixels}
+
+
+def _from_file_to_file(folder: Path, options: dict) -> None:
+    forward = network()
+    with (rasterio.open(folder / "image.tif") as file,
+          rasterio.open(folder / "classes.tif", "w", count=1, **options) as out):  # fmt: skip
+        for top, band in predict_bands(forward, Raster(file), 1024, 256, 32):
+            out.write(strongest(band.numpy()), 1, window=((top, top + band.shape[1]), (0, band.shape[2])))
+
+
+def _check(image: Raster, found: rasterio.DatasetReader) -> None:
+    """Compare some rows with the network's own answer; ValueError where they differ."""
+    height, width = image.shape[1:]
+    for top in {0, height // 2 // 256 * 256, max(0, height - 256)}:
+        rows = image[:, top : top + 256]
+        clear, best = _clear(rows), strongest(network()(rows[None])[0].numpy())
+        written = found.read(1, window=((top, top + rows.shape[1]), (0, width)))
+        if (written != best)[clear.numpy()].any():
+            raise ValueError(f"rows from {top} on have other classes")
 
 
 def _sides(size: int, tile: int, overlap: int, clear: list[Tensor], _: Path) -> dict[str, Side | str]:
@@ -71,14 +129,14 @@ def bare(image: Tensor, tile: int, overlap: int) -> None:
 
 def whole(image: Tensor, tile: int, overlap: int) -> Tensor:
     """Predict with ``predict_tiled``, all probabilities in memory."""
-    return predict_tiled(network(), image, tile, overlap, 32).max(dim=0).indices.to(torch.uint8)
+    return torch.from_numpy(strongest(predict_tiled(network(), image, tile, overlap, 32).numpy()))
 
 
 def bands(image: Tensor, tile: int, overlap: int) -> Tensor:
     """Predict with ``predict_bands``, only the class map in memory."""
     out = torch.empty(image.shape[-2:], dtype=torch.uint8)
     for top, band in predict_bands(network(), image, tile, overlap, 32):
-        out[top : top + band.shape[1]] = band.max(dim=0).indices
+        out[top : top + band.shape[1]] = torch.from_numpy(strongest(band.numpy()))
     return out
 
 
