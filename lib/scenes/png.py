@@ -112,9 +112,9 @@ def plain_grey(data: bytes, pixels: bytes) -> np.ndarray | None:
     few = _FEW if width % _FEW == 0 else 1
     groups = columns.reshape(width // few, few, height)  # sums within groups of columns, then over the groups
     for n in range(1, few):
-        groups[:, n] += groups[:, n - 1]
+        np.add(groups[:, n], groups[:, n - 1], out=groups[:, n])
     for n in range(1, len(groups)):
-        groups[n] += groups[n - 1, -1]
+        np.add(groups[n], groups[n - 1, -1], out=groups[n])
     return cv2.transpose(columns)
 
 
