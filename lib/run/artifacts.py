@@ -35,7 +35,7 @@ class Unit:
     facts: dict[str, Any] = field(hash=False)
     """The facts its content depends on (config section, fold, scene ids); JSON values."""
     command: str = ""
-    """What to type to build it."""
+    """What to type to build it, with the quotes that a shell needs."""
     upstream: tuple["Unit", ...] = ()
     """The units it reads."""
     portable: bool = True
