@@ -181,13 +181,7 @@ class Flow:
             self._fail(job, f"{said}; its log: {log}")
         else:
             trial.lost += 1
-            why = (
-                ""
-                if result is None
-                else f"it was interrupted ({code})"
-                if code == launch.STOPPED
-                else f"exit code {code}"
-            )
+            why = f"exit code {code}" if result else ""
             if trial.lost > self.rules.retries:
                 last = f", last with {why or 'its worker'}: {said}" if result else ""
                 self._fail(job, f"lost {trial.lost} times{last}; its log: {log}")

@@ -253,21 +253,10 @@ class Store:
         """
         with self._lock(unit):
             partial, final = self.partial(unit), self.root / unit.key
-            for path in (partial, final):
-                if os.path.lexists(path) and (path.is_symlink() or not path.is_dir()):
-                    found = "a symbolic link" if path.is_symlink() else "a file"
-                    raise ArtifactError(f"{path}: expected a folder or nothing, found {found}, in whose place no "
-                                        "result is built; move it elsewhere and run again")  # fmt: skip
+            self._refuse_what_is_no_folder(unit)
             started = time.time()
             try:
-                if fresh or not self._matching_partial(unit):
-                    _remove(partial)
-                partial.mkdir(parents=True, exist_ok=True)
-                (partial / MANIFEST).unlink(missing_ok=True)  # of a build that was damaged after it
-                for leftover in partial.rglob("*.tmp"):
-                    leftover.unlink()
-                begun = {"fingerprint": self.fingerprint(unit), **self._reading(unit)}
-                write_json(partial / BEGUN, begun)
+                begun = self._prepare(unit, fresh)
                 yield partial
                 self._seal(unit, partial, {**begun, **record}, time.time() - started)
                 _swap(partial, final)
@@ -276,6 +265,39 @@ class Store:
                     raise
                 place = f"{partial}: " if getattr(error, "filename", None) is None else ""
                 raise ArtifactError(place + said) from error
+
+    def begin(self, unit: Unit) -> Path:
+        """Return the folder that a unit is built in, by whoever; what is put there is for its owner to seal.
+
+        Where nobody has begun to build it as it would be today, this does. ArtifactError where another process is about
+        to, or builds it otherwise.
+        """
+        if not self._matching_partial(unit):
+            with self._lock(unit):
+                self._refuse_what_is_no_folder(unit)
+                self._prepare(unit)
+        return self.partial(unit)
+
+    def _refuse_what_is_no_folder(self, unit: Unit) -> None:
+        """Raise ArtifactError where something else lies where a unit is built, or where it will lie."""
+        for path in (self.partial(unit), self.root / unit.key):
+            if os.path.lexists(path) and (path.is_symlink() or not path.is_dir()):
+                found = "a symbolic link" if path.is_symlink() else "a file"
+                raise ArtifactError(f"{path}: expected a folder or nothing, found {found}, in whose place no "
+                                    "result is built; move it elsewhere and run again")  # fmt: skip
+
+    def _prepare(self, unit: Unit, fresh: bool = False) -> dict[str, Any]:
+        """Make the folder of a unit ready to be built in, or gone on with; returns what it is to become."""
+        partial = self.partial(unit)
+        if fresh or not self._matching_partial(unit):
+            _remove(partial)
+        partial.mkdir(parents=True, exist_ok=True)
+        (partial / MANIFEST).unlink(missing_ok=True)  # of a build that was damaged after it
+        for leftover in partial.rglob("*.tmp"):
+            leftover.unlink()
+        begun = {"fingerprint": self.fingerprint(unit), **self._reading(unit)}
+        write_json(partial / BEGUN, begun)
+        return begun
 
     def _seal(self, unit: Unit, folder: Path, record: dict, seconds: float) -> None:
         entries = {
