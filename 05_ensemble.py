@@ -8,6 +8,7 @@ Writes: 05_ensemble/{oof,test}/<task>/<scene>.tif, 05_ensemble/decode/decode.jso
 
 import os
 import sys
+from contextlib import ExitStack
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -21,15 +22,20 @@ from lib.stages import ensemble
 def main(argv=None):
     run = cli.start(__doc__, argv)
 
-    def write(unit, folder):
-        if unit == run.graph.decode():
-            from lib.choose import fit  # here, since it takes seconds and there may be nothing to do
+    with ExitStack() as stack:
+        pool = None
+
+        def write(unit, folder):
+            nonlocal pool
+            pool = pool or stack.enter_context(ensemble.open_pool(run))  # here, since there may be nothing to do
+            if unit != run.graph.decode():
+                return ensemble.write(run, unit, folder, pool)
+            from lib.choose import fit  # as above: it takes seconds
 
             theirs = {"reference": plain(run.config.reference)} if run.config.reference else {}
-            return {"scores": fit.choose(run, folder).scores, **theirs}
-        return ensemble.write(run, unit, folder)
+            return {"scores": fit.choose(run, folder, pool).scores, **theirs}
 
-    run.make("05", ensemble.units(run), write)
+        run.make("05", ensemble.units(run), write)
     for line in ensemble.fallbacks(run):
         cli.say(line)
     if "oof" in run.splits:

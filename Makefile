@@ -50,7 +50,7 @@ $(VENV)/.installed: requirements.txt | $(VENV)/bin/python
 	$(RUN) $(PIP) -r requirements.txt
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-fast.txt
 	$(RUN) $(PIP) -r requirements.txt -r requirements-dev.txt
 	@touch $@
 

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +17,8 @@ State = tuple[str, int, int]
 """Path, size and time of a file."""
 DEPTH = 100
 """Most brackets inside one another in a JSON file; a label of a scene has five."""
+guards: list[Callable[[], None]] = []
+"""Called before a file that was written gets its name; where one raises, the older file stays."""
 
 
 @contextmanager
@@ -43,6 +45,8 @@ def whole_path(path: str | Path) -> Iterator[Path]:
         yield partial
         with open(partial, "rb+") as stream:
             os.fsync(stream.fileno())
+        for guard in tuple(guards):
+            guard()
         os.replace(partial, path)
     except Exception as error:
         if (number := run_out(error)) is None or getattr(error, "filename", None) is not None:
@@ -82,7 +86,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write a value as a whole JSON file, indented, in UTF-8."""
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(errors="surrogatepass"))
 
 
 def read_json(path: str | Path, depth: int = DEPTH, most: int | None = None) -> Any:
@@ -112,7 +116,7 @@ def parse_json(text: str | bytes, depth: int = DEPTH) -> Any:
 def digest(value: Any) -> str:
     """Hash a JSON value: 16 hex digits, equal for equal values whatever the order of keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def time_of(state: os.stat_result) -> int:

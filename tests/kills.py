@@ -138,15 +138,15 @@ def hook(told: Told) -> None:
 
         setattr(os, name, call)
 
-    for name in ("replace", "unlink", "rmdir", "fsync", "scandir"):
+    for name in ("replace", "rename", "unlink", "rmdir", "fsync", "scandir"):
         slow(name)
     within(Stepper, "take", "epoch", also=told.load)
     within(state, "save", "save", "epoch")
     within(fit.Fit, "_judge", "validation", "epoch")
     within(fit.Fit, "run", "epoch", "after the last epoch")
     within(Store, "_seal", "seal")
-    within(artifacts, "_swap", "exchange", "start-up")
-    within(predict.Networks, "predict", "scenes")
+    within(artifacts, "_publish", "exchange", "start-up")
+    within(predict.Networks, "compute", "scenes")
     within(ensemble, "write_levels", "scenes")
     within(submit, "averages", "scenes", "scenes")
 

@@ -139,3 +139,24 @@ def test_older_code_is_told_apart(tmp_path):
     make(Store(tmp_path, code="old"), unit())
     assert Store(tmp_path, code="new").older_code(unit())
     assert not Store(tmp_path, code="old").older_code(unit())
+
+
+def test_networks_of_other_folds_than_those_that_are_taken_are_refused(tmp_path):
+    """Of two folders one holds the folds and the other networks that have seen what is out of fold here."""
+    folds = unit("01_folds")
+    net = unit("02_loc/net/fold0", [folds])
+    oof = unit("04_probs/loc/net/fold0/oof", [net])
+    for name in ("a", "b"):
+        made = Store(tmp_path / name)
+        make(made, folds, f"folds of {name}")
+        make(made, net)
+    (tmp_path / "b" / "01_folds").rename(tmp_path / "other")
+    mixed = Store(tmp_path / "own", (tmp_path / "a", tmp_path / "b"))
+    mixed.refuse_mixed(oof, folds)
+    mixed = Store(tmp_path / "own", (tmp_path / "b", tmp_path / "a"))
+    with pytest.raises(
+        ArtifactError, match="b/02_loc/net/fold0: was made from another 01_folds than .*a/01_folds"
+    ):
+        mixed.refuse_mixed(oof, folds)
+    make(mixed, folds, "folds of b")
+    mixed.refuse_mixed(oof, folds)

@@ -75,6 +75,7 @@ def test_with_every_weight_one_it_is_the_unet(upsampling):
 
 
 @BOTH
+@pytest.mark.slow
 def test_one_batch_can_be_overfitted(architecture):
     x = picture() // 4
     target = torch.zeros(2, 32, 32, dtype=torch.long)

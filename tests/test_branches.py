@@ -161,6 +161,7 @@ def experiment(folder, **auxiliary):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("branch", ["head", "decoder"])
 def test_a_damage_network_learns_localization_beside_and_predicts_damage(branch, tmp_path):
     loss = {"terms": {"dice": 1, "bce": 1}}

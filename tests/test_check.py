@@ -290,6 +290,7 @@ def test_a_loss_fits_the_kind_of_its_task(task, loss, words):
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_experiment_passes(path, tmp_path):
     changes = ["data.synthetic=null"]

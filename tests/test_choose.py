@@ -41,8 +41,10 @@ class Accuracy:
 
     def decode(self, levels, params):
         threshold = np.median(levels["loc"]) / 255 if params["threshold"] == "own" else params["threshold"]
-        called = levels["loc"][0] / 255 >= threshold
-        return ~called if {"name": "invert"} in params.get("postprocess", ()) else called
+        return self.clean(levels["loc"][0] / 255 >= threshold, params.get("postprocess", ()), levels)
+
+    def clean(self, answer, steps, levels):
+        return ~answer if {"name": "invert"} in steps else answer
 
     def tally(self, answer, truth):
         return np.array([(answer == truth).sum(), truth.size])
@@ -77,7 +79,7 @@ def average(levels, weights, variant):
     return {"loc": np.rint(sum(levels[m] * (w / total) for m, w in weights.items())).astype(np.uint8)[None]}
 
 
-def out_of_fold(scenes, folder=None, **search) -> OutOfFold:
+def out_of_fold(scenes, **search) -> OutOfFold:
     """Return invented scenes, each (fold, domain, truth (N,), {model: levels (N,)}); ``search``: the section."""
     found, levels_of, fold_of = [], {}, {}
     for i, (fold, domain, truth, levels) in enumerate(scenes):
@@ -92,7 +94,7 @@ def out_of_fold(scenes, folder=None, **search) -> OutOfFold:
     def members(scene):
         return SimpleNamespace(average=lambda w, variant: average(levels_of[scene.id], w, variant))
 
-    return OutOfFold(run, fold_of, found, members, folder)
+    return OutOfFold(run, fold_of, found, members)
 
 
 def nothing(scenes, weights=ONLY_A, threshold=0.5) -> Chosen:
@@ -235,19 +237,25 @@ def test_where_nothing_is_chosen_the_score_is_to_be_expected_and_of_one_fold_not
 
 
 # ---- passes -------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("in_memory", [1 << 20, 100])
-def test_a_truth_is_drawn_once_in_all_passes_and_the_file_beside_memory_leaves_nothing(
-    tmp_path, monkeypatch, in_memory
-):
-    monkeypatch.setattr(evidence, "TRUTHS_IN_MEMORY", in_memory)
-    scenes = out_of_fold([scene(k % 2, "ab"[k // 2 % 2], 0.5, k) for k in range(6)], tmp_path, plateau=0,
+def test_predictions_and_truth_of_a_scene_are_read_once_per_pass():
+    scenes = out_of_fold([scene(k % 2, "ab"[k // 2 % 2], 0.5, k) for k in range(6)], plateau=0,
                          axes={"threshold": (0.4, 0.5)}, unseen={"threshold": "own"}, choose="median",
                          postprocess=[[{"name": "invert"}]])  # fmt: skip
+    read = []
+    members = scenes.members
+    scenes.members = lambda scene: read.append(scene.id) or members(scene)
     fit.decide(scenes, {}, {})
-    assert sorted(scenes.competition.drawn) == sorted(own.id for own in scenes.scenes)
-    again = [item.truth for item in scenes.each("")]
-    assert all(np.array_equal(own.files["truth"], truth) for own, truth in zip(scenes.scenes, again))
-    assert not list(tmp_path.iterdir())
+    assert read == [own.id for own in scenes.scenes] * 4, "search, medians, unseen domains, post-processing with score"
+    assert scenes.competition.drawn == read
+
+
+def test_sums_come_in_the_order_of_the_scenes_that_have_them_first():
+    scenes = out_of_fold([scene(fold, domain, 0.5, 0) for fold, domain in ((1, "b"), (0, "b"), (1, "a"), (0, "a"))])
+    found = scenes.added("", lambda item: {"all": np.ones(2, np.int64), item.scene.domain: np.full(2, item.fold)})
+    assert {key: table.tolist() for key, table in found.items()} == {"all": [4, 4], "b": [1, 1], "a": [1, 1]}
+    assert list(found) == ["all", "b", "a"]
+    assert scenes.listed("", lambda item: item.scene.id) == ["1-0", "0-1", "1-2", "0-3"]
+    assert scenes.listed("", lambda item: item.scene.id, every=3) == ["1-0", "0-3"]
 
 
 @pytest.mark.parametrize("per_domain", [True, False])

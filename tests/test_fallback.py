@@ -15,10 +15,11 @@ from lib.config.sections import Predict
 from lib.errors import ArtifactError, ConfigError, DataError
 from lib.inference.predict import Predictor
 from lib.inference.scene import read_stack, sizes
+from lib.run.executor import Pool
 from lib.scenes.probs import read_levels
 from lib.scenes.raster import stated_size, write_png
 from lib.stages import submit
-from lib.stages.predict import Networks, fall_back, halved, require_whole, told
+from lib.stages.predict import Networks, fall_back, halved, passed, require_whole, told
 from lib.tasks import BinaryMask, Label
 
 
@@ -102,6 +103,60 @@ def test_the_error_of_a_scene_is_returned_where_there_is_a_fallback_and_raised_w
     assert networks(predictor(64, 16), fallback=0).predict(scene, tmp_path).error == "scene broken: no pixels"
     with pytest.raises(DataError, match="no pixels"):
         networks(predictor(64, 16)).predict(scene, tmp_path)
+
+
+def fed(own: Networks, scenes: list[Scene], folder: Path) -> list:
+    """Pass scenes through one worker as stage 04 does."""
+    folder.mkdir()
+    return list(passed(Pool(lambda device: own, [torch.device("cpu")]), scenes, folder, logits=False))
+
+
+def test_many_scenes_have_the_bytes_and_outcomes_that_each_has_alone(tmp_path):
+    """Of seven scenes two cannot be read and one is there already: the others go on, in their order."""
+    scenes = [Scene(name, {}) for name in ("a", "broken", "b", "c", "broken", "d", "e")]
+    own = networks(predictor(64, 16), fallback=0)
+    (tmp_path / "alone").mkdir()
+    alone = [own.predict(scene, tmp_path / "alone") for scene in scenes]
+    outcomes = fed(own, scenes, tmp_path / "together")
+    assert [(one.scene, one.error) for one in outcomes] == [(one.scene, one.error) for one in alone]
+    assert [one.error != "" for one in outcomes] == [scene.id == "broken" for scene in scenes]
+    for scene in "abcde":
+        assert (tmp_path / f"together/{scene}.tif").read_bytes() == (tmp_path / f"alone/{scene}.tif").read_bytes()
+    assert [one.seconds for one in passed(Pool(lambda device: own, [torch.device("cpu")]),
+                                          [scenes[0], scenes[2]], tmp_path / "together", False)] == [0, 0]  # fmt: skip
+
+
+def test_where_there_is_no_fallback_the_scenes_before_the_one_that_fails_are_written(tmp_path):
+    own = networks(predictor(64, 16))
+    with pytest.raises(DataError, match="scene broken: no pixels"):
+        fed(own, [Scene(name, {}) for name in ("a", "b", "broken", "c", "d", "e", "f", "g")], tmp_path / "out")
+    assert {"a.tif", "b.tif"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert own.pipeline is None, "and nothing goes on behind"
+
+
+def test_work_that_is_stopped_between_scenes_is_whole_and_goes_on_where_it_was(tmp_path):
+    own, scenes = networks(predictor(64, 16)), [Scene(name, {}) for name in "abcdefgh"]
+    (tmp_path / "out").mkdir()
+    outcomes = passed(Pool(lambda device: own, [torch.device("cpu")]), scenes, tmp_path / "out", False)
+    assert next(outcomes).scene == "a"
+    outcomes.close()  # as a budget's end does
+    there = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "a.tif" in there and len(there) < 8 and not any(name.endswith(".tmp") for name in there)
+    again = list(passed(Pool(lambda device: own, [torch.device("cpu")]), scenes, tmp_path / "out", False))
+    assert [one.scene for one in again] == list("abcdefgh")
+    assert {f"{one.scene}.tif" for one in again if not one.seconds} == there
+
+
+def test_a_scene_is_expected_to_hold_what_it_holds(tmp_path):
+    """Before it is read its header tells; where nobody knows, it is None."""
+    own = networks(predictor(64, 16))
+    own.kind = "multilabel"
+    passing = own.levels_of(Scene("a", {}), tmp_path)
+    assert own.expect(passing) is None
+    own.run.competition.size = lambda scene: (128, 112)
+    assert own.expect(passing) == own.weigh(own.read(passing)) == 128 * 112 * (2 * 3 + 4 + 1 + 4)
+    own.predict(passing.scene, tmp_path)
+    assert own.expect(passing) == 0, "it is there"
 
 
 def test_a_gpu_that_does_nothing_any_more_is_not_the_fault_of_a_scene(monkeypatch):

@@ -19,7 +19,7 @@ import torch
 from lib.errors import ArtifactError, DataError
 from lib.files import read_json, run_out, whole_file, whole_path, write_bytes, write_json
 from lib.models.checkpoint import save_weights
-from lib.run import artifacts, cli, faults, manifest, runtime
+from lib.run import cli, faults, manifest, runtime
 from lib.run.artifacts import MANIFEST, Store, Unit
 from lib.scenes.probs import read_levels, write_levels, write_logits
 from lib.training import state
@@ -260,13 +260,13 @@ class Killed(BaseException):
 
 
 def _dies_at(monkeypatch, number: int) -> None:
-    """Die at the n-th call that changes a name or removes one."""
+    """Die at the n-th call that changes a name or removes one, and do nothing more: a killed process clears nothing."""
     count = [0]
 
     def counted(real):
         def call(*arguments, **more):
             count[0] += 1
-            if count[0] == number:
+            if count[0] >= number:
                 raise Killed
             return real(*arguments, **more)
 
@@ -277,7 +277,7 @@ def _dies_at(monkeypatch, number: int) -> None:
 
 
 @pytest.mark.parametrize("older", [False, True])
-@pytest.mark.parametrize("number", range(1, 16))
+@pytest.mark.parametrize("number", range(1, 24))
 def test_a_kill_anywhere_in_the_seal_loses_no_training(tmp_path, monkeypatch, number, older):
     """Whatever step it falls before, the next run has the state of the training, or the finished unit."""
     store, item = Store(tmp_path), unit(a=2)
@@ -343,13 +343,14 @@ def test_a_forked_process_that_ends_leaves_its_parent_the_lock(tmp_path):
             make(Store(tmp_path), unit())
 
 
-def test_a_file_system_without_locks_is_a_sentence(tmp_path, monkeypatch):
-    def none(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
+def test_a_file_system_that_cannot_rename_a_folder_is_a_sentence(tmp_path, monkeypatch):
+    def none(source, target):
+        raise OSError(errno.ENOTSUP, "Operation not supported", str(source))
 
-    monkeypatch.setattr(artifacts.fcntl, "flock", none)
-    with pytest.raises(ArtifactError, match=r"\.lock: No locks available; .* name another --workdir"):
+    monkeypatch.setattr(os, "rename", none)
+    with pytest.raises(ArtifactError, match=r"\.lease\..*: Operation not supported; .* name another path"):
         make(Store(tmp_path), unit())
+    assert not left(tmp_path)
 
 
 # ---- our own JSON files -------------------------------------------------------------------------------
@@ -460,3 +461,10 @@ def test_the_state_of_another_unit_is_not_gone_on_with(tmp_path):
     (tmp_path / "fold1" / manifest.STATE).replace(tmp_path / "fold0" / manifest.STATE)
     with pytest.raises(ArtifactError, match="last.pt: damaged .*the state of another unit.*--force"):
         state.load(tmp_path / "fold0")
+
+
+def test_letters_that_a_terminal_does_not_know_stop_nothing(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    assert cli.exits(lambda argv: cli.say("caf\u00e9 \u2026 \udce9"))([]) == 0
+    assert written.getvalue() == b"caf\xe9 \\u2026 \\udce9\n"

@@ -79,6 +79,7 @@ ELSEWHERE = {
     "data.limits.json_bytes": "test_xview2.py::test_a_label_of_odd_contents_is_named_and_stops_nothing",
     "data.limits.json_depth": "test_xview2.py::test_a_label_of_odd_contents_is_named_and_stops_nothing",
     "data.limits.image_pixels": "test_raster.py::test_an_image_above_the_limit_is_named_and_not_read",
+    "data.workers": "test_cores.py::test_the_stage_counts_in_processes_of_its_own_and_says_the_same",
     "folds.cluster": "test_cluster.py::test_look_alikes_lie_in_one_fold_and_the_audit_finds_none_across",
     "folds.file": "test_fields.py::test_settings_of_classes_and_given_folds",
     "models.*.train.auxiliary.*.branch": "test_branches.py::test_a_damage_network_learns_localization_beside_and"

@@ -59,6 +59,7 @@ EVERY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_it_trains_as_a_whole_and_a_checkpoint_gives_it_back(name, tmp_path):
     options, further = EVERY[name]
@@ -106,6 +107,7 @@ def test_the_weights_of_plain_networks_keep_their_names(options, names):
 # ---- heads --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", sorted(set(segmentation.DECODERS) - {"dpt"}))
 def test_every_decoder_takes_a_boundary_head_which_leaves_the_logits_alone(decoder):
     size = 128 if decoder == "pan" else 64  # PAN pools the features at 1/16 three times more
@@ -161,6 +163,7 @@ def test_with_group_norm_one_image_trains_all_heads(norm):
     assert isinstance(net.aux[1], nn.GroupNorm)
 
 
+@pytest.mark.slow
 def test_classes_and_boundaries_of_one_batch_can_be_learnt_together():
     x, target, edge = picture(size=32) // 16, torch.zeros(2, 32, 32, dtype=torch.long), torch.zeros(2, 1, 32, 32)
     target[:, 8:24, 8:24], edge[:, :, 8:24, 8:24] = 1, 1

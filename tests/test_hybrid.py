@@ -51,6 +51,7 @@ def test_encoders_of_every_kind(encoder):
         assert tiny(encoder=encoder, **options).eval()(picture(1)).shape == (1, 3, 64, 64)
 
 
+@pytest.mark.slow
 def test_one_batch_can_be_overfitted():
     x = picture() // 4
     target = torch.zeros(2, 64, 64, dtype=torch.long)

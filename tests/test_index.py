@@ -118,6 +118,26 @@ def test_a_file_whose_bytes_changed_makes_stale_what_is_made_from_it(work, data,
     assert work.stale() == expected
 
 
+@pytest.mark.parametrize(("image", "expected"), [("train/a.png", ALL), ("test/t.png", OF_TEST)])
+def test_a_mask_of_valid_pixels_beside_an_image_is_read_with_it(work, data, image, expected):
+    mask = data.root / f"{image}.msk"
+    mask.write_text("which are valid")
+    assert work.stale() == expected
+    mask.unlink()
+    assert not work.stale()
+
+
+def test_without_the_sample_that_it_followed_a_submission_is_stale(work, data, monkeypatch):
+    monkeypatch.setattr(Made, "sample", None)
+    assert work.stale() == {"06_submission/test"}
+
+
+def test_a_pipe_among_the_data_is_not_waited_for(data, tmp_path):
+    os.mkfifo(data.root / "test/v.png")
+    found = Index(data, data.scenes(), {}).look()
+    assert found.files["test/v.png"] == [None, None, "no file"]
+
+
 def test_the_scene_is_named(work, data):
     (data.root / "labels/b.json").write_text("another")
     why = work.why()

@@ -58,6 +58,18 @@ def test_the_same_bytes_are_found_whatever_their_name_and_only_these(tmp_path):
     assert leaks.same_files([*train, *scenes(e=tmp_path / "empty.png")], test, ["image"]) == found
 
 
+def test_a_picture_that_shows_nothing_is_nobodys_copy(tmp_path):
+    """430 test tiles of TGS salt are one black picture, and so are 80 of its training tiles."""
+    for name, image in (("black", np.zeros((64, 64, 3), np.uint8)), ("field", blurred(0))):
+        write_png(tmp_path / f"{name}.png", image)
+    train = scenes(black=tmp_path / "black.png", field=tmp_path / "field.png", gone=tmp_path / "field.png")
+    test = scenes(night=tmp_path / "black.png", copy=tmp_path / "field.png", unread=tmp_path / "field.png")
+    hashes = {"train": {"black": FLAT, "field": 77, "gone": []}, "test": {"night": FLAT, "copy": 77, "unread": []}}
+    found = leaks.report(train, test, ["image"], hashes)["same_files"]
+    assert (found["scenes"], found["pairs"]) == (2, 4)
+    assert ["night", "black"] not in leaks.report(train[:1], test[:1], ["image"], hashes)["same_files"]["examples"]
+
+
 def test_near_duplicates_are_of_one_test_and_one_training_scene(tmp_path):
     pictures = [blurred(seed) for seed in range(5)]
     train = {f"a{k}": perceptual_hash(picture) for k, picture in enumerate(pictures)} | {

@@ -1,6 +1,7 @@
 """Loader processes: their death and errors are a sentence, they outlive a SIGTERM to all, memory is asked for first."""
 
 import errno
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -82,7 +83,7 @@ def test_an_error_of_the_network_is_not_the_loaders():
 
 
 # ---- shared memory ------------------------------------------------------------------------------------
-SIZE = 64 * 64 * 7
+SIZE = 32 * 32 * 7
 """Bytes of one sample."""
 
 
@@ -203,3 +204,49 @@ def test_a_loader_process_works_on_after_a_sigterm_and_ends_by_itself(monkeypatc
     os.kill(child, signal.SIGTERM)
     _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGALRM and time.monotonic() - started > 0.5
+
+
+# ---- one loader for the whole run ---------------------------------------------------------------------
+class Marked(Squares):
+    """Each sample leaves a file, and its id is the process that made it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __getitem__(self, i):
+        (self.folder / str(i)).touch()
+        return super().__getitem__(i) | {"id": str(os.getpid())}
+
+
+def test_one_process_serves_all_epochs_and_works_on_while_the_network_is_validated(tmp_path):
+    made, seen = tmp_path / "made", []
+    made.mkdir()
+
+    def validate(_):
+        following, began = made / str(4 * len({epoch for epoch, _ in seen})), time.monotonic()
+        while not following.exists() and time.monotonic() - began < 20:
+            time.sleep(0.002)
+        return {"select": float(following.exists())}
+
+    section = train(epochs=9, workers=1, validate_every=1, patience=2)
+    run = Fit(network(), CLASSES, Marked(made), validate, section, place(tmp_path))
+    take = run.stepper.take
+    run.stepper.take = lambda batch, epoch, *rest: (seen.append((epoch, *set(batch["id"]))), take(batch, epoch, *rest))
+    best = run.run()
+    assert best == {"select": 1.0, "epoch": 1} and run.epoch == 3, "patience ended it"
+    assert [epoch for epoch, _ in seen] == [0, 1, 2] and len({pid for _, pid in seen}) == 1
+    assert str(os.getpid()) not in {pid for _, pid in seen} and not multiprocessing.active_children()
+
+
+def test_an_epoch_begins_with_the_random_numbers_that_a_loader_of_its_own_left_it(tmp_path):
+    """Weights of networks with dropout stay what they were."""
+    states = []
+    section = train(epochs=2, workers=0)
+    run = Fit(network(), CLASSES, Squares(), lambda _: {"select": 0.0}, section, place(tmp_path))
+    take = run.stepper.take
+    run.stepper.take = lambda *a: (states.append(torch.get_rng_state()), take(*a))
+    run.run()
+    for epoch, state in enumerate(states):
+        torch.manual_seed(epoch)  # the seed of ``place`` is 0
+        next(iter(torch.utils.data.DataLoader([0])))
+        assert torch.equal(state, torch.get_rng_state())

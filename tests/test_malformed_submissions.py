@@ -6,6 +6,7 @@ Every case goes the way of a user: a file or folder is given to ``06_make_submis
 import contextlib
 import csv
 import io
+import os
 import shutil
 import struct
 import tracemalloc
@@ -718,6 +719,34 @@ def test_out_of_fold_submissions_are_owed_the_labelled_scenes(forms):
     table.write_text("id,label\nt,cat\n")
     assert said_of("--config", config, "--lint", table, "--split", "oof") == (0, f"{table}: valid\n")
     assert said_of("--config", config, "--lint", table)[0] == 2
+
+
+@pytest.mark.parametrize(("form", "answer"), [("binary_rle", ""), ("voc", ""), ("labels", "cat"), ("videos", "0.5")])
+def test_a_submission_that_nobody_has_filled_in_is_said(forms, tmp_path, form, answer):
+    config, valid = forms.make(form)
+    header, *rows = (valid / "submission.csv").read_text().splitlines()
+    table = tmp_path / "submission.csv"
+    table.write_text("\n".join([header, *(f"{row.rpartition(',')[0]},{answer}" for row in rows)]) + "\n")
+    code, said = said_of("--config", config, "--lint", table)
+    assert code == 0 and f"each of its {len(rows)} rows holds the same answer ({answer!r})" in said
+    assert "same answer" not in said_of("--config", config, "--lint", valid / "submission.csv")[1]
+
+
+def test_of_files_that_stage_06_wrote_the_others_are_read_whichever_is_named(forms, tmp_path):
+    config, valid = forms.make("labels")
+    shutil.copytree(valid, tmp_path / "test")
+    (tmp_path / "test/manifest.json").write_text("{}")
+    table = tmp_path / "test/submission.csv"
+    assert said_of("--config", config, "--lint", table) == (0, f"{table}: valid\n")
+    table.write_text("id,label\na1,dog\na2,dog\nb_1,cat\n")
+    code, said = said_of("--config", config, "--lint", table)
+    assert code == 2 and "label is not the most probable class (a1)" in said
+
+
+def test_a_pipe_is_no_submission(forms, tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    code, said = said_of("--config", forms.make("labels")[0], "--lint", tmp_path / "pipe.csv")
+    assert code == 2 and "expected a file or a folder, found a pipe or a device" in said
 
 
 def test_a_sample_is_used_or_refused(forms):

@@ -359,7 +359,9 @@ def test_with_another_network_or_other_settings_every_scene_is_predicted_again(s
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"fingerprint": "f", "files": []}', "{", "[" * 5000,
                                      '{"fingerprint": "f", "files": {"x": "y"}}',
-                                     '{"fingerprint": "f", "files": {}, "sha256": []}'])  # fmt: skip
+                                     '{"fingerprint": "f", "files": {}, "sha256": []}',
+                                     '{"fingerprint": "f", "files": {"x": 1}, "sha256": {"x": 1}}',
+                                     '{"fingerprint": "f", "files": {"x": 1}, "sha256": {"y": "1"}}'])  # fmt: skip
 def test_a_manifest_that_is_none_is_damage(store, content):
     unit = units()["02_loc/net/fold0"]
     (store.root / unit.key / MANIFEST).write_text(content)

@@ -6,6 +6,7 @@ from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 
 from lib import metrics as masks
 from lib.errors import DataError
+from lib.tasks import strongest
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -72,3 +73,12 @@ def test_dice_of_empty_images():
     np.testing.assert_array_equal(masks.dice(masks.binary_counts(empty, empty), empty=0.0), [0, 0])
     ignored = np.full((4, 4), 255)
     assert masks.dice(masks.binary_counts(np.ones((4, 4)), ignored)) == 1
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("shape", [(1, 3, 4), (5, 300, 257), (3, 2, 70_000), (254, 5, 6), (300, 2, 3), (2, 0, 5)])
+def test_the_strongest_class_is_argmax_s_the_first_of_equals(dtype, shape):
+    planes = np.random.default_rng(0).integers(0, 6, shape).astype(dtype)
+    found = strongest(planes)
+    np.testing.assert_array_equal(found, planes.argmax(0))
+    assert found.dtype == np.uint8 or len(planes) > 255

@@ -95,6 +95,7 @@ def test_the_checkpoint_of_a_swin_without_them_is_refused(tmp_path):
         checkpoint.load_network(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoder", "width"),
     [("mit_b0", 256), ("mit_b1", 256), ("mit_b2", 768), ("mit_b3", 768), ("mit_b5", 768), (SWIN, 256)],

@@ -12,6 +12,8 @@ from test_raster import write_tiff
 
 from lib.competitions import open_competition
 from lib.errors import DataError
+from lib.files import read_json, write_json
+from lib.run.index import Index
 from lib.scenes import raster
 from lib.scenes.masks import read_objects
 
@@ -307,3 +309,34 @@ def test_two_columns_of_runs_are_asked_about(tmp_path):
     (root / "train.csv").write_text("id,rle,EncodedPixels\na0,1 3,7 7\na1,5 4,\na2,,\n")
     assert kinds(opened("binary_rle", root)) == {("several columns of runs, the first is read", "train.csv")}
     assert kinds(opened("binary_rle", root, rle_column="EncodedPixels")) == set()
+
+
+# ---- names ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["binary_rle", "labels", "videos"])
+def test_a_name_that_is_not_utf8_is_named_and_its_scene_left_out(tmp_path, name):
+    """An é of Latin-1, as archives of other systems leave it."""
+    root = make(name, tmp_path / "set")
+    for path in (path for path in root.rglob("*") if path.stem in ("a1", "t2")):
+        path.rename(path.with_name(path.name.replace(path.stem, f"{path.stem[0]}\udce9")))
+    competition = opened(name, root)
+    found = [finding.scene for finding in competition.inspect() if finding.kind.startswith("name of a file that is")]
+    assert [text.removesuffix(".png") for text in found] == ["a\\udce9", "t\\udce9"]
+    assert [scene.id for scene in competition.scenes("train")] == ["a0", "a2"]
+    assert [scene.id for scene in competition.scenes("test")] == ["t1", "t3"]
+
+
+def test_a_frame_whose_name_is_not_utf8_is_read_by_nobody_and_its_video_is(tmp_path):
+    root = make("videos", tmp_path / "set")
+    picture(root / "train/videos/a1/2\udce9.png", 1)
+    competition = opened("videos", root)
+    (scene,) = [scene for scene in competition.scenes("train") if scene.id == "a1"]
+    assert competition.read(scene).shape[0] == 1
+    write_json(tmp_path / "index.json", Index(competition, {"train": [scene], "test": []}, {}).look().files)
+    assert "train/videos/a1/2\udce9.png" in read_json(tmp_path / "index.json")
+
+
+def test_a_folder_of_a_class_whose_name_is_not_utf8_is_refused(tmp_path):
+    for folder in ("cat", "dog", "caf\udce9"):
+        picture(tmp_path / "train" / folder / "x.png", len(folder))
+    with pytest.raises(DataError, match=r"expected names in UTF-8, found 'caf\\udce9'; rename the folder"):
+        open_competition("labels", tmp_path).scenes("train")

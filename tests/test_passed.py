@@ -184,6 +184,8 @@ def test_images_whose_ids_collide_are_said(tmp_path):
     apart = opened("multiclass_rle", root, train="days/*/*.png", id=r"(day\d)/(a\d)")
     assert "two images of one id" not in kinds(apart)
     assert [scene.id for scene in apart._list("train")] == ["day1_a0", "day2_a0", "day2_a1"]
+    some = opened("multiclass_rle", root, train="days/*/*.png", id=r"(day1)?/(a\d)")
+    assert [scene.id for scene in some._list("train")] == ["a0", "a1", "day1_a0"], "a group need not match"
 
 
 def test_rows_of_a_test_table_without_an_image_are_said(tmp_path):

@@ -2,6 +2,7 @@
 
 import shutil
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ import torch
 from torch import nn
 
 from lib.config.sections import Predict
-from lib.errors import ConfigError
+from lib.errors import ArtifactError, ConfigError
 from lib.inference.predict import FRAMES, Predictor
-from lib.models import build
+from lib.models import build, checkpoint
 from lib.scenes.view import View, resize
+from lib.stages.predict import Networks
+from lib.tasks import Label
 
 
 class Watched(nn.Module):
@@ -204,3 +207,17 @@ def test_a_network_that_cannot_be_compiled_says_so(monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     with pytest.raises(ConfigError, match="predict.compile: torch could not compile .*no compiler here.*false"):
         Predictor(Deep(), torch.sigmoid, looks(compile=True))(image())
+
+
+def test_a_network_of_the_same_classes_in_another_order_is_refused(tmp_path):
+    """It may be of ``--inputs``, where nothing else compares what it was trained on with the experiment."""
+    checkpoint.describe(tmp_path, {}, ("image",), ("cat", "dog"))
+    run = SimpleNamespace(
+        store=SimpleNamespace(require=lambda unit: tmp_path),
+        graph=SimpleNamespace(checkpoint=lambda name, fold: None),
+        config=SimpleNamespace(models={"net": SimpleNamespace(task="cls")}),
+        competition=SimpleNamespace(tasks={"cls": Label(("dog", "cat"))}),
+    )
+    run.on = lambda device: run
+    with pytest.raises(ArtifactError, match=r"\(dog, cat\), found others \(cat, dog\)"):
+        Networks(torch.device("cpu")).load(run, "net", 0)

@@ -117,3 +117,12 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         write_levels(path, 255 - old, NAMES)
     np.testing.assert_array_equal(read_levels(path)[0], old)
+
+
+def test_levels_of_other_classes_or_in_another_order_are_refused(tmp_path):
+    write_levels(tmp_path / "a.tif", np.zeros((2, 3, 3), np.uint8), ("cat", "dog"))
+    assert read_levels(tmp_path / "a.tif", ("cat", "dog"))[1] == ("cat", "dog")
+    with pytest.raises(
+        ArtifactError, match=r"classes of this experiment \(dog, cat\), found others \(cat, dog\)"
+    ):
+        read_levels(tmp_path / "a.tif", ("dog", "cat"))

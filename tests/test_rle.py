@@ -58,9 +58,20 @@ def hand_made():
 MASKS = hand_made()
 
 
+@pytest.fixture(params=["orjson, large", "pure, small"])
+def way(request, monkeypatch):
+    """Each way to write and to draw: with and without orjson, as a large and as a small image."""
+    if request.param == "pure, small":
+        monkeypatch.setattr(rle, "_orjson", lambda: None)
+    else:
+        pytest.importorskip("orjson")
+        monkeypatch.setattr(rle, "_CACHED", 0)
+        monkeypatch.setattr(rle, "_RUNS", 7)
+
+
 @pytest.mark.parametrize(("order", "origin"), RULES)
 @pytest.mark.parametrize("name", MASKS)
-def test_hand_made_masks(name, order, origin):
+def test_hand_made_masks(name, order, origin, way):
     mask = MASKS[name]
     text = rle.encode(mask, order, origin)
     assert text == slow_encode(mask, order, origin)
@@ -79,8 +90,14 @@ def test_kaggles_rule_by_hand():
     np.testing.assert_array_equal(rle.decode("", (2, 3)), np.zeros((2, 3)))
 
 
+def test_runs_that_touch_are_drawn_as_one(way):
+    np.testing.assert_array_equal(rle.decode("2 2 4 3 7 1 9 4", (3, 4)), slow_decode("2 6 9 4", (3, 4)))
+    np.testing.assert_array_equal(rle.decode("1 6 7 6", (3, 4)), np.ones((3, 4)))
+    np.testing.assert_array_equal(rle.decode("", (3, 4)), np.zeros((3, 4)))
+
+
 @pytest.mark.parametrize("seed", range(60))
-def test_random_masks(seed):
+def test_random_masks(seed, way):
     rng = np.random.default_rng(seed)
     shape = tuple(rng.integers(1, 90, 2))
     order, origin = RULES[seed % 4]

@@ -48,6 +48,7 @@ def picture(images=1, size=64, batch=2):
     return torch.randint(0, 256, (batch, 3 * images, size, size), dtype=torch.uint8, generator=generator)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_step_but_the_last_has_a_head_all_train_and_evaluation_is_as_without(name, tmp_path):
     options, scales = NETWORKS[name]

@@ -71,6 +71,16 @@ def test_blend_equals_the_slow_reference(height, width):
     np.testing.assert_allclose(tiled.numpy(), reference, atol=2e-6)
 
 
+def test_a_band_holds_nothing_of_what_lay_in_its_memory(monkeypatch):
+    """It is written before it is read, at every overlap: whatever stood there would show."""
+    own = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *shape: own(self, *shape).fill_(torch.nan))
+    for tile, overlap in ((16, 0), (16, 4), (16, 12), (32, 20)):
+        tiled = predict_tiled(crooked, scene(53, 61), tile, overlap, 4)
+        reference = slow_blend(scene(53, 61).numpy(), tile, overlap, 4, lambda i, n: min(i, n - 1 - i) + 1.0)
+        np.testing.assert_allclose(tiled.numpy(), reference, atol=3e-6)
+
+
 @pytest.mark.parametrize("height, width", SIZES)
 def test_windows_fit_the_network(height, width):
     shapes = []
@@ -101,6 +111,26 @@ def test_bands_give_every_row_once():
         assert torch.equal(band, expected[:, top : top + band.shape[1]])
         next_row += band.shape[1]
     assert next_row == 45
+
+
+@pytest.mark.parametrize("height, width", [(45, 20), (41, 33), (17, 40), (3, 50)])
+def test_an_image_may_be_read_by_its_rows(height, width):
+    """At most one row of windows at a time, and what its last rows mirror."""
+    image, asked = scene(height, width), []
+
+    class Raster:
+        shape = image.shape
+
+        def __getitem__(self, part):
+            asked.append(part[1].stop - part[1].start)
+            return image[part]
+
+    for tile, overlap in ((16, 8), (4, 0)):
+        expected = predict_tiled(crooked, image, tile, overlap, 4)
+        for top, band in predict_bands(crooked, Raster(), tile, overlap, 4):
+            assert torch.equal(band, expected[:, top : top + band.shape[1]])
+        assert max(asked) <= tile + 4
+        asked.clear()
 
 
 @pytest.mark.parametrize("height, width", [(5, 7), (2, 3), (1, 4), (1, 1)])

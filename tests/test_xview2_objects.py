@@ -1,9 +1,13 @@
 """Objects: touching houses stay apart, pooling is the mean of a building and nothing else."""
 
+import cv2
 import numpy as np
+import pytest
+import skimage
 
+from lib.competitions.xview2 import objects
 from lib.competitions.xview2.decode import DEFAULTS, decode
-from lib.competitions.xview2.objects import FLOOR, pool, segment
+from lib.competitions.xview2.objects import FLOOR, LastScene, euler_numbers, pool, segment
 
 
 def two_touching_houses() -> np.ndarray:
@@ -64,3 +68,31 @@ def test_with_objects_a_building_has_one_class():
     assert set(np.unique(mixed[4:16, 3:19])) == {1, 3}
     whole = decode(loc, cls, {**DEFAULTS, "object_seed": 0.7})[1]
     assert set(np.unique(whole[4:16, 3:19])) == {3}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_euler_numbers_are_those_that_skimage_finds_region_by_region(seed):
+    rng = np.random.default_rng(seed)
+    field = cv2.GaussianBlur(rng.random((50, 60), np.float32), (0, 0), 1 + seed / 2)
+    labels = (np.digitize(field, np.quantile(field, [0.4, 0.6, 0.8])) * (1 + (np.arange(60) > 30))).astype(np.int32)
+    found = euler_numbers(labels)
+    expected = {region.label: region.euler_number for region in skimage.measure.regionprops(labels)}
+    assert len(found) == labels.max() + 1 and found[0] == 0
+    assert {label: int(found[label]) for label in expected} == expected and len({*expected.values()}) > 3
+    assert euler_numbers(np.zeros((3, 4), np.int32)).tolist() == [0]
+
+
+def test_what_was_made_of_the_last_scene_is_made_once_and_never_given_for_another(monkeypatch):
+    made, memo = [], LastScene()
+
+    def ask(key, *arrays):
+        return memo.get(key, lambda: made.append(key) or (key, *(array.copy() for array in arrays)), *arrays)
+
+    one = np.arange(6, dtype=np.uint8)
+    first = ask("a", one)
+    assert ask("a", one.copy()) is first and ask("b", one)[0] == "b" and made == ["a", "b"]
+    one[0] = 9
+    assert ask("a", one)[1][0] == 9, "an array that was changed in place is another"
+    assert made == ["a", "b", "a"] and ask("a", one, one) is not ask("a", one)
+    monkeypatch.setattr(objects, "REMEMBERED", 5)
+    assert ask("a", one) is not ask("a", one), "large arrays are not kept"

@@ -1,7 +1,9 @@
 """Laws of the post-processing steps, against slow loops over scipy's components."""
 
+import cv2
 import numpy as np
 import pytest
+import skimage
 from scipy import ndimage
 
 from lib.competitions import open_competition
@@ -196,6 +198,42 @@ def test_faithful_watershed_vote_forgets_the_last_region_and_parts_half_way():
     damage[1:8, 12:15] = 4  # columns that belong to the right roof half way between the seeds, left of the valley
     assert (watershed_vote(localization, damage, *levels)[1][1:8, 12:15] == 1).all()
     assert (watershed_vote(localization, damage, *levels, faithful=True)[1][1:8, 13:15] == 4).all()
+
+
+def vote_region_by_region(localization, damage, loc_levels, cls_levels, faithful):
+    """The vote as one would write it down, with skimage's properties of each region."""
+    seeds = skimage.measure.label(loc_levels / 255.0 > 0.8, connectivity=2)
+    relief = (loc_levels == 0).astype(np.uint8) if faithful else 255 - loc_levels
+    regions = skimage.segmentation.watershed(relief, seeds, mask=localization > 0)
+    voted, unsure = damage.copy(), cls_levels[1:].max(axis=0) / 255.0 < 0.6
+    for region in skimage.measure.regionprops(regions):
+        here = regions == region.label
+        votes = np.bincount(damage[here], minlength=5)
+        won = votes.max() > 0.6 * votes.sum() and votes.argmax() > 0 and region.euler_number == 1
+        if won and not (faithful and region.label == regions.max()):
+            voted[here & unsure] = votes.argmax()
+    return voted
+
+
+@pytest.mark.parametrize("faithful", [False, True])
+@pytest.mark.parametrize("seed", range(1, 4))
+def test_watershed_vote_is_what_it_is_region_by_region(seed, faithful):
+    rng = np.random.default_rng(seed)
+
+    def field(channels, sigma):
+        found = rng.random((80, 90, channels), np.float32)
+        blurred = cv2.GaussianBlur(found, (0, 0), sigma).reshape(80, 90, channels).transpose(2, 0, 1)
+        return np.rint(255 * (blurred - blurred.min()) / np.ptp(blurred)).astype(np.uint8)
+
+    loc_levels, cls_levels = field(1, 2)[0], field(5, 6)
+    localization = (loc_levels > 120).astype(np.uint8)
+    changed = 0
+    for damage in (localization * (1 + cls_levels[1:].argmax(axis=0).astype(np.uint8)), localization * 2):
+        voted = watershed_vote(localization, damage, loc_levels, cls_levels, faithful=faithful)[1]
+        expected = vote_region_by_region(localization, damage, loc_levels, cls_levels, faithful)
+        np.testing.assert_array_equal(voted, expected)
+        changed += int((voted != damage).sum())
+    assert changed
 
 
 def test_watershed_vote_leaves_sure_pixels_split_votes_and_rings():

@@ -1,19 +1,21 @@
 """What choosing looks at: the out-of-fold scenes, what networks predicted for them, and their truth.
 
-Every pass over the scenes reads the predictions anew, one scene at a time, so memory does not grow with their number.
-The truth is drawn once and kept compressed, because drawing polygons takes longer than reading levels.
+Every pass over the scenes reads predictions and truth anew, one scene at a time in each process that shares them, so
+memory does not grow with their number. Tables of counts are whole numbers: they are added as they come, and the sums
+are the same in any order.
 """
 
-import pickle
-import tempfile
-import zlib
+import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import closing
+from copy import copy
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -23,14 +25,22 @@ from lib.competitions.contract import Answer, Levels, Scene, settings_for
 from lib.config.sections import Experiment, Search
 from lib.ensemble import blend as blending
 from lib.ensemble import calibration, crf
-from lib.ensemble.search import Lattice
+from lib.ensemble.search import Lattice, add
 from lib.errors import ArtifactError, DataError
+from lib.run import cores
 from lib.run.cli import Run
 from lib.scenes.probs import levels_path, read_levels
 
-TRUTHS_IN_MEMORY = 1 << 28
-"""Bytes of compressed truths that are kept in memory; beyond them they lie in a temporary file."""
+if TYPE_CHECKING:
+    from lib.run.executor import Pool
 
+AT_ONCE = 16
+"""At most so many scenes are counted by a process before it hands over its tables, which may have 60 MB each."""
+
+Look = Callable[..., Any]
+"""A function (scene, further arguments) -> what a pass wants to know of it; processes import it by its name."""
+Sums = dict[Any, Any]
+"""Key -> what is added up under it: tables of counts, or whatever else has a sum that no order changes."""
 Folders = dict[str, dict[str, list[Path]]]
 """Task -> model -> the folders of levels of one scene: one of its own fold, or all folds' for a test scene."""
 
@@ -56,13 +66,12 @@ class Members:
         return self._read[tta]
 
     def _levels(self, tta: str, task: str, folders: dict[str, list[Path]]) -> Iterator[tuple[str, int, np.ndarray]]:
-        exclusive = self.run.competition.tasks[task].kind == "multiclass"
+        known = self.run.competition.tasks[task]
         for model, sources in folders.items():
             for source in sources:
                 path = levels_path(source, self.run.config.predict.tta_sets, tta, self.scene.id)
-                levels, names = read_levels(self.run.store.check(path))
-                if self.names.setdefault(task, names) != names:
-                    raise ArtifactError(f"{source}: expected channels {self.names[task]}, got {names}")
+                levels, self.names[task] = read_levels(self.run.store.check(path), known.classes)
+                exclusive = known.kind == "multiclass"
                 yield model, len(sources), calibration.apply(levels, self.temperatures.get(model, 1), exclusive)
 
     def average(self, weights: Weights, variant: Variant) -> Levels:
@@ -91,9 +100,19 @@ class Members:
         return crf.refine(levels, image, competition.tasks[task].kind == "multiclass", settings)
 
 
-def predicted(
-    run: Run, split: str, temperatures: Mapping[str, float] | None = None
-) -> tuple[list[Scene], Callable[[Scene], Members]]:
+@dataclass
+class Predictions:
+    """Gives the predictions of one scene after the other; ``folders`` has all scenes."""
+
+    run: Run
+    folders: Mapping[str, Folders]
+    temperatures: Mapping[str, float]
+
+    def __call__(self, scene: Scene) -> Members:
+        return Members(self.run, scene, self.folders[scene.id], self.temperatures)
+
+
+def predicted(run: Run, split: str, temperatures: Mapping[str, float] | None = None) -> tuple[list[Scene], Predictions]:
     """Return the scenes of a split that the ensemble has predicted, and what gives the predictions of one of them.
 
     temperatures: of its models. ArtifactError where the models do not cover the same scenes, or a scene is in two
@@ -101,16 +120,12 @@ def predicted(
     """
     folders = _folders(run, split)
     scenes = [scene for scene in run.competition.scenes("train" if split == "oof" else "test") if scene.id in folders]
-
-    def members(scene: Scene) -> Members:
-        return Members(run, scene, folders[scene.id], temperatures or {})
-
-    return scenes, members
+    return scenes, Predictions(run, folders, temperatures or {})
 
 
 def _folders(run: Run, split: str) -> dict[str, Folders]:
     """Return scene id -> where everything lies that is averaged for it."""
-    found: dict[str, Folders] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    found: dict[str, Folders] = defaultdict(dict)
     covered: dict[str, set[str]] = {}
     table = run.folds() if split == "oof" else None
     for name, model in run.config.models.items():
@@ -121,7 +136,7 @@ def _folders(run: Run, split: str) -> dict[str, Folders]:
                 if split == "oof" and scene in covered[name]:
                     raise ArtifactError(f"{scene}: in two folds' out-of-fold predictions of {name}; run stage 01 anew")
                 covered[name].add(scene)
-                found[scene][model.task][name].append(source)
+                found[scene].setdefault(model.task, {}).setdefault(name, []).append(source)
     first, *others = covered
     if split == "oof" and run.config.blend.scenes == "common":
         common = set.intersection(*covered.values())
@@ -178,7 +193,8 @@ class OutOfFold:
     """The labelled scenes with the predictions of networks that never saw them, for one pass after the other.
 
     fold_of: scene id -> fold, of all labelled scenes; scenes: those that have been predicted; members: what gives the
-    predictions of a scene; folder: where truths lie that memory is too small for. DataError where there is no scene.
+    predictions of a scene; pool: the processes that share a pass, none but this one by default. DataError where there
+    is no scene.
     """
 
     def __init__(
@@ -187,7 +203,7 @@ class OutOfFold:
         fold_of: Mapping[str, int],
         scenes: Sequence[Scene],
         members: Callable[[Scene], Members],
-        folder: Path | None = None,
+        pool: "Pool | None" = None,
     ):
         if not scenes:
             raise DataError("no out-of-fold scene has been predicted; run stage 04 with --split oof")
@@ -195,72 +211,180 @@ class OutOfFold:
         self.competition = run.competition
         self.search = run.config.search or Search(axes={})  # without a search one that has no axes
         self.folds = sorted({fold_of[scene.id] for scene in scenes})
-        self._truths = tempfile.SpooledTemporaryFile(TRUTHS_IN_MEMORY, dir=None if folder is None else str(folder))
-        self._places: dict[str, tuple[int, int]] = {}
+        self._pool = pool
+        self._known: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = [({}, {}) for _ in scenes]
+        """Per scene: its tallies and details, by choice, that earlier passes have told."""
 
     def each(self, title: str, every: int = 1) -> Iterator["OutOfFoldScene"]:
-        """Yield every scene, or every so many, with a progress bar of that title."""
-        chosen = list(islice(self.scenes, 0, None, every))
-        for scene in tqdm(chosen, title, leave=False, disable=None):
+        """Yield every scene, or every so many, in this process, with a progress bar of that title."""
+        for scene in tqdm(self.scenes[::every], title, leave=False, disable=None):
             yield OutOfFoldScene(self, scene)
 
-    def truth(self, scene: Scene) -> Answer:
-        """Return a scene's truth, drawn where it is asked for first, then kept compressed."""
-        if scene.id not in self._places:
-            truth = self.competition.truth(scene)
-            packed = zlib.compress(pickle.dumps(truth, protocol=5), level=1)
-            self._truths.seek(0, 2)
-            self._places[scene.id] = self._truths.tell(), len(packed)
-            self._truths.write(packed)
-            return truth
-        start, length = self._places[scene.id]
-        self._truths.seek(start)
-        return pickle.loads(zlib.decompress(self._truths.read(length)))
+    def added(self, title: str, look: Look, *arguments: Any, every: int = 1) -> Sums:
+        """Add up over every scene, or every so many, the tables of whole numbers that ``look`` returns by their keys.
+
+        ``arguments``: what ``look`` is given after the scene. Keys come in the order of the scenes that have them.
+        """
+        sums: Sums = {}
+        first: dict[Hashable, tuple[int, int]] = {}
+        for tables, own in self._pass(title, _add, (look, *arguments), range(0, len(self.scenes), every)):
+            for key, table in tables.items():
+                add(sums, key, table)
+                first[key] = min(first.get(key, own[key]), own[key])
+        return {key: sums[key] for key in sorted(sums, key=first.__getitem__)}
+
+    def listed(self, title: str, look: Look, *arguments: Any, every: int = 1) -> list[Any]:
+        """Return what ``look(scene, *arguments)`` returns for every scene, or every so many, in their order."""
+        places = range(0, len(self.scenes), every)
+        found = dict(one for some in self._pass(title, _list, (look, *arguments), places) for one in some)
+        return [found[place] for place in sorted(found)]
+
+    def judged(self, title: str, choices: Mapping[int, Sequence[Choice]]) -> list[tuple[list[np.ndarray], np.ndarray]]:
+        """Return of every scene the tallies of the choices of its fold, and the detail of the first of them.
+
+        What earlier passes have told is not told again; where they have told all of it, there is no further pass.
+        """
+        keys = {fold: [_key(choice) for choice in own] for fold, own in choices.items()}
+        wanted = [keys[self.fold_of[scene.id]] for scene in self.scenes]
+        missing = [place for place, (own, (tallies, details)) in enumerate(zip(wanted, self._known))
+                   if own[0] not in details or not tallies.keys() >= {*own}]  # fmt: skip
+        for _ in self._pass(title, _judge, (choices,), missing):
+            pass
+        return [
+            ([tallies[key] for key in own], details[own[0]]) for own, (tallies, details) in zip(wanted, self._known)
+        ]
+
+    def _pass(self, title: str, method: Callable, arguments: tuple, asked: Sequence[int]) -> Iterator[Any]:
+        """Yield what ``method(self, scenes by place, *arguments)`` returns, as it comes, for shares of those asked for.
+
+        Scenes of one fold and domain share tables, so a process gets them together: then it has few to hand over.
+        """
+        places, size = list(asked), 1
+        if self._pool is not None and len(self._pool) > 1:
+            places.sort(key=lambda place: (self.fold_of[self.scenes[place].id], self.scenes[place].domain, place))
+            size = max(1, min(AT_ONCE, len(places) // (4 * len(self._pool))))
+        calls = [(places[start : start + size], method, arguments) for start in range(0, len(places), size)]
+        with tqdm(total=len(places), desc=title, leave=False, disable=None) as bar:
+            for found, told in self._answers(calls):
+                for place, (tallies, details) in told.items():
+                    self._known[place][0].update(tallies)
+                    self._known[place][1].update(details)
+                yield found
+                bar.update(len(told))
+
+    def _answers(self, calls: list[tuple]) -> Iterator[Any]:
+        if self._pool is None or len(self._pool) == 1:
+            yield from (_look(self, *call) for call in calls)
+            return
+        held = copy(self)
+        held._pool, held._known = None, []
+        with closing(cores.share(self._pool, held, _look, calls)) as answers:
+            yield from answers
+
+
+def _look(scenes: OutOfFold, places: Sequence[int], method: Callable, arguments: tuple) -> tuple[Any, dict]:
+    """Call ``method`` for some scenes; beside what it returns the tallies and details that each scene has told."""
+    told: dict[int, tuple[dict, dict]] = {}
+
+    def opened() -> Iterator[tuple[int, OutOfFoldScene]]:
+        for place in places:  # one is open at a time
+            item = OutOfFoldScene(scenes, scenes.scenes[place])
+            yield place, item
+            told[place] = item.tallies, item.details
+
+    return method(opened(), *arguments), told
+
+
+def _add(opened: Iterator[tuple[int, "OutOfFoldScene"]], look: Look, *arguments: Any) -> tuple[Sums, dict]:
+    """Add up what ``look`` returns for some scenes; beside it the first scene of each key, and its place there."""
+    sums: Sums = {}
+    first: dict[Hashable, tuple[int, int]] = {}
+    for place, item in opened:
+        for number, (key, table) in enumerate(look(item, *arguments).items()):
+            add(sums, key, table)
+            first[key] = min(first.get(key, (place, number)), (place, number))
+    return sums, first
+
+
+def _list(opened: Iterator[tuple[int, "OutOfFoldScene"]], look: Look, *arguments: Any) -> list[tuple[int, Any]]:
+    """Return (place of the scene, what ``look`` returns for it) of some scenes."""
+    return [(place, look(item, *arguments)) for place, item in opened]
+
+
+def _judge(opened: Iterator[tuple[int, "OutOfFoldScene"]], choices: Mapping[int, Sequence[Choice]]) -> None:
+    """Tally some scenes with each choice of their fold, and take the details of the first."""
+    for _, item in opened:
+        item.detail(choices[item.fold][0])
+        for choice in choices[item.fold]:
+            item.tally(choice)
+
+
+def _key(choice: Choice) -> str:
+    """Return what stands for a choice: of equal ones the same, and short, for it is kept beside each scene."""
+    return hashlib.sha256(repr(choice).encode()).hexdigest()[:16]
 
 
 class OutOfFoldScene:
-    """One scene during a pass: its averages, its answers, and how these count against its truth."""
+    """One scene during a pass: its averages, its answers, and how these count against its truth.
+
+    What was told of it is in ``tallies`` and ``details``, by what stands for a choice: equal ones are decoded once,
+    since folds often agree.
+    """
 
     def __init__(self, source: OutOfFold, scene: Scene):
         self.scene, self.fold = scene, source.fold_of[scene.id]
         self.members = source.members(scene)
-        self._source = source
+        self.competition = source.competition
+        self.tallies: dict[str, np.ndarray] = {}
+        self.details: dict[str, np.ndarray] = {}
         self._averaged: tuple[Weights, Variant, Levels] | None = None
+        self._decoded: dict[str, Answer] = {}
         self._answered: tuple[Choice, Answer] | None = None
-        self._tallies: dict[str, np.ndarray] = {}
 
     @cached_property
     def truth(self) -> Answer:
         """The answer that the official scorer compares with."""
-        return self._source.truth(self.scene)
+        return self.competition.truth(self.scene)
 
     def average(self, weights: Weights, variant: Variant) -> Levels:
         """Return task -> (C, H, W) uint8; the last average is remembered."""
         if self._averaged is None or self._averaged[:2] != (weights, variant):
-            self._averaged = weights, variant, self.members.average(weights, variant)
+            self._averaged, self._decoded = (weights, variant, self.members.average(weights, variant)), {}
         return self._averaged[2]
 
     def count(self, weights: Weights, variant: Variant, grid: Lattice) -> np.ndarray:
         """Count every point of a grid of decode settings: (P, K) int64."""
-        return self._source.competition.count(self.average(weights, variant), self.truth, grid)
+        return self.competition.count(self.average(weights, variant), self.truth, grid)
 
     def answer(self, choice: Choice) -> Answer:
-        """Average and decode as a choice says; the last answer is remembered."""
+        """Average and decode as a choice says, and clean; what chains of steps begin with is decoded once."""
         if self._answered is None or self._answered[0] != choice:
             levels, params = self.average(choice.weights, choice.variant), settings_for(self.scene, choice.params)
-            self._answered = choice, self._source.competition.decode(levels, params)
+            steps = params.get("postprocess", ())
+            settings = {name: value for name, value in params.items() if name != "postprocess"}
+            if (key := repr(settings)) not in self._decoded:
+                self._decoded[key] = self.competition.decode(levels, settings)
+            answer = self._decoded[key]
+            self._answered = choice, self.competition.clean(answer, steps, levels) if steps else answer
         return self._answered[1]
 
     def tally(self, choice: Choice) -> np.ndarray:
-        """Count the answer of a choice, (K,) int64; equal choices are decoded once, since folds often agree."""
-        key = repr(choice)
-        if key not in self._tallies:
-            self._tallies[key] = self._source.competition.tally(self.answer(choice), self.truth)
-        return self._tallies[key]
+        """Count the answer of a choice, (K,) int64."""
+        key = _key(choice)
+        if key not in self.tallies:
+            self.tallies[key] = self.competition.tally(self.answer(choice), self.truth)
+        return self.tallies[key]
+
+    def detail(self, choice: Choice) -> np.ndarray:
+        """Count what further tables need of the answer of a choice, (M,) int64."""
+        key = _key(choice)
+        if key not in self.details:
+            self.details[key] = self.competition.detail(self.answer(choice), self.truth)
+        return self.details[key]
 
 
-def out_of_fold(run: Run, folder: Path, temperatures: Mapping[str, float] | None = None) -> OutOfFold:
-    """Open the out-of-fold scenes of an experiment; ``temperatures``: of its models."""
+def out_of_fold(run: Run, temperatures: Mapping[str, float] | None = None, pool: "Pool | None" = None) -> OutOfFold:
+    """Open the out-of-fold scenes of an experiment; ``temperatures``: of its models; ``pool``: who shares a pass."""
     table = run.folds()
     fold_of = {scene: int(fold) for scene, fold in zip(table["id"], table["fold"], strict=True)}
-    return OutOfFold(run, fold_of, *predicted(run, "oof", temperatures), folder)
+    return OutOfFold(run, fold_of, *predicted(run, "oof", temperatures), pool)

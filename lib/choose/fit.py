@@ -24,18 +24,19 @@ from lib.competitions.contract import Competition
 from lib.config.sections import Experiment
 from lib.ensemble.search import bootstrap, total
 from lib.run.cli import Run
+from lib.run.executor import Pool
 
 Step = Callable[[OutOfFold, Chosen], Chosen]
 """Takes what is chosen so far and returns what is chosen after it."""
 
 
-def choose(run: Run, folder: Path) -> Decision:
-    """Choose on the out-of-fold scenes of an experiment, and write decode.json into ``folder``."""
+def choose(run: Run, folder: Path, pool: Pool | None = None) -> Decision:
+    """Choose on the out-of-fold scenes of an experiment, which ``pool`` shares; write decode.json into ``folder``."""
     temperatures: dict[str, float] = {}
     notes: dict[str, Any] = {}
     if run.config.blend.calibrate:
-        temperatures, notes["calibration"] = fit_temperatures(out_of_fold(run, folder))
-    scenes = out_of_fold(run, folder, temperatures)
+        temperatures, notes["calibration"] = fit_temperatures(out_of_fold(run, pool=pool))
+    scenes = out_of_fold(run, temperatures, pool)
     decision = decide(scenes, temperatures, notes)
     decision.write(folder / DECODE)
     return decision
@@ -98,20 +99,18 @@ def score(scenes: OutOfFold, chosen: Chosen) -> tuple[dict[str, Any], float | No
     latter is the score of all scenes decoded without their fold, counted together; None where there is one fold only.
     """
     competition = scenes.competition
-    tallies, details, held_out = [], [], []
-    for item in scenes.each("score"):
-        tallies.append(item.tally(chosen.choice))
-        details.append(competition.detail(item.answer(chosen.choice), item.truth))
-        if chosen.without:
-            held_out.append(item.tally(chosen.without[item.fold]))
-    counts = np.stack(tallies)  # (S, K)
+
+    own = {fold: [chosen.choice, *([chosen.without[fold]] if chosen.without else [])] for fold in scenes.folds}
+    judged = scenes.judged("score", own)
+    counts = np.stack([tallies[0] for tallies, _ in judged])  # (S, K)
+    held_out = [tallies[1] for tallies, _ in judged if chosen.without]
     scored = {
         "scenes": len(counts),
         "scores": competition.scores(counts.sum(0)),
         "interval95": bootstrap(counts, competition.score, seed=scenes.run.config.seed),
         "per_domain": _by(competition, counts, [scene.domain for scene in scenes.scenes]),
         "per_fold": _by(competition, counts, [str(scenes.fold_of[scene.id]) for scene in scenes.scenes]),
-        "tables": competition.tables(np.sum(details, 0)),
+        "tables": competition.tables(np.sum([detail for _, detail in judged], 0)),
     }
     return scored, float(competition.score(total(held_out))) if held_out else None
 

@@ -1,13 +1,26 @@
 """Choose the models' weights by greedy selection, and the decode settings with them."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from lib.choose.choice import Choice, Chosen, Weights
-from lib.choose.evidence import OutOfFold, settings_to_try
+from lib.choose.choice import Choice, Chosen, Variant, Weights
+from lib.choose.evidence import OutOfFold, OutOfFoldScene, settings_to_try
 from lib.ensemble import selection
-from lib.ensemble.search import add, total
+from lib.ensemble.search import Lattice, total
+
+Key = tuple[int | None, int]
+"""Place among the weights to evaluate, None for the fixed choice; and fold."""
+
+
+def count(
+    item: OutOfFoldScene, lists: Sequence[Weights], variant: Variant, grid: Lattice, fixed: Choice | None
+) -> dict[Key, np.ndarray]:
+    """Count one scene for a grid of settings under each of many weights, and the fixed choice where it is given."""
+    tables: dict[Key, np.ndarray] = {
+        (place, item.fold): item.count(weights, variant, grid) for place, weights in enumerate(lists)
+    }
+    return tables if fixed is None else tables | {(None, item.fold): item.tally(fixed)}
 
 
 def choose_greedily(scenes: OutOfFold, chosen: Chosen) -> Chosen:
@@ -17,13 +30,10 @@ def choose_greedily(scenes: OutOfFold, chosen: Chosen) -> Chosen:
     baseline: dict[int, np.ndarray] = {}
 
     def evaluate(lists: list[dict[str, float]]) -> list[dict[Hashable, np.ndarray]]:
+        fixed = None if baseline else chosen.fixed
         tables: list[dict[Hashable, np.ndarray]] = [{} for _ in lists]
-        first_pass = not baseline
-        for item in scenes.each("greedy selection"):
-            for table, weights in zip(tables, lists, strict=True):
-                add(table, item.fold, item.count(weights, variant, grid))
-            if first_pass:
-                add(baseline, item.fold, item.tally(chosen.fixed))
+        for (place, fold), table in scenes.added("greedy selection", count, lists, variant, grid, fixed).items():
+            (baseline if place is None else tables[place])[fold] = table
         return tables
 
     def choice(weights: Weights, point: int) -> Choice:

@@ -48,6 +48,20 @@ class Candidates:
         return slice(average * len(self.grid), (average + 1) * len(self.grid))
 
 
+COUNTED, FIXED = "counted", "fixed"
+
+
+def count(
+    item: OutOfFoldScene, candidates: Candidates, fixed: Choice, apart: bool
+) -> dict[tuple[str, Any], np.ndarray]:
+    """Count one scene for all candidates, by its place, and for the fixed choice, by its fold.
+
+    apart: whether domains are told apart.
+    """
+    place = item.fold, item.scene.domain if apart else ""
+    return {(COUNTED, place): candidates.count(item), (FIXED, item.fold): item.tally(fixed)}
+
+
 def choose_jointly(scenes: OutOfFold, chosen: Chosen) -> Chosen:
     """Search the weights, variants and settings that the experiment allows."""
     config, grid = scenes.run.config, settings_to_try(scenes.run, chosen.fixed)
@@ -60,14 +74,11 @@ def choose_among(scenes: OutOfFold, chosen: Chosen, candidates: Candidates) -> C
     The fixed settings are kept where no candidate scores higher, also by each choice without a fold.
     """
     competition, search = scenes.competition, scenes.search
-    counts: dict[Place, np.ndarray] = {}  # -> (P, K)
-    baseline: dict[int, np.ndarray] = {}
-    scenes_in: Counter[Place] = Counter()
-    for item in scenes.each("search"):
-        place = item.fold, item.scene.domain if search.per_domain or search.unseen else ""
-        searching.add(counts, place, candidates.count(item))
-        searching.add(baseline, item.fold, item.tally(chosen.fixed))
-        scenes_in[place] += 1
+    apart = search.per_domain or bool(search.unseen)
+    found = scenes.added("search", count, candidates, chosen.fixed, apart)
+    counts = {place: table for (what, place), table in found.items() if what == COUNTED}  # -> (P, K)
+    baseline = {fold: table for (what, fold), table in found.items() if what == FIXED}
+    scenes_in = Counter((scenes.fold_of[one.id], one.domain if apart else "") for one in scenes.scenes)
 
     def pick(table: np.ndarray) -> int:
         shape = (len(candidates.weights), *candidates.grid.shape)
@@ -99,11 +110,11 @@ def choose_among(scenes: OutOfFold, chosen: Chosen, candidates: Candidates) -> C
                 else:
                     say(f"  all domains keep the same settings: expected {nested.expected:.4f}, apart {expected:.4f}")
             notes["chosen_without_fold"] = {str(k): own.to_json() for k, own in every.items() if k is not None}
-    found = chosen.settle(every, notes)
-    if rows := candidates.rows(found.choice):  # a later step may need what was counted under this average
+    settled = chosen.settle(every, notes)
+    if rows := candidates.rows(settled.choice):  # a later step may need what was counted under this average
         own = {place: table[rows] for place, table in counts.items()}
-        found = replace(found, by_domain=searching.merge(own, lambda place: place[1]))
-    return found
+        settled = replace(settled, by_domain=searching.merge(own, lambda place: place[1]))
+    return settled
 
 
 @dataclass(frozen=True)

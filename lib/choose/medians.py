@@ -5,16 +5,43 @@ the search is searched anew, while the other settings stay at the flattest best 
 is used. For a single map this is what a majority vote of its binarisations at all winning values would give.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from lib.choose.choice import Chosen
-from lib.choose.evidence import OutOfFold
+from lib.choose.choice import Choice, Chosen
+from lib.choose.evidence import OutOfFold, OutOfFoldScene
 from lib.ensemble.search import total
 from lib.ensemble.thresholds import spread
 
 DRAWS = 500
+
+
+Tables = dict[tuple[int | None, str], np.ndarray]
+"""Left-out fold and axis -> (values, K)."""
+
+
+def count_axes(
+    item: OutOfFoldScene,
+    axes: Mapping[str, Sequence[float]],
+    searched: Mapping[int | None, Choice],
+    without: Mapping[int, Choice],
+) -> tuple[np.ndarray, Tables]:
+    """Tally one scene with what was chosen without its fold, and count each axis around each choice for other folds."""
+    competition = item.competition
+    tables: Tables = {}
+    known: dict[str, dict[str, np.ndarray]] = {}  # folds often choose the same settings
+    for k, own in searched.items():
+        if item.fold == k:
+            continue
+        if repr(own) not in known:
+            known[repr(own)] = {
+                name: item.count(own.weights, own.variant, competition.grid({name: values}, own.params))
+                for name, values in axes.items()
+            }
+        tables |= {(k, name): table for name, table in known[repr(own)].items()}
+    return item.tally(without[item.fold]), tables
 
 
 def take_medians(scenes: OutOfFold, chosen: Chosen) -> Chosen:
@@ -28,21 +55,11 @@ def take_medians(scenes: OutOfFold, chosen: Chosen) -> Chosen:
     competition, search = scenes.competition, scenes.search
     axes = {name: sorted(values) for name, values in search.axes.items() if len(values) > 1}
     searched = {k: own for k, own in chosen.every().items() if own != chosen.fixed}
-    tables: dict[tuple[int | None, str], list[np.ndarray]] = {(k, name): [] for k in searched for name in axes}
-    held_out = []
-    for item in scenes.each("medians"):
-        held_out.append(item.tally(chosen.without[item.fold]))
-        known: dict[str, dict[str, np.ndarray]] = {}  # folds often choose the same settings
-        for k, own in searched.items():
-            if item.fold == k:
-                continue
-            if repr(own) not in known:
-                known[repr(own)] = {
-                    name: item.count(own.weights, own.variant, competition.grid({name: values}, own.params))
-                    for name, values in axes.items()
-                }
-            for name, table in known[repr(own)].items():
-                tables[k, name].append(table)
+    looks = scenes.listed("medians", count_axes, axes, searched, chosen.without)
+    held_out = [tally for tally, _ in looks]
+    tables = {
+        (k, name): [table[k, name] for _, table in looks if (k, name) in table] for k in searched for name in axes
+    }
     stability: dict[str, dict[str, Any]] = {}
     settled = chosen.every()
     for k, own in searched.items():

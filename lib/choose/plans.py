@@ -16,9 +16,8 @@ from itertools import chain, combinations, product
 import numpy as np
 
 from lib.choose.choice import Choice, Subset, Variant, Weights
-from lib.choose.evidence import OutOfFold
+from lib.choose.evidence import OutOfFold, OutOfFoldScene
 from lib.config.sections import Experiment
-from lib.ensemble.search import add
 from lib.inference.tta import VIEWS
 from lib.run.cli import Run
 
@@ -64,6 +63,11 @@ def seconds(run: Run) -> dict[str, float]:
     return found
 
 
+def tally_each(item: OutOfFoldScene, choices: Sequence[Choice]) -> dict[int, np.ndarray]:
+    """Tally one scene with each of many choices, by their places."""
+    return {place: item.tally(smaller) for place, smaller in enumerate(choices)}
+
+
 def compare(scenes: OutOfFold, choice: Choice) -> list[Subset]:
     """Score every subset of models with every set of views, from the cheapest to the dearest.
 
@@ -77,10 +81,8 @@ def compare(scenes: OutOfFold, choice: Choice) -> list[Subset]:
         Choice({name: choice.weights[name] for name in models}, choice.params, Variant(tta, choice.variant.crf))
         for models, tta in combined
     ]
-    counts: dict[int, np.ndarray] = {}
-    for item in scenes.each("fewer models and views", every=-(-len(scenes.scenes) // SCENES)):
-        for place, smaller in enumerate(choices):
-            add(counts, place, item.tally(smaller))
+    every = -(-len(scenes.scenes) // SCENES)
+    counts = scenes.added("fewer models and views", tally_each, choices, every=every)
     cost, largest = seconds(scenes.run), len(VIEWS[config.predict.tta_sets[-1]])
     needed = [round(sum(cost[name] for name in models) * len(VIEWS[tta]) / largest, 4) for models, tta in combined]
     scores = [float(competition.score(counts[place])) for place in range(len(combined))]

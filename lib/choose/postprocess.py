@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from lib.choose.choice import Chain, Choice, Chosen
-from lib.choose.evidence import OutOfFold
+from lib.choose.evidence import OutOfFold, OutOfFoldScene
 from lib.competitions.contract import Competition
-from lib.ensemble.search import accept, add
+from lib.ensemble.search import accept
 
 Steps = Sequence[Mapping[str, Any]]
 
@@ -17,12 +17,7 @@ def choose_postprocessing(scenes: OutOfFold, chosen: Chosen) -> Chosen:
     """Try the chains of ``search.postprocess`` on the choice, and on each choice without a fold on the other folds."""
     competition = scenes.competition
     chains: list[Steps] = [(), *scenes.search.postprocess]
-    sums: dict[tuple[int | None, int], np.ndarray] = {}
-    for item in scenes.each("post-processing"):
-        for left_out, own in chosen.every().items():
-            if item.fold != left_out:
-                for c, chain in enumerate(chains):
-                    add(sums, (left_out, c), item.tally(_with_chain(own, chain)))
+    sums = scenes.added("post-processing", tally_chains, chosen.every(), chains)
     counts = {left_out: [sums[left_out, c] for c in range(len(chains))] for left_out in chosen.every()}
     settled = {k: _with_chain(own, chains[_best(competition, counts[k])]) for k, own in chosen.every().items()}
     tried = [
@@ -30,6 +25,26 @@ def choose_postprocessing(scenes: OutOfFold, chosen: Chosen) -> Chosen:
         for c, (chain, tally) in enumerate(zip(chains, counts[None], strict=True))
     ]
     return chosen.settle(settled, {"postprocess_tried": tried})
+
+
+def tally_chains(
+    item: OutOfFoldScene, every: Mapping[int | None, Choice], chains: Sequence[Steps]
+) -> dict[tuple[int | None, int], np.ndarray]:
+    """Tally one scene with each chain after each choice that was made with its fold, by left-out fold and chain.
+
+    The score is among them, whichever chain is taken: so the scene is tallied with the choice made without its fold
+    too, and the details of the choice made on all folds are taken, in the same pass.
+    """
+    tables = {}
+    for left_out, own in every.items():
+        for c, chain in enumerate(chains):
+            choice = _with_chain(own, chain)
+            tally = item.tally(choice)
+            if item.fold != left_out:
+                tables[left_out, c] = tally
+            if left_out is None:
+                item.detail(choice)
+    return tables
 
 
 def _with_chain(choice: Choice, chain: Steps) -> Choice:

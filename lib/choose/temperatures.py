@@ -7,9 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from lib.choose.evidence import OutOfFold, default_variant
+from lib.choose.evidence import OutOfFold, OutOfFoldScene, default_variant
 from lib.ensemble import calibration
 from lib.run.cli import say
+
+
+def gather(item: OutOfFoldScene, tta: str) -> dict[tuple[str, int], calibration.Evidence]:
+    """Take from one scene what a fit needs of each model, by model and fold."""
+    competition, found = item.competition, {}
+    for task, members in item.members.levels(tta).items():
+        target = competition.training_target(item.scene, task)
+        for model, _, levels in members:
+            own = np.broadcast_to(target, levels.shape[1:])
+            found[model, item.fold] = calibration.gather(competition.tasks[task], levels, own)
+    return found
 
 
 def fit_temperatures(scenes: OutOfFold) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
@@ -18,16 +29,9 @@ def fit_temperatures(scenes: OutOfFold) -> tuple[dict[str, float], dict[str, dic
     Returns (model -> temperature, model -> what ``Decision.calibration`` says: how reliable the model is before and
     after, each fold held out).
     """
-    competition, tta = scenes.competition, default_variant(scenes.run.config).tta
     pixels: dict[str, dict[Hashable, calibration.Evidence]] = defaultdict(dict)
-    for item in scenes.each("calibrate"):
-        for task, members in item.members.levels(tta).items():
-            target = competition.training_target(item.scene, task)
-            for model, _, levels in members:
-                own = np.broadcast_to(target, levels.shape[1:])
-                new = calibration.gather(competition.tasks[task], levels, own)
-                known = pixels[model]
-                known[item.fold] = known[item.fold] + new if item.fold in known else new
+    for (model, fold), own in scenes.added("calibrate", gather, default_variant(scenes.run.config).tta).items():
+        pixels[model][fold] = own
     temperatures, reports = {}, {}
     for model, by_fold in pixels.items():
         if len(by_fold) < 2:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from lib.choose.choice import Choice, Chosen
-from lib.choose.evidence import OutOfFold, settings_to_try
+from lib.choose.evidence import OutOfFold, OutOfFoldScene, settings_to_try
 from lib.ensemble import search as searching
 from lib.run.cli import say
 
@@ -33,15 +33,13 @@ def add_unseen_settings(scenes: OutOfFold, chosen: Chosen) -> Chosen:
         domain: searching.choose(everything - own, competition.score, grid.shape, search.plateau)
         for domain, own in tables.items()
     }
-    replaced = []
-    for item in scenes.each("unseen domains"):
-        common = grid[points[item.scene.domain]]
-        replaced.append(item.tally(replace(choice, params={**common, **stated})))
+    common = {domain: replace(choice, params={**grid[point], **stated}) for domain, point in points.items()}
+    (replaced,) = scenes.added("unseen domains", tally_by_domain, common).values()
     scores = {
         "common_settings": float(
             competition.score(searching.total(table[points[domain]] for domain, table in tables.items()))
         ),
-        "stated_settings": float(competition.score(searching.total(replaced))),
+        "stated_settings": float(competition.score(replaced)),
     }
     kept = scores["stated_settings"] > scores["common_settings"]
     say("  domains held out one by one score {common_settings:.4f} with the others' settings, {stated_settings:.4f} "
@@ -59,7 +57,14 @@ def add_unseen_settings(scenes: OutOfFold, chosen: Chosen) -> Chosen:
 
 def _count_domains(scenes: OutOfFold, choice: Choice, grid: searching.Lattice) -> Mapping[str, np.ndarray]:
     """Count the grid under a choice's weights and variant: domain -> (P, K)."""
-    tables: dict[str, np.ndarray] = {}
-    for item in scenes.each("domains"):
-        searching.add(tables, item.scene.domain, item.count(choice.weights, choice.variant, grid))
-    return tables
+    return scenes.added("domains", count_domain, choice, grid)
+
+
+def count_domain(item: OutOfFoldScene, choice: Choice, grid: searching.Lattice) -> dict[str, np.ndarray]:
+    """Count one scene for a grid under a choice's weights and variant, by its domain."""
+    return {item.scene.domain: item.count(choice.weights, choice.variant, grid)}
+
+
+def tally_by_domain(item: OutOfFoldScene, choices: Mapping[str, Choice]) -> dict[str, np.ndarray]:
+    """Tally one scene with the choice of its domain; all scenes have one key."""
+    return {"": item.tally(choices[item.scene.domain])}

@@ -12,13 +12,14 @@ import numpy as np
 
 from lib.competitions.facts import Facts, Memo, state_of
 from lib.competitions.sample import Sampled
-from lib.competitions.scene import SPLITS, Answer, Finding, Scene
+from lib.competitions.scene import SPLITS, Answer, Finding, Scene, is_text
 from lib.errors import DataError
 from lib.scenes import raster
 from lib.scenes.raster import Size
 from lib.settings import Limits, limits, set_limits
 from lib.tasks import Task, known, names_of
 
+NOT_TEXT = "name of a file that is not UTF-8, left out"
 FACTS = "flags from pixels, black and white of a palette as they are seen"
 """How facts are read; those that were remembered from another way are read anew."""
 
@@ -81,7 +82,10 @@ class Dataset(Sampled):
         if split not in self._listed:
             if self.sampled is not None:
                 self.check_sample()
-            self._listed[split] = self.listed(split)
+            listed, findings = self.listed(split)
+            odd = [s for s in listed if not all(map(is_text, (s.id, s.group, *map(str, s.files.values()))))]
+            findings = [*findings, *(Finding(NOT_TEXT, scene.id, "rename it") for scene in odd)]
+            self._listed[split] = [scene for scene in listed if scene not in odd] if odd else listed, findings
         return self._listed[split][0]
 
     def _usable(self, labelled: Sequence[Scene], listed: int) -> dict[str, Scene]:

@@ -12,6 +12,7 @@ from lib.competitions import passed, records
 from lib.competitions.dataset import Dataset
 from lib.competitions.scene import SPLITS, Finding, Scene, told
 from lib.errors import DataError
+from lib.scenes import raster
 from lib.scenes.blemishes import blemishes
 
 
@@ -76,6 +77,7 @@ class Doctor(Dataset):
         """Report the pictures, videos and files beside them below ``root`` that are in no scene and in no finding."""
         listed = [scene for split in SPLITS for scene in self._list(split)]
         used = [*self.read_files(), *(path for scene in listed for path in scene.files.values())]
+        used += [mask for path in used for mask in raster.with_image(path)]
         said = {word for f in findings for word in re.split(r"[\s,;()]+", f"{f.scene} {f.detail}")}
         found = [Finding(*found) for found in passed.passed_over(self.root, used, self.other_folders)]
         times = Counter(Path(f.scene).name for f in found)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lib import files
+from lib.scenes import raster
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def state_of(paths: list[Path]) -> list[Any]:
     found: list[Any] = []
     for path in paths:
         try:
-            inside = sorted(path.iterdir()) if path.is_dir() else [path]
+            inside = sorted(path.iterdir()) if path.is_dir() else [path, *raster.with_image(path)]
             found += [[file.name, (state := file.stat()).st_size, files.time_of(state)] for file in inside]
         except OSError:
             found.append(None)

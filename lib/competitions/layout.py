@@ -212,8 +212,9 @@ def find_images(
     """Return id -> image of a split, sorted, and what is not used.
 
     ``pattern`` names a folder, or the files themselves where it has a ``*``.
-    ``expression``: searched in a file's path below ``root``, its groups joined by "_" are the id; without groups or a
-    match that is the file's name, with its ``suffix`` or without. Of two files with one id the first by name is taken.
+    ``expression``: searched in a file's path below ``root``, its groups joined by "_" are the id, but for those that
+    took no part in the match; without groups or a match that is the file's name, with its ``suffix`` or without. Of two
+    files with one id the first by name is taken.
     """
     folder = None if "*" in (pattern or "") else image_folder(root, split, pattern)
     paths = folder.iterdir() if folder else root.glob(pattern) if pattern else ()
@@ -221,7 +222,7 @@ def find_images(
     findings = []
     for path in sorted(filter(is_picture, paths)):
         match = re.search(expression, path.relative_to(root).as_posix())
-        image_id = ("_".join(match.groups()) if match else "") or (path.name if suffix else path.stem)
+        image_id = ("_".join(filter(None, match.groups())) if match else "") or (path.name if suffix else path.stem)
         if (first := found.setdefault(image_id, path)) != path:
             findings.append(Finding("two images of one id", image_id, f"{first} is used, not {path}"))
     return dict(sorted(found.items())), findings

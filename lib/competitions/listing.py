@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator
 
 from lib.competitions import suffixes
 from lib.competitions.records import Records, bare
-from lib.competitions.scene import Finding
+from lib.competitions.scene import Finding, is_text
 from lib.competitions.suffixes import is_picture
 from lib.errors import ConfigError
 from lib.settings import some
@@ -30,6 +30,8 @@ def checked_classes(given: Any, most: int = IGNORE - 1) -> tuple[str, ...]:
         shown = ", ".join(map(str, odd[:5]))
         raise ValueError(f"expected names, found {shown}; quote them: YAML reads no, yes, on, off and numbers as "
                          "something else")  # fmt: skip
+    if odd := [name for name in given if not is_text(name)]:
+        raise ValueError(f"expected names in UTF-8, found {odd[0]!a}; rename the folder that is called so")
     if not 2 <= len(given) <= most:
         raise ValueError(f"expected 2 to {most} names in the order of their indices, found {len(given)}")
     columns = names_of(given)

@@ -33,7 +33,7 @@ from lib.competitions.tables import Form, Name
 from lib.ensemble.search import Lattice
 from lib.errors import ConfigError, DataError
 from lib.scenes import raster, rle
-from lib.tasks import MulticlassMask, MultilabelMask, names_of
+from lib.tasks import MulticlassMask, MultilabelMask, names_of, strongest
 
 
 class MulticlassRLEOptions(RunsOptions):
@@ -160,8 +160,9 @@ class MulticlassRLE(mean_dice.PerClass, RunsCompetition):
 
     def _planes(self, levels: Levels) -> np.ndarray:
         planes = levels["loc"][-len(self.classes) :]
-        strongest = np.arange(len(planes))[:, None, None] == planes.argmax(0)
-        return np.where(strongest, planes, np.uint8(0)) if self.options.exclusive else planes
+        if not self.options.exclusive:
+            return planes
+        return np.where(np.arange(len(planes))[:, None, None] == strongest(planes), planes, np.uint8(0))
 
     def count(self, levels: Levels, truth: Answer, grid: Lattice) -> np.ndarray:
         """Count one image for all points: (P, 5 C) int64; a class is counted once for each of its own settings."""

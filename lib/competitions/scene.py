@@ -71,6 +71,19 @@ class Finding:
     scene: str
     detail: str = ""
 
+    def __post_init__(self) -> None:
+        """Make texts printable: a name of a file may have bytes that are not UTF-8."""
+        for name in ("kind", "scene", "detail"):
+            object.__setattr__(self, name, getattr(self, name).encode(errors="backslashreplace").decode())
+
+
+def is_text(text: str) -> bool:
+    """Tell whether a text can be written, which the name of a file with bytes that are not UTF-8 cannot."""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
 
 def summarize(findings: Iterable[Finding], names: int = 3) -> list[str]:
     """Return one line per kind of finding, in order of first appearance: how many, and the first ``names`` scenes."""

@@ -108,6 +108,23 @@ class Submission(Dataset):
                 faults.append(str(error))
         return faults
 
+    def sameness(self, path: Path) -> str:
+        """Say that all rows of a CSV, or of the one in a folder, hold the same answer, "" where they do not.
+
+        That is no fault, but what a sample submission holds that nobody has filled in.
+        """
+        table = Path(path) / SUBMISSION if Path(path).is_dir() else Path(path)
+        try:
+            rows = tables.read(table, self.form)
+        except DataError:
+            return ""
+        answers = {tuple(map(str.strip, row[self.form.names :])) for row in rows}
+        if len(answers) != 1 or len({self.scene_of(row) for row in rows}) < 2:
+            return ""
+        shown = ",".join(answers.pop())[:40]
+        return (f"{table}: each of its {len(rows)} rows holds the same answer ({shown!r}), as in a sample submission "
+                "that nobody has filled in; is it the right file?")  # fmt: skip
+
     def row_fault(self, row: Row) -> str:
         """Say what is wrong with the answer in a row that holds no runs, "" if nothing."""
         return ""

@@ -81,6 +81,9 @@ class Data(Section):
     """Write the embedded demo set at ``root`` when it is not there yet."""
     limits: Limits = Limits()
     """The most that a file may hold; one that holds more is named and not read."""
+    workers: int | None = Field(None, ge=1, le=1000)
+    """Processes that share the scenes in stages 01 and 05, each on a core of its own; none: one per core that this
+    process may use, but one for each 32 scenes at most. Their number changes no result."""
 
 
 class Folds(Section):
@@ -444,8 +447,9 @@ class Train(Section):
     """Damage nets: the localization model whose out-of-fold masks enter the selection score; none: oracle masks."""
     workers: int = Field(0, ge=0, le=1000)
     """Loader processes."""
-    cache: Literal["memory", "none"] = "memory"
-    """Keep decoded training scenes in memory, or read them again for every crop."""
+    cache: Literal["memory", "disk", "none"] = "memory"
+    """Keep decoded training scenes in memory or, at the size that the network sees, in files of the workdir of which a
+    crop reads its window; or read the images again for every crop."""
     save_minutes: float = Field(10.0, gt=0)
     """Longest time between two saves of the resumable state."""
 

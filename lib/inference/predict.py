@@ -1,6 +1,7 @@
 """Predict one scene with one network: size, windows, views, precision."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from lib.config.sections import Predict
 from lib.errors import ConfigError
-from lib.inference.tiles import mirror, predict_tiled
+from lib.inference.tiles import mirrored, predict_tiled
 from lib.inference.tta import VIEWS, averages
 from lib.models.layers import Network
 from lib.run import runtime
@@ -18,6 +19,20 @@ from lib.scenes.view import View, resize
 NATIVE = View()
 FRAMES = 16
 """Frames of a video that are predicted at once."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A scene as the network sees it, at each scale."""
+
+    native: tuple[int, int]
+    """The scene's own (height, width)."""
+    frames: bool
+    """Whether it has frames, each of which gets a label."""
+    images: list[Tensor]
+    """(C, h, w) uint8, sides multiples of the network's stride; of frames (F, C, h, w)."""
+    inner: list[tuple[slice, slice]]
+    """Rows and columns of each image that are the scene's; the others are its mirror image."""
 
 
 class Predictor:
@@ -58,54 +73,68 @@ class Predictor:
         """Predict one scene with the largest set of views; arguments as of ``every_set``."""
         return self.every_set(image, pixel_size)[self.sets[-1]]
 
-    @torch.inference_mode()
     def every_set(self, image: np.ndarray | Tensor, pixel_size: float | None = None) -> dict[str, np.ndarray]:
         """Predict one scene: set of views -> probs; each set's are those that it gives alone.
 
         The network is left in eval mode. pixel_size: the scene's, where the view needs it.
         """
-        self.network.eval()
-        image = np.asarray(image)
-        native = image.shape[-2:]
-        height, width = self.view.whole(native, pixel_size)
-        predict = self._frames if image.ndim == 4 else self._image
-        total: Any = None
-        autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-        with runtime.tf32(self.tf32), autocast:
-            for scale in self.scales:
-                probs = predict(image, (max(1, round(height * scale)), max(1, round(width * scale))))
-                total = probs if total is None else total + probs
-        mean = total if len(self.scales) == 1 else total / len(self.scales)
-        return dict(zip(self.sets, np.split(mean, len(self.sets))))
+        seen = self.prepare(image, pixel_size)
+        return self.finish(seen, self.answers(seen))
 
-    def _image(self, image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-        """Predict (C, H, W) seen at ``shape``: probs (K, H, W), at the image's own size again.
+    def prepare(self, image: np.ndarray | Tensor, pixel_size: float | None = None) -> Prepared:
+        """Resize and pad a scene for the network, without it; arguments as of ``every_set``. Any thread may do it.
 
-        Raises ConfigError for a view that crops: what lies outside would have no probabilities.
+        Raises ConfigError for a view that crops an image: what lies outside would have no probabilities.
         """
-        if self.view.crop is not None:
+        image = np.asarray(image)
+        if image.ndim == 3 and self.view.crop is not None:
             raise ConfigError(f"view.crop: expected a network of one label per image, got one that answers every "
                               f"pixel, which a centre crop of {self.view.crop} leaves out; remove it")  # fmt: skip
-        # contiguous: an image stacked from (H, W, 3) arrays has other strides, from which a batch of one comes out with
-        # a layout that every convolution converts again (twice the time)
-        high, wide = (min(self.pad, side - 1) for side in shape)
-        padded = np.pad(_resized(image, shape), [(0, 0), (high, high), (wide, wide)], mode="reflect")
-        seen = torch.from_numpy(padded).contiguous()
-        probs = predict_tiled(self.views_of, seen, self.tile, self.overlap, self.network.stride)
-        probs = probs[:, high : high + shape[0], wide : wide + shape[1]]
-        return _resized(probs.numpy(), image.shape[-2:])
+        native, stride = (image.shape[-2], image.shape[-1]), self.network.stride
+        height, width = self.view.whole(native, pixel_size)
+        images, inner = [], []
+        for scale in self.scales:
+            shape = (max(1, round(height * scale)), max(1, round(width * scale)))
+            if image.ndim == 4:
+                rows, columns = self.view.centre(shape)
+                cut = np.stack([_resized(frame, shape)[:, rows, columns] for frame in image])
+                high = wide = 0
+            else:
+                cut, (high, wide) = _resized(image, shape), (min(self.pad, side - 1) for side in shape)
+                if high or wide:
+                    cut = np.pad(cut, [(0, 0), (high, high), (wide, wide)], mode="reflect")
+            # C: an image stacked from (H, W, 3) arrays has other strides, from which a batch of one comes out with a
+            # layout that every convolution converts again (twice the time). W: torch takes none that it may not write
+            images.append(mirrored(torch.from_numpy(np.require(cut, requirements=["C", "W"])), stride))
+            inner.append((slice(high, high + shape[0]), slice(wide, wide + shape[1])))
+        return Prepared(native, image.ndim == 4, images, inner)
 
-    def _frames(self, frames: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-        """Predict (F, C, H, W), each frame seen whole at ``shape``: probs (K, 1, F)."""
-        stride = self.network.stride
-        rows, columns = self.view.centre(shape)
-        height, width = (-(-(part.stop - part.start) // stride) * stride for part in (rows, columns))
-        found = []
-        for first in range(0, len(frames), FRAMES):
-            some = [_resized(frame, shape)[:, rows, columns] for frame in frames[first : first + FRAMES]]
-            x = torch.stack([mirror(torch.from_numpy(frame), height, width) for frame in some])  # (B, C, height, width)
-            found.append(self.views_of(x)[:, :, 0, 0].float().cpu().numpy())  # (B, K)
-        return np.concatenate(found).T[:, None]  # (K, 1, F)
+    @torch.inference_mode()
+    def answers(self, seen: Prepared) -> list[Tensor]:
+        """Return what the network says of a scene at each scale, on the CPU: probs (S * K, h, w) float32 for the S sets
+        of views, or (S * K, 1, F) of frames. The network is left in eval mode."""
+        self.network.eval()
+        autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        with runtime.tf32(self.tf32), autocast:
+            if seen.frames:
+                return [self._labels(frames) for frames in seen.images]
+            return [predict_tiled(self.views_of, image, self.tile, self.overlap, self.network.stride)
+                    for image in seen.images]  # fmt: skip
+
+    def finish(self, seen: Prepared, answers: Sequence[Tensor]) -> dict[str, np.ndarray]:
+        """Bring answers back to the scene's own size and average the scales: set of views -> probs (K, H, W), or
+        (K, 1, F) of frames. Any thread may do it."""
+        total: Any = None
+        for (rows, columns), answer in zip(seen.inner, answers, strict=True):
+            probs = answer.numpy() if seen.frames else _resized(answer.numpy()[:, rows, columns], seen.native)
+            total = probs if total is None else total + probs
+        mean = total if len(answers) == 1 else total / len(answers)
+        return dict(zip(self.sets, np.split(mean, len(self.sets))))
+
+    def _labels(self, frames: Tensor) -> Tensor:
+        """Predict (F, C, h, w), each frame seen whole: probs (S * K, 1, F)."""
+        found = [self.views_of(some)[:, :, 0, 0].float().cpu() for some in frames.split(FRAMES)]  # (B, S * K)
+        return torch.cat(found).T[:, None]
 
 
 def compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -69,10 +69,10 @@ def _imports(tree: ast.Module) -> Iterator[str]:
 
 
 def requirements(path: Path = ROOT / "requirements.txt") -> dict[str, str]:
-    """Return distribution -> the versions that were tested (">=1.0.31,<1.1"), "" for any."""
+    """Return distribution -> the versions that were tested (">=1.0.31,<1.1"), "" for any; not those of ``-r``."""
     found = {}
     for line in path.read_text(encoding="utf-8").splitlines():
-        if match := re.match(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?\s*([^#;]*)", line.strip()):
+        if match := re.match(r"([A-Za-z0-9][A-Za-z0-9._-]*)(?:\[[^\]]*\])?\s*([^#;]*)", line.strip()):
             found[plain(match[1])] = match[2].replace(" ", "")
     return found
 

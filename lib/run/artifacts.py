@@ -7,19 +7,19 @@ is *frozen*: taken as given, never rebuilt.
 """
 
 import contextlib
-import fcntl
+import glob
 import os
 import shutil
-import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from lib.errors import ArtifactError
-from lib.files import digest, write_json
-from lib.run import faults, manifest
+from lib.files import digest, file_state, write_json
+from lib.run import faults, lease, manifest
+from lib.run.lease import Held
 from lib.run.manifest import BEGUN, MANIFEST, SCAFFOLD, read_object
 from lib.settings import some
 
@@ -126,7 +126,7 @@ class Store:
     def _changed(made: Mapping[str, Any], unit: Unit) -> list[str]:
         """Return what a unit reads of the data that is not as it was; nothing where either state is not known."""
         then, now = made.get("data") or unit.data, unit.data or made.get("data", {})
-        return [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name) and
+        return [name for name in sorted(then.keys() | now.keys()) if (then.get(name) or None) != now.get(name) and
                 now.get(name) != ""]  # fmt: skip
 
     def older_code(self, unit: Unit) -> bool:
@@ -166,6 +166,20 @@ class Store:
             raise ArtifactError(f"{folder / odd[0]}: expected only what {folder / MANIFEST} lists, found {len(odd)} "
                                 "more; move them elsewhere")  # fmt: skip
 
+    def refuse_mixed(self, unit: Unit, source: Unit) -> None:
+        """Raise ArtifactError where a unit of ``--inputs``, this one or one below it, was made from another ``source``.
+
+        Each of several folders may hold a part of another experiment: one the folds, one networks that were trained on
+        other folds.
+        """
+        folder, today = self.folder(unit), manifest.made(self.folder(source))
+        made = None if (self.root / unit.key).exists() else manifest.made(folder)
+        if made is not None and today is not None and not manifest.reads(made, source.key, today):
+            raise ArtifactError(f"{folder}: was made from another {source.key} than {self.folder(source)}; take both "
+                                "from one experiment, or predict test scenes alone (--split test)")  # fmt: skip
+        for needed in unit.upstream:
+            self.refuse_mixed(needed, source)
+
     def check(self, path: Path) -> Path:
         """Return a file of a unit that was required, if its bytes are those that were written. ArtifactError."""
         command = next((self._commands[parent] for parent in path.parents if parent in self._commands), "")
@@ -195,7 +209,7 @@ class Store:
             return False
         for needed in () if known else unit.upstream:
             self.adopt(needed)
-        with contextlib.suppress(ArtifactError, OSError), self._lock(unit):
+        with contextlib.suppress(ArtifactError, OSError), self._lock(unit, watch=False):
             if known:
                 manifest.retime(own)
                 return False
@@ -220,17 +234,31 @@ class Store:
 
         An older unit that was moved aside comes back where nothing has taken its place.
         """
-        partial, final = self.partial(unit), self.root / unit.key
+        if _sealing(self.root / unit.key) or os.path.lexists(_aside(self.root / unit.key)) or self._is_whole(unit):
+            with self._lock(unit) as held:
+                self._finish(unit, held)
+
+    def _is_whole(self, unit: Unit) -> bool:
+        """Tell whether the folder it is built in lacks its final name alone."""
+        partial = self.partial(unit)
         whole = (partial / MANIFEST).exists() and not manifest.fault(partial)
-        whole = whole and self._is_begun(manifest.read(partial), unit)
-        if whole or os.path.lexists(_aside(final)):
-            with self._lock(unit):
-                if whole:
-                    _swap(partial, final)
-                elif os.path.lexists(final):
-                    _remove(_aside(final))
-                else:
-                    os.replace(_aside(final), final)
+        return whole and self._is_begun(manifest.read(partial), unit)
+
+    def _finish(self, unit: Unit, held: Held) -> None:
+        """Do what ``recover`` says, as the owner of the unit."""
+        partial, final = self.partial(unit), self.root / unit.key
+        for sealing in _sealing(final):
+            if os.path.lexists(partial):
+                _remove(sealing)
+            else:
+                with contextlib.suppress(FileNotFoundError):  # its owner was faster
+                    os.rename(sealing, partial)
+        if self._is_whole(unit):
+            _publish(partial, final, held)
+        elif os.path.lexists(final):
+            _remove(_aside(final))
+        elif os.path.lexists(_aside(final)):
+            os.replace(_aside(final), final)
 
     def _matching_partial(self, unit: Unit) -> bool:
         try:
@@ -251,15 +279,19 @@ class Store:
         A matching half-built folder is continued unless ``fresh``. ``record`` holds what the manifest says besides
         (stage, versions, seed); the caller may add to it while building. On an error everything stays for a resume.
         """
-        with self._lock(unit):
-            partial, final = self.partial(unit), self.root / unit.key
+        partial, final = self.partial(unit), self.root / unit.key
+        before = file_state(final / MANIFEST)
+        with self._lock(unit) as held:
             self._refuse_what_is_no_folder(unit)
             started = time.time()
             try:
-                begun = self._prepare(unit, fresh)
+                self._finish(unit, held)
+                if file_state(final / MANIFEST) != before:
+                    raise ArtifactError(f"{unit.key}: another process finished it meanwhile; run the command again")
+                begun = self._prepare(unit, held, fresh)
                 yield partial
-                self._seal(unit, partial, {**begun, **record}, time.time() - started)
-                _swap(partial, final)
+                record = {**begun, **record, "seconds": round(time.time() - started, 1)}
+                _publish(partial, final, held, lambda folder: self._seal(unit, folder, record, held))
             except Exception as error:
                 if not (said := faults.sentence(error)):
                     raise
@@ -273,9 +305,9 @@ class Store:
         to, or builds it otherwise.
         """
         if not self._matching_partial(unit):
-            with self._lock(unit):
+            with self._lock(unit) as held:
                 self._refuse_what_is_no_folder(unit)
-                self._prepare(unit)
+                self._prepare(unit, held)
         return self.partial(unit)
 
     def _refuse_what_is_no_folder(self, unit: Unit) -> None:
@@ -286,7 +318,7 @@ class Store:
                 raise ArtifactError(f"{path}: expected a folder or nothing, found {found}, in whose place no "
                                     "result is built; move it elsewhere and run again")  # fmt: skip
 
-    def _prepare(self, unit: Unit, fresh: bool = False) -> dict[str, Any]:
+    def _prepare(self, unit: Unit, held: Held, fresh: bool = False) -> dict[str, Any]:
         """Make the folder of a unit ready to be built in, or gone on with; returns what it is to become."""
         partial = self.partial(unit)
         if fresh or not self._matching_partial(unit):
@@ -296,10 +328,12 @@ class Store:
         for leftover in partial.rglob("*.tmp"):
             leftover.unlink()
         begun = {"fingerprint": self.fingerprint(unit), **self._reading(unit)}
-        write_json(partial / BEGUN, begun)
+        write_json(partial / BEGUN, {**begun, "token": held.token})
         return begun
 
-    def _seal(self, unit: Unit, folder: Path, record: dict, seconds: float) -> None:
+    def _seal(self, unit: Unit, folder: Path, record: dict, held: Held) -> None:
+        if read_object(folder / BEGUN).get("token") != held.token:
+            raise ArtifactError(f"{self.partial(unit)}: another process built in it too; run the same command again")
         entries = {
             "unit": unit.key,
             "fingerprint": record["fingerprint"],
@@ -307,7 +341,6 @@ class Store:
             "upstream": {u.key: self.fingerprint(u) for u in unit.upstream},
             "code": self.code,
             **record,
-            "seconds": round(seconds, 1),
         }
         manifest.write(folder, entries, unit.beside)
 
@@ -343,51 +376,9 @@ class Store:
         read = made.get("read") == self._reading(unit)["read"]
         return read and upstream == made.get("upstream") and _settings(made.get("facts", {})) == _settings(unit.facts)
 
-    @contextlib.contextmanager
-    def _lock(self, unit: Unit) -> Iterator[None]:
-        path = self.root / ".locks" / (unit.key.replace("/", "__") + ".lock")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stream = open(path, "a+", encoding="utf-8")  # noqa: SIM115 closed below, in forked processes at once
-        except OSError as error:
-            raise ArtifactError(faults.sentence(error) or f"{path}: {error}") from error
-        with stream:
-            _held.add(stream)
-            try:
-                _take(stream, unit)
-                yield
-            finally:
-                _held.discard(stream)
-
-
-def _take(stream: IO[str], unit: Unit) -> None:
-    """Take the lock of a unit and write into it who has it. Raises ArtifactError where another process has it."""
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
-        stream.flush()
-    except BlockingIOError as error:
-        stream.seek(0)
-        owner = stream.read().strip() or "another process"
-        raise ArtifactError(f"{unit.key} is being built by {owner}; wait or stop it") from error
-    except OSError as error:
-        named = OSError(error.errno, error.strerror, stream.name)
-        raise ArtifactError(faults.sentence(named) or str(named)) from error
-
-
-_held: set[IO[str]] = set()
-"""The locks of this process."""
-
-
-def _leave_locks_to_parent() -> None:
-    """Close the locks in a forked process, such as one that loads samples: else they would outlive their owner."""
-    for stream in _held:
-        stream.close()
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_leave_locks_to_parent)
+    def _lock(self, unit: Unit, watch: bool = True) -> contextlib.AbstractContextManager[Held]:
+        """Return the lease of a unit, for the time of a block; ArtifactError where another process has it."""
+        return lease.hold(self.root / ".locks" / (unit.key.replace("/", "__") + ".lease"), unit.key, watch)
 
 
 def _aside(final: Path) -> Path:
@@ -427,15 +418,37 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _swap(partial: Path, final: Path) -> None:
-    """Give the whole folder ``partial`` the name ``final``; an older unit is moved aside first and removed last."""
-    for name in SCAFFOLD:
-        (partial / name).unlink(missing_ok=True)
-    old = _aside(final)
-    _remove(old)
-    if os.path.lexists(final):
-        os.replace(final, old)
-    os.replace(partial, final)
+def _sealing(final: Path) -> list[Path]:
+    """Return the folders that ``_publish`` moved from the partial one, each under a name of its owner."""
+    return list(final.parent.glob(f"{glob.escape(final.name)}.{'[0-9a-f]' * 16}.partial"))
+
+
+def _publish(partial: Path, final: Path, held: Held, seal: Callable[[Path], None] = lambda folder: None) -> None:
+    """Seal the folder ``partial`` and give it the name ``final``; an older unit is moved aside first and removed last.
+
+    It is sealed under a name that only this owner has, so that of two owners one gets through (``lib/run/lease.py``).
+    On an error it is the partial folder again.
+    """
+    own, old = final.with_name(f"{final.name}.{held.token}.partial"), _aside(final)
+    held.check()
+    os.rename(partial, own)
+    try:
+        held.check()
+        seal(own)
+        for name in SCAFFOLD:
+            (own / name).unlink(missing_ok=True)
+        _remove(old)
+        held.check()
+        if os.path.lexists(final):
+            os.replace(final, old)
+        held.check()
+        os.replace(own, final)
+    except BaseException:
+        for there, back in ((own, partial), (old, final)):
+            with contextlib.suppress(OSError):
+                if not os.path.lexists(back):
+                    os.rename(there, back)
+        raise
     descriptor = os.open(final.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -7,6 +7,7 @@ walking ``Run.pending(units)`` and calling ``Run.build``. Errors written for the
 
 import argparse
 import functools
+import io
 import logging
 import shlex
 import sys
@@ -97,6 +98,8 @@ class Run:
     def _must_build(self, unit: Unit) -> bool:
         self.store.recover(unit)
         status = self.store.status(unit)
+        if unit.name != "test":  # test scenes are in no fold
+            self.store.refuse_mixed(unit, self.graph.folds())
         failed = list(self.store.manifest(unit).get("failed", {})) if status == "done" else []
         if status == "frozen" or (status == "done" and not self.force and not failed):
             self.store.refuse_strangers(unit)
@@ -135,7 +138,8 @@ class Run:
             runtime.barrier()
             yield folder
             runtime.barrier()
-        say(f"{unit.key}: done in {duration(time.time() - started)}")
+        busy = f", the network busy {record['network_busy']:.0%} of the time" if "network_busy" in record else ""
+        say(f"{unit.key}: done in {duration(time.time() - started)}{busy}")
 
     def make(self, stage: str, units: Iterable[Unit], write: Callable[[Unit, Path], dict[str, Any]]) -> None:
         """Build every unit that must be built: ``write(unit, folder)`` fills it and returns what its manifest says."""
@@ -291,18 +295,24 @@ def lint(args: argparse.Namespace) -> int:
     quiet()
     config = load(args.config, args.overrides)
     competition = open_competition(config.competition, config.data.root, config.data.options, limits=config.data.limits)
+    if args.lint.exists() and not (args.lint.is_file() or args.lint.is_dir()):
+        raise DataError(f"{args.lint}: expected a file or a folder, found a pipe or a device; save it as a file")
     scenes, unknown = _owed(args, competition)
-    faults = competition.lint(args.lint, scenes, args.sample)
-    for fault in faults:
-        say(fault)
+    written = (args.lint.parent / manifest.MANIFEST).is_file()  # by stage 06: then all that lies there must agree
+    faults = competition.lint(args.lint.parent if written else args.lint, scenes, args.sample)
     if faults:
+        for fault in faults:
+            say(fault)
         say(f"{args.lint}: {len(faults)} fault{'s' * (len(faults) > 1)}")
-    elif scenes is None and args.sample is None:
+        return 2
+    if same := competition.sameness(args.lint):
+        say(f"! {same}")
+    if scenes is None and args.sample is None:
         say(f"{args.lint}: no fault found, but whether an answer is missing was NOT checked: {unknown}; to check it, "
             "name the experiment and its data (--config FILE --set data.root=FOLDER) or --sample CSV")  # fmt: skip
     else:
         say(f"{args.lint}: valid")
-    return 2 if faults else 0
+    return 0
 
 
 def _owed(args: argparse.Namespace, competition: Competition) -> tuple[list[Scene] | None, str]:
@@ -346,6 +356,8 @@ def exits(main: Callable) -> Callable:
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not know the letters of a name
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             with runtime.terminable():
                 return main(argv) or 0

@@ -26,7 +26,6 @@ OF_PATHS = {
     errno.EROFS: "it cannot be written to; name another path, such as another --workdir",
     errno.ENAMETOOLONG: ANOTHER,
     errno.ELOOP: ANOTHER,
-    errno.ENOLCK: "results are locked while they are built, and this file system has no locks; name another --workdir",
     errno.ENOTSUP: "this file system cannot do it; name another path, such as another --workdir",
     errno.ESTALE: f"the file system was detached meanwhile; {AGAIN}",
 }

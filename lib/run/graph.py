@@ -291,7 +291,9 @@ class Graph:
         upstream = (self.blend(split), self.decode())
         command = self._command("06_make_submission.py", f"--split {split}")
         known = self._data("test") if split == "test" else None
-        data = {"the sample submission": known.sample, TEST: known.whole("test", ())} if known else {}
+        data = {TEST: known.whole("test", ())} if known else {}
+        if known and known.sample:
+            data["the sample submission"] = known.sample
         data = self._labels() if split == "oof" else data
         return Unit(f"06_submission/{split}", {"split": split}, command, upstream, portable=False, data=data)
 

@@ -5,6 +5,7 @@ remember what they found beside the results: a folder that was moved or touched 
 """
 
 import os
+import stat
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from lib.competitions.contract import SPLITS, Competition, Scene
 from lib.files import digest, read_json, sha256, time_of, write_json
+from lib.scenes import raster
 
 INDEX = "index.json"
 """In the unit of stage 01."""
@@ -106,7 +108,7 @@ class Index:
         try:
             return [self._name(path / name) for name in sorted(os.listdir(path)) if (path / name).is_file()]
         except OSError:  # a file, or nothing
-            return [self._name(path)]
+            return [self._name(file) for file in (path, *raster.with_image(path))]
 
     def look(self, by_time: bool = False) -> "Index":
         """Stat all files, hash those that are not known; ``by_time``: size and time of a file stand for its bytes."""
@@ -119,6 +121,9 @@ class Index:
                 there = os.stat(os.path.join(self.root, name))
             except OSError:  # named in a list, and not there; whoever reads it says so
                 self.files[name] = [None, None, "missing"]
+                continue
+            if not stat.S_ISREG(there.st_mode):  # a pipe has no end; whoever reads it says so
+                self.files[name] = [None, None, "no file"]
                 continue
             entry = self.known.get(name, [])
             state = [there.st_size, time_of(there)]

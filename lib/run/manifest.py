@@ -95,11 +95,18 @@ def read(folder: Path) -> dict[str, Any]:
     if path not in _manifests or _manifests[path][0] != state:
         found = read_object(path, fingerprint=str, files=dict)
         odd = [key for key in PARTS if not isinstance(found.get(key, {}), dict)]
+        if not odd and found.get("sha256") and not _vouches(found["sha256"], found["files"]):
+            odd = ["sha256: expected the sum of each file"]
         if odd or not all(isinstance(size, int) for size in found["files"].values()):
             raise ArtifactError(f"{path}: damaged ({', '.join(odd) or 'files: expected sizes'}); delete its folder and "
                                 "rerun the stage")  # fmt: skip
         _manifests[path] = state, found
     return _manifests[path][1]
+
+
+def _vouches(sums: Mapping[str, Any], listed: Collection[str]) -> bool:
+    """Tell whether there is a sum of each file that is listed; a file without one would be used unchecked."""
+    return sums.keys() == set(listed) and all(isinstance(one, str) for one in sums.values())
 
 
 def made(folder: Path) -> dict[str, Any] | None:

@@ -304,11 +304,13 @@ def peak_memory_mib(device: "torch.device") -> float:
     return round(kib / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
 
-def code_version() -> str:
-    """Return a hash of the pipeline's own sources, so that a manifest tells which code made a unit."""
+def code_version(rooms: Sequence[str] = ()) -> str:
+    """Return a hash of the pipeline's own sources, or of those in some rooms of ``lib`` alone, so that what was made
+    tells which code made it."""
     root = Path(__file__).resolve().parents[2]
     seen = hashlib.sha256()
-    for path in sorted(root.glob("0*.py")) + sorted((root / "lib").rglob("*.py")):
+    stages = [] if rooms else sorted(root.glob("0*.py"))
+    for path in stages + sorted(path for room in rooms or ("",) for path in (root / "lib" / room).rglob("*.py")):
         seen.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return seen.hexdigest()[:12]
 

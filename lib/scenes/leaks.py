@@ -1,5 +1,5 @@
 """Tell which test scenes are training scenes too: the same bytes, or pictures that a perceptual hash calls copies and
-whose pixels match.
+whose pixels match. A picture that shows nothing, such as a black tile, is nobody's copy.
 
 Such a scene is known to the networks, whatever its name, and may show its label. Nothing here is an error.
 """
@@ -27,7 +27,7 @@ def report(
     ``train``, ``test``: scenes with ``id`` and ``files`` by role. ``roles``: the files to compare. ``hashes``: split ->
     id -> hash or hashes, as ``Looks`` has them. ``matches``: whether the pixels of a test and a training scene do.
     """
-    same = same_files(train, test, roles)
+    same = [pair for pair in same_files(train, test, roles) if not _shows_nothing(hashes["test"].get(pair[0]))]
     known = set(same)
     hinted = [pair for pair in copies(hashes["train"], hashes["test"]) if pair[:2] not in known]
     alike = [pair for pair in hinted if matches(pair[0], pair[1])]
@@ -78,7 +78,16 @@ def lines(found: Mapping) -> Iterator[str]:
                    "what is scored on them says little about new ones")  # fmt: skip
 
 
+def _shows_nothing(given: object) -> bool:
+    """Tell whether all hashes of a scene are those of flat pictures, whose copies are no evidence of anything."""
+    codes = _all_codes(given)
+    return bool(codes) and set(codes) == {FLAT}
+
+
 def _codes(given: object) -> list[int]:
     """Return a scene's hashes but those of frames that show nothing."""
-    codes = [given] if isinstance(given, int) else list(given or ())  # type: ignore[call-overload]
-    return [code for code in codes if code != FLAT]
+    return [code for code in _all_codes(given) if code != FLAT]
+
+
+def _all_codes(given: object) -> list[int]:
+    return [given] if isinstance(given, int) else list(given or ())  # type: ignore[call-overload]

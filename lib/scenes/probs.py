@@ -17,6 +17,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from lib.errors import ArtifactError, DataError, NonFiniteError
 from lib.files import parse_json, write_bytes
+from lib.settings import some
 
 CREATION = {
     "driver": "GTiff",
@@ -49,9 +50,12 @@ def quantise(probs: np.ndarray, truncate: bool = False) -> np.ndarray:
     return np.rint(levels, out=levels).astype(np.uint8)
 
 
+SUFFIX = ".tif"
 MANY = 254
 """From more classes than this on, channels are rows of one band, and their names are in the tag CHANNELS."""
 CHANNELS = "channels"
+SHOWN = 20
+"""Of more classes than this the first are named in a message."""
 HALF = np.finfo(np.float16)
 
 
@@ -66,9 +70,22 @@ def write_levels(path: str | Path, probs: np.ndarray, names: Sequence[str]) -> N
     _write(path, levels, names)
 
 
-def read_levels(path: str | Path) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Read levels (C, H, W) uint8 and the names of the channels. Raises ArtifactError when missing or damaged."""
-    return _read(path, "probabilities", np.uint8)
+def read_levels(path: str | Path, expected: Sequence[str] | None = None) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Read levels (C, H, W) uint8 and the names of the channels.
+
+    Raises ArtifactError when missing or damaged, and for other channels than those that are ``expected``.
+    """
+    levels, names = _read(path, "probabilities", np.uint8)
+    if expected is not None:
+        refuse_other_classes(path, names, expected)
+    return levels, names
+
+
+def refuse_other_classes(path: str | Path, names: Sequence[str], expected: Sequence[str]) -> None:
+    """Raise ArtifactError for results of other classes than the experiment's, or of the same in another order."""
+    if tuple(names) != tuple(expected):
+        raise ArtifactError(f"{path}: expected the classes of this experiment ({some(expected, SHOWN)}), found others "
+                            f"({some(names, SHOWN)}); state those that it was made with, or make it anew")  # fmt: skip
 
 
 def write_logits(path: str | Path, logits: np.ndarray, names: Sequence[str]) -> None:
@@ -128,7 +145,7 @@ def file_name(scene_id: str) -> str:
     """Return the file name of a scene's probabilities; an id that would leave its folder is refused with DataError."""
     if not scene_id or scene_id.startswith(".") or "/" in scene_id or "\\" in scene_id or "\0" in scene_id:
         raise DataError(f"scene id {scene_id!r}: cannot be a file name; rename the scene")
-    return f"{scene_id}.tif"
+    return f"{scene_id}{SUFFIX}"
 
 
 def levels_path(folder: Path, sets: Sequence[str], views: str, scene_id: str) -> Path:

@@ -185,6 +185,12 @@ def place(path: str | Path) -> tuple[rasterio.crs.CRS, rasterio.Affine, tuple[in
         return (page.crs, page.transform, (page.height, page.width)) if known else None
 
 
+def with_image(path: str | Path) -> list[Path]:
+    """Return the files that are read with an image: the mask of its valid pixels, where one lies beside it."""
+    mask = Path(f"{path}.msk")
+    return [mask] if mask.is_file() else []
+
+
 def write_png(path: str | Path, array: np.ndarray) -> None:
     """Write (H, W) or (H, W, 3) RGB uint8 as PNG; the file appears under its name only when it is whole."""
     if array.dtype != np.uint8 or array.ndim not in (2, 3):
@@ -217,7 +223,7 @@ def _open(path: str | Path, whole: bool = True, strict: bool = False) -> Iterato
         if whole:
             png.check(path)
         # Without EMPTY_DIR, GDAL lists the whole image folder at every open, looking for sidecar files.
-        sidecars = "TRUE" if Path(f"{path}.msk").is_file() else "EMPTY_DIR"
+        sidecars = "TRUE" if with_image(path) else "EMPTY_DIR"
         warned = {"GDAL_ERROR_ON_LIBJPEG_WARNING": "YES"} if strict else {}  # stated as NO, it would allow more
         with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN=sidecars, **warned), ExitStack() as stack:
             source = stack.enter_context(rasterio.open(path))
@@ -232,7 +238,7 @@ def _open(path: str | Path, whole: bool = True, strict: bool = False) -> Iterato
                 detail = f"orientation {turned}: {exif.MEANING[turned]}; masks are read as they are stored"
                 remarks.append(Remark("EXIF orientation applied", detail))
             yield _File(pages, turned, tuple(remarks), len(source.subdatasets) or 1)
-    except (RasterioError, OSError) as error:
+    except (RasterioError, OSError, UnicodeEncodeError) as error:  # the last for a name that is not UTF-8
         reason = error.__cause__ or error
         raise DataError(f"{path}: expected a readable image, got {reason}; fetch this file again") from error
     except MemoryError as error:

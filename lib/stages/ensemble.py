@@ -1,19 +1,24 @@
 """Stage 05: the averages over models, folds and views on disk, written and read."""
 
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from lib.choose.choice import Decision
-from lib.choose.evidence import default_variant, predicted, stated_weights
+from lib.choose.choice import Decision, Variant, Weights
+from lib.choose.evidence import Predictions, default_variant, predicted, stated_weights
 from lib.competitions.contract import Levels, Scene
-from lib.run import manifest
+from lib.run import cores, manifest
 from lib.run.artifacts import Unit
 from lib.run.cli import Run
 from lib.scenes.probs import file_name, read_levels, write_levels
 from lib.settings import some
+
+if TYPE_CHECKING:
+    from lib.run.executor import Pool
 
 
 def units(run: Run) -> list[Unit]:
@@ -22,20 +27,42 @@ def units(run: Run) -> list[Unit]:
     return ([run.graph.decode()] if "oof" in run.splits else []) + averages
 
 
-def write(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
-    """Write the average for every scene of a unit's split; returns what its manifest records."""
+def open_pool(run: Run) -> "Pool":
+    """Return the processes that share the scenes of a run; they begin when they are first needed."""
+    return cores.open_pool(run.config.data.workers, max(len(run.graph.train_ids), len(run.graph.test_ids)))
+
+
+def write(run: Run, unit: Unit, folder: Path, pool: "Pool | None" = None) -> dict[str, Any]:
+    """Write the average for every scene of a unit's split, which ``pool`` shares; returns what its manifest records."""
     weights, variant, temperatures = stated_weights(run.config), default_variant(run.config), {}
     if run.config.averages_are_fitted:
         decision = Decision.of(run)
         weights, variant, temperatures = decision.weights, decision.variant(variant), decision.temperatures
     scenes, members = predicted(run, unit.name, temperatures)
-    for scene in tqdm(scenes, f"average {unit.name}", leave=False, disable=None):
-        found = members(scene)
-        for task, levels in found.average(weights, variant).items():
-            path = folder / task / file_name(scene.id)
+    average = Averaging(members, weights, variant, folder)
+    calls = [(scene,) for scene in scenes]
+    with closing(cores.share(pool or cores.open_pool(1, 0), average, Averaging.write, calls)) as written:
+        for _ in tqdm(written, f"average {unit.name}", len(scenes), leave=False, disable=None):
+            pass
+    return {"scenes": len(scenes)}
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """What the average of a scene is made from, and where it is written."""
+
+    members: Predictions
+    weights: Weights
+    variant: Variant
+    folder: Path
+
+    def write(self, scene: Scene) -> None:
+        """Write the average of one scene, one file per task."""
+        found = self.members(scene)
+        for task, levels in found.average(self.weights, self.variant).items():
+            path = self.folder / task / file_name(scene.id)
             path.parent.mkdir(exist_ok=True)
             write_levels(path, levels, found.names[task])
-    return {"scenes": len(scenes)}
 
 
 def averaged_scenes(run: Run, split: str) -> list[Scene]:
@@ -49,10 +76,10 @@ def averaged_scenes(run: Run, split: str) -> list[Scene]:
 def averages(run: Run, split: str) -> Iterator[tuple[Scene, Levels]]:
     """Yield every averaged scene of a split with its levels, one at a time."""
     folder = run.store.require(run.graph.blend(split))
-    tasks = {model.task for model in run.config.models.values()}
+    tasks = {model.task: run.competition.tasks[model.task] for model in run.config.models.values()}
     for scene in averaged_scenes(run, split):
-        paths = {task: run.store.check(folder / task / file_name(scene.id)) for task in tasks}
-        yield scene, {task: read_levels(path)[0] for task, path in paths.items()}
+        paths = {role: run.store.check(folder / role / file_name(scene.id)) for role in tasks}
+        yield scene, {role: read_levels(paths[role], task.classes)[0] for role, task in tasks.items()}
 
 
 def failed_scenes(run: Run, split: str) -> list[str]:

@@ -18,13 +18,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from lib.competitions.contract import Scene
 from lib.errors import ArtifactError, ConfigError
 from lib.run.artifacts import Unit
 from lib.run.cli import Run, say
 from lib.run.executor import Pool
 from lib.run.graph import LOGITS
 from lib.scenes.probs import levels_path
-from lib.stages.predict import open_pool, scenes_of
+from lib.stages.predict import open_pool, passed, scenes_of
 
 OWN = ".parts"
 """Below an experiment's folder: where parts write before they give."""
@@ -74,15 +75,15 @@ def _give(run: Run, unit: Unit, pool: Pool, number: int, count: int) -> tuple[in
     (run.store.root / OWN).mkdir(exist_ok=True)
     own = Path(tempfile.mkdtemp(dir=run.store.root / OWN, prefix=unit.key.replace("/", "__") + "."))
 
-    def waiting() -> Iterator[tuple]:
+    def waiting() -> Iterator[Scene]:
         for scene in left:
             if not folder.is_dir():
                 return
             if not there(folder, files[scene.id]):
-                yield scene, own
+                yield scene
 
     try:
-        with closing(pool.share("teach" if logits else "predict", waiting())) as outcomes:
+        with closing(passed(pool, waiting(), own, logits)) as outcomes:
             for outcome in outcomes:
                 if outcome.error:
                     failed += 1

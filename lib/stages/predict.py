@@ -5,11 +5,12 @@ experiment (``train.distill``).
 """
 
 import copy
+import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +21,16 @@ from tqdm import tqdm
 
 from lib.competitions.contract import Scene, told
 from lib.errors import ArtifactError, ConfigError, DataError, PipelineError
-from lib.inference.predict import Predictor
+from lib.inference.pipeline import Pipeline, Steps
+from lib.inference.predict import Predictor, Prepared
 from lib.inference.scene import read_stack, sizes, stated_sizes
 from lib.models import checkpoint
 from lib.run.artifacts import Unit
 from lib.run.cli import Run, quiet, say
+from lib.run.clock import NAMES, Clock
 from lib.run.executor import Pool, devices
 from lib.run.graph import LOGITS
-from lib.scenes.probs import file_name, levels_path, quantise, write_levels, write_logits
+from lib.scenes.probs import file_name, levels_path, quantise, refuse_other_classes, write_levels, write_logits
 
 
 def open_pool(run: Run, start: str = "spawn") -> Pool:
@@ -59,21 +62,50 @@ def predict(run: Run, units: list[Unit], pool: Pool | None = None, tick: Callabl
             record["scenes"] = len(scenes)
             earlier = taken_over(run, unit, scenes)
             seconds, failed = [], {}
-            calls = ((scene, out) for scene in scenes)
-            method = "teach" if unit.name == LOGITS else "predict"
-            with closing(pool.share(method, calls)) as outcomes:
+            with closing(passed(pool, scenes, out, unit.name == LOGITS)) as outcomes:
                 for outcome in tqdm(outcomes, unit.key, len(scenes), leave=False, disable=None):
                     seconds.append(outcome.seconds)
                     if outcome.error:
                         failed[outcome.scene] = outcome.error
                     if tick:
                         tick()
+            record |= shares(pool.each("spent"))
             if failed:
                 record["failed"] = fall_back(run, name, scenes, failed, out)
             if earlier:
                 record["seconds_per_scene"] = earlier  # of more scenes than were predicted now
             elif timed := sorted(filter(None, seconds)):
                 record["seconds_per_scene"] = round(timed[len(timed) // 2], 4)  # the median: the first one warms up
+
+
+def passed(pool: Pool, scenes: Iterable[Scene], out: Path, logits: bool) -> Generator["Outcome", None, None]:
+    """Pass scenes through the workers, each of which reads ahead and writes behind; yields what became of them.
+
+    Where it is given up, what the networks have answered is written before it returns, and nothing afterwards.
+    """
+    try:
+        with closing(pool.share("feed", ((scene, out, logits) for scene in scenes))) as fed:
+            for outcomes in fed:
+                yield from outcomes
+        while rest := [outcomes for outcomes in pool.each("drain") if outcomes is not None]:
+            for outcomes in rest:
+                yield from outcomes
+    except BaseException:
+        with suppress(Exception):  # the first error tells more
+            pool.each("drop")
+        raise
+
+
+def shares(workers: Sequence["Times"]) -> dict[str, Any]:
+    """Return for a manifest where the time of all workers went.
+
+    ``clock``: seconds by name. ``network_busy``: the share of their time in which networks computed; left out where
+    there was no scene to predict.
+    """
+    sums = {name: round(sum(times.clock.get(name, 0.0) for times in workers), 3) for name in NAMES}
+    elapsed = sum(times.elapsed for times in workers)
+    busy = {"network_busy": round(sum(times.busy for times in workers) / elapsed, 3)} if elapsed else {}
+    return {"clock": {name: seconds for name, seconds in sums.items() if seconds}, **busy}
 
 
 def taken_over(run: Run, unit: Unit, scenes: list[Scene]) -> float | None:
@@ -142,6 +174,40 @@ class Outcome:
     error: str = ""
 
 
+@dataclass
+class Passing:
+    """A scene on its way through the steps of a worker."""
+
+    scene: Scene
+    predictor: Predictor
+    paths: dict[str, Path]
+    """Set of views -> the file that is written."""
+    lenient: bool
+    """Whether an error is the scene's outcome, instead of being raised."""
+    logits: bool = False
+    """Whether logits are written, instead of levels."""
+    seconds: float = 0.0
+    seen: Prepared | None = None
+    answers: list[Tensor] = field(default_factory=list)
+    outcome: Outcome | None = None
+    """What became of it, as soon as that is known."""
+
+    def there(self) -> bool:
+        """Tell whether its files are written."""
+        return all(path.exists() for path in self.paths.values())
+
+
+class Times(NamedTuple):
+    """Where the time of a worker went with the scenes of a unit."""
+
+    clock: dict[str, float]
+    """Seconds of its threads together: read, forward, store (rounding too), wait (of the network, for a scene)."""
+    busy: float
+    """Seconds in which the network computed."""
+    elapsed: float
+    """Seconds from the beginning of its first scene to the end of its last one."""
+
+
 class Measured(NamedTuple):
     """What a network takes in a worker: seconds to load it, and of each scene (read and write, predict)."""
 
@@ -161,6 +227,8 @@ class Networks:
     def __init__(self, device: torch.device):
         quiet()
         self.device = device
+        self.pipeline: Pipeline[Passing, Passing, Passing, Outcome] | None = None
+        self.clock, self.times = Clock(), Times({}, 0.0, 0.0)
         if device.type == "cuda":
             torch.cuda.set_device(device)
 
@@ -171,6 +239,7 @@ class Networks:
         self.description = checkpoint.read_description(folder)
         model = run.config.models[name]
         task = run.competition.tasks[model.task]
+        refuse_other_classes(folder, self.description["classes"], task.classes)
         self.kind, network = task.kind, checkpoint.load_network(folder)
         self.predictor = Predictor(network, task.activate, run.predict_of(name), model.view, self.device, model.pad)
         return self.predictor.precision
@@ -181,21 +250,7 @@ class Networks:
         An error of the scene is returned where there is a fallback; one of the disk, of the GPU or of the settings is
         raised.
         """
-        predict = self.run.config.predict
-        paths = self.paths(out, scene)
-        if all(path.exists() for path in paths.values()):  # files of an interrupted run are whole
-            return Outcome(scene.id, 0.0)
-        started = time.perf_counter()
-        try:
-            levels = self.levels(scene, self.read(scene))
-        except Exception as error:  # noqa: BLE001 whatever is wrong with this scene, the others go on
-            if predict.fallback is None and isinstance(error, torch.OutOfMemoryError):
-                raise ArtifactError(f"scene {scene.id}: the memory of the GPU is full; lower predict.tile") from error
-            if predict.fallback is None or isinstance(error, ConfigError):
-                raise
-            return Outcome(scene.id, time.perf_counter() - started, self.reason(error))
-        self.write(levels, paths)
-        return Outcome(scene.id, time.perf_counter() - started)
+        return self.write(self.compute(self.read(self.levels_of(scene, out))))
 
     def teach(self, scene: Scene, out: Path) -> Outcome:
         """Write the logits of one scene, with the largest set of views, if they are not there.
@@ -204,17 +259,137 @@ class Networks:
         anything; so that float16 holds them well, they are kept as differences to the largest. An error of the scene is
         raised: no student should learn a fallback.
         """
-        path = out / file_name(scene.id)
-        if path.exists():
-            return Outcome(scene.id, 0.0)
-        started = time.perf_counter()
+        return self.write(self.compute(self.read(self.logits_of(scene, out))))
+
+    # ---- many scenes: read ahead, write behind --------------------------------------------------------
+    def feed(self, scene: Scene, out: Path, logits: bool = False) -> list[Outcome]:
+        """Take a scene in, to be predicted (or with ``logits`` taught) behind those taken before; they are computed
+        here while others are read and written. Returns what has become of earlier ones, in their order; raises as
+        ``predict`` and ``teach``, of an earlier scene too."""
+        if self.pipeline is None:
+            self.clock = Clock()
+            self.pipeline = Pipeline(Steps(self.read, self.compute, self.write, self.expect, self.weigh))
+        return self.pipeline.feed(self.logits_of(scene, out) if logits else self.levels_of(scene, out))
+
+    def drain(self) -> list[Outcome] | None:
+        """Compute one more scene of those taken in; returns and raises as ``feed``, None where none is left."""
+        outcomes = None if self.pipeline is None else self.pipeline.drain()
+        if outcomes is None:
+            self.drop()
+        return outcomes
+
+    def drop(self) -> None:
+        """Give up the scenes that were taken in; those that are computed are written when this returns."""
+        pipeline, self.pipeline = self.pipeline, None
+        if pipeline is not None:
+            pipeline.close()
+            self.clock.add("wait", pipeline.elapsed - pipeline.busy)
+            self.times = Times(self.clock.seconds, pipeline.busy, pipeline.elapsed)
+
+    def spent(self) -> Times:
+        """Return where the time went with the scenes that were fed last and drained."""
+        times, self.times = self.times, Times({}, 0.0, 0.0)
+        return times
+
+    # ---- one scene, step by step ----------------------------------------------------------------------
+    def levels_of(self, scene: Scene, folder: Path) -> Passing:
+        """Return a scene whose levels shall be written below a folder."""
+        sets = self.predictor.sets
+        paths = {views: levels_path(folder, sets, views, scene.id) for views in sets}
+        return Passing(scene, self.predictor, paths, lenient=self.run.config.predict.fallback is not None)
+
+    def logits_of(self, scene: Scene, folder: Path) -> Passing:
+        """Return a scene whose logits, with the largest set of views, shall be written into a folder."""
         plain = copy.copy(self.predictor)
         plain.activate, plain.sets = Tensor.float, self.predictor.sets[-1:]
-        (logits,) = self.every_set(plain, scene, self.read(scene)).values()
-        if self.kind == "multiclass":
-            logits = logits - logits.max(axis=0)
-        write_logits(path, logits, self.description["classes"])
-        return Outcome(scene.id, time.perf_counter() - started)
+        return Passing(scene, plain, {plain.sets[0]: folder / file_name(scene.id)}, lenient=False, logits=True)
+
+    def expect(self, passing: Passing) -> int | None:
+        """Return about how many bytes a scene will hold, from the header of its image; None where nobody knows."""
+        if passing.there():
+            return 0
+        with suppress(Exception):  # reading the scene tells what is wrong with it
+            height, width = self.run.competition.size(passing.scene)
+            if height and width and self.kind != "label":
+                return self.bytes_of((3 * len(self.description["images"]), height, width))
+        return None
+
+    def weigh(self, passing: Passing) -> int:
+        """Return about how many bytes a scene holds until it is written."""
+        return sum(self.bytes_of(tuple(image.shape)) for image in passing.seen.images) if passing.seen else 0
+
+    def bytes_of(self, shape: tuple[int, ...]) -> int:
+        """Return about how many bytes go with an image (C, H, W) uint8, or with frames (F, C, H, W): it and a resized
+        one, and of a dense task probabilities and levels, once more as float32 while one set of views is rounded."""
+        classes, sets = len(self.description["classes"]), len(self.predictor.sets)
+        answers = (5 * sets + 4) * classes * shape[-2] * shape[-1] if len(shape) == 3 else 0
+        return 2 * math.prod(shape) + answers
+
+    def read(self, passing: Passing) -> Passing:
+        """Read and prepare what the network is given of a scene, unless its files are there: those of an interrupted
+        run are whole."""
+        if passing.there():
+            passing.outcome = Outcome(passing.scene.id, 0.0)
+            return passing
+        with self.clock("read"), self.attempt(passing):
+            scene, competition = passing.scene, self.run.competition
+            if fault := competition.incomplete(scene):
+                raise DataError(f"scene {scene.id}: {fault}")
+            image = read_stack(competition, scene, self.description["images"])
+            passing.seen = passing.predictor.prepare(image, scene.pixel_size)
+        return passing
+
+    def compute(self, passing: Passing) -> Passing:
+        """Ask the network; a scene too large for the GPU is tried in smaller windows."""
+        if passing.outcome or passing.seen is None:
+            return passing
+        with self.clock("forward"), self.attempt(passing):
+            passing.answers = self.answers(passing.predictor, passing.seen, passing.scene.id)
+            passing.seen.images.clear()  # they are as large as the answers, and nobody needs them any more
+        return passing
+
+    def write(self, passing: Passing) -> Outcome:
+        """Round what the network said and write it; returns what became of the scene."""
+        with self.clock("store"):
+            return self._write(passing)
+
+    def _write(self, passing: Passing) -> Outcome:
+        seen, classes = passing.seen, self.description["classes"]
+        found: dict[str, np.ndarray] = {}
+        if passing.outcome is None and seen is not None:
+            with self.attempt(passing):
+                found = passing.predictor.finish(seen, passing.answers)
+                if not passing.logits:
+                    found = {views: quantise(probs, self.run.config.predict.truncate) for views, probs in found.items()}
+        if passing.outcome:
+            return passing.outcome
+        started = time.perf_counter()
+        for views, values in found.items():
+            path = passing.paths[views]
+            if passing.logits:
+                values = values - values.max(axis=0) if self.kind == "multiclass" else values
+                write_logits(path, values, classes)
+            else:
+                path.parent.mkdir(exist_ok=True)
+                write_levels(path, values, classes)
+        return Outcome(passing.scene.id, passing.seconds + time.perf_counter() - started)
+
+    @contextmanager
+    def attempt(self, passing: Passing) -> Iterator[None]:
+        """Time a step of a scene. Its error becomes the scene's outcome, or is raised: where there is no fallback, or
+        where the settings are to blame."""
+        started = time.perf_counter()
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 whatever is wrong with this scene, the others go on
+            scene = passing.scene.id
+            if not passing.lenient and isinstance(error, torch.OutOfMemoryError):
+                raise ArtifactError(f"scene {scene}: the memory of the GPU is full; lower predict.tile") from error
+            if not passing.lenient or isinstance(error, ConfigError):
+                raise
+            passing.outcome = Outcome(scene, passing.seconds + time.perf_counter() - started, self.reason(error))
+        finally:
+            passing.seconds += time.perf_counter() - started
 
     def measure(self, run: Run, name: str, fold: int, scenes: Sequence[Scene], wanted: int, folder: Path) -> Measured:
         """Load a checkpoint and predict ``wanted`` of the scenes, the first one twice, since the first time warms up.
@@ -227,60 +402,38 @@ class Networks:
         found.folder.mkdir(parents=True)
         warm = False
         for scene in scenes:
-            try:
-                if not warm:
-                    self.levels(scene, self.read(scene))
-                    warm = True
-                started = time.perf_counter()
-                image = self.read(scene)
-                read = time.perf_counter()
-                levels = self.levels(scene, image)
-                predicted = time.perf_counter()
-            except Exception as error:  # noqa: BLE001 as in ``predict``
-                found.failed[scene.id] = self.reason(error)
+            for _ in range(1 if warm else 2):
+                times = [time.perf_counter()]
+                passing = replace(self.levels_of(scene, found.folder), lenient=True)
+                for step in (self.read, self.compute):
+                    step(passing)
+                    times.append(time.perf_counter())
+                if passing.outcome:
+                    break
+            warm = warm or not passing.outcome
+            outcome = self.write(passing)
+            if outcome.error:
+                found.failed[scene.id] = outcome.error
                 continue
-            self.write(levels, self.paths(found.folder, scene))
-            written = time.perf_counter()
-            found.seconds[scene.id] = read - started + written - predicted, predicted - read
+            started, read, computed = times
+            found.seconds[scene.id] = read - started + time.perf_counter() - computed, computed - read
             if len(found.seconds) == wanted:
                 break
         return found
 
-    def read(self, scene: Scene) -> np.ndarray:
-        """Read what the network is given of a scene. Raises DataError for one that is not whole."""
-        if fault := self.run.competition.incomplete(scene):
-            raise DataError(f"scene {scene.id}: {fault}")
-        return read_stack(self.run.competition, scene, self.description["images"])
-
-    def paths(self, folder: Path, scene: Scene) -> dict[str, Path]:
-        """Return set of views -> the file of a scene's levels."""
-        sets = self.predictor.sets
-        return {views: levels_path(folder, sets, views, scene.id) for views in sets}
-
-    def write(self, levels: Mapping[str, np.ndarray], paths: Mapping[str, Path]) -> None:
-        """Write the levels of each set of views."""
-        for name, found in levels.items():
-            paths[name].parent.mkdir(exist_ok=True)
-            write_levels(paths[name], found, self.description["classes"])
-
-    def levels(self, scene: Scene, image: np.ndarray) -> dict[str, np.ndarray]:
-        """Return set of views -> levels (C, H, W) uint8."""
-        probs = self.every_set(self.predictor, scene, image)
-        return {name: quantise(found, self.run.config.predict.truncate) for name, found in probs.items()}
-
     @staticmethod
-    def every_set(predictor: Predictor, scene: Scene, image: np.ndarray) -> dict[str, np.ndarray]:
-        """Return set of views -> what a predictor says; a scene too large for the GPU is tried in smaller windows."""
+    def answers(predictor: Predictor, seen: Prepared, scene: str) -> list[Tensor]:
+        """Return what a predictor answers; a scene too large for the GPU is tried in smaller windows."""
         smaller = None
         try:
-            return predictor.every_set(image, scene.pixel_size)
+            return predictor.answers(seen)
         except torch.cuda.OutOfMemoryError:
             smaller = halved(predictor)
             if smaller is None:
                 raise
         torch.cuda.empty_cache()  # only here, since the error holds what fills the memory
-        say(f"  {scene.id}: the GPU's memory is full, windows of {smaller.tile} pixels instead")
-        return smaller.every_set(image, scene.pixel_size)
+        say(f"  {scene}: the GPU's memory is full, windows of {smaller.tile} pixels instead")
+        return smaller.answers(seen)
 
     def reason(self, error: Exception) -> str:
         """Return in one line why a scene failed.

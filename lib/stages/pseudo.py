@@ -43,7 +43,7 @@ class PseudoLabels:
     def __call__(self, scene: Scene) -> np.ndarray:
         """Average the levels of all sources and keep what is sure: a target of the task, 255 elsewhere."""
         paths = [levels_path(folder, sets, sets[-1], scene.id) for folder, sets in self.sources]
-        found = [read_levels(manifest.check(path))[0] for path in paths]
+        found = [read_levels(manifest.check(path), self.task.classes)[0] for path in paths]
         return confident(blend(found, [1] * len(found)), self.task, self.ratio)
 
 

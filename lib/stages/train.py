@@ -11,7 +11,6 @@ import torch
 from lib.competitions.contract import Competition, Scene
 from lib.config.networks import branches
 from lib.config.sections import Model, Train
-from lib.errors import ArtifactError
 from lib.inference.scene import read_stack
 from lib.models import build, checkpoint, init, licences, weights
 from lib.models.layers import Network
@@ -20,9 +19,9 @@ from lib.run.artifacts import Unit
 from lib.run.cli import Run, say
 from lib.run.graph import teacher_folders
 from lib.scenes.augment import build as build_augment
-from lib.scenes.probs import file_name, quantise, read_logits
+from lib.scenes.probs import file_name, quantise, read_logits, refuse_other_classes
 from lib.scenes.view import View, resize
-from lib.stages import folds, pseudo
+from lib.stages import cache, folds, pseudo
 from lib.stages.pseudo import PseudoLabels
 from lib.tasks import Task
 from lib.training.balance import median_frequency
@@ -129,8 +128,7 @@ class Seen:
         total: Any = 0.0
         for folder in self.teachers:
             found, names = read_logits(manifest.check(folder / file_name(scene.id)))
-            if names != self.task.classes:
-                raise ArtifactError(f"{folder}: expected channels {self.task.classes}, got {names}")
+            refuse_other_classes(folder, names, self.task.classes)
             total = total + found.astype(np.float32)
         mean = total / len(self.teachers)
         if self.task.dense:
@@ -160,6 +158,8 @@ def samples(run: Run, model: Model, scenes: list[Scene], fold: int) -> SampleStr
     data = TrainingSet(task, scenes, model.network.images, seen.image, seen.target, order, weights_,
                        seen.logits if teachers else None,
                        {role: _auxiliary(seen, role) for role in train.auxiliary})  # fmt: skip
+    if train.cache == "disk":
+        data = cache.keep(run, model, data, seen, fold)
     augment = build_augment(train.augment, train.crop, model.network.images, sampling.scale, train.colour)
     kind = CropDataset if task.dense else FrameDataset
     return kind(data, augment, sampling, run.config.seed_of(model), train.cache)

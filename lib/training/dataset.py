@@ -5,7 +5,7 @@ so the stream is the same for any number of workers and ranks, and after a resum
 new permutation. An epoch is a stretch of the stream, and ``BatchSampler`` deals it out.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import cv2
@@ -46,6 +46,8 @@ class TrainingSet:
     """scene -> logits (C, H, W) float16 of another network, at the size of its target; of a label (C, 1, F)."""
     auxiliary: Mapping[str, tuple[Task, Callable[[Scene], np.ndarray]]] = field(default_factory=dict)
     """Further tasks by name, each with scene -> its target, (H, W) uint8 like the other."""
+    spots: Callable[[Scene], np.ndarray] | None = None
+    """scene -> its ``spots_of`` all values that a focus may have; none: they are found in the target."""
 
 
 def repeat_scenes(strata: Sequence[Mapping[str, bool]], repeat: Sequence[str] = (), multiplier: int = 1) -> list[int]:
@@ -103,14 +105,20 @@ def components(mask: np.ndarray, value: int) -> list[Focus]:
     return found
 
 
+def spots_of(mask: np.ndarray, values: Iterable[int]) -> np.ndarray:
+    """List the components of each value: (N, 7) int32, the value and what ``Focus`` holds, box and point."""
+    rows = [(value, *spot.box, *spot.point) for value in values for spot in components(mask, value)]
+    return np.array(rows, np.int32).reshape(-1, 7)
+
+
 class SampleStream(Dataset):
     """An endless stream of samples {"image", "target", "id"}: which scene comes when.
 
     ``sampling.samples`` is the length of an epoch where it is not one round. With weights, a scene comes as often as
     its weight says: in each round the whole part of what that is in a round, and the rest with its probability.
-    cache: "memory" decodes all scenes at once, before workers are forked, which then share them; "none" decodes each
-    time. A teacher adds {"teacher": logits float16}, (C, h, w) cut like the target, of a label (C, 1, 1). A subclass
-    says what ``decode`` and ``sample`` are.
+    cache: "memory" decodes all scenes at once, before workers are forked, which then share them; otherwise they are
+    asked for each time (``lib.training.cache`` keeps them on disk). A teacher adds {"teacher": logits float16},
+    (C, h, w) cut like the target, of a label (C, 1, 1). A subclass says what ``decode`` and ``sample`` are.
     OpenCV is set to one thread: samples are made in parallel, not their pixels.
     """
 
@@ -160,8 +168,13 @@ class SampleStream(Dataset):
         return rng.permutation(shuffled[drawn])
 
     def stack(self, images: Mapping[str, np.ndarray], names: Sequence[str]) -> torch.Tensor:
-        """Stack named images (h, w, 3) as one tensor (3n, h, w) uint8."""
-        return torch.from_numpy(np.stack([plane for name in names for plane in cv2.split(images[name])]))
+        """Stack named images (h, w, 3) or planes (h, w) as one tensor (channels of all, h, w) of their type."""
+        first = images[names[0]]
+        channels = first.shape[2] if first.ndim == 3 else 1
+        stacked = np.empty((len(names) * channels, *first.shape[:2]), first.dtype)
+        for number, name in enumerate(names):
+            cv2.split(images[name], list(stacked[number * channels : (number + 1) * channels]))
+        return torch.from_numpy(stacked)
 
     def teach(self, scene: Scene, shape: tuple[int, int]) -> dict[str, np.ndarray]:
         """Return the teacher's logits of a scene, a plane (H, W) per channel. DataError where they are not of shape."""
@@ -249,7 +262,7 @@ class CropDataset(SampleStream):
             raise ConfigError("sampling.balance: for labels; masks are balanced by sampling.focus")
         self.focus = focus_values(data.task, sampling.focus)
         self.masks = {f"{MASK}{name}": target for name, (_, target) in data.auxiliary.items()}
-        self.spots: dict[int, dict[int, list[Focus]]] = {}
+        self.spots: dict[int, dict[int, np.ndarray]] = {}
         super().__init__(data, augment, sampling, seed, cache)
         for index, (_, mask) in enumerate(self.decoded or ()):
             self.find_spots(index, mask)
@@ -279,13 +292,13 @@ class CropDataset(SampleStream):
 
     def find_holders(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """List, for each focus class that occurs at all, the scenes that hold it and how likely each is drawn."""
-        spots = [
-            self.find_spots(i, self.images_of(i)[1] if self.decoded else self.data.target(scene))
-            for i, scene in enumerate(self.scenes)
-        ]
+        counted = []
+        for index, scene in enumerate(self.scenes):
+            found = self.find_spots(index, self.decoded[index][1] if self.decoded else self.data.target(scene))
+            counted.append({value: len(spots) for value, spots in found.items()})
         holders = {}
         for value, weight in self.focus.items():
-            counts = np.array([len(found.get(value, ())) for found in spots], np.float64)
+            counts = np.array([found.get(value, 0) for found in counted], np.float64)
             if self.weights is not None:
                 counts *= self.weights**2  # its root is how often a scene comes
             if weight > 0 and counts.any():
@@ -298,8 +311,8 @@ class CropDataset(SampleStream):
         value = int(rng.choice(list(self.holders), p=weights / weights.sum()))
         scenes, chances = self.holders[value]
         index = int(rng.choice(scenes, p=chances))
-        spots = self.spots[index][value]
-        return index, spots[rng.integers(len(spots))]
+        spots = (self.spots.get(index) or self.find_spots(index, self.data.target(self.scenes[index])))[value]
+        return index, _focus(spots[rng.integers(len(spots))])
 
     def decode(self, scene: Scene) -> tuple[Images, np.ndarray]:
         images, mask = {name: self.data.read(scene, name) for name in self.images}, self.data.target(scene)
@@ -320,12 +333,20 @@ class CropDataset(SampleStream):
                 )
         return images | self.teach(scene, mask.shape) | masks, mask
 
-    def find_spots(self, index: int, mask: np.ndarray) -> dict[int, list[Focus]]:
-        """List the components of each focus class that the scene holds; found once per scene and process."""
-        if index not in self.spots:
-            found = {value: components(mask, value) for value, weight in self.focus.items() if weight > 0}
-            self.spots[index] = {value: spots for value, spots in found.items() if spots}
-        return self.spots[index]
+    def find_spots(self, index: int, mask: np.ndarray) -> dict[int, np.ndarray]:
+        """Return the components of each focus class that the scene holds, (N, 6) int32, box and point.
+
+        Where no one keeps them they are found in its target ``mask``, once per scene and process.
+        """
+        if index in self.spots:
+            return self.spots[index]
+        wanted = [value for value, weight in self.focus.items() if weight > 0]
+        table = spots_of(mask, wanted) if self.data.spots is None else self.data.spots(self.scenes[index])
+        found = {value: table[table[:, 0] == value, 1:] for value in wanted}
+        found = {value: spots for value, spots in found.items() if len(spots)}
+        if self.data.spots is None:
+            self.spots[index] = found
+        return found
 
     def choose_focus(self, rng: np.random.Generator, index: int, mask: np.ndarray) -> Focus | None:
         """Draw what the crop must show, None for anything."""
@@ -336,7 +357,12 @@ class CropDataset(SampleStream):
             return None
         weights = np.array([self.focus[value] for value in spots])
         value = int(rng.choice(list(spots), p=weights / weights.sum()))
-        return spots[value][rng.integers(len(spots[value]))]
+        return _focus(spots[value][rng.integers(len(spots[value]))])
+
+
+def _focus(spot: np.ndarray) -> Focus:
+    top, left, bottom, right, row, column = spot.tolist()
+    return Focus((top, left, bottom, right), (row, column))
 
 
 class BatchSampler:
@@ -362,6 +388,10 @@ class BatchSampler:
         return self.steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.epoch * self.steps, (self.epoch + 1) * self.steps):
-            first = step * self.batch_size + self.rank * self.share
-            yield list(range(first, first + self.share))
+        return self.stretch(self.epoch, self.epoch + 1)
+
+    def stretch(self, first: int, end: int, done: int = 0) -> Iterator[list[int]]:
+        """Deal out the epochs ``first`` .. ``end - 1``, without the ``done`` first batches of the first one."""
+        for step in range(first * self.steps + done, end * self.steps):
+            number = step * self.batch_size + self.rank * self.share
+            yield list(range(number, number + self.share))

@@ -6,8 +6,9 @@ steps, so a run that is killed and started again ends with the same bytes as an 
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ class Fit:
         self.plateau = Plateau(train.schedule.patience) if train.schedule.patience else None
         self.epoch, self.step, self.since_best, self.stop = 0, 0, 0, False
         self.best: dict[str, float] | None = None
+        self.stream: Iterator[dict[str, Any]] | None = None
         self.workers: int | None = None
         """Loader processes that there is room for; None until the first samples are wanted."""
 
@@ -72,18 +74,12 @@ class Fit:
         if self.step == 0:
             torch.manual_seed(self.seed * 1_000_003 + epoch)
             stepper.meter = Meter()
-        self.sampler.set_epoch(epoch)
-        batches = list(self.sampler)[self.step :]
-        # A new loader draws a number from torch's generator. Within an epoch that is one more than in an unbroken run.
-        generator = torch.Generator() if self.step else None
-        if self.workers is None:
-            self.workers, line = loader.room_for(train.workers, self.dataset, batches[0] if batches else [0])
-            if line:
-                self.say(f"  {line}")
+            torch.empty((), dtype=torch.int64).random_()  # a loader of each epoch took one: weights stay as they were
+        if self.stream is None:
+            self.stream = self._samples()
         started = saved = time.monotonic()
-        stream = loader.loader(self.dataset, batches, self.workers, self.device, generator)
-        bar = tqdm(stream, f"epoch {epoch + 1}/{train.epochs}", leave=False, initial=self.step, total=self.steps,
-                   disable=None if runtime.rank() == 0 else True)  # fmt: skip
+        bar = tqdm(islice(self.stream, self.steps - self.step), f"epoch {epoch + 1}/{train.epochs}", leave=False,
+                   initial=self.step, total=self.steps, disable=None if runtime.rank() == 0 else True)  # fmt: skip
         seen, use = 0, Utilisation(self.device, self.say)
         for batch in use.waits(bar):
             stepper.take(batch, epoch, self.step, self._reductions)
@@ -101,6 +97,15 @@ class Fit:
         seconds = time.monotonic() - started
         pace = round(seen / max(seconds, 1e-9), 2)
         self._finish_epoch({"images_per_second": pace, "train_seconds": round(seconds, 1), **use.line()})
+
+    def _samples(self) -> Iterator[dict[str, Any]]:
+        """Return the batches of all epochs from here on: one loader, which works on while a network is validated."""
+        if self.workers is None:
+            self.workers, line = loader.room_for(self.train.workers, self.dataset, next(iter(self.sampler)))
+            if line:
+                self.say(f"  {line}")
+        batches = self.sampler.stretch(self.epoch, self.train.epochs, self.step)
+        return iter(loader.loader(self.dataset, batches, self.workers, self.device, torch.Generator()))
 
     @property
     def _reductions(self) -> int:

@@ -1,22 +1,111 @@
-"""Overhead of tiled prediction over bare forwards: ``python -m tests.benchmarks.bench_tiles [--size 4096]``.
+"""What tiled prediction costs beyond the bare forwards of its windows.
 
 The network is one 1x1 convolution to five classes, so what is measured is cutting, blending and moving. All sides use
-the same windows and make a class map; they take turns. Prints the median CPU milliseconds per megapixel beyond the bare
-forwards, and for each the growth of peak memory in a process of its own. ``--peer monai`` needs MONAI installed. One
-thread: set OMP_NUM_THREADS=1. Equal class maps are checked where the two best classes differ by more than 1e-4.
+the same windows and make a class map; equal classes are asked for where the two best differ by more than 1e-4. The
+goal of 10 ms per megapixel over the bare forwards is the difference of the first line and the last, times are per Mpx.
 """
 
-import argparse
-import multiprocessing
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import rasterio
 import torch
+from rasterio.errors import NotGeoreferencedWarning
 from torch import Tensor, nn
 
-from lib.inference.tiles import grid, predict_bands, predict_tiled, pyramid
+from lib.inference.tiles import predict_bands, predict_tiled, pyramid
+from lib.tasks import strongest
+from tests.benchmarks.harness import Figure, Race, Side, missing, peak
+
+
+def rows(quick: bool) -> list[Race | Figure]:
+    """Return scenes of 4096 and of 8192 pixels square, in windows of 1024 that share 256; and rasters that are read and
+    written by rows, with the peak of memory over the libraries'."""
+    found: list[Race | Figure] = []
+    for size, tile, overlap in ((384, 128, 32),) if quick else ((4096, 1024, 256), (8192, 1024, 256)):
+        clear: list[Tensor] = []
+        name = f"{size:,} x {size:,} in windows of {tile:,}, a megapixel"
+        make = partial(_sides, size, tile, overlap, clear)
+        found.append(Race(name, make, agree=partial(_agree, clear), per=size**2 / 1e6, memory=not quick))
+    shapes = ((512, 512),) if quick else ((16_384, 16_384), (8_192, 32_768), (32_768, 32_768))
+    return found + [Figure(f"{height:,} x {width:,} from file to file", partial(_raster, height, width))
+                    for height, width in shapes]  # fmt: skip
+
+
+class Raster:
+    """An open raster whose rows are read when they are asked for."""
+
+    def __init__(self, file: rasterio.DatasetReader):
+        self.file, self.shape = file, (file.count, file.height, file.width)
+
+    def __getitem__(self, part: tuple[slice, slice]) -> Tensor:
+        return torch.from_numpy(self.file.read(window=(part[1].indices(self.shape[1])[:2], (0, self.shape[2]))))
+
+
+def _raster(height: int, width: int, folder: Path) -> dict[str, float]:
+    options = {"driver": "GTiff", "height": height, "width": width, "dtype": "uint8", "tiled": True, "compress": "zstd",
+               "zstd_level": 1, "bigtiff": "yes"}  # fmt: skip
+    rng = np.random.default_rng(0)
+    warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+    with rasterio.Env(GDAL_CACHEMAX=64):
+        with rasterio.open(folder / "image.tif", "w", count=3, **options) as file:
+            for top in range(0, height, 256):
+                tall = min(256, height - top)
+                rough = rng.integers(0, 256, (3, -(-tall // 8), -(-width // 8)), np.uint8).repeat(8, 1).repeat(8, 2)
+                file.write(rough[:, :tall, :width], window=((top, top + tall), (0, width)))
+        started = time.perf_counter(), time.process_time()
+        mib = peak(partial(_from_file_to_file, folder, options))
+        wall, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
+        with rasterio.open(folder / "image.tif") as file, rasterio.open(folder / "classes.tif") as found:
+            _check(Raster(file), found)
+    pixels = height * width / 1e6
+    return {"peak MiB": mib, "wall ms/Mpx": wall * 1e3 / pixels, "CPU ms/Mpx": cpu * 1e3 / pixels}
+
+
+def _from_file_to_file(folder: Path, options: dict) -> None:
+    forward = network()
+    with (rasterio.open(folder / "image.tif") as file,
+          rasterio.open(folder / "classes.tif", "w", count=1, **options) as out):  # fmt: skip
+        for top, band in predict_bands(forward, Raster(file), 1024, 256, 32):
+            out.write(strongest(band.numpy()), 1, window=((top, top + band.shape[1]), (0, band.shape[2])))
+
+
+def _check(image: Raster, found: rasterio.DatasetReader) -> None:
+    """Compare some rows with the network's own answer; ValueError where they differ."""
+    height, width = image.shape[1:]
+    for top in {0, height // 2 // 256 * 256, max(0, height - 256)}:
+        rows = image[:, top : top + 256]
+        clear, best = _clear(rows), strongest(network()(rows[None])[0].numpy())
+        written = found.read(1, window=((top, top + rows.shape[1]), (0, width)))
+        if (written != best)[clear.numpy()].any():
+            raise ValueError(f"rows from {top} on have other classes")
+
+
+def _sides(size: int, tile: int, overlap: int, clear: list[Tensor], _: Path) -> dict[str, Side | str]:
+    image = torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    clear[:] = [_clear(image)]
+    sides = {"ours, in bands": bands, "ours, whole": whole, "notebook": notebook,
+             "MONAI": missing("monai") or monai, "limit: bare forwards": bare}  # fmt: skip
+    if callable(side := sides["MONAI"]):
+        side(image[:, :tile, :tile], tile, overlap)  # its import is not its time
+    return {name: partial(side, image, tile, overlap) if callable(side) else side for name, side in sides.items()}
+
+
+def _clear(image: Tensor) -> Tensor:
+    """Return where the two best classes differ by more than 1e-4, (H, W) bool, strip by strip to spare memory."""
+    strips = []
+    for strip in image.split(256, dim=1):
+        best = network()(strip[None])[0].topk(2, dim=0).values
+        strips.append(best[0] - best[1] > 1e-4)
+    return torch.cat(strips)
+
+
+def _agree(clear: list[Tensor], ours: Tensor, other: Tensor) -> bool:
+    return torch.equal(ours[clear[0]], other[clear[0]])
 
 
 def network() -> Callable[[Tensor], Tensor]:
@@ -26,26 +115,28 @@ def network() -> Callable[[Tensor], Tensor]:
     return lambda x: torch.sigmoid(conv(x.float() / 64 - 2))
 
 
-def bare(image: Tensor, tile: int, overlap: int) -> Tensor:
+def _windows(image: Tensor, tile: int, overlap: int) -> list[tuple[slice, slice]]:
+    tops, lefts = ([*range(0, n - tile, tile - overlap), n - tile] for n in image.shape[-2:])
+    return [(slice(top, top + tile), slice(left, left + tile)) for top in tops for left in lefts]
+
+
+def bare(image: Tensor, tile: int, overlap: int) -> None:
     """Run the forwards of all windows and keep nothing."""
     forward = network()
-    tops, lefts = ([start for start, _ in grid(n, tile, tile - overlap, pyramid)] for n in image.shape[-2:])
-    for top in tops:
-        for left in lefts:
-            forward(image[None, :, top : top + tile, left : left + tile])
-    return torch.empty(0)
+    for down, across in _windows(image, tile, overlap):
+        forward(image[None, :, down, across])
 
 
 def whole(image: Tensor, tile: int, overlap: int) -> Tensor:
     """Predict with ``predict_tiled``, all probabilities in memory."""
-    return predict_tiled(network(), image, tile, overlap, 32).max(dim=0).indices.to(torch.uint8)
+    return torch.from_numpy(strongest(predict_tiled(network(), image, tile, overlap, 32).numpy()))
 
 
 def bands(image: Tensor, tile: int, overlap: int) -> Tensor:
     """Predict with ``predict_bands``, only the class map in memory."""
     out = torch.empty(image.shape[-2:], dtype=torch.uint8)
     for top, band in predict_bands(network(), image, tile, overlap, 32):
-        out[top : top + band.shape[1]] = band.max(dim=0).indices
+        out[top : top + band.shape[1]] = torch.from_numpy(strongest(band.numpy()))
     return out
 
 
@@ -54,12 +145,9 @@ def notebook(image: Tensor, tile: int, overlap: int) -> Tensor:
     forward = network()
     total, norm = torch.zeros(5, *image.shape[-2:]), torch.zeros(image.shape[-2:])
     weights = torch.outer(pyramid(tile), pyramid(tile))
-    tops, lefts = ([start for start, _ in grid(n, tile, tile - overlap, pyramid)] for n in image.shape[-2:])
-    for top in tops:
-        for left in lefts:
-            down, across = slice(top, top + tile), slice(left, left + tile)
-            total[:, down, across] += forward(image[None, :, down, across])[0] * weights
-            norm[down, across] += weights
+    for down, across in _windows(image, tile, overlap):
+        total[:, down, across] += forward(image[None, :, down, across])[0] * weights
+        norm[down, across] += weights
     return (total / norm).max(dim=0).indices.to(torch.uint8)
 
 
@@ -69,72 +157,3 @@ def monai(image: Tensor, tile: int, overlap: int) -> Tensor:
 
     probs = sliding_window_inference(image[None], (tile, tile), 1, network(), overlap=overlap / tile, mode="gaussian")
     return probs[0].max(dim=0).indices.to(torch.uint8)
-
-
-SIDES = {"bare": bare, "bands": bands, "whole": whole, "notebook": notebook, "monai": monai}
-
-
-def scene(size: int) -> Tensor:
-    """Draw (3, size, size) uint8 noise."""
-    return torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-
-
-def peak_memory(side: str, size: int, tile: int, overlap: int, channel) -> None:
-    """Send the growth of peak memory in MiB while one side runs (Linux: VmHWM, reset beforehand)."""
-    image = scene(size)
-    SIDES[side](image[:, :tile, :tile].contiguous(), tile, overlap)  # what the libraries themselves need
-
-    def status(key: str) -> int:
-        return int(next(line for line in Path("/proc/self/status").read_text().splitlines() if key in line).split()[1])
-
-    Path("/proc/self/clear_refs").write_text("5")
-    before = status("VmRSS")
-    SIDES[side](image, tile, overlap)
-    channel.send((status("VmHWM") - before) / 1024)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=4096)
-    parser.add_argument("--tile", type=int, default=1024)
-    parser.add_argument("--overlap", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peer", choices=("monai",))
-    asked = parser.parse_args()
-    names = [name for name in SIDES if name != "monai" or asked.peer]
-    image = scene(asked.size)
-    runs = {name: partial(SIDES[name], image, asked.tile, asked.overlap) for name in names}
-
-    probs = network()(image[None])[0].topk(2, dim=0)
-    clear = probs.values[0] - probs.values[1] > 1e-4
-    for name in names[1:]:
-        assert torch.equal(runs[name]()[clear], probs.indices[0].to(torch.uint8)[clear]), name
-    del probs, clear
-
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(asked.rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            started = time.process_time()
-            runs[name]()
-            times[name].append(time.process_time() - started)
-    middle = {name: sorted(values)[len(values) // 2] for name, values in times.items()}
-
-    megapixels = asked.size**2 / 1e6
-    print(
-        f"{asked.size}^2, tile {asked.tile}, overlap {asked.overlap}, {torch.get_num_threads()} threads, "
-        f"bare forwards {middle['bare'] / megapixels * 1e3:.1f} ms/Mpx"
-    )
-    for name in names[1:]:
-        receive, send = multiprocessing.Pipe(duplex=False)
-        process = multiprocessing.get_context("spawn").Process(
-            target=peak_memory, args=(name, asked.size, asked.tile, asked.overlap, send)
-        )
-        process.start()
-        process.join()
-        overhead = (middle[name] - middle["bare"]) / megapixels * 1e3
-        memory = f"{receive.recv():6.0f}" if receive.poll() else "     ?"
-        print(f"{name:9} overhead {overhead:6.1f} ms/Mpx   peak memory {memory} MiB")
-
-
-if __name__ == "__main__":
-    main()

@@ -113,46 +113,56 @@ def count_grid(
         raise ValueError(f"count_grid: expected damage truth in 0..4, got {damage_truth.max()}")
     axes = {name: lattice.axes.get(name, (lattice.defaults[name],)) for name in DEFAULTS}
     cells = _Cells(axes)
-    seeds = axes["object_seed"]
-    counts = np.stack([_count_pixels(loc, _pooled(loc, cls, seed), loc_truth, damage_truth, cells) for seed in seeds])
-    counts = counts.reshape(*(len(values) for values in axes.values()), COUNTS)
+    pixels = _Pixels(loc, cls[0], loc_truth, damage_truth, cells)
+    counts = np.empty((*(len(values) for values in axes.values()), COUNTS), np.int64)
+    for counted, seed in zip(counts, axes["object_seed"]):
+        pixels.count(_pooled(loc, cls, seed), counted.reshape(len(cells.fuses), len(cells.called), -1))
     asked = [list(axes).index(name) for name in lattice.axes]
     fixed = [i for i, name in enumerate(axes) if name not in lattice.axes]
     return counts.transpose(*asked, *fixed, len(axes)).reshape(len(lattice), COUNTS)
 
 
-def _count_pixels(
-    loc: np.ndarray, cls: np.ndarray, loc_truth: np.ndarray, damage_truth: np.ndarray, cells: "_Cells"
-) -> np.ndarray:
-    """Count one scene for all shares, threshold triples and weight vectors of ``cells``.
+class _Pixels:
+    """The pixels of a scene that some point calls building, and all of them that does not depend on ``object_seed``."""
 
-    Returns (fuse, threshold triple, weight vector x count) int64.
-    """
-    exact = np.float32 if loc.size < 1 << 24 else np.float64  # holds every whole number that can occur
-    # only pixels that some point calls building; the fused level never exceeds the larger of its two parts
-    reach = np.maximum(loc[0], ~cls[0]).ravel()
-    pixels = np.flatnonzero(reach >= cells.loc_edges[0])
-    loc_pixels, background = loc.ravel().take(pixels), cls[0].ravel().take(pixels)
-    base = cells.damage_step.take(_damaged_level(cls).ravel().take(pixels)) + (loc_truth.ravel().take(pixels) > 0)
-    truth_damage = damage_truth.ravel().take(pixels)
-    damaged = np.flatnonzero(truth_damage)  # only these count for damage: 1 pixel of 10
-    class_levels = cls[1:].reshape(4, -1).take(pixels.take(damaged), axis=1)
-    classes = _ClassCounter(class_levels, truth_damage.take(damaged) - 1, cells, exact)
+    def __init__(
+        self, loc: np.ndarray, background: np.ndarray, loc_truth: np.ndarray, damage_truth: np.ndarray, cells: "_Cells"
+    ):
+        self._cells = cells
+        self._exact = np.float32 if loc.size < 1 << 24 else np.float64  # holds every whole number that can occur
+        # the fused level never exceeds the larger of its two parts
+        reach = np.maximum(loc[0], ~background).ravel()
+        self._places = np.flatnonzero(reach >= cells.loc_edges[0])
+        loc_pixels, no_building = loc.ravel().take(self._places), background.ravel().take(self._places)
+        self._is_building = loc_truth.ravel().take(self._places) > 0
+        graded = damage_truth.ravel().take(self._places)
+        self._damaged = np.flatnonzero(graded > 0)  # only these count for damage: 1 pixel of 10
+        self._damage = graded.take(self._damaged) - 1
+        self._steps = [cells.loc_step.take(_building_level(loc_pixels, no_building, fuse)) for fuse in cells.fuses]
+        self._missed = np.zeros((5, 3), self._exact)  # what holds at every point
+        self._missed[0, 2] = np.count_nonzero(loc_truth)
+        self._missed[1:, 2] = np.bincount(damage_truth[damage_truth > 0].ravel(), minlength=5)[1:]
 
-    counts = np.empty((len(cells.fuses), len(cells.called), classes.vectors * COUNTS), np.int64)
-    called = cells.called.astype(exact)
-    table = np.zeros((1 + cells.number, classes.vectors, COUNTS), exact)  # row 0: what holds at every point
-    pair_to_counts = _pair_to_counts().astype(exact)
-    table[0, :, 2] = np.count_nonzero(loc_truth)
-    table[0, :, 5::3] = [np.count_nonzero(damage_truth == label) for label in (1, 2, 3, 4)]
-    for counted, fuse in zip(counts, cells.fuses):
-        key = cells.loc_step.take(_building_level(loc_pixels, background, fuse)) + base  # 2 * cell + is building
-        building = np.bincount(key, minlength=2 * cells.number).reshape(-1, 1, 2)
-        table[1:, :, 0], table[1:, :, 1], table[1:, :, 2] = building[..., 1], building[..., 0], -building[..., 1]
-        pairs = classes.count(key.take(damaged).astype(np.intp) // 2)  # (weight vector, cell, truth x prediction)
-        table[1:, :, 3:] = (pairs @ pair_to_counts).swapaxes(0, 1)
-        counted[...] = called @ table.reshape(1 + cells.number, -1)
-    return counts
+    def count(self, cls: np.ndarray, counts: np.ndarray) -> None:
+        """Count for all shares, threshold triples and weight vectors, and damage classes (5, H, W) uint8.
+
+        Fills ``counts`` (fuse, threshold triple, weight vector x count) int64.
+        """
+        cells, exact = self._cells, self._exact
+        base = cells.damage_step.take(_damaged_level(cls).ravel().take(self._places)) + self._is_building
+        class_levels = cls[1:].reshape(4, -1).take(self._places.take(self._damaged), axis=1)
+        classes = _ClassCounter(class_levels, self._damage, cells, exact)
+        called = cells.called.astype(exact)
+        table = np.zeros((1 + cells.number, classes.vectors, COUNTS), exact)
+        table[0] = self._missed.ravel()
+        pair_to_counts = _pair_to_counts().astype(exact)
+        for counted, step in zip(counts, self._steps):
+            key = step + base  # 2 * cell + is building
+            building = np.bincount(key, minlength=2 * cells.number).reshape(-1, 1, 2)
+            table[1:, :, 0], table[1:, :, 1], table[1:, :, 2] = building[..., 1], building[..., 0], -building[..., 1]
+            pairs = classes.count(key.take(self._damaged).astype(np.intp) // 2)  # (weights, cell, truth x prediction)
+            table[1:, :, 3:] = (pairs @ pair_to_counts).swapaxes(0, 1)
+            counted[...] = called @ table.reshape(1 + cells.number, -1)
 
 
 class _Cells:
@@ -254,12 +264,16 @@ class _ClassCounter:
         return counted.take(self._rank, axis=1).reshape(self.vectors, self._cells, 16)
 
 
+_last = objects.LastScene()
+
+
 def _pooled(loc: np.ndarray, cls: np.ndarray, seed: float) -> np.ndarray:
     """Average the damage classes over objects grown from building levels of at least ``seed``; 0 leaves them alone."""
     if not seed:
         return cls
-    labels = objects.segment(loc[0], threshold_level(seed))
-    return np.concatenate([cls[:1], objects.pool(cls[1:], labels)])
+    level = threshold_level(seed)
+    return _last.get(level, lambda: np.concatenate([cls[:1], objects.pool(cls[1:], objects.segment(loc[0], level))]),
+                     loc, cls)  # fmt: skip
 
 
 def _building_level(loc: np.ndarray, background: np.ndarray, fuse: float) -> np.ndarray:

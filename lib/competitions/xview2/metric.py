@@ -194,11 +194,19 @@ def count_objects(lp: np.ndarray, dp: np.ndarray, lt: np.ndarray, dt: np.ndarray
 
 def _match(predicted: np.ndarray, true: np.ndarray, min_iou: float) -> tuple[int, int, int]:
     """Count matched, surplus predicted and missed true components of two (H, W) masks."""
-    p_total, p_labels, p_boxes, _ = cv2.connectedComponentsWithStats(predicted, connectivity=8)
-    t_total, t_labels, t_boxes, _ = cv2.connectedComponentsWithStats(true, connectivity=8)
-    p_area, t_area = p_boxes[:, cv2.CC_STAT_AREA], t_boxes[:, cv2.CC_STAT_AREA]
-    both = (p_labels > 0) & (t_labels > 0)
-    pairs, shared = np.unique(t_labels[both].astype(np.int64) * p_total + p_labels[both], return_counts=True)
+    (p_total, p_labels), (t_total, t_labels) = (
+        cv2.connectedComponents(mask, connectivity=8) for mask in (predicted, true)
+    )
+    p_area, t_area = (np.bincount(labels.ravel().take(np.flatnonzero(mask > 0)), minlength=1)
+                      for mask, labels in ((predicted, p_labels), (true, t_labels)))  # fmt: skip
+    both = np.flatnonzero(cv2.min(predicted, true) > 0)
+    key = t_labels.ravel().take(both).astype(np.int64) * p_total + p_labels.ravel().take(both)
+    if t_total * p_total <= 1 << 22:  # a table of all pairs is faster than sorting pixels
+        times = np.bincount(key, minlength=1)
+        pairs = np.flatnonzero(times)
+        shared = times[pairs]
+    else:
+        pairs, shared = np.unique(key, return_counts=True)
     t, p = np.divmod(pairs, p_total)
     iou = shared / (t_area[t] + p_area[p] - shared)
     near = np.flatnonzero(iou >= min_iou)

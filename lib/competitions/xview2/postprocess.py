@@ -5,6 +5,7 @@ Arrays are never changed; outputs may share memory with them. Whether a step sta
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
 import cv2
@@ -13,6 +14,7 @@ import skimage  # its parts are imported when they are first used
 from pydantic import Field
 
 from lib.competitions.decoding import small_parts
+from lib.competitions.xview2 import objects
 from lib.ensemble import morphology
 from lib.ensemble.morphology import Radius
 
@@ -54,21 +56,39 @@ def watershed_vote(
     Source: selimsef/xview2_solution, predict_single.py (2nd place of xView2 2020).
     """
     localization, damage, loc_levels, cls_levels = decoded
-    # in scanning order: "last" means something
-    seeds = skimage.measure.label(loc_levels / 255.0 > seed_threshold, connectivity=2)
+    grown = partial(_grown, localization, loc_levels, seed_threshold, faithful)
+    regions, whole = _last.get((seed_threshold, faithful), grown, localization, loc_levels)
+    inside = np.flatnonzero(regions > 0)
+    region, graded = regions.ravel().take(inside), damage.ravel().take(inside)
+    votes = np.bincount(region.astype(np.intp) * 5 + graded, minlength=5 * len(whole)).reshape(-1, 5)
+    winner = votes.argmax(axis=1).astype(np.uint8)
+    decided = (winner > 0) & (votes.max(axis=1) > share * votes.sum(axis=1)) & whole
+    decided[0] = False  # outside of all regions
+    if faithful:
+        decided[-1] = False
+    sureness = cls_levels[1:].reshape(4, -1).take(inside, axis=1).max(axis=0)
+    written = decided.take(region) & (_LEVELS < confidence).take(sureness)
+    voted = damage.copy()
+    voted.flat[inside[written]] = winner.take(region[written])
+    return decoded._replace(damage=voted)
+
+
+def _grown(
+    localization: np.ndarray, loc_levels: np.ndarray, seed_threshold: float, faithful: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Grow regions from sure seeds within the footprint: (H, W) int32, 0 = none; and which are in one piece, whole.
+
+    The latter (regions + 1,) bool. Regions are numbered as their seeds are in scanning order: "last" means something.
+    """
+    seeds = skimage.measure.label((_LEVELS > seed_threshold).take(loc_levels), connectivity=2)
     relief = (loc_levels == 0).astype(np.uint8) if faithful else ~loc_levels
     regions = skimage.segmentation.watershed(relief, seeds, mask=localization > 0)
-    count = int(regions.max(initial=0))
-    votes = np.bincount(regions.ravel().astype(np.intp) * 5 + damage.ravel(), minlength=5 * (count + 1)).reshape(-1, 5)
-    winner = votes.argmax(axis=1)
-    decided = (winner > 0) & (votes.max(axis=1) > share * votes.sum(axis=1))
-    decided[0] = False  # outside of all regions
-    if faithful and count:
-        decided[count] = False
-    for region in skimage.measure.regionprops(regions):
-        decided[region.label] = decided[region.label] and region.euler_number == 1
-    unsure = cls_levels[1:].max(axis=0) / 255.0 < confidence
-    return decoded._replace(damage=np.where(decided[regions] & unsure, winner[regions], damage).astype(np.uint8))
+    return regions, objects.euler_numbers(regions) == 1
+
+
+_LEVELS = np.arange(256) / 255.0
+"""The probability of each level."""
+_last = objects.LastScene()
 
 
 def object_vote(decoded: Decoded, connectivity: Literal[4, 8] = 8) -> Decoded:
@@ -78,7 +98,7 @@ def object_vote(decoded: Decoded, connectivity: Literal[4, 8] = 8) -> Decoded:
     """
     localization, damage = decoded[:2]
     count, components = cv2.connectedComponents(localization, connectivity=connectivity)
-    inside = np.flatnonzero(localization)
+    inside = np.flatnonzero(localization > 0)
     building = components.ravel().take(inside).astype(np.intp)  # 32-bit labels: no limit of 255 buildings
     votes = np.bincount(building * 5 + damage.ravel().take(inside), minlength=5 * count).reshape(count, 5)[:, 1:]
     winner = np.where(votes.any(axis=1), 1 + votes.argmax(axis=1), 0).astype(np.uint8)
