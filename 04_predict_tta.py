@@ -4,6 +4,9 @@ Reads:  02_loc/..., 03_cls/..., 01_folds/folds.csv, the images
 Writes: 04_probs/<task>/<model>/fold<k>/{oof,test}/<scene>.tif, uint8 levels with one named band per class
 
     python 04_predict_tta.py --config configs/xview2_cpu.yaml --split test
+    python 04_predict_tta.py --config configs/xview2.yaml --only dpn92 --fold 0 --split test --part 2/4
+
+With --part it helps another process, which makes the unit by the same command without --part, and seals nothing.
 """
 
 import os
@@ -17,7 +20,15 @@ from lib.run import cli
 
 @cli.exits
 def main(argv=None):
-    run = cli.start(__doc__, argv)
+    flags = cli.parser(__doc__)
+    flags.add_argument("--part", metavar="I/N", help="predict part I of N of the scenes that are left, for another "
+                       "process that makes the unit")  # fmt: skip
+    args = flags.parse_args(argv)
+    run = cli.open_run(args)
+    if args.part:
+        from lib.stages import parts
+
+        return parts.give(run, args.part)
     with ExitStack() as stack:
         pool = None
         for units in run.predictions():

@@ -71,6 +71,11 @@ PICTURES = {
     },
 }  # fmt: skip
 ELSEWHERE = {
+    "cluster.asks.*.gpus": "test_flow.py::test_units_ask_for_what_the_experiment_says",
+    "cluster.asks.*.memory": "test_flow.py::test_units_ask_for_what_the_experiment_says",
+    "cluster.retries": "test_flow.py::test_the_experiment_says_how_units_are_started",
+    "cluster.part": "test_flow.py::test_the_experiment_says_how_units_are_started",
+    "cluster.threads": "test_flow.py::test_the_experiment_says_how_units_are_started",
     "data.limits.json_bytes": "test_xview2.py::test_a_label_of_odd_contents_is_named_and_stops_nothing",
     "data.limits.json_depth": "test_xview2.py::test_a_label_of_odd_contents_is_named_and_stops_nothing",
     "data.limits.image_pixels": "test_raster.py::test_an_image_above_the_limit_is_named_and_not_read",

@@ -26,6 +26,7 @@ FLOORS = [
     {"choose"},
     {"stages"},
     {"report", "kaggle"},
+    {"cluster"},
     {"tools"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -20,6 +20,7 @@ from lib.tasks import Task
 
 Precision = Literal["float32", "float16", "bfloat16"]
 Views = Literal["none", "hflip", "flips", "d4"]
+UnitKind = Literal["folds", "train", "predict", "ensemble", "submission"]
 BOUNDARY = "boundary_bce"
 """The loss term of every kind that trains a boundary head."""
 QUERY = ("query_class", "query_bce", "query_dice")
@@ -587,6 +588,30 @@ class Search(Section):
         return self
 
 
+class Asks(Section):
+    """What a unit needs of the machine that it runs on; Dask workers offer it as ``--resources "GPU=1 MEMORY=64"``."""
+
+    gpus: int = Field(0, ge=0)
+    """GPUs (``GPU``); at 0 a unit runs wherever a worker is free, on whatever that worker sees."""
+    memory: float = Field(0.0, ge=0)
+    """Memory of the host in GiB (``MEMORY``)."""
+
+
+class Cluster(Section):
+    """How ``python -m lib.cluster`` runs the units of the stages. No result depends on it."""
+
+    asks: dict[UnitKind, Asks] = {}
+    """What the units of stage 01, of stages 02 and 03, and of stages 04, 05 and 06 ask for; none: nothing."""
+    retries: int = Field(3, ge=0)
+    """How often a unit is started again that ended by no fault of its user: a node that was lost, a process killed."""
+    part: int = Field(64, ge=0)
+    """A free worker helps with a prediction that has at least so many scenes left for each that works on it; 0: none
+    helps."""
+    threads: int | None = Field(None, ge=1)
+    """Threads that each unit computes with; none: as many as a stage that is started by hand where lib.cluster runs.
+    Sums of convolutions on a CPU depend on it in their last digits."""
+
+
 class Experiment(Section):
     """One experiment: everything that decides its results."""
 
@@ -612,6 +637,8 @@ class Experiment(Section):
     """Search the decode settings on out-of-fold scenes; none: use the fixed ones."""
     reference: Reference | None = None
     """Scores that the source of this experiment reports; printed beside ours, used nowhere."""
+    cluster: Cluster = Cluster()
+    """How many machines share the work."""
 
     def predict_of(self, model: Model, tasks: Mapping[str, Task]) -> Predict:
         """Return how the networks of a model look at scenes: ``predict`` with the precision of this model.

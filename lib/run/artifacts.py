@@ -35,7 +35,7 @@ class Unit:
     facts: dict[str, Any] = field(hash=False)
     """The facts its content depends on (config section, fold, scene ids); JSON values."""
     command: str = ""
-    """What to type to build it."""
+    """What to type to build it, with the quotes that a shell needs."""
     upstream: tuple["Unit", ...] = ()
     """The units it reads."""
     portable: bool = True
@@ -285,24 +285,13 @@ class Store:
         partial, final = self.partial(unit), self.root / unit.key
         found = self._found.pop(unit.key, file_state(final / MANIFEST))
         with self._lock(unit) as held:
-            for path in (partial, final):
-                if os.path.lexists(path) and (path.is_symlink() or not path.is_dir()):
-                    odd = "a symbolic link" if path.is_symlink() else "a file"
-                    raise ArtifactError(f"{path}: expected a folder or nothing, found {odd}, in whose place no "
-                                        "result is built; move it elsewhere and run again")  # fmt: skip
+            self._refuse_what_is_no_folder(unit)
             started = time.time()
             try:
                 self._finish(unit, held)
                 if file_state(final / MANIFEST) != found:
                     raise ArtifactError(f"{unit.key}: another process finished it meanwhile; run the command again")
-                if fresh or not self._matching_partial(unit):
-                    _remove(partial)
-                partial.mkdir(parents=True, exist_ok=True)
-                (partial / MANIFEST).unlink(missing_ok=True)  # of a build that was damaged after it
-                for leftover in partial.rglob("*.tmp"):
-                    leftover.unlink()
-                begun = {"fingerprint": self.fingerprint(unit), **self._reading(unit)}
-                write_json(partial / BEGUN, {**begun, "token": held.token})
+                begun = self._prepare(unit, held, fresh)
                 yield partial
                 record = {**begun, **record, "seconds": round(time.time() - started, 1)}
                 _publish(partial, final, held, lambda folder: self._seal(unit, folder, record, held))
@@ -311,6 +300,39 @@ class Store:
                     raise
                 place = f"{partial}: " if getattr(error, "filename", None) is None else ""
                 raise ArtifactError(place + said) from error
+
+    def begin(self, unit: Unit) -> Path:
+        """Return the folder that a unit is built in, by whoever; what is put there is for its owner to seal.
+
+        Where nobody has begun to build it as it would be today, this does. ArtifactError where another process is about
+        to, or builds it otherwise.
+        """
+        if not self._matching_partial(unit):
+            with self._lock(unit) as held:
+                self._refuse_what_is_no_folder(unit)
+                self._prepare(unit, held)
+        return self.partial(unit)
+
+    def _refuse_what_is_no_folder(self, unit: Unit) -> None:
+        """Raise ArtifactError where something else lies where a unit is built, or where it will lie."""
+        for path in (self.partial(unit), self.root / unit.key):
+            if os.path.lexists(path) and (path.is_symlink() or not path.is_dir()):
+                found = "a symbolic link" if path.is_symlink() else "a file"
+                raise ArtifactError(f"{path}: expected a folder or nothing, found {found}, in whose place no "
+                                    "result is built; move it elsewhere and run again")  # fmt: skip
+
+    def _prepare(self, unit: Unit, held: Held, fresh: bool = False) -> dict[str, Any]:
+        """Make the folder of a unit ready to be built in, or gone on with; returns what it is to become."""
+        partial = self.partial(unit)
+        if fresh or not self._matching_partial(unit):
+            _remove(partial)
+        partial.mkdir(parents=True, exist_ok=True)
+        (partial / MANIFEST).unlink(missing_ok=True)  # of a build that was damaged after it
+        for leftover in partial.rglob("*.tmp"):
+            leftover.unlink()
+        begun = {"fingerprint": self.fingerprint(unit), **self._reading(unit)}
+        write_json(partial / BEGUN, {**begun, "token": held.token})
+        return begun
 
     def _seal(self, unit: Unit, folder: Path, record: dict, held: Held) -> None:
         if read_object(folder / BEGUN).get("token") != held.token:

@@ -9,6 +9,7 @@ import argparse
 import functools
 import io
 import logging
+import shlex
 import sys
 import time
 import warnings
@@ -179,20 +180,27 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
 
 
-def parser(doc: str) -> argparse.ArgumentParser:
-    """Return the flags that all stages share."""
+def experiment_flags(doc: str) -> argparse.ArgumentParser:
+    """Return the flags that say which experiment is meant, for what runs several of its stages."""
     flags = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--config", type=Path, default=DEMO, help="experiment file (default: the embedded demo)")
     flags.add_argument("--workdir", type=Path, default=Path("workdir"), help="where results lie (default: workdir)")
     flags.add_argument("--inputs", type=Path, action="append", default=[], metavar="FOLDER",
                        help="read-only experiment folder: its folds, checkpoints and decode are taken")  # fmt: skip
+    flags.add_argument("--strict", action="store_true", help="findings of the data check are errors (stage 01)")
+    flags.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides",
+                       help="change one value of the experiment file")  # fmt: skip
+    flags.set_defaults(only=None, fold=None, split=None, force=False)
+    return flags
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+    """Return the flags that all stages share."""
+    flags = experiment_flags(doc)
     flags.add_argument("--only", metavar="MODEL", help="this model only")
     flags.add_argument("--fold", type=int, metavar="K", help="this fold only")
     flags.add_argument("--split", choices=SPLITS, help="out-of-fold or test scenes only (stages 04 to 06)")
     flags.add_argument("--force", action="store_true", help="rebuild finished units too")
-    flags.add_argument("--strict", action="store_true", help="findings of the data check are errors (stage 01)")
-    flags.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides",
-                       help="change one value of the experiment file")  # fmt: skip
     return flags
 
 
@@ -340,11 +348,12 @@ def _owed(args: argparse.Namespace, competition: Competition) -> tuple[list[Scen
 def _flags(args: argparse.Namespace) -> str:
     parts = []
     if args.config != DEMO:
-        parts.append(f"--config {args.config}")
+        parts += ["--config", str(args.config)]
     if args.workdir != Path("workdir"):
-        parts.append(f"--workdir {args.workdir}")
-    parts += [f"--inputs {root}" for root in args.inputs] + [f"--set {override}" for override in args.overrides]
-    return " ".join(parts)
+        parts += ["--workdir", str(args.workdir)]
+    parts += [word for root in args.inputs for word in ("--inputs", str(root))]
+    parts += [word for override in args.overrides for word in ("--set", override)]
+    return shlex.join(parts)
 
 
 def quiet() -> None:

@@ -8,7 +8,7 @@ import copy
 import math
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -78,7 +78,7 @@ def predict(run: Run, units: list[Unit], pool: Pool | None = None, tick: Callabl
                 record["seconds_per_scene"] = round(timed[len(timed) // 2], 4)  # the median: the first one warms up
 
 
-def passed(pool: Pool, scenes: Sequence[Scene], out: Path, logits: bool) -> Generator["Outcome", None, None]:
+def passed(pool: Pool, scenes: Iterable[Scene], out: Path, logits: bool) -> Generator["Outcome", None, None]:
     """Pass scenes through the workers, each of which reads ahead and writes behind; yields what became of them.
 
     Where it is given up, what the networks have answered is written before it returns, and nothing afterwards.
