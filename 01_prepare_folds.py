@@ -7,6 +7,7 @@ Writes: 01_folds/folds.csv (id, fold, class flags), 01_folds/audit.json, 01_fold
 """
 
 import sys
+from contextlib import ExitStack
 
 from lib.run import cli
 
@@ -14,16 +15,19 @@ from lib.run import cli
 @cli.exits
 def main(argv=None):
     run = cli.start(__doc__, argv, inspects=True)
-    for unit in run.pending([run.graph.folds()]):
-        from lib.stages import folds  # here, since it takes seconds and there may be nothing to do
+    with ExitStack() as stack:
+        if run.survey is not None:
+            stack.callback(run.survey.close)
+        for unit in run.pending([run.graph.folds()]):
+            from lib.stages import folds  # here, since it takes seconds and there may be nothing to do
 
-        with run.build(unit, {"stage": "01"}) as folder:
-            for line in folds.check(run.competition, folder, run.strict):
-                cli.say(line)
-            for line in folds.split(run.competition, run.config.folds, folder):
-                cli.say(line)
-            assert run.index is not None, "stage 01 looks at all data"
-            run.index.write(folder)
+            with run.build(unit, {"stage": "01"}) as folder:
+                for line in folds.check(run.competition, folder, run.strict, run.survey, run.config.folds.embed):
+                    cli.say(line)
+                for line in folds.split(run.competition, run.config.folds, folder, run.survey):
+                    cli.say(line)
+                assert run.index is not None, "stage 01 looks at all data"
+                run.index.write(folder)
 
 
 if __name__ == "__main__":

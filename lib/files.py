@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -143,3 +143,27 @@ def sha256(*paths: str | Path) -> str:
             while block := file.read(1 << 20):
                 found.update(block)
     return found.hexdigest()
+
+
+Inode = tuple[int, int, int, int, int]
+"""Device, number, size and times of a file: the same as long as nobody touches it."""
+_sums: dict[Inode, str] = {}
+
+
+def sum_of(path: str | Path) -> str:
+    """Return the SHA-256 of a file; this process reads a file again only when it was touched since."""
+    state = inode(path)
+    if state not in _sums:
+        _sums[state] = sha256(path)
+    return _sums[state]
+
+
+def inode(path: str | Path) -> Inode:
+    """Return what tells a file and its state."""
+    state = os.stat(path)
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+
+
+def know_sums(sums: Mapping[Inode, str]) -> None:
+    """Take over what another process has hashed, which ``sum_of`` then need not."""
+    _sums.update(sums)

@@ -154,9 +154,7 @@ def test_networks_of_other_folds_than_those_that_are_taken_are_refused(tmp_path)
     mixed = Store(tmp_path / "own", (tmp_path / "a", tmp_path / "b"))
     mixed.refuse_mixed(oof, folds)
     mixed = Store(tmp_path / "own", (tmp_path / "b", tmp_path / "a"))
-    with pytest.raises(
-        ArtifactError, match="b/02_loc/net/fold0: was made from another 01_folds than .*a/01_folds"
-    ):
+    with pytest.raises(ArtifactError, match="b/02_loc/net/fold0: was made from another 01_folds than .*a/01_folds"):
         mixed.refuse_mixed(oof, folds)
     make(mixed, folds, "folds of b")
     mixed.refuse_mixed(oof, folds)

@@ -410,6 +410,14 @@ def test_older_and_newer_files_are_read_and_odd_ones_are_named_with_the_command(
         ({"points": -1}, "points: "),
         ({"per_fold": {"0": {"scenes": -2}}}, "per_fold: Value error, 0: expected counts, found -2"),
         ({"tables": {"confusion": {"cat": {"dog": -3}}}}, "tables: Value error, confusion: expected counts, found -3"),
+        ({"tables": {"confusion": [1]}}, "confusion: expected scores by name, or rows of counts, found [1]"),
+        ({"tables": {"confusion": {"cat": {"dog": "many"}}}}, "expected scores by name, or rows of counts"),
+        ({"tables": {"confusion": {"cat": {"dog": 1}, "dog": 2}}}, "expected scores by name, or rows of counts"),
+        ({"tables": {"confusion": {"cat": {"dog": 1}, "dog": {}}}}, "confusion: expected rows of the same columns"),
+        ({"params": {"per_domain": [1]}}, "params: Value error, expected settings by name in per_domain and unseen"),
+        ({"params": {"per_domain": {"day": 1}}}, "params: Value error, expected settings by name"),
+        ({"params": {"unseen": {"threshold": 0.5}, "seen": 5}}, "expected unseen with a list of the domains"),
+        ({"params": {"unseen": {"threshold": 0.5}}}, "expected unseen with a list of the domains"),
     ):
         with pytest.raises(ArtifactError) as caught:
             read(**changes)

@@ -96,7 +96,7 @@ def work(tmp_path, data):
 def hashed(monkeypatch):
     """The names of the files that are hashed, as they are."""
     names = []
-    monkeypatch.setattr(index, "sha256", lambda path: names.append(Path(path).name) or sha256(path))
+    monkeypatch.setattr(index, "sum_of", lambda path: names.append(Path(path).name) or sha256(path))
     return names
 
 
@@ -130,6 +130,13 @@ def test_a_mask_of_valid_pixels_beside_an_image_is_read_with_it(work, data, imag
 def test_without_the_sample_that_it_followed_a_submission_is_stale(work, data, monkeypatch):
     monkeypatch.setattr(Made, "sample", None)
     assert work.stale() == {"06_submission/test"}
+
+
+@pytest.mark.parametrize("odd", ['{"files": []}', '{"files": {"train.csv": {"a": 1}}}', '{"files": {"train.csv": []}}'])
+def test_what_is_no_entry_of_an_index_is_hashed_again(work, data, odd):
+    (work.root / "01_folds" / INDEX).write_text(odd)
+    (work.root / MEMORY).write_text('{"test/t.png": {"a": 1}, "test/u.png": null}')
+    assert work.stale() == set() and work.found.files["train.csv"][2] == sha256(data.root / "train.csv")
 
 
 def test_a_pipe_among_the_data_is_not_waited_for(data, tmp_path):

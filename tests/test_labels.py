@@ -116,7 +116,7 @@ def test_ids_may_carry_a_suffix_and_columns_other_names(root):
     ({"metric": "eer"}, "metric: expected 'accuracy'"), ({"submit": "rle"}, "submit: expected 'label'"),
     ({"columns": {"lable": "x"}}, "columns.lable: unknown key; did you mean label"),
     ({"classes": ["one"]}, "2 to 30000 names"), ({"classes": [str(k) for k in range(30_001)]}, "found 30001"),
-    ({"classes": ["a", "a"]}, "differ in letters"), ({"classes": ["a b", "a-b"]}, "differ in letters"),
+    ({"classes": ["a", "a"]}, "differ in letters"), ({"classes": ["a b", "c", "a-b"]}, "found 'a b', 'a-b'"),
     ({"classes": ["fold", "x"]}, "none of id, fold, group, domain"),
     ({"classes": [False, True]}, "found False, True; quote them: YAML reads no, yes, on, off"),
     ({"classes": [0, 1]}, "quote them"), ({"grup": "x"}, "data.options.grup: unknown key; did you mean group"),

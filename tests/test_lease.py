@@ -322,3 +322,22 @@ def test_two_processes_on_two_paths_of_a_folder_are_never_in_at_once(tmp_path):
     with leases.two_paths(tmp_path, mount=False) as (*paths, _):
         found = leases.excluded(paths, 60)
     assert found.acquired >= 60 and found.violations == 0 and min(found.by.values()) > 0
+
+
+@pytest.mark.slow
+def test_owners_that_are_stopped_and_killed_leave_whole_units_and_seal_each_once(tmp_path):
+    """A handful; ``python tests/leases.py`` makes as many as one likes."""
+    with leases.two_paths(tmp_path) as (*paths, _):
+        found = leases.fenced(paths, 12)
+    assert found.violations == 0 and found.by["stopped"] + found.by["killed"] > 0
+
+
+def test_a_unit_that_another_process_finished_since_it_was_looked_at_is_not_built_again(tmp_path):
+    mine, theirs = Store(tmp_path), Store(tmp_path)
+    mine.recover(ITEM)
+    assert mine.status(ITEM) == "missing"
+    with theirs.build(ITEM, {}) as folder:
+        write_bytes(folder / "a", b"theirs")
+    with pytest.raises(ArtifactError, match="another process finished it meanwhile"), mine.build(ITEM, {}):
+        pass
+    assert mine.status(ITEM) == "done"

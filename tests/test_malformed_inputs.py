@@ -605,6 +605,10 @@ FOLDS = {
     "folds as floats": (GIVEN.replace("0\n", "0.0\n").replace("1\n", "1.0\n"), []),
     "lost zeros": (GIVEN.replace("00", ""), ["ids of folds.csv read as those of scenes: 1 (folds.csv)"]),
     "blanks and blank lines": (GIVEN.replace(",", " , ").replace("\n", "\n\n"), []),
+    "ids with a suffix": (GIVEN.replace(",", ".PNG,").replace("id.PNG", "id"), []),
+    "folds that begin at 1": (
+        GIVEN.replace(",1", ",2").replace(",0", ",1"), "found none in fold 0; count folds from 0, or set folds.n"),
+    "all scenes in one fold": (GIVEN.replace(",1", ",0"), "found none in fold 1"),
     "a row twice": (GIVEN + "001,0\n", ["folds.csv line 6: row written twice, read once (as line 2)"]),
     "a row too long": (
         GIVEN + "005,1,x\n", ["folds.csv line 6: row left out (expected 2 fields as in the header, got 3)"]),
@@ -622,7 +626,7 @@ def test_given_folds(tmp_path, name):
     (tmp_path / "folds.csv").write_text(written, encoding="utf-8")
     section, table = Folds(n=2, file=str(tmp_path / "folds.csv")), pd.DataFrame({"id": IDS})
     if isinstance(said, str):
-        with pytest.raises(DataError) as error:
+        with pytest.raises((DataError, ConfigError)) as error:
             stage._given(section, table)
         assert said in str(error.value) and "folds" in str(error.value)
         return

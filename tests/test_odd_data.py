@@ -221,6 +221,17 @@ def test_annotated_clips_are_whole_and_apart(tmp_path):
     assert kinds(beyond) == {("annotated frames that are not there", "jumping_0001_9")}
 
 
+def test_clips_that_begin_with_one_frame_are_two_of_one_id_whatever_their_labels(tmp_path):
+    competition = clips(tmp_path, "jumping/0001 1 8 0\njumping/0001 1 17 1\n")
+    assert kinds(competition) == {("two videos of one id", "jumping_0001_1")}
+
+
+def test_a_frame_may_be_called_by_any_sign_that_is_a_digit(tmp_path):
+    competition = clips(tmp_path, "jumping/0001 1 17 1\n")
+    (tmp_path / "jumping/0001/00003.png").rename(tmp_path / "jumping/0001/\u00b2.png")  # a superscript 2
+    assert kinds(competition) == set()
+
+
 def test_a_folder_of_frames_that_are_broken_or_of_other_sizes_is_named(tmp_path):
     competition = clips(tmp_path, "jumping/0001 1 17 1\n")
     Image.new("RGB", (9, 7)).save(tmp_path / "jumping/0001/00003.png")
@@ -248,6 +259,7 @@ def pair(root, pre=(SQUARE,), post=(SQUARE,), kind="building", **metadata):
 @pytest.mark.parametrize(("given", "expected"), [
     ({"img_name": "storm_00000000_PRE_disaster.png", "width": 16, "height": 16}, ["label that names another image"]),
     ({"width": 1024, "height": 1024}, ["label drawn at another size"] * 2),
+    ({"width": 1024.0, "height": 1024.0}, ["label drawn at another size"] * 2),
     ({"kind": "road"}, ["outline of no building, drawn as one"] * 2),
     ({"pre": ["POLYGON ((0.1 0.1, 0.6 0.1, 0.6 0.6, 0.1 0.1))"]}, ["outlines that are not in pixels"]),
     ({"post": [SQUARE, "POLYGON EMPTY"]}, ["outline without a vertex"]),
@@ -291,6 +303,28 @@ def test_a_palette_that_was_made_anew_is_named(tmp_path, square):
         image.save(root / f"SegmentationClass/{key}.png")
     kind = "palette in which class 0 has a colour and another is black, indices are used"
     assert kinds(opened("voc", root)) == {(kind, "a1")}
+
+
+def test_a_mask_whose_palette_was_made_anew_is_asked_about(tmp_path, square):
+    """Red on black in which either may have come first: the object is what is red."""
+    path = tmp_path / "mask.png"
+    for mask, colours in ((square, [0, 0, 0, 128, 0, 0]), (1 - square, [128, 0, 0, 0, 0, 0])):
+        image = Image.fromarray(mask, "P")
+        image.putpalette(colours + [0] * 762)
+        image.save(path)
+        if not colours[0]:
+            np.testing.assert_array_equal(read_objects(path)[0], square)
+    with pytest.raises(DataError, match=r"a palette in which 0 is black, got a colour for 0 and black for 1"):
+        read_objects(path)
+    np.testing.assert_array_equal(read_objects(path, [0])[0], square)
+
+
+def test_a_folder_of_masks_that_a_class_has_not_is_named(tmp_path):
+    root = make("voc", tmp_path / "data")
+    options = {"classes": ["none", "cat", "dog"], "lists": None, "images": "JPEGImages"}
+    masks = {"cat": "SegmentationClass", "dog": "dogs"}
+    kind = "class without a mask of any picture, it is part of the background"
+    assert kinds(open_competition("voc", root, {**options, "masks": masks})) == {(kind, "dog")}
 
 
 def test_objects_one_by_one_are_those_of_their_image(tmp_path, square):

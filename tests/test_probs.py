@@ -122,7 +122,5 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
 def test_levels_of_other_classes_or_in_another_order_are_refused(tmp_path):
     write_levels(tmp_path / "a.tif", np.zeros((2, 3, 3), np.uint8), ("cat", "dog"))
     assert read_levels(tmp_path / "a.tif", ("cat", "dog"))[1] == ("cat", "dog")
-    with pytest.raises(
-        ArtifactError, match=r"classes of this experiment \(dog, cat\), found others \(cat, dog\)"
-    ):
+    with pytest.raises(ArtifactError, match=r"classes of this experiment \(dog, cat\), found others \(cat, dog\)"):
         read_levels(tmp_path / "a.tif", ("dog", "cat"))

@@ -102,6 +102,7 @@ def test_what_is_no_table_is_a_sentence(tmp_path, content, said):
         (["cafe\u0301.jpg"], ["caf\u00e9"], {"cafe\u0301.jpg": "caf\u00e9"}),  # as macOS names files
         (["cats\\1.png"], ["cats/1"], {"cats\\1.png": "cats/1"}),
         (["Straße"], ["STRASSE"], {"Straße": "STRASSE"}),
+        (["./cats/1.png"], ["cats/1"], {"./cats/1.png": "cats/1"}),  # as find writes it
     ],
 )
 def test_what_an_id_means(written, known, means):

@@ -366,6 +366,8 @@ def test_data_without_a_usable_scene_are_described_by_stage_01_before_it_ends(tm
     ("", "found none of 01_folds"),
 ])  # fmt: skip
 def test_inputs_are_folders_of_experiments(finished, tmp_path, folder, words, capsys):
+    assert finished.run("01_prepare_folds", "--inputs", finished.root) == 2
+    assert "another folder than that of this experiment" in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert finished.run("04_predict_tta", "--inputs", tmp_path / folder) == 2
     assert words in capsys.readouterr().err

@@ -216,24 +216,23 @@ def vote_region_by_region(localization, damage, loc_levels, cls_levels, faithful
 
 
 @pytest.mark.parametrize("faithful", [False, True])
-@pytest.mark.parametrize("seed", range(1, 4))
-def test_watershed_vote_is_what_it_is_region_by_region(seed, faithful):
-    rng = np.random.default_rng(seed)
+def test_watershed_vote_is_what_it_is_region_by_region(faithful):
+    rng, changed = np.random.default_rng(0), 0
 
     def field(channels, sigma):
         found = rng.random((80, 90, channels), np.float32)
         blurred = cv2.GaussianBlur(found, (0, 0), sigma).reshape(80, 90, channels).transpose(2, 0, 1)
         return np.rint(255 * (blurred - blurred.min()) / np.ptp(blurred)).astype(np.uint8)
 
-    loc_levels, cls_levels = field(1, 2)[0], field(5, 6)
-    localization = (loc_levels > 120).astype(np.uint8)
-    changed = 0
-    for damage in (localization * (1 + cls_levels[1:].argmax(axis=0).astype(np.uint8)), localization * 2):
-        voted = watershed_vote(localization, damage, loc_levels, cls_levels, faithful=faithful)[1]
-        expected = vote_region_by_region(localization, damage, loc_levels, cls_levels, faithful)
-        np.testing.assert_array_equal(voted, expected)
-        changed += int((voted != damage).sum())
-    assert changed
+    for _ in range(4):
+        loc_levels, cls_levels = field(1, 2)[0], field(5, 6)
+        localization = (loc_levels > 120).astype(np.uint8)
+        for damage in (localization * (1 + cls_levels[1:].argmax(axis=0).astype(np.uint8)), localization * 2):
+            voted = watershed_vote(localization, damage, loc_levels, cls_levels, faithful=faithful)[1]
+            expected = vote_region_by_region(localization, damage, loc_levels, cls_levels, faithful)
+            np.testing.assert_array_equal(voted, expected)
+            changed += int((voted != damage).sum())
+    assert changed > 50
 
 
 def test_watershed_vote_leaves_sure_pixels_split_votes_and_rings():

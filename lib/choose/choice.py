@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -206,9 +207,26 @@ class Decision(BaseModel):
     @classmethod
     def _matrices_hold_counts(cls, tables: dict[str, Any]) -> dict[str, Any]:
         for name, table in tables.items():
-            for row in table.values() if isinstance(table, dict) else ():
-                _refuse_negative(name, row.values() if isinstance(row, dict) else ())
+            held = list(table.values()) if isinstance(table, dict) else [None]
+            rows = [row for row in held if isinstance(row, dict)]
+            numbers = [one for row in rows for one in row.values()] if rows else held
+            if len(rows) not in (0, len(held)) or not all(isinstance(one, int if rows else Real) for one in numbers):
+                raise ValueError(f"{name}: expected scores by name, or rows of counts, found {str(table)[:60]}")
+            if rows and any(row.keys() != rows[0].keys() for row in rows):
+                raise ValueError(f"{name}: expected rows of the same columns, found others")
+            _refuse_negative(name, numbers if rows else ())
         return tables
+
+    @field_validator("params")
+    @classmethod
+    def _settings_are_by_name(cls, params: dict[str, Any]) -> dict[str, Any]:
+        apart = params.get("per_domain", {})
+        several = [apart, params.get("unseen", {}), *(apart.values() if isinstance(apart, dict) else ())]
+        if not all(isinstance(own, dict) for own in several):
+            raise ValueError("expected settings by name in per_domain and unseen, found something else")
+        if not isinstance(params.get("seen", []), list) or ("unseen" in params) != ("seen" in params):
+            raise ValueError("expected unseen with a list of the domains that are seen, found one without the other")
+        return params
 
     @property
     def score(self) -> float:

@@ -361,8 +361,10 @@ class Classification(Competition):
             key, what, label = _flat(record.id), _labelled_by(record), self.index_of(record.label)
             if len(given[what]) > 1:
                 findings.append(Finding("label given twice", key, " and ".join(sorted(given[what].values()))))
-            elif what in done or key in found:
-                same = done.get(what, record)
+            elif key in found and what not in done:
+                findings.append(Finding(f"two {self.noun}s of one id", key, "its first row is used"))
+            elif what in done:
+                same = done[what]
                 how = f"as {same.id}" if same.id != record.id else "its first row is used"
                 findings.append(Finding(f"several rows of one {self.noun} with one label", key, how))
             elif len(record.paths) != 1:

@@ -43,6 +43,8 @@ class Dataset(Sampled):
         self._listed: dict[str, tuple[list[Scene], list[Finding]]] = {}
         self._scenes: dict[str, list[Scene]] = {}
         self._facts: dict[str, Facts] = {}
+        self.findings: dict[tuple[str, str], list[Finding]] = {}
+        """Split and ``key`` of a scene -> what other processes found when they inspected it."""
         self.limits = limits()
 
     def keep_limits(self, limits: Limits) -> None:
@@ -68,15 +70,28 @@ class Dataset(Sampled):
             raise ValueError(f"split: expected train or test, got {split!r}")
         if split not in self._scenes:
             listed = self._list(split)
-            found = {s.id: s for s in reversed(listed) if all(role in s.files for role in self.files)}
             if split == "train":
-                found = self._usable([scene for scene in found.values() if self.labelled(scene)], len(listed))
+                found = self._usable(self._labelled(), len(listed))
             else:
-                found = {scene.id: scene for scene in reversed(listed)} | found
+                found = {scene.id: scene for scene in reversed(listed)} | self._whole(split)
                 if self.owed is not None:
                     found = {key: found.get(key, Scene(key, {})) for key in self.owed.written}
             self._scenes[split] = [found[key] for key in sorted(found)]
         return self._scenes[split]
+
+    def _whole(self, split: str) -> dict[str, Scene]:
+        listed = reversed(self._list(split))
+        return {scene.id: scene for scene in listed if all(role in scene.files for role in self.files)}
+
+    def _labelled(self) -> list[Scene]:
+        return [scene for scene in self._whole("train").values() if self.labelled(scene)]
+
+    def unknown(self) -> list[Scene]:
+        """Return the labelled scenes whose facts ``scenes`` would have to read; what it raises is left to it."""
+        try:
+            return [scene for scene in self._labelled() if self._known(scene) is None]
+        except DataError:
+            return []
 
     def _list(self, split: str) -> list[Scene]:
         if split not in self._listed:
@@ -151,14 +166,29 @@ class Dataset(Sampled):
     # ---- what their labels say ------------------------------------------------------------------------------
     def facts(self, scene: Scene) -> Facts:
         """Return what the label of a scene says, read the first time it is asked for."""
-        key = "|".join([scene.id, *(os.path.relpath(path, self.root) for path in scene.files.values())])
-        if key not in self._facts:
-            state = state_of(self.fact_files(scene)) if self._memo else []
-            known = self._memo.get(key, state) if self._memo else None
-            self._facts[key] = known or self._try_facts(scene)
-            if self._memo and known is None:
-                self._memo.put(key, state, self._facts[key])
-        return self._facts[key]
+        known = self._known(scene)
+        return self.learn(scene, *self.told(scene)) if known is None else known
+
+    def told(self, scene: Scene) -> tuple[list[Any], Facts]:
+        """Read the facts of a scene; before them the state of the files that hold them."""
+        return state_of(self.fact_files(scene)) if self._memo else [], self._try_facts(scene)
+
+    def learn(self, scene: Scene, state: list[Any], facts: Facts) -> Facts:
+        """Keep what was ``told``, perhaps in another process."""
+        self._facts[self.key(scene)] = facts
+        if self._memo:
+            self._memo.put(self.key(scene), state, facts)
+        return facts
+
+    def key(self, scene: Scene) -> str:
+        """Return what stands for a scene and its files; there may be two of one id."""
+        return "|".join([scene.id, *(os.path.relpath(path, self.root) for path in scene.files.values())])
+
+    def _known(self, scene: Scene) -> Facts | None:
+        key = self.key(scene)
+        if key not in self._facts and self._memo and (known := self._memo.get(key, state_of(self.fact_files(scene)))):
+            self._facts[key] = known
+        return self._facts.get(key)
 
     def fact_files(self, scene: Scene) -> list[Path]:
         """Return the files that ``read_facts`` reads; when one changes, facts are read anew."""

@@ -25,9 +25,8 @@ class Doctor(Dataset):
     def inspect(self) -> list[Finding]:
         """Read everything once, with a bar of progress, and report what is missing, broken or suspicious."""
         findings: list[Finding] = []
-        scenes: list[tuple[Scene, str]] = []
         for split in SPLITS:
-            scenes += [(scene, split) for scene in self._list(split) if scene.files]
+            self._list(split)
             findings += self._listed[split][1]
         findings += self.owing()
         findings += self.beside()
@@ -37,10 +36,19 @@ class Doctor(Dataset):
             findings += [Finding(f"{role}s that may be one, told apart", several[0], ", ".join(several))
                          for several in records.alike(names)]  # fmt: skip
         with ThreadPoolExecutor(max_workers=2) as pool:
-            inspected = pool.map(lambda pair: self.inspect_scene(*pair), scenes)
+            scenes = self.to_inspect()
+            inspected = pool.map(lambda pair: self._inspected(*pair), scenes)
             for found in tqdm(inspected, "data check", total=len(scenes), leave=False, disable=None):
                 findings += found
         return findings
+
+    def to_inspect(self) -> list[tuple[Scene, str]]:
+        """Return every listed scene that has any file, with its split."""
+        return [(scene, split) for split in SPLITS for scene in self._list(split) if scene.files]
+
+    def _inspected(self, scene: Scene, split: str) -> list[Finding]:
+        known = self.findings.get((split, self.key(scene)))
+        return self.inspect_scene(scene, split) if known is None else known
 
     def owing(self) -> list[Finding]:
         """Report where the sample submission and the test files do not fit: scenes, then rows."""

@@ -1,6 +1,7 @@
 """Scenes by the names of their files: folders, patterns with one ``*``, what an id says, and names of classes."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -35,8 +36,10 @@ def checked_classes(given: Any, most: int = IGNORE - 1) -> tuple[str, ...]:
     if not 2 <= len(given) <= most:
         raise ValueError(f"expected 2 to {most} names in the order of their indices, found {len(given)}")
     columns = names_of(given)
-    if len(set(columns)) < len(columns) or set(columns) & set(RESERVED):
-        raise ValueError(f"expected names that differ in letters and digits and are none of {', '.join(RESERVED)}")
+    times = Counter([*columns, *RESERVED])
+    if odd := [repr(name) for name, column in zip(given, columns, strict=True) if times[column] > 1]:
+        raise ValueError(f"expected names that differ in letters and digits and are none of {', '.join(RESERVED)}, "
+                         f"found {some(odd, 6)}")  # fmt: skip
     return tuple(given)
 
 

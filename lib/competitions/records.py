@@ -226,7 +226,7 @@ def bare(text: str, suffixes: Sequence[str] = ()) -> str:
 
 def _folded(text: str, suffixes: Sequence[str] = ()) -> str:
     """Return a name of a file however its letters and folders are written; an é may be one character or two."""
-    return unicodedata.normalize("NFC", bare(text, suffixes)).replace("\\", "/").casefold()
+    return unicodedata.normalize("NFC", bare(text, suffixes)).replace("\\", "/").removeprefix("./").casefold()
 
 
 def _plain(text: str, suffixes: Sequence[str] = ()) -> str:

@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from threading import Condition
 from typing import Generic, TypeVar
 
-AHEAD = 4
+AHEAD = 8
 """Most items that are read before their turn, and threads that read."""
 BEHIND = 4
-"""Most items that are computed and not yet written."""
-WRITERS = 2
-"""Threads that write."""
+"""Most items that are computed and not yet written, and threads that write."""
 ROOM = 2 * 2**30
 """Bytes that the items inside hold together, as far as their weights tell."""
 
@@ -93,8 +91,8 @@ class Steps(Generic[Item, Read, Found, Result]):
 class Pipeline(Generic[Item, Read, Found, Result]):
     """Pass items through ``steps``, as the head of this module says.
 
-    It begins by reading one item ahead, and reads one more each time that the computing thread had to wait for one: so
-    a worker that shares items with others takes no more of them than it needs. ``busy``: seconds of computing;
+    It begins by reading one item ahead, and twice as many each time that the computing thread had to wait for one: so a
+    worker that shares items with others takes no more of them than it needs. ``busy``: seconds of computing;
     ``elapsed``: seconds from the first item's computing to the end of the last one's.
     """
 
@@ -102,7 +100,7 @@ class Pipeline(Generic[Item, Read, Found, Result]):
         self.steps, self.depth, self.busy, self.elapsed = steps, 1, 0.0, 0.0
         self._admission, self._count, self._began = Admission(room), 0, 0.0
         self._readers = ThreadPoolExecutor(AHEAD, "read")
-        self._writers = ThreadPoolExecutor(WRITERS, "write")
+        self._writers = ThreadPoolExecutor(BEHIND, "write")
         self._taken: deque[tuple[int, Future[Read]]] = deque()
         self._leaving: deque[Future[Result]] = deque()
 
@@ -146,7 +144,7 @@ class Pipeline(Generic[Item, Read, Found, Result]):
         waits = self._began > 0 and not future.done()  # nobody can spare it the wait for the first one
         read = future.result()
         if waits:
-            self.depth = min(self.depth + 1, AHEAD)
+            self.depth = min(2 * self.depth, AHEAD)
         started = time.perf_counter()
         self._began = self._began or started
         try:

@@ -58,7 +58,7 @@ class Predictor:
         self.sets, self.scales = settings.tta_sets, settings.scales
         self.tile, self.overlap = settings.tile, int(settings.tile * settings.overlap)
         self.tf32 = settings.tf32
-        self.answer = compiled(self.network) if settings.compile else self.network
+        self.answer = compiled(self.network, self.device) if settings.compile else self.network
 
     def forward(self, x: Tensor) -> Tensor:
         """Turn x (B, C, h, w) into probs (B, K, h, w) float32, one plain pass."""
@@ -67,7 +67,8 @@ class Predictor:
     def views_of(self, x: Tensor) -> Tensor:
         """Turn x (B, C, h, w) into probs (B, S * K, h, w): the averages over each of the S sets of views."""
         ends = [len(VIEWS[name]) for name in self.sets]
-        return torch.cat(averages(self.forward, x.to(self.device), VIEWS[self.sets[-1]], ends), 1)
+        x = x.to(self.device).contiguous(memory_format=torch.channels_last)  # once: a flip keeps the layout
+        return torch.cat(averages(self.forward, x, VIEWS[self.sets[-1]], ends), 1)
 
     def __call__(self, image: np.ndarray | Tensor, pixel_size: float | None = None) -> np.ndarray:
         """Predict one scene with the largest set of views; arguments as of ``every_set``."""
@@ -137,15 +138,19 @@ class Predictor:
         return torch.cat(found).T[:, None]
 
 
-def compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
+def compiled(network: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
     """Return the network's forward as ``torch.compile`` makes it, at its first call, for windows of any size.
 
-    Raises ConfigError, when it is called, where compiling fails.
+    On a CPU weights are taken for constants: norms are folded into convolutions, and weights are converted and laid out
+    once. So the network must not change afterwards, and is called without gradients. Raises ConfigError, when it is
+    called, where compiling fails.
     """
     forward = torch.compile(network)
 
     def answer(x: Tensor) -> Tensor:
-        with runtime.compiling("predict.compile"):
+        from torch._inductor import config
+
+        with runtime.compiling("predict.compile"), config.patch(freezing=device.type == "cpu"):
             return forward(x)
 
     return answer

@@ -6,7 +6,7 @@ set tells what the smaller ones would have given.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # torch takes seconds to import; the names of the views are asked for without it
     from torch import Tensor
@@ -49,10 +49,11 @@ def averages(forward: Forward, x: "Tensor", views: Sequence[Flip], ends: Sequenc
     forward: (B, C, h, w) -> probs (B, K, h, w). A running sum holds one view at a time, so several averages cost no
     more than the largest.
     """
-    total, found = None, {}
+    total: Any = None  # the first output itself, which may be anybody's; from the second view on our own
+    found = {}
     for number, view in enumerate(views, 1):
         output = view.undo(forward(view.do(x)))
-        total = output if total is None else total + output
+        total = output if total is None else total + output if number == 2 else total.add_(output)
         if number in ends:
             found[number] = total / number
     return [found[number] for number in ends]

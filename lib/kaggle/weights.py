@@ -90,7 +90,7 @@ def out_of_fold(config: Path, overrides: Sequence[str], weights: Path) -> dict[s
         for units in run.predictions():
             predict(run, list(run.pending(units)))
         choice = Choice(decision.weights, decision.params, decision.variant(evidence.default_variant(run.config)))
-        scenes = evidence.out_of_fold(run, Path(scratch), decision.temperatures)
+        scenes = evidence.out_of_fold(run, decision.temperatures)
         return run.competition.scores(total(item.tally(choice) for item in scenes.each("score")))
 
 

@@ -1,4 +1,4 @@
-"""The page report/report.html: what the terminal says, the history of training, pictures of out-of-fold scenes."""
+"""The page report/report.html: what the terminal says, the history of training, seconds, pictures of some scenes."""
 
 import html
 import re
@@ -9,6 +9,7 @@ from lib.choose.choice import Decision
 from lib.competitions.contract import Competition, Scene, settings_for
 from lib.files import digest, sha256, whole_file, write_bytes
 from lib.report.tables import decision_table, milestones
+from lib.report.times import page_table
 from lib.run import manifest
 from lib.run.cli import Run
 from lib.stages.ensemble import averages
@@ -65,7 +66,7 @@ def _page(run: Run, folder: Path, table: str, mark: str) -> str:
     page = ["<!doctype html><meta charset='utf-8'>", f"<meta name='made-from' content='{mark}'>",
             f"<title>{html.escape(run.config.name)}</title>",
             f"<h1>{html.escape(run.config.name)}</h1><pre>{html.escape(table)}</pre>",
-            f"<h2>training</h2><pre>{html.escape(history)}</pre>"]  # fmt: skip
+            f"<h2>training</h2><pre>{html.escape(history)}</pre>", page_table(run.store.root)]  # fmt: skip
     page += [f"<h2>{html.escape(p.stem)}</h2><img src='{html.escape(p.name)}' data-sha256='{sha256(p)}' "
              "style='width:100%'>" for p in pictures]  # fmt: skip
     return "\n".join(page)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import ArtifactError
-from lib.files import digest, file_state, write_json
+from lib.files import State, digest, file_state, write_json
 from lib.run import faults, lease, manifest
 from lib.run.lease import Held
 from lib.run.manifest import BEGUN, MANIFEST, SCAFFOLD, read_object
@@ -61,6 +61,8 @@ class Store:
         """``root`` is ``workdir/<experiment>``; ``inputs`` are folders like it; ``code`` marks the sources."""
         self.root, self.inputs, self.code = root, inputs, code
         self._commands: dict[Path, str] = {}
+        self._found: dict[str, State] = {}
+        """Key of a unit -> its manifest when it was decided to build it."""
 
     # ---- looking --------------------------------------------------------------------------------------
     def folder(self, unit: Unit) -> Path:
@@ -237,6 +239,7 @@ class Store:
         if _sealing(self.root / unit.key) or os.path.lexists(_aside(self.root / unit.key)) or self._is_whole(unit):
             with self._lock(unit) as held:
                 self._finish(unit, held)
+        self._found[unit.key] = file_state(self.root / unit.key / MANIFEST)
 
     def _is_whole(self, unit: Unit) -> bool:
         """Tell whether the folder it is built in lacks its final name alone."""
@@ -280,17 +283,17 @@ class Store:
         (stage, versions, seed); the caller may add to it while building. On an error everything stays for a resume.
         """
         partial, final = self.partial(unit), self.root / unit.key
-        before = file_state(final / MANIFEST)
+        found = self._found.pop(unit.key, file_state(final / MANIFEST))
         with self._lock(unit) as held:
             for path in (partial, final):
                 if os.path.lexists(path) and (path.is_symlink() or not path.is_dir()):
-                    found = "a symbolic link" if path.is_symlink() else "a file"
-                    raise ArtifactError(f"{path}: expected a folder or nothing, found {found}, in whose place no "
+                    odd = "a symbolic link" if path.is_symlink() else "a file"
+                    raise ArtifactError(f"{path}: expected a folder or nothing, found {odd}, in whose place no "
                                         "result is built; move it elsewhere and run again")  # fmt: skip
             started = time.time()
             try:
                 self._finish(unit, held)
-                if file_state(final / MANIFEST) != before:
+                if file_state(final / MANIFEST) != found:
                     raise ArtifactError(f"{unit.key}: another process finished it meanwhile; run the command again")
                 if fresh or not self._matching_partial(unit):
                     _remove(partial)

@@ -29,13 +29,14 @@ from lib.errors import ConfigError, DataError, PipelineError
 from lib.run import faults, manifest, runtime
 from lib.run.artifacts import Store, Unit
 from lib.run.graph import FOLDS, SPLITS, STAGE_OF_TASK, Graph, check_only, taught, teachers
-from lib.run.index import Index, current
+from lib.run.index import Index, current, known_files
 from lib.settings import some
 
 if TYPE_CHECKING:  # imported where they are used: a stage that has nothing to do answers without them
     import pandas as pd
     import torch
 
+    from lib.run.survey import Survey
     from lib.scenes import folds as _  # noqa: F401 - tells the kernel's builder what ``Run.folds`` needs
 
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
@@ -56,6 +57,8 @@ class Run:
     strict: bool
     index: Index | None = None
     """The files of the data as they lie there now; of stage 01 alone."""
+    survey: "Survey | None" = None
+    """What was told of the files, in processes on all cores; of stage 01 alone."""
 
     @cached_property
     def device(self) -> "torch.device":
@@ -210,7 +213,17 @@ def open_run(args: argparse.Namespace, task: str | None = None, inspects: bool =
     made_by = "" if frozen else f"{code} {runtime.versions()}"
     config, competition = check.open_experiment(args.config, args.overrides, args.workdir, made_by)
     store = Store(args.workdir / config.name, tuple(args.inputs), code)
+    for root in args.inputs:
+        if store.root.is_dir() and root.samefile(store.root):
+            raise ConfigError(f"--inputs {root}: expected another folder than that of this experiment, whose results "
+                              "are taken anyway; leave it out")  # fmt: skip
     train, test = [], competition.scenes("test")
+    survey = None
+    if inspects and not frozen:
+        from lib.run.survey import Survey  # here, since the other stages go without it
+
+        survey = Survey(competition, config.data.workers)
+        survey.read_labels()
     try:
         train = [] if frozen else competition.scenes("train")
     except DataError:
@@ -226,11 +239,13 @@ def open_run(args: argparse.Namespace, task: str | None = None, inspects: bool =
         teachers={} if frozen else teachers(config, args.workdir),
         tasks=competition.tasks,
     )
+    if survey is not None and train and known_files(store.folder(graph.folds()), store.root) is None:
+        survey.see(config.folds.embed, sums=True)  # all of it is needed, and its bytes are to be read once
     found = look(graph, store, competition, {"train": train, "test": test}, inspects)
     graph.taught = {} if frozen else taught(config, args.workdir)
     check_only(graph, task, args.only, args.fold)
     run = Run(config, competition, store, graph, args.only, args.fold, (args.split,) if args.split else SPLITS,
-              args.force, args.strict, found if inspects else None)  # fmt: skip
+              args.force, args.strict, found if inspects else None, survey)  # fmt: skip
     if task is not None:
         _check_weights(run, task, args)
     return run

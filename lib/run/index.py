@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from lib.competitions.contract import SPLITS, Competition, Scene
-from lib.files import digest, read_json, sha256, time_of, write_json
+from lib.files import digest, read_json, sum_of, time_of, write_json
 from lib.scenes import raster
 
 INDEX = "index.json"
@@ -172,7 +172,7 @@ class Index:
 
 def _sum(path: Path) -> str:
     try:
-        return sha256(path)
+        return sum_of(path)
     except OSError as error:  # stage 01 names it
         return f"unreadable: {error.strerror}"
 
@@ -180,7 +180,7 @@ def _sum(path: Path) -> str:
 def known_files(folder: Path, root: Path) -> dict[str, Entry] | None:
     """Return file -> entry of the index in a folder of stage 01 and of what was remembered since; None without one."""
     index = _read(folder / INDEX)
-    return None if index is None else {**index.get("files", {}), **(_read(root / MEMORY) or {})}
+    return None if index is None else {**_entries(index.get("files")), **_entries(_read(root / MEMORY))}
 
 
 def remember(root: Path, index: Index) -> None:
@@ -190,7 +190,7 @@ def remember(root: Path, index: Index) -> None:
     if new:
         with suppress(OSError):  # where nothing can be written, it is hashed again
             root.mkdir(parents=True, exist_ok=True)
-            write_json(root / MEMORY, {**(_read(root / MEMORY) or {}), **new})
+            write_json(root / MEMORY, {**_entries(_read(root / MEMORY)), **new})
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -198,6 +198,11 @@ def _read(path: Path) -> dict[str, Any] | None:
         found = read_json(path)
         return found if isinstance(found, dict) else None
     return None
+
+
+def _entries(found: Any) -> dict[str, Entry]:
+    """Return the entries of files in what was read; what is none is left out, and its file is hashed again."""
+    return {name: entry for name, entry in found.items() if isinstance(entry, list)} if isinstance(found, dict) else {}
 
 
 def current(root: Path, folds: Path, competition: Competition, scenes: Mapping[str, Sequence[Scene]],
@@ -211,7 +216,7 @@ def current(root: Path, folds: Path, competition: Competition, scenes: Mapping[s
     if folds.is_relative_to(root):
         if known is None and not first:
             return None
-        index = Index(competition, scenes, known or _read(root / MEMORY) or {}).look()
+        index = Index(competition, scenes, known or _entries(_read(root / MEMORY))).look()
         remember(root, index)
         return index
     return Index(competition, scenes, {}).look(by_time=True)

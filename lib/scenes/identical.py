@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lib.files import sha256
+from lib.files import sum_of
 
 
 def same_bytes(scenes: Sequence, roles: Sequence[str]) -> list[list[str]]:
@@ -11,11 +11,20 @@ def same_bytes(scenes: Sequence, roles: Sequence[str]) -> list[list[str]]:
 
     Only what has the size of another is read.
     """
-    found: dict[tuple[tuple[int, int], str], list[str]] = {}
+    found: dict[tuple[tuple[int, int], Sums], list[str]] = {}
     for size, places in by_size(scenes, roles).items():
         for scene_id, path in places if len(places) > 1 else ():
-            found.setdefault((size, sha256(*files_of(path))), []).append(scene_id)
+            found.setdefault((size, sums_of(path)), []).append(scene_id)
     return [ids for ids in found.values() if len(ids) > 1]
+
+
+Sums = tuple[str, ...]
+"""SHA-256 of a file, or of each file of a folder."""
+
+
+def sums_of(path: Path) -> Sums:
+    """Return what tells the bytes of a file or folder; a file that this process has hashed is not read again."""
+    return tuple(map(sum_of, files_of(path)))
 
 
 def by_size(scenes: Sequence, roles: Sequence[str]) -> dict[tuple[int, int], list[tuple[str, Path]]]:

@@ -6,7 +6,6 @@ Such a scene is known to the networks, whatever its name, and may show its label
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from lib.files import sha256
 from lib.scenes import identical
 from lib.scenes.audit import EXAMPLES
 from lib.scenes.pairs import DUPLICATE_BITS, FLAT, near_duplicates
@@ -50,11 +49,11 @@ def same_files(train: Sequence, test: Sequence, roles: Sequence[str]) -> list[Id
     places = {"train": identical.by_size(train, roles), "test": identical.by_size(test, roles)}
     found: set[Ids] = set()
     for size in places["train"].keys() & places["test"].keys():
-        known: dict[str, list[str]] = {}
+        known: dict[identical.Sums, list[str]] = {}
         for scene_id, path in places["train"][size]:
-            known.setdefault(sha256(*identical.files_of(path)), []).append(scene_id)
+            known.setdefault(identical.sums_of(path), []).append(scene_id)
         for scene_id, path in places["test"][size]:
-            found |= {(scene_id, other) for other in known.get(sha256(*identical.files_of(path)), ())}
+            found |= {(scene_id, other) for other in known.get(identical.sums_of(path), ())}
     return sorted(found)
 
 

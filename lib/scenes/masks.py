@@ -29,8 +29,11 @@ def read_objects(path: str | Path, objects: Sequence[int] = ()) -> tuple[np.ndar
     objects: the values that are objects; of a mask of two tones 0 or the other. (): what is not 0. Raises DataError as
     ``raster.read_mask`` does, and where values are not stated and not clear.
     """
-    grey, exact = raster.read_grey(path)
+    grey, exact, colours = raster.read_grey(path)
     held = np.unique(grey)
+    if not objects and (index := black_but_0(colours, held.tolist())):
+        raise DataError(f"{path}: expected a palette in which 0 is black, got a colour for 0 and black for {index}; "
+                        "which of its values are objects?")  # fmt: skip
     if _of_two_tones(grey, len(held), exact):
         light = (grey >= _white(grey) / 2).view(np.uint8)
         said = Remark("grey mask, cut at half", f"{path}: {len(held)} values from {held[0]} to {held[-1]}")
@@ -42,6 +45,17 @@ def read_objects(path: str | Path, objects: Sequence[int] = ()) -> tuple[np.ndar
         raise DataError(f"{path}: expected a mask of 0 and one other value, got {len(held)} values ({shown}); which of "
                         "them are objects?")  # fmt: skip
     return (grey > 0).view(np.uint8), []
+
+
+def black_but_0(colours: np.ndarray | None, held: Sequence[int]) -> int:
+    """Return the index, of those that a mask holds, that its palette shows black while it shows index 0 in a colour.
+
+    colours: (N, 3 or more) uint8. 0 where there is none. So it is where a tool has made the palette anew, as by the
+    frequency of colours.
+    """
+    if colours is None or 0 not in held or not colours[0, :3].any():
+        return 0
+    return next((index for index in held if not colours[index, :3].any()), 0)
 
 
 def _white(grey: np.ndarray) -> int | float:

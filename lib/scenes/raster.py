@@ -13,6 +13,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -68,6 +69,29 @@ def read(path: str | Path, beside: Sequence[str | Path] = (), turned: bool = Tru
     one brightness before and after; an image beside it of another number type or number of bands does not count.
     Raises DataError when the file is missing, truncated, not an image, too large (``data.limits``) or complex.
     """
+    key, held = (str(path), *map(str, beside), turned), _kept.get()
+    if held is not None and key in held:
+        return held[key]
+    found = _picture(path, beside, turned)
+    if held is not None:
+        held[key] = found
+    return found
+
+
+_kept: ContextVar[dict[tuple, Picture] | None] = ContextVar("pictures that are kept", default=None)
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Keep the images that this thread reads inside, so that each is decoded once; nobody may change their pixels."""
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def _picture(path: str | Path, beside: Sequence[str | Path], turned: bool) -> Picture:
     own = _read(path, turned)
     planes, known, remarks = own.planes, own.known, own.remarks
     if planes.dtype != np.uint8:
@@ -117,8 +141,9 @@ def read_mask(path: str | Path) -> np.ndarray:
     return mask
 
 
-def read_grey(path: str | Path) -> tuple[np.ndarray, bool]:
-    """Read a mask of one class as (H, W) of the stored number type, and tell whether its format keeps values.
+def read_grey(path: str | Path) -> tuple[np.ndarray, bool, np.ndarray | None]:
+    """Read a mask of one class as (H, W) of the stored number type, tell whether its format keeps values, and return
+    the palette whose indices these are, None where they are none.
 
     Bands that differ by no more than lossy compression does are averaged. Black and white of a palette are 0 and 255,
     whichever of them has the lower index: tools that reduce a picture to two colours put either first. Raises DataError
@@ -126,12 +151,13 @@ def read_grey(path: str | Path) -> tuple[np.ndarray, bool]:
     """
     planes, exact, colours = _mask_planes(path)
     if colours is not None:
-        return _black_and_white(planes[0], colours), exact
+        seen = _black_and_white(indices := planes[0], colours)
+        return seen, exact, colours if seen is indices else None
     if len(planes) == 1 or not (planes != planes[:1]).any():
-        return planes[0], exact
+        return planes[0], exact, None
     if exact or np.ptp(planes.astype(np.int16), axis=0).max() > 32:
         raise DataError(f"{path}: expected one value per pixel, got {len(planes)} differing bands (a picture?)")
-    return planes.mean(axis=0).astype(planes.dtype), exact
+    return planes.mean(axis=0).astype(planes.dtype), exact, None
 
 
 def keeps_values(path: str | Path) -> bool:

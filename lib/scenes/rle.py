@@ -86,7 +86,7 @@ def _changes(image: np.ndarray, order: Order, differ: np.ufunc) -> np.ndarray:
         raise ValueError(f'order: expected "column" or "row", got {order!r}')
     lines = image if order == "column" else image.T  # its pixels are numbered down the columns
     height, width = lines.shape
-    number = np.uint32 if image.size < 2**32 else np.int64  # 32 bits are divided and sorted faster
+    number: Any = np.uint32 if image.size < 2**32 else np.int64  # 32 bits are divided and sorted faster
     found = [np.zeros(0, number)]
     if lines.flags.f_contiguous:
         flat = lines.T.reshape(-1)
@@ -254,7 +254,7 @@ def _drawn_down(runs: np.ndarray, height: int, width: int) -> np.ndarray:
     The pixels at which runs begin and end are marked, then each row is flipped where the row above is set: memory is
     gone through in its own order, where a turned image takes a second image.
     """
-    number = np.uint32 if height * width < 2**32 else np.int64
+    number: Any = np.uint32 if height * width < 2**32 else np.int64
     edges = runs.astype(number)
     edges[:, 1] += edges[:, 0]
     edges = edges.ravel()

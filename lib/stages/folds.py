@@ -1,23 +1,23 @@
 """Stage 01: check the data, split the labelled scenes, audit the split."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from lib.competitions.contract import Competition, Finding, Scene, summarize
 from lib.competitions.listing import otherwise
 from lib.competitions.records import matched, read_records
+from lib.competitions.sample import SUFFIXES
 from lib.config.sections import Folds
 from lib.errors import ConfigError, DataError
 from lib.files import whole_file, write_json
 from lib.run import manifest
 from lib.run.cli import Run, say
-from lib.scenes import audit, embed, folds, leaks, pairs
+from lib.run.survey import Survey, frames_of
+from lib.scenes import audit, embed, folds, leaks
 from lib.scenes.matching import Matcher
 from lib.scenes.pairs import DUPLICATE_BITS, LOOK_ALIKE, look_alikes, near_duplicates
 from lib.settings import some
@@ -27,8 +27,15 @@ FLAGS = 254
 """The most flags whose counts are told; thousands of classes have one each."""
 
 
-def check(competition: Competition, folder: Path, strict: bool) -> Iterator[str]:
-    """Read all data once, write what was found to findings.csv, yield it in words. DataError under ``strict``."""
+def check(
+    competition: Competition, folder: Path, strict: bool, survey: Survey | None = None, features: bool = False
+) -> Iterator[str]:
+    """Read all data once, write what was found to findings.csv, yield it in words. DataError under ``strict``.
+
+    survey: who reads the data, and sees for ``split`` how they look, with ``features`` where these are compared.
+    """
+    if survey is not None:
+        survey.see(features)
     findings = competition.inspect()
     columns = list(Finding.__dataclass_fields__)
     with whole_file(folder / FINDINGS) as file:
@@ -41,8 +48,9 @@ def check(competition: Competition, folder: Path, strict: bool) -> Iterator[str]
     yield from (f"  {remark}" for remark in competition.remarks())
 
 
-def split(competition: Competition, section: Folds, folder: Path) -> Iterator[str]:
+def split(competition: Competition, section: Folds, folder: Path, survey: Survey | None = None) -> Iterator[str]:
     """Write folds.csv and audit.json, yield the audit in words. DataError where no scene can be used."""
+    survey = survey or Survey(competition)
     try:
         scenes = competition.scenes("train")
     except DataError as error:
@@ -50,7 +58,7 @@ def split(competition: Competition, section: Folds, folder: Path) -> Iterator[st
     groups = folds.groups(scenes, section.scheme, section.block_km)
     looks = None
     if section.cluster is not False:
-        looks = looks_of(competition, scenes, needed="folds.cluster")
+        looks = looks_of(competition, scenes, needed="folds.cluster", survey=survey)
         groups, said = joined(groups, looks, [scene.id for scene in scenes], section)
         yield from said
     flags = list(competition.flags)
@@ -63,9 +71,9 @@ def split(competition: Competition, section: Folds, folder: Path) -> Iterator[st
         table, said = _given(section, table)
         yield from said
     folds.write_folds(folder / "folds.csv", table)
-    looks = looks or looks_of(competition, scenes, section.embed)
+    looks = looks or looks_of(competition, scenes, section.embed, survey=survey)
     report = audit_report(competition, table, groups, looks)
-    report["test"] = against_test(competition, scenes, looks)
+    report["test"] = against_test(competition, scenes, looks, survey)
     write_json(folder / "audit.json", report)
     for k, row in report["folds"].items():
         held = some([f"{flag} {row[flag]}" for flag in flags], FLAGS)
@@ -74,10 +82,12 @@ def split(competition: Competition, section: Folds, folder: Path) -> Iterator[st
     yield from (f"  audit: {line}" for line in leaks.lines(report["test"]))
 
 
-def against_test(competition: Competition, train: list[Scene], looks: audit.Looks) -> dict[str, Any]:
+def against_test(
+    competition: Competition, train: list[Scene], looks: audit.Looks, survey: Survey | None = None
+) -> dict[str, Any]:
     """Compare the test scenes with those of training, which look like ``looks``, by bytes, and by hash and pixels."""
     test = competition.scenes("test")
-    theirs = looks_of(competition, test, by_features=False)
+    theirs = looks_of(competition, test, by_features=False, split="test", survey=survey)
     hashes = {"train": looks.hashes, "test": theirs.hashes}
 
     def matches(test_id: str, train_id: str) -> bool:
@@ -147,7 +157,8 @@ def require_same_folds(run: Run, setting: str, experiment: str, fold: int) -> No
 def _given(section: Folds, table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Take the folds of a given file; scenes and flags stay those of the data. Returns what is to be said of it, too.
 
-    The file is read as all tables of users: its ids and folds may have lost zeros or be written as 1.0.
+    The file is read as all tables of users: its ids may have a suffix, and ids and folds may have lost zeros or be
+    written as 1.0.
     """
     assert section.file is not None, "only a given file is taken"
     path = Path(section.file)
@@ -155,16 +166,21 @@ def _given(section: Folds, table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]
     given = pd.DataFrame(read.rows, columns=list(read.columns), dtype=object)
     said = [f"  ! {path.name} line {row.line}: {row.kind} ({row.detail})" for row in read.odd]
     if "id" in given and "fold" in given:
-        means = matched(given["id"], {name: name for name in table["id"]})
+        means = matched(given["id"], {name: name for name in table["id"]}, SUFFIXES)
         changed = {text: name for text, name in means.items() if text != name}
         said += [f"  ! {line}" for line in summarize(otherwise(f"ids of {path.name} read as those of scenes", path.name,
-                                                              changed))]  # fmt: skip
+                                                              changed, SUFFIXES))]  # fmt: skip
         given["id"] = [means.get(text, text) for text in given["id"]]
         given["fold"] = given["fold"].str.removesuffix(".0")
     given = folds.checked(path, given)
     here = given["id"].isin(table["id"])
     given, unused = given[here], int((~here).sum())
     folds.check(given, table["id"])
+    if empty := sorted(set(range(section.n)) - set(given["fold"])):
+        raise ConfigError(
+            f"{section.file}: expected scenes in each of the folds 0 to {section.n - 1}, found none in "
+            f"fold {some(list(map(str, empty)))}; count folds from 0, or set folds.n to their number"
+        )
     if given["fold"].max() >= section.n:
         raise ConfigError(f"folds.n: {section.file} has folds up to {given['fold'].max()}, set folds.n to match")
     table.insert(1, "fold", table["id"].map(given.set_index("id")["fold"]))
@@ -172,31 +188,28 @@ def _given(section: Folds, table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]
     return table, [taken, *said]
 
 
-def looks_of(competition: Competition, scenes: list[Scene], by_features: bool = True, needed: str = "") -> audit.Looks:
-    """Hash and embed what stands for every scene: its first image, or three frames of it.
+def looks_of(
+    competition: Competition,
+    scenes: list[Scene],
+    by_features: bool = True,
+    needed: str = "",
+    split: str = "train",
+    survey: Survey | None = None,
+) -> audit.Looks:
+    """Hash and embed what stands for every scene of a split: its first image, or three frames of it.
 
     needed: the setting that cannot do without features; ConfigError where they cannot be had, else this is said.
+    survey: what was seen of them before.
     """
     embedder, absent = embed.load() if by_features else (None, "")
     if absent and needed:
         raise ConfigError(f"{needed}: expected the features of a network, but {absent}")
     if absent:
         say(f"  {absent}")
-
-    def frames_of(scene: Scene) -> list[np.ndarray]:
-        try:
-            return pairs.frames(competition.read(scene, competition.images[0]))
-        except DataError:  # the data check names it
-            return []
-
-    def one(scene: Scene) -> tuple[list[int], np.ndarray | None]:
-        frames = frames_of(scene)
-        return [pairs.perceptual_hash(frame) for frame in frames], embedder(frames) if embedder else None
-
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        found = list(tqdm(pool.map(one, scenes), "audit", total=len(scenes), leave=False, disable=None))
+    found = (survey or Survey(competition)).looks(split, scenes, embedder is not None)
     named = dict(zip((scene.id for scene in scenes), found, strict=True))
-    hashes = {name: codes for name, (codes, _) in named.items()}
-    vectors = {name: found for name, (_, found) in named.items() if found is not None}
+    hashes = {name: look.hashes for name, look in named.items()}
+    vectors = {name: look.vectors for name, look in named.items() if look.vectors is not None}
     by_id = {scene.id: scene for scene in scenes}
-    return audit.Looks(hashes, vectors if embedder else None, Matcher(lambda scene_id: frames_of(by_id[scene_id])))
+    matcher = Matcher(lambda scene_id: frames_of(competition, by_id[scene_id]))
+    return audit.Looks(hashes, vectors if embedder else None, matcher)

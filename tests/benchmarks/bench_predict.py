@@ -3,6 +3,9 @@
 The network sleeps, as a host does that waits for its GPU, so its time is known. Scenes are one window of 512 pixels
 square with one view. "slow": reading a scene takes 120 ms and writing it 80 ms more than it does, as over a network.
 The goal is a network that is busy for 95% of the time.
+
+The last row is a real network under four flips: a ResNet-34 U-Net of random weights, compiled and not, against the loop
+of the winners of 2020 (float32, one view after the other, the mean of all), of which ours should take 1 / 3.5.
 """
 
 import time
@@ -17,6 +20,7 @@ from torch import nn
 from lib.competitions.contract import Scene
 from lib.config.sections import Predict
 from lib.inference.predict import Predictor
+from lib.models import build
 from lib.scenes.raster import read_image, stated_size, write_png
 from lib.stages.predict import Networks, shares
 from tests.benchmarks.harness import Figure, Race, Side
@@ -52,8 +56,11 @@ def rows(quick: bool) -> list[Race | Figure]:
     """Return the network's share of the time with quick and slow disks, and how long the scenes take."""
     count = 4 if quick else 20
     disks = {"a quick disk": (0.0, 0.0), "a slow disk": (0.12, 0.08)}
-    found: list[Race | Figure] = [Figure(f"{count} scenes, {name}", partial(_busy, count, *disk))
+    found: list[Race | Figure] = [Figure(f"{3 * count} scenes, {name}", partial(_busy, 3 * count, *disk))
                                   for name, disk in disks.items()]  # fmt: skip
+    size = 64 if quick else 1024
+    found += [Race(f"four flips of {size} x {size}", partial(_flips, size, not quick), agree=_close,
+                   goals={"float32 loop of 2020": 3.5}, rounds=1 if quick else 3)]  # fmt: skip
     return found + [Race(f"{count} scenes, {name}, one scene", partial(_sides, count, *disk), wall=True, per=count,
                          rounds=1 if quick else 3)
                     for name, disk in disks.items()]  # fmt: skip
@@ -108,3 +115,33 @@ def _sides(count: int, reading: float, writing: float, folder: Path) -> dict[str
 
     return {"ours": partial(side, ahead), "one after the other": partial(side, in_turn),
             "limit: the network": lambda: time.sleep(0.05 * count)}  # fmt: skip
+
+
+# ---- a real network -----------------------------------------------------------------------------------
+def _flips(size: int, compiles: bool, _: Path) -> dict[str, Side | str]:
+    torch.manual_seed(0)
+    network = build("segmentation", classes=5, images=2, encoder="resnet34", encoder_weights="none",
+                    decoder="unet").eval()  # fmt: skip
+    image = np.random.default_rng(0).integers(0, 256, (6, size, size), np.uint8)
+
+    def side(compile: bool) -> Side | str:
+        settings = Predict(tta="flips", precision="bfloat16", compile=compile)
+        return partial(Predictor(network, lambda z: z.softmax(1), settings), image)
+
+    return {"ours, compiled" if compiles else "ours": side(compiles), "not compiled": side(False),
+            "float32 loop of 2020": partial(_loop, network, image)}  # fmt: skip
+
+
+@torch.inference_mode()
+def _loop(network: nn.Module, image: np.ndarray) -> np.ndarray:
+    """Predict four flips in float32 one after the other, and average them as arrays, as the codes of 2020 do."""
+    x, found = torch.from_numpy(image)[None].float(), []
+    for axes in ((), (-1,), (-2,), (-2, -1)):
+        probs = network(x.flip(axes)).softmax(1).flip(axes)
+        found.append(probs[0].numpy())
+    return np.asarray(found).mean(axis=0)
+
+
+def _close(ours: np.ndarray, other: np.ndarray) -> bool:
+    """Whether probabilities in bfloat16 differ from others by less than a level on average."""
+    return float(np.abs(ours - other).mean()) < 1 / 255

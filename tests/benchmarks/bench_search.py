@@ -63,9 +63,14 @@ def scene(size: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     while np.count_nonzero(truth) < 0.13 * truth.size:
         (row, column), (height, width) = rng.integers(0, size, 2), rng.integers(12, 48, 2)
         truth[row : row + height, column : column + width] = rng.choice([1, 1, 1, 2, 3, 4])
+    return *levels(truth, rng), truth
+
+
+def levels(truth: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Make levels as an unsure network gives them, (1, H, W) and (5, H, W) uint8, for a damage truth (H, W) uint8."""
 
     def noise(sigma: float, strength: float) -> np.ndarray:
-        field = cv2.GaussianBlur(rng.standard_normal((size, size), np.float32), (0, 0), sigma)
+        field = cv2.GaussianBlur(rng.standard_normal(truth.shape, np.float32), (0, 0), sigma)
         return field * np.float32(strength / field.std())
 
     classes = np.stack([(truth == value).astype(np.float32) for value in range(5)])
@@ -73,7 +78,7 @@ def scene(size: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     logits[0] += 1
     probs = np.exp(logits) / np.exp(logits).sum(axis=0)
     building = 1 / (1 + np.exp(4 - 9 * cv2.GaussianBlur((truth > 0).astype(np.float32), (0, 0), 2) + noise(6, 1)))
-    return np.rint(building[None] * 255).astype(np.uint8), np.rint(probs * 255).astype(np.uint8), truth
+    return np.rint(building[None] * 255).astype(np.uint8), np.rint(probs * 255).astype(np.uint8)
 
 
 def plain(loc: np.ndarray, cls: np.ndarray, truth: np.ndarray, params: Mapping[str, float]) -> np.ndarray:

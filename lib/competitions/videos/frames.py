@@ -247,7 +247,7 @@ def numbered_sizes(folder: Path, span: Span | None = None) -> tuple[set[tuple[in
 
 def _numbers(file: Path) -> list:
     """Split a name into texts and numbers, so that frame 10 comes after frame 9."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", file.stem)]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", file.stem)]
 
 
 def _is_frame(path: Path) -> bool:

@@ -41,7 +41,7 @@ from lib.errors import DataError
 from lib.metrics import confusion_table
 from lib.scenes import png, raster, rle
 from lib.scenes.bands import Remark
-from lib.scenes.masks import read_objects
+from lib.scenes.masks import black_but_0, read_objects
 from lib.settings import Section
 from lib.tasks import IGNORE, MulticlassMask, names_of
 
@@ -174,7 +174,7 @@ class VOC(ClassRows):
             findings.append(Finding("mask of 0 and 255 alone", scene.id, ZERO_OR_255))
         elif self.colours is not None and (share := _unknown_colours(scene.files[MASK], self.colours)):
             findings.append(Finding("colours of no class, ignored", scene.id, f"{share:.2%} of the pixels"))
-        elif self.colours is None and not self._by_class and (odd := _black_but_0(scene.files[MASK])):
+        elif self.colours is None and not self._by_class and (odd := self._black_but_0(scene)):
             kind = "palette in which class 0 has a colour and another is black, indices are used"
             findings.append(Finding(kind, scene.id, f"index {odd}; say data.options.colours if colours are meant"))
         if self._by_class:
@@ -225,6 +225,10 @@ class VOC(ClassRows):
         if self._by_class or self.colours is not None:
             return False
         return np.unique(raster.read_mask(scene.files[MASK])).tolist() == [0, IGNORE]
+
+    def _black_but_0(self, scene: Scene) -> int:
+        colours = raster.palette(scene.files[MASK])
+        return 0 if colours is None else black_but_0(colours, np.unique(raster.read_mask(scene.files[MASK])).tolist())
 
     def _masks(self, scene: Scene) -> Iterable[tuple[int, np.ndarray]]:
         """Yield the masks of classes as (index, (H, W) uint8 in {0, 1}), in the order of the option."""
@@ -369,6 +373,10 @@ class VOC(ClassRows):
                 scene = Scene(scene_id, files, domains.get(scene_id) or group, group=group)
                 by_split[split].append(scene)
                 findings += _strange(scene, split, *first.setdefault(scene_id, (split, scene)))
+        if isinstance(given := self.options.masks, dict):
+            held = {role for scenes in by_split.values() for scene in scenes for role in scene.files}
+            findings += [Finding("class without a mask of any picture, it is part of the background", name, pattern)
+                         for name, pattern in given.items() if f"{MASK} of {name}" not in held]  # fmt: skip
         absent = {scene_id: split for scene_id, split in missing.items() if scene_id not in first}
         findings += [Finding("listed picture is not here", i, f"in {split}") for i, split in absent.items()]
         return by_split, {scene_id: split for scene_id, (split, _) in first.items()}, findings
@@ -538,18 +546,6 @@ def read_mask(path: Path, colours: np.ndarray | None = None) -> np.ndarray:
             raise DataError(f"{error}; if the classes are colours, name them in data.options.colours; a mask of one "
                             "class alone is for competition binary_rle") from error  # fmt: skip
     return _look_up(raster.read_image(path, turned=False), colours)
-
-
-def _black_but_0(path: Path) -> int:
-    """Return the index of a mask that its palette shows black while it shows index 0 in a colour; 0 where none is.
-
-    So it is where a tool has made the palette anew, as by the frequency of colours.
-    """
-    colours = raster.palette(path)
-    held = [] if colours is None else np.unique(raster.read_mask(path)).tolist()
-    if colours is None or 0 not in held or not colours[0, :3].any():
-        return 0
-    return next((index for index in held if not colours[index, :3].any()), 0)
 
 
 def read_index_png(path: Path) -> np.ndarray:

@@ -600,7 +600,7 @@ def _inspect_metadata(scene: Scene, path: Path, metadata: Mapping[str, Any], siz
     if isinstance(name, str) and Path(name).stem.casefold() != path.stem.casefold():
         found.append(Finding("label that names another image", scene.id, f"{path}: {name}"))
     stated = metadata.get("height"), metadata.get("width")
-    if size and all(isinstance(side, int) for side in stated) and stated != size:
+    if size and all(isinstance(side, int | float) for side in stated) and stated != size:
         found.append(Finding("label drawn at another size", scene.id, f"{path}: {stated}, the image has {size}"))
     return found
 

@@ -16,7 +16,6 @@ import math
 import struct
 import sys
 import warnings
-import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -252,35 +251,19 @@ def inspect_png(data: bytes) -> tuple[np.ndarray | None, str]:
         return None, f"is a {bits}-bit {kind} PNG; expected 8-bit with one channel"
     if (height, width) != SHAPE:
         return None, f"is {height} x {width}; expected 1024 x 1024"
-    if not _pixels_are_whole(data):
+    if (pixels := png.inflate(data, MOST_BYTES)) is None:
         return None, "is damaged and cannot be decoded"
-    try:
-        with MemoryFile(data) as memory, memory.open(driver="PNG") as image:
-            mask = image.read(1)
-    except (RasterioError, OSError):
-        return None, "is damaged and cannot be decoded"
+    if (mask := png.plain_grey(data, pixels)) is None:
+        try:
+            with MemoryFile(data) as memory, memory.open(driver="PNG") as image:
+                mask = image.read(1)
+        except (RasterioError, OSError):
+            return None, "is damaged and cannot be decoded"
     top = int(mask.max())
     # Grey of 2 or 4 bits is stretched to 0..255 by the official reader, so only its zeros are zeros.
     if top > (4 if palette or bits == 8 else 0):
         return None, "holds values other than 0, 1, 2, 3, 4"
     return mask, ""
-
-
-def _pixels_are_whole(data: bytes) -> bool:
-    """Tell whether the compressed pixels of a PNG, whose chunks are whole, end where their stream says they do.
-
-    Not more than MOST_BYTES are unpacked of each chunk, nor of all together.
-    """
-    stream, at, pixels = zlib.decompressobj(), 8, 0
-    try:
-        while at < len(data) and pixels <= MOST_BYTES:
-            length, name = struct.unpack_from(">I4s", data, at)
-            if name == b"IDAT":
-                pixels += len(stream.decompress(data[at + 8 : at + 8 + length], MOST_BYTES))
-            at += 12 + length
-    except zlib.error:
-        return False
-    return stream.eof and not stream.unused_data
 
 
 def read_mask(path: Path) -> np.ndarray:

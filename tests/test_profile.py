@@ -1,0 +1,69 @@
+"""Where the time went, from the clocks in the manifests of an experiment."""
+
+import pytest
+
+from lib.files import write_json
+from lib.report.times import by_stage, page_table, times
+from lib.tools import profile
+
+
+def unit(root, key, seconds, **entries):
+    (root / key).mkdir(parents=True)
+    write_json(root / key / "manifest.json", {"fingerprint": "f", "files": {}, "seconds": seconds, **entries})
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    root = tmp_path / "workdir" / "exp<1>"
+    unit(root, "01_folds", 3.0)
+    unit(root, "02_loc/net/fold0", 10.0, clock={"read": 1.5, "forward": 2.0, "backward": 4.0})
+    unit(root, "02_loc/net/fold1", 20.0, clock={"read": 2.5, "forward": 5.0, "backward": 9.25, "optimizer": 1.0})
+    unit(root, "02_loc/net/fold2.partial", 99.0, clock={"read": 99.0})
+    unit(root, "02_loc/net/fold0.old", 99.0, clock={"read": 99.0})
+    unit(root, "04_probs/loc/net/fold0/oof", 4.0, clock={"read": 3.0, "store": 2.0})
+    return root
+
+
+def test_a_row_per_unit_with_what_no_name_has(experiment):
+    rows, without = times(experiment)
+    assert without == ["01_folds"]
+    assert [row["unit"] for row in rows] == ["02_loc/net/fold0", "02_loc/net/fold1", "04_probs/loc/net/fold0/oof"]
+    assert [row["other"] for row in rows] == [
+        2.5,
+        2.25,
+        None,
+    ]  # threads of the last one add up to more than its seconds
+    assert rows[0]["optimizer"] is None and rows[0]["backward"] == 4.0
+
+
+def test_stages_are_sums_of_their_units(experiment):
+    stages = by_stage(times(experiment)[0])
+    assert [row["stage"] for row in stages] == ["02_loc", "04_probs", "all"]
+    loc, probs, everything = stages
+    assert (loc["seconds"], loc["read"], loc["optimizer"], loc["store"], loc["other"]) == (30.0, 4.0, 1.0, None, 4.75)
+    assert (probs["store"], probs["other"]) == (2.0, None)
+    assert (everything["seconds"], everything["read"], everything["store"]) == (34.0, 7.0, 2.0)
+    assert [row["stage"] for row in by_stage(times(experiment / "none")[0])] == []
+
+
+def test_the_tool_prints_both_tables_and_names_units_without_times(experiment, capsys):
+    assert not profile.main([str(experiment)])
+    out = capsys.readouterr().out
+    units, stages, rest = out.split("\n\n")
+    head = units.splitlines()[0].split()
+    assert head == ["unit", "seconds", "read", "forward", "backward", "optimizer", "store", "other"]
+    assert "02_loc/net/fold1" in units and "9.25" in units and "validate" not in out
+    assert [line.split()[0] for line in stages.splitlines()] == ["stage", "02_loc", "04_probs", "all"]
+    assert rest == "without times (made by an earlier version): 01_folds\n"
+
+
+def test_a_folder_without_units_is_refused_with_a_sentence(tmp_path, capsys):
+    assert profile.main([str(tmp_path)]) == 2
+    assert "expected an experiment's folder with finished units" in capsys.readouterr().err
+
+
+def test_the_page_has_a_small_table_where_there_are_times(experiment, tmp_path):
+    table = page_table(experiment)
+    assert "<th>stage<th>seconds<th>read" in table and "<tr><td>02_loc<td>30.0<td>4.0" in table
+    assert "earlier version): 01_folds" in table
+    assert page_table(tmp_path) == ""
