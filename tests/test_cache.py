@@ -171,6 +171,16 @@ def test_arrays_of_other_data_are_replaced_and_those_of_other_scenes_stay(tmp_pa
     assert set(before) - set(after) == {made["pre"].path(SCENES[0])}
 
 
+def test_what_other_code_made_of_the_same_is_removed(tmp_path):
+    made = {name: replace(part, folder=part.folder.with_name(f"{name}.new")) for name, part in parts(tmp_path).items()}
+    others = [tmp_path / name for name in ("pre.old", "pre-other.old", "precise.old")]
+    for folder in others:
+        folder.mkdir()
+    fill(made)
+    assert [folder.exists() for folder in others] == [False, True, True]
+    assert all(part.folder.is_dir() for part in made.values())
+
+
 def test_a_disk_without_the_room_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     needed = 7 * 60 * 70 * (3 + 3 + 1)

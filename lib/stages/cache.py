@@ -46,11 +46,11 @@ def keep(run: Run, model: Model, data: TrainingSet, seen: "Seen", fold: int) -> 
         "competition": run.config.competition,
         "options": run.config.data.options,
         "view": seen.view.model_dump(mode="json"),
-        "made by": [runtime.code_version(MAKERS), *(runtime.versions()[name] for name in LIBRARIES)],
     }
+    made_by = digest([runtime.code_version(MAKERS), *(runtime.versions()[name] for name in LIBRARIES)])
 
     def part(kind: str, make, digests: Mapping[str, str], per_pixel: int | None, **more) -> Part:
-        folder = root / f"{run.config.competition}-{kind}-{digest({**common, 'kind': kind, **more})}"
+        folder = root / f"{run.config.competition}-{kind}-{digest({**common, 'kind': kind, **more})}.{made_by}"
         return Part(folder, make, digests, per_pixel if seen.task.dense else None)
 
     def of_task(kind: str, task: Task, make, per_pixel: int) -> Part:

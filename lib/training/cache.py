@@ -6,6 +6,7 @@ memory is short. A file's name ends with a digest of what it was made from, so a
 that is missing or cut short is made anew by whoever wants it.
 """
 
+import glob
 import io
 import math
 import mmap
@@ -49,7 +50,7 @@ class Part:
     """One array of each scene, in a folder of its own: an image, a target, or where the objects of a target are."""
 
     folder: Path
-    """Its name follows everything but the scene that the arrays depend on."""
+    """Its name follows everything but the scene that the arrays depend on; after a dot, what made them."""
     make: Callable[[Scene], np.ndarray]
     """scene -> array; loader processes must be able to pickle it."""
     digests: Mapping[str, str]
@@ -154,6 +155,8 @@ def fill(parts: Sequence[Part], scenes: Sequence[Scene], workers: int, say: Call
     if not missing:
         return
     for part in parts:
+        if runtime.rank() == 0:
+            _replace(part)
         part.folder.mkdir(parents=True, exist_ok=True)
     expected = runtime.agree(_expected([(scene, some) for scene, some in lacks if some], size))
     free = runtime.agree(shutil.disk_usage(root).free)
@@ -197,6 +200,13 @@ def _write_all(filling: Filling, workers: int, say: Callable[[str], None]) -> No
 
 def _names(folder: Path) -> set[str]:
     return set(os.listdir(folder)) if folder.is_dir() else set()
+
+
+def _replace(part: Part) -> None:
+    """Remove what other code or libraries made of the same."""
+    for other in part.folder.parent.glob(f"{glob.escape(part.folder.stem)}.*"):
+        if other != part.folder:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _tidy(part: Part, scenes: Collection[Scene]) -> None:
