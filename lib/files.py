@@ -104,11 +104,11 @@ def parse_json(text: str | bytes, depth: int = DEPTH) -> Any:
         value = json.loads(text)
     except RecursionError:
         raise ValueError(f"nested more than {depth} deep") from None
-    level = [value]
-    for _ in range(depth + 1):
-        level = [part for node in level if isinstance(node, dict | list)
-                 for part in (node.values() if isinstance(node, dict) else node)]  # fmt: skip
-        if not level:
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(depth):
+        level = [part for node in level for part in (node.values() if isinstance(node, dict) else node)
+                 if isinstance(part, (dict, list))]  # fmt: skip
+        if not any(level):  # what is empty holds nothing deeper
             return value
     raise ValueError(f"nested more than {depth} deep")
 

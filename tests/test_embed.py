@@ -83,3 +83,13 @@ def test_frames_of_one_video_are_found_and_other_videos_are_not():
     found, _ = pairs.look_alikes(list(vectors[:, None]))
     assert {names[i] for i, j in found} >= {"0016E5", "0001TP", "jumping/0002", "running/0002"}
     assert [(names[i], names[j]) for i, j in found if names[i] != names[j]] == []
+
+
+def test_folded_norms_give_the_vectors_of_the_network_as_it_is(monkeypatch):
+    found = embedder()
+    monkeypatch.setattr(embed, "_folded", lambda net: net)
+    plain, _ = embed.load()
+    images = [picture(seed) for seed in range(4)]
+    folded, expected = found(images), plain(images)
+    assert np.abs(folded - expected).max() < 1e-4 < np.abs(folded[0] - expected[1]).max()
+    assert not any("BatchNorm" in type(module).__name__ for module in found.net.modules())

@@ -124,7 +124,11 @@ class Survey:
 # ---- in a worker --------------------------------------------------------------------------------------
 def read_labels(competition: Competition, calls: Sequence[tuple[Scene]]) -> list[tuple[Scene, list[Any], Any]]:
     """Return scene, state of its files and facts of some scenes."""
-    return [(scene, *competition.told(scene)) for (scene,) in calls]
+    found = []
+    for (scene,) in calls:
+        with raster.kept():
+            found.append((scene, *competition.told(scene)))
+    return found
 
 
 def see(competition: Competition, calls: Sequence[tuple[Scene, str, Wanted]]) -> list[tuple[Scene, str, Surveyed]]:

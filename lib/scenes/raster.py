@@ -11,12 +11,13 @@ and infinity never are. Pixels that are not valid are 0 in the image, and no per
 import re
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -69,26 +70,31 @@ def read(path: str | Path, beside: Sequence[str | Path] = (), turned: bool = Tru
     one brightness before and after; an image beside it of another number type or number of bands does not count.
     Raises DataError when the file is missing, truncated, not an image, too large (``data.limits``) or complex.
     """
-    key, held = (str(path), *map(str, beside), turned), _kept.get()
-    if held is not None and key in held:
-        return held[key]
-    found = _picture(path, beside, turned)
-    if held is not None:
-        held[key] = found
-    return found
+    key = (_picture, str(path), *map(str, beside), turned)
+    return keep(key, lambda: _picture(path, beside, turned))
 
 
-_kept: ContextVar[dict[tuple, Picture] | None] = ContextVar("pictures that are kept", default=None)
+_kept: ContextVar[dict[tuple, Any] | None] = ContextVar("what is kept", default=None)
 
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Keep the images that this thread reads inside, so that each is decoded once; nobody may change their pixels."""
+    """Keep what this thread reads inside, so that each file is decoded once; nobody may change what it is given."""
     token = _kept.set({})
     try:
         yield
     finally:
         _kept.reset(token)
+
+
+def keep(key: tuple, make: Callable[[], Any]) -> Any:
+    """Return what ``make`` reads, within ``kept`` what it has read under this key before."""
+    held = _kept.get()
+    if held is None:
+        return make()
+    if key not in held:
+        held[key] = make()
+    return held[key]
 
 
 def _picture(path: str | Path, beside: Sequence[str | Path], turned: bool) -> Picture:
@@ -184,6 +190,10 @@ def scaling(path: str | Path) -> tuple[tuple[float, float], ...]:
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """Return (height, width) from the header, as the image is seen. Raises DataError as ``read`` does."""
+    return keep((_size, str(path)), lambda: _size(path))
+
+
+def _size(path: str | Path) -> tuple[int, int]:
     with _open(path, whole=False) as file:
         size = file.pages[0].height, file.pages[0].width
         return size[::-1] if file.orientation in exif.SIDEWAYS else size

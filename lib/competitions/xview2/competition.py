@@ -479,6 +479,10 @@ def _list(tier: Path) -> tuple[list[Scene], list[Finding]]:
 def _load(path: Path) -> dict[str, Any]:
     """Read the features of a label, "xy" and "lng_lat" (empty if absent), and its "metadata" ({} if absent). Raises
     DataError unless well formed."""
+    return raster.keep((_load, str(path)), lambda: _parsed(path))
+
+
+def _parsed(path: Path) -> dict[str, Any]:
     try:
         most = limits()
         whole = read_json(path, most.json_depth, most.json_bytes)
