@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 
@@ -133,6 +135,10 @@ def validate(net):
     seen.append(digest.hexdigest())
     if os.environ.get("PRESSED") == str(runtime.rank()) and len(seen) == 1:
         os.kill(os.getpid(), signal.SIGINT)
+    lost = folder / "lost"
+    if os.environ.get("PRESSED") == "killed" and runtime.rank() == 1 and len(seen) == 2 and not lost.exists():
+        lost.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
     if os.environ.get("PRESSED") == "launcher" and len(seen) == 1 and runtime.rank() == 0:
         os.kill(os.getppid(), signal.SIGTERM)
     return {{"select": float(len(seen)) + 10 * runtime.rank()}}
@@ -222,6 +228,26 @@ def test_a_sigterm_for_torchrun_saves_the_state_and_a_resume_ends_alike(tmp_path
     assert (tmp_path / "broken" / "last.pt").exists()
     _, resumed, _ = in_processes(tmp_path / "broken", 2, {}, section)
     assert all(resumed[name].equal(tensor) for name, tensor in whole.items())
+
+
+@pytest.mark.slow
+def test_two_machines_are_one_group_which_goes_on_when_a_process_is_lost(tmp_path):
+    """Two agents of torchrun that meet at a port, as docs/cluster.md starts them, here on one host."""
+    section = {"epochs": 3, "validate_every": 1, "ema": 0.9}
+    _, whole, _ = in_processes(tmp_path / "unbroken", 2, {}, section)
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    shutil.copy(tmp_path / "unbroken/run.py", folder)
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        meet = f"127.0.0.1:{place.getsockname()[1]}"
+    agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend",
+             "c10d", "--rdzv-endpoint", meet, "--rdzv-id", "loc0", "--max-restarts", "1", str(folder / "run.py"),
+             str(folder), "{}", json.dumps(section)]  # fmt: skip
+    agents = [subprocess.Popen(agent, env={**os.environ, "PRESSED": "killed"}, cwd=ROOT) for _ in range(2)]
+    assert [one.wait(120) for one in agents] == [0, 0] and (folder / "lost").exists()
+    assert len((folder / "log.jsonl").read_text().splitlines()) == 3
+    assert all(load_file(folder / "best.safetensors")[name].equal(tensor) for name, tensor in whole.items())
 
 
 def test_the_answer_of_all_is_that_of_some_calls_before(monkeypatch):
