@@ -21,13 +21,16 @@ def main(argv=None):
         for unit in run.pending([run.graph.folds()]):
             from lib.stages import folds  # here, since it takes seconds and there may be nothing to do
 
-            with run.build(unit, {"stage": "01"}) as folder:
+            record = {"stage": "01"}
+            with run.build(unit, record) as folder:
                 for line in folds.check(run.competition, folder, run.strict, run.survey, run.config.folds.embed):
                     cli.say(line)
                 for line in folds.split(run.competition, run.config.folds, folder, run.survey):
                     cli.say(line)
                 assert run.index is not None, "stage 01 looks at all data"
                 run.index.write(folder)
+                if run.survey is not None:
+                    record["clock"] = run.survey.clock.seconds
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ def main(argv=None):
             from lib.choose import fit  # as above: it takes seconds
 
             theirs = {"reference": plain(run.config.reference)} if run.config.reference else {}
-            return {"scores": fit.choose(run, folder, pool).scores, **theirs}
+            decision, clock = fit.choose(run, folder, pool)
+            return {"scores": decision.scores, **theirs, "clock": clock}
 
         run.make("05", ensemble.units(run), write)
     for line in ensemble.fallbacks(run):

@@ -52,9 +52,10 @@ def made_by(run, workers: int) -> dict[str, bytes]:
         for unit in ensemble.units(run):
             with run.store.build(unit, {}, fresh=True) as folder:
                 if unit == run.graph.decode():
-                    fit.choose(run, folder, pool)
+                    _, clock = fit.choose(run, folder, pool)
+                    assert set(clock) == {"read", "decode"}
                 else:
-                    ensemble.write(run, unit, folder, pool)
+                    assert set(ensemble.write(run, unit, folder, pool)["clock"]) == {"read", "store"}
                 found |= {
                     str(path.relative_to(folder.parent)): path.read_bytes()
                     for path in folder.rglob("*.*")

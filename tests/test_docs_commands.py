@@ -242,7 +242,8 @@ def write_tiny(path: Path, guide: str, root: str) -> None:
     path.write_text(yaml.safe_dump(plain(config)))
 
 
-PREPARED = {"README.md": with_tiny_experiment, "docs/running.md": for_running, "docs/tools.md": for_tools,
+PREPARED = {"README.md": with_tiny_experiment, "docs/cluster.md": with_tiny_experiment,
+            "docs/running.md": for_running, "docs/tools.md": for_tools,
             "docs/kaggle.md": for_kaggle}  # fmt: skip
 
 

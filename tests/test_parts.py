@@ -115,7 +115,7 @@ def test_parts_give_all_scenes_and_the_owner_seals_the_same_bytes(experiment, ca
         assert experiment.run("04_predict_tta", *flags, "--part", part) == 0
         assert f"part {part[0]} of {part[2]} has given 1 scenes" in capsys.readouterr().out
     assert not unit.exists() and not list((experiment.root / parts.OWN).iterdir())
-    monkeypatch.setattr(Networks, "levels", None)  # nothing is left to predict
+    monkeypatch.setattr(Networks, "answers", None)  # nothing is left to predict
     assert experiment.run("04_predict_tta", *flags) == 0
     assert {path.name: path.read_bytes() for path in unit.glob("*.tif")} == before
     assert experiment.run("04_predict_tta", *flags, "--part", "3/2") == 2

@@ -242,7 +242,7 @@ def test_two_machines_are_one_group_which_goes_on_when_a_process_is_lost(tmp_pat
         place.bind(("127.0.0.1", 0))
         meet = f"127.0.0.1:{place.getsockname()[1]}"
     agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend",
-             "c10d", "--rdzv-endpoint", meet, "--rdzv-id", "loc0", "--max-restarts", "1", str(folder / "run.py"),
+             "c10d", "--rdzv-endpoint", meet, "--rdzv-id", "loc0", "--max-restarts", "3", str(folder / "run.py"),
              str(folder), "{}", json.dumps(section)]  # fmt: skip
     agents = [subprocess.Popen(agent, env={**os.environ, "PRESSED": "killed"}, cwd=ROOT) for _ in range(2)]
     assert [one.wait(120) for one in agents] == [0, 0] and (folder / "lost").exists()

@@ -29,6 +29,7 @@ from lib.ensemble.search import Lattice, add
 from lib.errors import ArtifactError, DataError
 from lib.run import cores
 from lib.run.cli import Run
+from lib.run.clock import Clock
 from lib.scenes.probs import levels_path, read_levels
 
 if TYPE_CHECKING:
@@ -211,6 +212,8 @@ class OutOfFold:
         self.competition = run.competition
         self.search = run.config.search or Search(axes={})  # without a search one that has no axes
         self.folds = sorted({fold_of[scene.id] for scene in scenes})
+        self.clock = Clock()
+        """Where the time of all passes went, in all processes together."""
         self._pool = pool
         self._known: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = [({}, {}) for _ in scenes]
         """Per scene: its tallies and details, by choice, that earlier passes have told."""
@@ -265,7 +268,9 @@ class OutOfFold:
             size = max(1, min(AT_ONCE, len(places) // (4 * len(self._pool))))
         calls = [(places[start : start + size], method, arguments) for start in range(0, len(places), size)]
         with tqdm(total=len(places), desc=title, leave=False, disable=None) as bar:
-            for found, told in self._answers(calls):
+            for found, told, seconds in self._answers(calls):
+                for name, own in seconds.items():
+                    self.clock.add(name, own)
                 for place, (tallies, details) in told.items():
                     self._known[place][0].update(tallies)
                     self._known[place][1].update(details)
@@ -277,22 +282,28 @@ class OutOfFold:
             yield from (_look(self, *call) for call in calls)
             return
         held = copy(self)
-        held._pool, held._known = None, []
+        held._pool, held._known, held.clock = None, [], None  # type: ignore[assignment]  # of this process alone
         with closing(cores.share(self._pool, held, _look, calls)) as answers:
             yield from answers
 
 
-def _look(scenes: OutOfFold, places: Sequence[int], method: Callable, arguments: tuple) -> tuple[Any, dict]:
-    """Call ``method`` for some scenes; beside what it returns the tallies and details that each scene has told."""
+def _look(
+    scenes: OutOfFold, places: Sequence[int], method: Callable, arguments: tuple
+) -> tuple[Any, dict, dict[str, float]]:
+    """Call ``method`` for some scenes; beside what it returns the tallies and details that each scene has told, and
+    where the time went."""
     told: dict[int, tuple[dict, dict]] = {}
+    clock = Clock()
 
     def opened() -> Iterator[tuple[int, OutOfFoldScene]]:
         for place in places:  # one is open at a time
-            item = OutOfFoldScene(scenes, scenes.scenes[place])
+            item = OutOfFoldScene(scenes, scenes.scenes[place], clock)
             yield place, item
             told[place] = item.tallies, item.details
 
-    return method(opened(), *arguments), told
+    with clock("decode"):
+        found = method(opened(), *arguments)
+    return found, told, clock.seconds
 
 
 def _add(opened: Iterator[tuple[int, "OutOfFoldScene"]], look: Look, *arguments: Any) -> tuple[Sums, dict]:
@@ -331,7 +342,8 @@ class OutOfFoldScene:
     since folds often agree.
     """
 
-    def __init__(self, source: OutOfFold, scene: Scene):
+    def __init__(self, source: OutOfFold, scene: Scene, clock: Clock | None = None):
+        self.clock = Clock() if clock is None else clock
         self.scene, self.fold = scene, source.fold_of[scene.id]
         self.members = source.members(scene)
         self.competition = source.competition
@@ -344,12 +356,15 @@ class OutOfFoldScene:
     @cached_property
     def truth(self) -> Answer:
         """The answer that the official scorer compares with."""
-        return self.competition.truth(self.scene)
+        with self.clock("read"):
+            return self.competition.truth(self.scene)
 
     def average(self, weights: Weights, variant: Variant) -> Levels:
         """Return task -> (C, H, W) uint8; the last average is remembered."""
         if self._averaged is None or self._averaged[:2] != (weights, variant):
-            self._averaged, self._decoded = (weights, variant, self.members.average(weights, variant)), {}
+            with self.clock("read"):
+                levels = self.members.average(weights, variant)
+            self._averaged, self._decoded = (weights, variant, levels), {}
         return self._averaged[2]
 
     def count(self, weights: Weights, variant: Variant, grid: Lattice) -> np.ndarray:

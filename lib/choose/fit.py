@@ -24,22 +24,30 @@ from lib.competitions.contract import Competition
 from lib.config.sections import Experiment
 from lib.ensemble.search import bootstrap, total
 from lib.run.cli import Run
+from lib.run.clock import Clock
 from lib.run.executor import Pool
 
 Step = Callable[[OutOfFold, Chosen], Chosen]
 """Takes what is chosen so far and returns what is chosen after it."""
 
 
-def choose(run: Run, folder: Path, pool: Pool | None = None) -> Decision:
-    """Choose on the out-of-fold scenes of an experiment, which ``pool`` shares; write decode.json into ``folder``."""
+def choose(run: Run, folder: Path, pool: Pool | None = None) -> tuple[Decision, dict[str, float]]:
+    """Choose on the out-of-fold scenes of an experiment, which ``pool`` shares; write decode.json into ``folder``.
+
+    Returns what was decided and the seconds of all processes by what they went to.
+    """
+    clock = Clock()
     temperatures: dict[str, float] = {}
     notes: dict[str, Any] = {}
     if run.config.blend.calibrate:
-        temperatures, notes["calibration"] = fit_temperatures(out_of_fold(run, pool=pool))
+        scenes = out_of_fold(run, pool=pool)
+        scenes.clock = clock
+        temperatures, notes["calibration"] = fit_temperatures(scenes)
     scenes = out_of_fold(run, temperatures, pool)
+    scenes.clock = clock
     decision = decide(scenes, temperatures, notes)
     decision.write(folder / DECODE)
-    return decision
+    return decision, clock.seconds
 
 
 def steps(config: Experiment) -> list[Step]:

@@ -1,21 +1,24 @@
 """Processes that share work, each with its own device: one per GPU, or all on the CPU, or none but this one.
 
-A worker holds an object that was made in its process; the pool calls its methods there. A worker that dies (killed, out
-of memory) is noticed at once and ends the work with one sentence; nothing waits for it.
+A worker holds an object that was made in its process; the pool calls its methods there, through ``concurrent.futures``.
+A worker that dies (killed, out of memory) is noticed at once and ends the work with one sentence; nothing waits for it.
 """
 
 import multiprocessing
+import os
 import pickle
 import signal
-import traceback
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from multiprocessing.connection import Connection, wait
+import threading
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 
-from lib.errors import ArtifactError, ConfigError, PipelineError
+from lib.errors import ArtifactError, ConfigError
 from lib.run import runtime
 
 STARTS = ("spawn", "fork")
@@ -50,8 +53,10 @@ class Pool:
             raise ConfigError("start of workers: CUDA does not work in forked processes; choose spawn")
         self.make, self.devices, self.method = make, tuple(devices), start
         self.own: Any = None
+        self.engine: ProcessPoolExecutor | None = None
         self.processes: list[Any] = []
-        self.ends: list[Connection] = []
+        self.numbers: Any = ()
+        """The process number of each worker, 0 until it is there."""
 
     def __len__(self) -> int:
         return len(self.devices)
@@ -64,38 +69,31 @@ class Pool:
 
     def start(self) -> None:
         """Start the processes, unless they are there; what they need takes its time, meanwhile this returns."""
-        if len(self) == 1 or self.processes:
+        if len(self) == 1 or self.engine is not None:
             return
-        context: Any = multiprocessing.get_context(self.method)  # its base class declares no Process
-        for device in self.devices:
-            mine, theirs = context.Pipe()
-            self.ends.append(mine)
-            inherited = tuple(self.ends) if self.method == "fork" else ()
-            process = context.Process(target=_serve, args=(theirs, inherited, self.make, device,
-                                                           torch.get_num_threads()), daemon=True)  # fmt: skip
-            process.start()
-            theirs.close()  # so that the end of the process is the end of the pipe
-            self.processes.append(process)
+        context, before = multiprocessing.get_context(self.method), multiprocessing.active_children()
+        self.numbers, threads = context.Array("l", len(self)), torch.get_num_threads()
+        given = (self.make, self.devices, self.numbers, context.Barrier(len(self)), threads)
+        self.engine = ProcessPoolExecutor(len(self), context, _begin, given)
+        for _ in self.devices:  # each waits for the others, so that there is a process for each
+            self._submit(True)
+        self.processes = [child for child in multiprocessing.active_children() if child not in before]
 
     def close(self) -> None:
         """End the processes, whatever they do."""
         for process in self.processes:
             process.terminate()
-        for process, end in zip(self.processes, self.ends):
-            process.join()
-            end.close()
-        self.processes, self.ends, self.own = [], [], None
+        if self.engine is not None:
+            self.engine.shutdown()
+        self.engine, self.processes, self.own = None, [], None
 
     def each(self, method: str, *arguments: Any) -> list[Any]:
         """Call a method in every worker at the same time; returns the results in their order."""
         if len(self) == 1:
             return [self._here(method, arguments)]
         self.start()
-        for number in range(len(self)):
-            self._send(number, method, arguments)
-        busy = set(range(len(self)))
-        with self._drained(busy):
-            return [self._receive(number, busy) for number in range(len(self))]
+        calls = [self._submit(True, method, arguments) for _ in self.devices]
+        return [result for _, result in sorted(map(self._result, calls), key=lambda found: found[0])]
 
     def share(self, method: str, calls: Iterable[tuple]) -> Generator[Any, None, None]:
         """Call a method with each of many lists of arguments, by whoever is free; yields results as they come.
@@ -108,90 +106,94 @@ class Pool:
             return
         self.start()
         waiting = iter(calls)
-        busy: set[int] = set()
-        with self._drained(busy):
-            for number, arguments in zip(range(len(self)), waiting):
-                self._send(number, method, arguments)
-                busy.add(number)
-            while busy:
-                ready = wait([self.ends[number] for number in sorted(busy)])
-                for number in [one for one in sorted(busy) if self.ends[one] in ready]:
-                    result = self._receive(number, busy)
-                    for arguments in waiting:
-                        self._send(number, method, arguments)
-                        busy.add(number)
-                        break
-                    yield result
-
-    @contextmanager
-    def _drained(self, busy: set[int]) -> Iterator[None]:
-        """Take what busy workers still send where the work is given up, so that the next call gets its own answer."""
+        busy = {self._submit(False, method, arguments) for arguments in islice(waiting, len(self))}
         try:
-            yield
+            while busy:
+                done, busy = wait(busy, return_when=FIRST_COMPLETED)
+                for call in done:
+                    _, result = self._result(call)
+                    busy |= {self._submit(False, method, arguments) for arguments in islice(waiting, 1)}
+                    yield result
         finally:
-            for number in sorted(busy):
-                with suppress(Exception):
-                    self._receive(number, busy)
+            wait(busy)  # where the work is given up, nothing goes on behind its back
 
     def _here(self, method: str, arguments: tuple) -> Any:
         if self.own is None:
             self.own = self.make(self.devices[0])
         return getattr(self.own, method)(*arguments)
 
-    def _send(self, number: int, method: str, arguments: tuple) -> None:
+    def _submit(self, together: bool, method: str = "", arguments: tuple = ()) -> Future:
+        assert self.engine is not None
         try:
-            self.ends[number].send((method, arguments))
-        except OSError as error:
-            raise self._dead(number) from error
+            return self.engine.submit(_call, together, method, arguments)
+        except BrokenProcessPool as error:
+            raise self._dead() from error
 
-    def _receive(self, number: int, busy: set[int]) -> Any:
-        busy.discard(number)
+    def _result(self, call: Future) -> tuple[int, Any]:
+        """Return the number of the worker and what it answered."""
         try:
-            result, error, said = self.ends[number].recv()
-        except (EOFError, OSError) as gone:
-            raise self._dead(number) from gone
-        if error is None:
-            return result
-        if not isinstance(error, PipelineError):
-            print(said, flush=True)  # where it happened; the traceback from here on does not tell
-        raise error
+            return call.result()
+        except BrokenProcessPool as error:
+            raise self._dead() from error
 
-    def _dead(self, number: int) -> ArtifactError:
-        process = self.processes[number]
-        process.join(5)
+    def _dead(self) -> ArtifactError:
+        assert self.engine is not None
+        self.engine.shutdown()  # which ends the others by a SIGTERM
+        gone = min(self.processes, key=lambda process: process.exitcode in (0, -signal.SIGTERM))
+        number = list(self.numbers).index(gone.pid) if gone.pid in self.numbers else self.processes.index(gone)
         return ArtifactError(f"worker {number + 1} of {len(self)} on {self.devices[number]} died (exit code "
-                             f"{process.exitcode}), killed or out of memory; run again, with fewer workers if it "
+                             f"{gone.exitcode}), killed or out of memory; run again, with fewer workers if it "
                              "happens again")  # fmt: skip
 
 
-def _serve(
-    end: Connection, inherited: Sequence[Connection], make: Callable, device: torch.device, threads: int
-) -> None:
-    """Make the object, answer calls with (result, error, its traceback) until the pool closes or goes away.
+@dataclass
+class _Worker:
+    """What a worker process is."""
+
+    number: int
+    device: torch.device
+    make: Callable[[torch.device], Any]
+    barrier: Any
+    own: Any = None
+
+
+_worker: _Worker
+
+
+def _begin(make: Callable, devices: Sequence[torch.device], numbers: Any, barrier: Any, threads: int) -> None:
+    """Make this process the next worker of a pool.
 
     As many threads as in the parent: sums of convolutions on a CPU depend on their number.
     """
-    for number in runtime.STOPS:  # they are the parent's, which closes the pool with a SIGTERM
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
-    for other in inherited:  # a forked process holds its parent's ends, and would not see the parent go
-        other.close()
+    for stop in runtime.STOPS:  # they are the parent's, which closes the pool with a SIGTERM
+        signal.signal(stop, signal.SIG_DFL if stop == signal.SIGTERM else signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    own = None
-    while True:
-        try:
-            method, arguments = end.recv()
-        except (EOFError, OSError):
-            return
-        answer: tuple[Any, Exception | None, str]
-        try:
-            own = make(device) if own is None else own
-            answer = getattr(own, method)(*arguments), None, ""
-        except Exception as error:  # noqa: BLE001 raised again in the parent
-            answer = None, portable(error), traceback.format_exc()
-        try:
-            end.send(answer)
-        except OSError:
-            return
+    with numbers.get_lock():
+        number = list(numbers).index(0)
+        numbers[number] = os.getpid()
+    global _worker
+    _worker = _Worker(number, devices[number], make, barrier)
+
+
+def _end_with_parent() -> None:
+    """A killed parent closes no pool."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _call(together: bool, method: str, arguments: tuple) -> tuple[int, Any]:
+    """Call a method of the worker's object, with ``together`` once all workers are here. Returns its number too."""
+    if together:
+        _worker.barrier.wait()
+    if not method:
+        return _worker.number, None
+    try:
+        _worker.own = _worker.make(_worker.device) if _worker.own is None else _worker.own
+        return _worker.number, getattr(_worker.own, method)(*arguments)
+    except Exception as error:
+        raise portable(error) from error
 
 
 def portable(error: Exception) -> Exception:

@@ -5,7 +5,8 @@ to the network that compares them, and its files are hashed for the index. Label
 are depends on them, and how some competitions read an image depends on all labels.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +20,7 @@ from lib.competitions.contract import Competition, Finding, Scene
 from lib.errors import DataError
 from lib.files import Inode, inode, know_sums, sum_of
 from lib.run import cores
+from lib.run.clock import Clock
 from lib.scenes import pairs, raster
 from lib.scenes.identical import files_of
 
@@ -63,7 +65,7 @@ class Survey:
     """
 
     def __init__(self, competition: Competition, workers: int | None = 1):
-        self.competition, self.workers = competition, workers
+        self.competition, self.workers, self.clock = competition, workers, Clock()
         self._looks: dict[tuple[str, str], Look] = {}
         self._pool: Pool | None = None
 
@@ -113,15 +115,22 @@ class Survey:
         some = [(calls[start : start + AT_ONCE],) for start in range(0, len(calls), AT_ONCE)]
         self._pool = self._pool or cores.open_pool(self.workers, len(calls))
         with (
-            closing(cores.share(self._pool, self.competition, function, some)) as answers,
+            closing(cores.share(self._pool, self.competition, timed, [(function, *one) for one in some])) as answers,
             tqdm(total=len(calls), desc=title, leave=False, disable=None) as bar,
         ):
-            for found in answers:
+            for found, seconds in answers:
+                self.clock.add("read", seconds)
                 yield found
                 bar.update(len(found))
 
 
 # ---- in a worker --------------------------------------------------------------------------------------
+def timed(competition: Competition, function: Callable, calls: Sequence[tuple]) -> tuple[list, float]:
+    """Return what a function tells of some scenes, and the seconds that it took."""
+    started = time.perf_counter()
+    return function(competition, calls), time.perf_counter() - started
+
+
 def read_labels(competition: Competition, calls: Sequence[tuple[Scene]]) -> list[tuple[Scene, list[Any], Any]]:
     """Return scene, state of its files and facts of some scenes."""
     found = []

@@ -14,6 +14,7 @@ from lib.competitions.contract import Levels, Scene
 from lib.run import cores, manifest
 from lib.run.artifacts import Unit
 from lib.run.cli import Run
+from lib.run.clock import Clock
 from lib.scenes.probs import file_name, read_levels, write_levels
 from lib.settings import some
 
@@ -39,12 +40,13 @@ def write(run: Run, unit: Unit, folder: Path, pool: "Pool | None" = None) -> dic
         decision = Decision.of(run)
         weights, variant, temperatures = decision.weights, decision.variant(variant), decision.temperatures
     scenes, members = predicted(run, unit.name, temperatures)
-    average = Averaging(members, weights, variant, folder)
+    clock, average = Clock(), Averaging(members, weights, variant, folder)
     calls = [(scene,) for scene in scenes]
     with closing(cores.share(pool or cores.open_pool(1, 0), average, Averaging.write, calls)) as written:
-        for _ in tqdm(written, f"average {unit.name}", len(scenes), leave=False, disable=None):
-            pass
-    return {"scenes": len(scenes)}
+        for seconds in tqdm(written, f"average {unit.name}", len(scenes), leave=False, disable=None):
+            for name, own in seconds.items():
+                clock.add(name, own)
+    return {"scenes": len(scenes), "clock": clock.seconds}
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,17 @@ class Averaging:
     variant: Variant
     folder: Path
 
-    def write(self, scene: Scene) -> None:
-        """Write the average of one scene, one file per task."""
-        found = self.members(scene)
-        for task, levels in found.average(self.weights, self.variant).items():
-            path = self.folder / task / file_name(scene.id)
-            path.parent.mkdir(exist_ok=True)
-            write_levels(path, levels, found.names[task])
+    def write(self, scene: Scene) -> dict[str, float]:
+        """Write the average of one scene, one file per task; returns the seconds by what they went to."""
+        clock, found = Clock(), self.members(scene)
+        with clock("read"):
+            averages = found.average(self.weights, self.variant)
+        with clock("store"):
+            for task, levels in averages.items():
+                path = self.folder / task / file_name(scene.id)
+                path.parent.mkdir(exist_ok=True)
+                write_levels(path, levels, found.names[task])
+        return clock.seconds
 
 
 def averaged_scenes(run: Run, split: str) -> list[Scene]:

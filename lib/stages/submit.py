@@ -12,6 +12,7 @@ from lib.competitions.contract import Answer, Scene, settings_for
 from lib.errors import ArtifactError
 from lib.run.artifacts import Unit
 from lib.run.cli import Run, say
+from lib.run.clock import Clock
 from lib.stages.ensemble import averages, failed_scenes
 
 
@@ -31,15 +32,26 @@ def write(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     decision, split = Decision.of(run), unit.name
     competition, scenes = run.competition, []
 
+    clock = Clock()
+
     def answers() -> Iterator[tuple[Scene, Answer]]:
-        for scene, levels in tqdm(averages(run, split), f"submission {split}", leave=False, disable=None):
+        averaged = iter(tqdm(averages(run, split), f"submission {split}", leave=False, disable=None))
+        while True:
+            with clock("read"):
+                scene, levels = next(averaged, (None, {}))
+            if scene is None:
+                return
             scenes.append(scene)
-            yield scene, competition.decode(levels, settings_for(scene, decision.params))
+            with clock("decode"):
+                answer = competition.decode(levels, settings_for(scene, decision.params))
+            yield scene, answer
 
     owed = None  # out of fold those that networks without their fold have predicted
     if split == "test":
         owed = [scene for scene in competition.scenes("test") if scene.id in run.graph.test_ids]
-    if faults := competition.submit(answers(), folder, owed):
+    with clock("store"):
+        faults = competition.submit(answers(), folder, owed)
+    if faults:
         raise ArtifactError(f"{folder}: the submission is not valid: " + "; ".join(faults))
     for caveat in competition.caveats(scenes):
         say(f"  {caveat}")
@@ -47,8 +59,9 @@ def write(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     if failed := failed_scenes(run, split):
         outcome["fallback"] = failed
     if split == "oof":
-        tallies = [competition.tally(competition.read_submission(folder, s), competition.truth(s)) for s in scenes]
+        with clock("read"):
+            tallies = [competition.tally(competition.read_submission(folder, s), competition.truth(s)) for s in scenes]
         outcome["scores"] = competition.scores(np.sum(tallies, 0))
         if outcome["scores"] != decision.scores:
             raise ArtifactError(f"{folder}: the files score {outcome['scores']}, stage 05 found {decision.scores}")
-    return outcome
+    return {**outcome, "clock": clock.seconds}
