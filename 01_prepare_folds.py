@@ -21,7 +21,7 @@ def main(argv=None):
         for unit in run.pending([run.graph.folds()]):
             from lib.stages import folds  # here, since it takes seconds and there may be nothing to do
 
-            record = {"stage": "01"}
+            record: dict[str, object] = {"stage": "01"}
             with run.build(unit, record) as folder:
                 for line in folds.check(run.competition, folder, run.strict, run.survey, run.config.folds.embed):
                     cli.say(line)

@@ -82,9 +82,13 @@ TINY = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put tests that need the finished experiment first, so that few processes make it."""
+    """Put tests that need the finished experiment first, so that few processes make it; it takes a minute: slow."""
     items.sort(key=lambda item: "finished" not in getattr(item, "fixturenames", ()))
+    for item in items:
+        if "finished" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
 
 
 def stage(name: str, *arguments: str) -> int:
