@@ -80,6 +80,7 @@ def test_sides_that_differ_fail(ours, other):
     harness.run(Race("row", lambda _: {"a": lambda: ours, "limit": lambda: other}, rounds=1))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="a Linux system tells it")
 def test_peak_memory_is_of_the_work_alone():
     """In a fresh process, which has no memory of earlier work to use again."""

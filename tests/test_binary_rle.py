@@ -515,6 +515,7 @@ def test_synthetic_stains_look_different_and_some_discs_touch(hubmap):
 
 # ---- real nuclei --------------------------------------------------------------------------------------
 @needs_dsb
+@pytest.mark.slow
 def test_real_nuclei():
     competition = opened(DSB, metric="object_map", border=True, domain="colour", class_name="nucleus")
     scenes = competition.scenes("train")

@@ -136,6 +136,7 @@ def test_nothing_alike_leaves_the_groups_as_they_are(photos):
     assert groups == ids and "none in different groups" in line
 
 
+@pytest.mark.slow
 def test_one_cluster_of_nearly_all_is_said_and_too_few_groups_name_the_setting(photos, tmp_path):
     competition = open_competition("labels", photos, {})
     scenes = competition.scenes("train")

@@ -65,6 +65,7 @@ def made_by(run, workers: int) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.slow
 def test_decode_json_and_averages_are_the_same_bytes_whatever_the_number_of_workers(run, monkeypatch):
     monkeypatch.setattr(evidence, "AT_ONCE", 2)
     monkeypatch.setattr(medians, "DRAWS", 5)

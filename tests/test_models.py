@@ -335,6 +335,7 @@ def test_depthwise_convolutions_train_in_float32_under_autocast():
     assert any("Float32" in type(m).__name__ for m in tiny().encoder.modules())
 
 
+@pytest.mark.slow
 def test_one_batch_can_be_overfitted():
     x = pair(seed=3) // 4
     target = torch.zeros(2, 64, 64, dtype=torch.long)

@@ -60,6 +60,7 @@ def converts_to_the_same(description: dict) -> None:
     assert got.equal(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
 def test_shared_norms_change_no_output(architecture):
     converts_to_the_same({"architecture": architecture, **NETWORKS[architecture]})

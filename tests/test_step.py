@@ -170,6 +170,7 @@ def test_the_scenes_of_one_of_several_processes_are_called_so(monkeypatch):
         own.take(default_collate([own.dataset[0], own.dataset[1]]), 0, 0, 0)
 
 
+@pytest.mark.slow
 def test_without_a_scaler_the_run_ends_and_its_state_stays_good(tmp_path):
     section = train(batch_size=2, epochs=3)
     with pytest.raises(NonFiniteError, match="epoch 2, step 1: .* scenes sample8, sample9"):

@@ -63,6 +63,7 @@ def made(data, folder: Path, workers: int, features: bool = False, survey: bool 
     return {"said": "\n".join(said).encode()} | {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_folds_audit_findings_and_index_are_the_same_bytes_whatever_the_number_of_workers(data, tmp_path, monkeypatch):
     monkeypatch.setattr("lib.run.survey.AT_ONCE", 1)
     plain = made(data, tmp_path / "plain", 1, survey=False)
