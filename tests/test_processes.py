@@ -6,6 +6,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
+import time
+from datetime import timedelta
 
 import pytest
 import starts
@@ -16,7 +19,7 @@ from test_fit import CLASSES, Squares, network, place, train
 from torch import nn
 
 from lib.models import ARCHITECTURES, build, checkpoint
-from lib.run import runtime
+from lib.run import meeting, runtime
 from lib.training.fit import Fit
 from lib.training.stepper import all_sum, share_norms
 
@@ -246,9 +249,40 @@ def test_two_machines_are_one_group_which_goes_on_when_a_process_is_lost(tmp_pat
              "c10d", "--rdzv-endpoint", meet, "--rdzv-id", "loc0", "--max-restarts", "3", str(folder / "run.py"),
              str(folder), "{}", json.dumps(section)]  # fmt: skip
     agents = [subprocess.Popen(agent, env={**os.environ, "PRESSED": "killed"}, cwd=ROOT) for _ in range(2)]
-    assert [one.wait(120) for one in agents] == [0, 0] and (folder / "lost").exists()
+    try:
+        assert [one.wait(300) for one in agents] == [0, 0] and (folder / "lost").exists()
+    finally:
+        for one in agents:
+            one.terminate()  # an agent ends its processes; one that has ended hears nothing
     assert len((folder / "log.jsonl").read_text().splitlines()) == 3
     assert all(load_file(folder / "best.safetensors")[name].equal(tensor) for name, tensor in whole.items())
+
+
+def test_processes_of_one_start_meet_whatever_an_earlier_start_left():
+    """Two starts with one store, as torchrun's agents keep it. The second one's processes come before the first one."""
+    shared = torch.distributed.HashStore()
+    for start in (b"first", b"second"):
+        met: dict[int, bytes] = {}
+
+        def come(rank, found=met, start=start):
+            own = meeting.of_this_start(shared, rank, 3, timedelta(seconds=20))
+            own.set(f"address {rank}", start)
+            found[rank] = b" ".join(own.get(f"address {other}") for other in range(3))
+
+        others = [threading.Thread(target=come, args=(rank,)) for rank in (1, 2, 0)]
+        for one in others:
+            one.start()
+            time.sleep(3 * meeting.STEP)
+        for one in others:
+            one.join()
+        assert met == dict.fromkeys(range(3), b" ".join([start] * 3))
+
+
+def test_a_process_that_meets_nobody_says_so():
+    shared = torch.distributed.HashStore()
+    shared.set("start", "left by another")
+    with pytest.raises(torch.distributed.DistStoreError, match="process 1 of 2: the first process did not answer"):
+        meeting.of_this_start(shared, 1, 2, timedelta(seconds=0.2))
 
 
 def test_the_answer_of_all_is_that_of_some_calls_before(monkeypatch):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from lib.errors import ConfigError
+from lib.run import meeting
 
 if TYPE_CHECKING:  # torch takes seconds to import; a stage that has nothing to do goes without it
     import torch
@@ -87,7 +88,14 @@ def process_group():
     if backend == "nccl" and here > torch.cuda.device_count():
         raise ConfigError(f"torchrun: expected at most one process for each GPU, got {here} processes and "
                           f"{torch.cuda.device_count()} GPUs; lower --nproc-per-node")  # fmt: skip
-    dist.init_process_group(backend, timeout=timedelta(hours=2))  # the first process checks and writes alone meanwhile
+    store, number, count = next(dist.rendezvous("env://"))
+    dist.init_process_group(
+        backend,
+        store=meeting.of_this_start(store, number, count),
+        rank=number,
+        world_size=count,
+        timeout=timedelta(hours=2),  # the first process checks and writes alone meanwhile
+    )
     try:
         yield
     finally:
