@@ -98,7 +98,9 @@ def test_the_table_has_mean_spread_and_gain_of_every_rung(folder, tmp_path, caps
             build(tmp_path / "w", experiment(config.name, **more), decoded(score, expected_score=score - 0.1))
         return 3 if score is None else 0
 
-    rows, failed = ladder.climb(folder, [0, 1], tmp_path / "w", [], "01..05", runner)
+    stages = sweep.scripts("01..05")
+    rows, failed = ladder.climb(folder, [0, 1], tmp_path / "w", [],
+                                lambda todo: sweep.run(todo, tmp_path / "w", stages, runner))  # fmt: skip
     assert [row["rung"] for row in rows] == ["0_plain", "1_split", "2_fixed"]
     assert [row["score"] for row in rows] == pytest.approx([0.55, 0.7, 0.9])
     assert [row["gain"] for row in rows] == [None, pytest.approx(0.15), pytest.approx(0.2)]
@@ -139,5 +141,7 @@ def test_the_bag_of_tricks_adds_what_its_source_adds():
 
 
 def test_an_interrupt_ends_the_climb(folder, tmp_path):
+    stages = sweep.scripts("01..05")
     with pytest.raises(KeyboardInterrupt):
-        ladder.climb(folder, [0], tmp_path, [], "01..05", lambda command: sweep.INTERRUPTED)
+        ladder.climb(folder, [0], tmp_path, [],
+                     lambda todo: sweep.run(todo, tmp_path, stages, lambda command: sweep.INTERRUPTED))  # fmt: skip
