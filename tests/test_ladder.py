@@ -113,6 +113,22 @@ def test_the_table_has_mean_spread_and_gain_of_every_rung(folder, tmp_path, caps
     assert asked[:6] == [("plain_seed0", f"0{k}") for k in range(1, 6)] + [("split_seed0", "01")]
 
 
+def test_a_ladder_gives_all_rungs_and_seeds_to_an_engine(folder, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def run_several(wanted, engine, stages, pressed):
+        asked.append((list(wanted), engine.slots, stages))
+        return {name: "scene 7 is odd" if name == "split_seed1" else "" for name in wanted}
+
+    monkeypatch.setattr(sweep, "run_several", run_several)
+    flags = ["--seeds", "0", "1", "--workdir", str(tmp_path / "w"), "--stages", "01..02", "--local", "2"]
+    assert ladder.main([str(folder), *flags]) == 2
+    names = [f"{name}_seed{seed}" for seed in (0, 1) for name in ("plain", "split", "fixed")]
+    assert asked == [(names, 2, ["01", "02"])]
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].split()[0] == "rung" and said[-1] == "failed: split_seed1: scene 7 is odd"
+
+
 def test_the_bag_of_tricks_adds_what_its_source_adds():
     """He et al. 2019, tables 4 to 6: each rung changes its trick and nothing else; the figures are the source's."""
     climbed, others = ladder.rungs(BAG)
