@@ -263,7 +263,11 @@ def plan_of(workdir: Path, config: Experiment) -> JobPlan:
 
 def test_scenes_with_a_fallback_are_tried_again_though_no_place_was_free_at_first(tmp_path):
     plan = plan_of(tmp_path, experiment("a"))
-    for name, record in (("01_folds", {}), ("02_loc/net/fold0", {}), ("04_probs/loc/net/fold0/oof", {"failed": ["a"]})):
+    for name, record in (
+        ("01_folds", {}),
+        ("02_loc/net/fold0", {}),
+        ("04_probs/loc/net/fold0/oof", {"failed": {"a": "odd"}}),
+    ):
         with plan.run.store.build(plan.jobs[name].units[0], record):
             pass
     job = plan.jobs["04_probs/loc/net/fold0/oof"]
