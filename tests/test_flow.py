@@ -247,10 +247,11 @@ def test_the_line_of_a_run_has_units_scenes_seconds_and_the_rest():
     progress.total = 4
     progress.count(jobs[0], 30.0), progress.count(jobs[0], 50.0)
     line = progress.line(jobs, {"x": 10.0}, (3, 12), 2, 75)
-    assert line == ("2 of 4 units done, 1 running, scenes 3 of 12, 1 min 15 s, about 30.0 s to go, not counting "
-                    "stage 05")  # fmt: skip
-    line = progress.line([*jobs, StageJob("z", ("03_x.py",))], {"x": 10.0}, (0, 0), 2, 75)
-    assert line.endswith("1 min 15 s, about 30.0 s to go, not counting stages 03 and 05")
+    assert line == ("2 of 4 units done, 1 running, scenes 3 of 12, 1 min 15 s, about 30.0 s to go besides stage 05, "
+                    "which is not timed yet")  # fmt: skip
+    more = [*jobs, *(StageJob(name, (f"{name}_x.py",)) for name in ("03", "04"))]
+    line = progress.line(more, {"x": 10.0}, (0, 0), 2, 75)
+    assert line.endswith("1 min 15 s, about 30.0 s to go besides stages 03, 04 and 05, which are not timed yet")
     assert progress.line(jobs[:1], {"x": 10.0}, (0, 0), 2, 75).endswith("about 30.0 s to go")
 
 

@@ -31,6 +31,12 @@ def remaining(left: Iterable[StageJob], known: Mapping[str, list[float]], runnin
     return max(sum(seconds) / max(slots, 1), *seconds), sorted(set(unknown))
 
 
+def stages(numbers: list[str]) -> str:
+    """Name stages: "stage 05, which is", or "stages 02, 04 and 05, which are"."""
+    *others, last = numbers
+    return f"stages {', '.join(others)} and {last}, which are" if others else f"stage {last}, which is"
+
+
 class Progress:
     """Counts what a run has done; says it in lines."""
 
@@ -58,5 +64,5 @@ class Progress:
         if seconds >= SHORT:
             parts.append(f"about {duration(seconds)} to go")
             if unknown:
-                parts.append(f"not counting stage{'s' * (len(unknown) > 1)} {' and '.join(unknown)}")
+                parts[-1] += f" besides {stages(unknown)} not timed yet"
         return ", ".join(parts)
