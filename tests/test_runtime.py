@@ -7,7 +7,7 @@ import torch
 
 from lib.config import check
 from lib.errors import ConfigError
-from lib.run import cli, runtime
+from lib.run import cli, meeting, runtime
 
 CU130 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 
@@ -45,6 +45,8 @@ def torchrun(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: CU130)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: asked.append(f"GPU {index}"))
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda url: iter([(None, 1, 2)]))
+    monkeypatch.setattr(meeting, "of_this_start", lambda store, rank, world: asked.append(f"{rank} of {world} meet"))
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **_: asked.append(backend))
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: asked.append("end"))
     return asked
@@ -53,7 +55,7 @@ def torchrun(monkeypatch):
 def test_each_process_takes_its_own_gpu_before_it_talks_to_the_others(torchrun):
     """The first thing that is said is sent over the present GPU; nccl refuses two processes on one."""
     with runtime.process_group():
-        assert torchrun == ["GPU 1", "nccl"]
+        assert torchrun == ["GPU 1", "1 of 2 meet", "nccl"]
     assert torchrun[-1] == "end"
 
 
