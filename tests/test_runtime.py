@@ -7,7 +7,7 @@ import torch
 
 from lib.config import check
 from lib.errors import ConfigError
-from lib.run import cli, runtime
+from lib.run import cli, meeting, runtime
 
 CU130 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 
@@ -45,6 +45,8 @@ def torchrun(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: CU130)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: asked.append(f"GPU {index}"))
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda url: iter([(None, 1, 2)]))
+    monkeypatch.setattr(meeting, "of_this_start", lambda store, rank, world: asked.append(f"{rank} of {world} meet"))
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **_: asked.append(backend))
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: asked.append("end"))
     return asked
@@ -53,7 +55,7 @@ def torchrun(monkeypatch):
 def test_each_process_takes_its_own_gpu_before_it_talks_to_the_others(torchrun):
     """The first thing that is said is sent over the present GPU; nccl refuses two processes on one."""
     with runtime.process_group():
-        assert torchrun == ["GPU 1", "nccl"]
+        assert torchrun == ["GPU 1", "1 of 2 meet", "nccl"]
     assert torchrun[-1] == "end"
 
 
@@ -87,3 +89,22 @@ def test_networks_are_looked_at_again_with_other_packages(monkeypatch, tmp_path)
         with pytest.raises(ConfigError, match="enough"):
             cli.start("", ["--workdir", str(tmp_path)])
     assert asked[0] and asked[1] and asked[0] != asked[1]
+
+
+def test_free_memory_is_that_of_the_machine_or_of_the_container(tmp_path):
+    proc, groups = tmp_path / "proc", tmp_path / "groups"
+    assert runtime.free_memory(proc, groups) == float("inf"), "a system that does not say"
+    proc.mkdir()
+    (proc / "meminfo").write_text("MemTotal: 100 kB\nMemFree: 10 kB\nMemAvailable: 50 kB\n")
+    assert runtime.free_memory(proc, groups) == 50 * 1024
+    for folder, names, prefix in (
+        (groups, ("memory.max", "memory.current"), ""),
+        (groups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_"),
+    ):
+        folder.mkdir(exist_ok=True)
+        (folder / names[1]).write_text("9000\n")
+        (folder / "memory.stat").write_text(f"anon 1\n{prefix}inactive_file 600\n{prefix}active_file 70\n")
+        (folder / names[0]).write_text("10000\n")
+        assert runtime.free_memory(proc, groups) == 1670
+        (folder / names[0]).write_text("max\n")
+        assert runtime.free_memory(proc, groups) == 50 * 1024
