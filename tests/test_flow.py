@@ -482,4 +482,4 @@ def test_a_failed_unit_ends_the_run_in_one_sentence(experiment, capsys, monkeypa
     assert command.main([*experiment.flags, "--local", "1"]) == 2
     error = capsys.readouterr().err
     log = experiment.root / "logs" / "06_submission__oof.log"
-    assert error == f"error: 06_submission/oof: scene 3 is odd; its log: {log} (and 1 more units are not done)\n"
+    assert error == f"error: 06_submission/oof: scene 3 is odd; its log: {log} (and 1 more unit is not done)\n"
