@@ -151,6 +151,18 @@ def scenes(finished) -> Path:
 
 
 @pytest.fixture
+def forked(monkeypatch) -> None:
+    """Workers are forked from this process and begin at once; a spawned one imports torch and its neighbours first.
+
+    What goes to and fro is pickled either way. Spawned ones are at work in test_kaggle.py and test_cores.py.
+    """
+    from lib.run.executor import Pool
+
+    begin = Pool.__init__
+    monkeypatch.setattr(Pool, "__init__", lambda pool, make, devices, start="": begin(pool, make, devices, "fork"))
+
+
+@pytest.fixture
 def experiment(tmp_path, scenes, finished) -> Experiment:
     """A copy of the finished experiment that a test may change."""
     import shutil

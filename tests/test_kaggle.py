@@ -446,11 +446,8 @@ def test_a_hidden_test_set_of_other_number_and_size_is_answered(kernel, tmp_path
     assert competition.lint(tmp_path / "submission.csv", competition.scenes("test")) == []
 
 
-def predict_alone(kernel: Kernel, working: Path, workers: str, said: Path) -> None:
-    """Predict in the process group of this process; what it prints goes through the named pipe ``said``."""
-    os.setsid()
-    with open(said, "w", buffering=1) as sys.stdout:
-        infer.predict(kernel.open_job(working, workers=workers), working)
+def predicted(kernel: Kernel, working: Path, workers: str) -> int:
+    return infer.predict(kernel.open_job(working, workers=workers), working)
 
 
 @pytest.mark.slow
@@ -458,11 +455,10 @@ def test_killed_at_any_moment_a_valid_submission_is_there(kernel, tmp_path):
     competition = open_competition("binary_rle", kernel.inputs / "competition")
     some = random.Random(0)
     for number, (words, workers) in enumerate([("until the networks", "2"), ("fold0", ""), ("by 1 network", "")]):
-        working, said = tmp_path / str(number), tmp_path / f"said{number}"
-        working.mkdir(), os.mkfifo(said)
-        process = starts.FORKS.Process(target=predict_alone, args=(kernel, working, workers, said))
-        process.start()
-        with open(said) as lines:
+        working = tmp_path / str(number)
+        working.mkdir()
+        process, lines = starts.speaking(predicted, kernel, working, workers)
+        with lines:
             assert any(words in line for line in lines), "it ended before"
             time.sleep(some.uniform(0, 0.3))
             os.killpg(process.pid, signal.SIGKILL)
