@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from lib.competitions.contract import Scene
 from lib.config.sections import Sampling
 from lib.errors import ConfigError, DataError
+from lib.run import runtime
 from lib.scenes.augment import build
 from lib.tasks import BinaryMask, MulticlassMask, MultilabelMask
 from lib.training.dataset import (
@@ -456,6 +457,27 @@ def test_balance_draws_the_class_first_and_then_a_scene_of_it(cache):
             seed=0,
             balance=True,
         )
+
+
+def test_scenes_that_do_not_fit_into_memory_are_refused_after_a_few(monkeypatch):
+    """Seven scenes of 60 x 70 pixels, two images and a target each: 29,400 bytes."""
+    seen = []
+
+    def counted(scene, name):
+        seen.append(scene.id)
+        return read(scene, name)
+
+    monkeypatch.setattr(runtime, "free_memory", lambda: 6 * 29_400 - 1)
+    with pytest.raises(
+        ConfigError, match="needs about 0.00 GiB for 7 scenes, and 0.00 GiB are free; set train.cache: d"
+    ):
+        stream(CropDataset, counted, target, SCENES, PAIR, seed=0, cache="memory")
+    assert len(set(seen)) == 1
+    monkeypatch.setattr(runtime, "free_memory", lambda: 6 * 29_400)
+    stream(CropDataset, read, target, SCENES, PAIR, seed=0, cache="memory")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="GiB for each process for 7 scenes, and 0.00 GiB are free for each process"):
+        stream(CropDataset, read, target, SCENES, PAIR, seed=0, cache="memory")
 
 
 @pytest.mark.parametrize("cache", ["none", "memory"])

@@ -89,3 +89,22 @@ def test_networks_are_looked_at_again_with_other_packages(monkeypatch, tmp_path)
         with pytest.raises(ConfigError, match="enough"):
             cli.start("", ["--workdir", str(tmp_path)])
     assert asked[0] and asked[1] and asked[0] != asked[1]
+
+
+def test_free_memory_is_that_of_the_machine_or_of_the_container(tmp_path):
+    proc, groups = tmp_path / "proc", tmp_path / "groups"
+    assert runtime.free_memory(proc, groups) == float("inf"), "a system that does not say"
+    proc.mkdir()
+    (proc / "meminfo").write_text("MemTotal: 100 kB\nMemFree: 10 kB\nMemAvailable: 50 kB\n")
+    assert runtime.free_memory(proc, groups) == 50 * 1024
+    for folder, names, prefix in (
+        (groups, ("memory.max", "memory.current"), ""),
+        (groups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_"),
+    ):
+        folder.mkdir(exist_ok=True)
+        (folder / names[1]).write_text("9000\n")
+        (folder / "memory.stat").write_text(f"anon 1\n{prefix}inactive_file 600\n{prefix}active_file 70\n")
+        (folder / names[0]).write_text("10000\n")
+        assert runtime.free_memory(proc, groups) == 1670
+        (folder / names[0]).write_text("max\n")
+        assert runtime.free_memory(proc, groups) == 50 * 1024

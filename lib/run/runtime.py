@@ -340,6 +340,28 @@ def provenance(device: "torch.device") -> dict[str, Any]:
     }
 
 
+CGROUPS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
+"""Files of a container's limit and of what it uses, in the second and in the first version of control groups."""
+
+
+def free_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> float:
+    """Return how many bytes the machine, or the container that this process is in, has free; infinite if none says it.
+
+    What the system keeps of files counts as free, for it gives that back.
+    """
+    found = [float("inf")]
+    with suppress(OSError, ValueError, KeyError):
+        lines = (line.split() for line in (proc / "meminfo").read_text().splitlines())
+        found.append(float({words[0]: words[1] for words in lines}["MemAvailable:"]) * 1024)
+    for limit, used in CGROUPS:
+        with suppress(OSError, ValueError, KeyError):
+            most, taken = int((groups / limit).read_text()), int((groups / used).read_text())  # "max" is no number
+            lines = (line.split() for line in (groups / limit).with_name("memory.stat").read_text().splitlines())
+            parts = {words[0].removeprefix("total_"): int(words[1]) for words in lines}
+            found.append(most - taken + parts["inactive_file"] + parts["active_file"])
+    return max(min(found), 0.0)
+
+
 def versions() -> dict[str, str]:
     """Return package -> its version here, or "absent"."""
     found = dict.fromkeys(PACKAGES, "absent")

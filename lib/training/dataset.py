@@ -5,6 +5,7 @@ so the stream is the same for any number of workers and ranks, and after a resum
 new permutation. An epoch is a stretch of the stream, and ``BatchSampler`` deals it out.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +18,12 @@ from torch.utils.data import Dataset
 from lib.competitions.contract import Scene
 from lib.config.sections import Sampling
 from lib.errors import ConfigError, DataError
+from lib.run import runtime
 from lib.scenes.augment import MASK, Augment, Focus
 from lib.tasks import WIDE_IGNORE as NOTHING
 from lib.tasks import Task, known
 
+GIB = 1 << 30
 ORDER, SAMPLE, BALANCE = 0, 1, 2
 """Names of the random streams: one draws the permutations, one the crops, one the classes and their scenes."""
 
@@ -135,7 +138,7 @@ class SampleStream(Dataset):
         self.weights = None if data.weights is None else np.asarray(data.weights, np.float64)
         if self.weights is not None:
             self.order = self.order[self.weights[self.order] > 0]
-        self.decoded = [self.decode(scene) for scene in self.scenes] if cache == "memory" else None
+        self.decoded = self.decode_all() if cache == "memory" else None
         self.rounds: dict[tuple[int, ...], tuple[int, np.ndarray]] = {}
 
     def __len__(self) -> int:
@@ -144,6 +147,26 @@ class SampleStream(Dataset):
     def decode(self, scene: Scene) -> tuple[Images, np.ndarray]:
         """Read images and target of a scene."""
         raise NotImplementedError
+
+    def decode_all(self) -> list[tuple[Images, np.ndarray]]:
+        """Read images and targets of all scenes. ConfigError as soon as it is plain that memory has no room for them.
+
+        Each process of torchrun on this machine keeps its own.
+        """
+        kept, size, processes = [], 0, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        for number, scene in enumerate(self.scenes, 1):
+            images, target = self.decode(scene)
+            kept.append((images, target))
+            size += target.nbytes + sum(image.nbytes for image in images.values())
+            if number & (number - 1) == 0:  # 1, 2, 4, 8, ...: scenes may differ in size
+                left, free = size / number * (len(self.scenes) - number), runtime.free_memory() / processes
+                if left > free:
+                    needed, each = size / number * len(self.scenes) / GIB, " for each process" * (processes > 1)
+                    raise ConfigError(
+                        f"train.cache: memory needs about {needed:.2f} GiB{each} for {len(self.scenes)} scenes, and "
+                        f"{free / GIB:.2f} GiB are free{each}; set train.cache: disk"
+                    )
+        return kept
 
     def images_of(self, index: int) -> tuple[Images, np.ndarray]:
         """Return images and target of the scene at ``index``, from memory or from disk."""

@@ -44,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="little data: does it run? Its figures mean nothing")
     parser.add_argument("--row", default="", metavar="TEXT", help="only rows whose name has this text")
     parser.add_argument("--official", type=Path, metavar="FILE", help="the official xview2_metrics.py, a scoring peer")
+    parser.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="xBD scenes for the rows of samples; else drawn ones"
+    )
     parser.add_argument("--force", action="store_true", help="run rows of several threads beside other work, too")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)  # the fresh process of ``harness.peaks``
     asked = parser.parse_args(argv)
@@ -53,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"expected some of {', '.join(names())}, got {', '.join(unknown)}")
     if asked.official:
         os.environ["XVIEW2_METRICS"] = str(asked.official.resolve())
+    if asked.data:
+        os.environ["XVIEW2_DATA"] = str(asked.data.resolve())
     about, found = harness.machine(), {}
     for name in asked.names or names():
         found[name] = [_run(name, row, asked) for row in rows_of(name, asked.quick) if asked.row in row.name]
