@@ -25,6 +25,7 @@ from lib.cluster.progress import Progress, remaining
 from lib.config.sections import Asks
 from lib.errors import ConfigError
 from lib.run import cli
+from lib.run.artifacts import Unit
 
 CHAIN = {"a": (), "b": ("a",), "c": ("a",), "d": ("b", "c")}
 BUSY = "unit b is being built by process 7 on elsewhere; wait or stop it"
@@ -78,6 +79,9 @@ class Disk:
     def seconds(self, job: StageJob) -> float | None:
         return None
 
+    def look(self, job: StageJob | None = None) -> None:
+        pass
+
 
 class Flowing:
     """A flow over a fake disk: what it was asked to run, what came of it, and what was said."""
@@ -86,7 +90,7 @@ class Flowing:
         self.disk, self.said = disk, []
         self.engine = Local(slots, gpus=[], work=disk.work)
         how = {"retries": 2, "tick": 0.001, "patience": (0.002, 0.004), "visible": 0.01} | setting
-        self.flow = Flow(lambda: disk, self.engine, Rules(folder, folder, folder, **how), self.said.append)
+        self.flow = Flow(disk, self.engine, Rules(folder, folder, folder, **how), self.said.append)
 
     def run(self, **options) -> dict[str, str]:
         try:
@@ -204,9 +208,8 @@ def test_workers_that_nothing_waits_for_help_and_the_owner_alone_decides(tmp_pat
         return "ok"
 
     disk = Disk({"a": ()}, {"a": itertools.repeat(helper_or_owner)}, scenes=100)
-    disk.jobs["a"] = StageJob("a", disk.jobs["a"].command, ("unit",), scenes=100)
+    disk.jobs["a"] = StageJob("a", disk.jobs["a"].command, (Unit("a", {}),), scenes=100)
     flowing = Flowing(tmp_path, disk, slots=4, part=25)
-    flowing.flow._title = lambda job: job.name
     assert flowing.run() == {"a": ""}
     assert sorted(parts) == ["1/3", "2/3", "3/3"]
     assert "a: 3 more workers help with the 100 scenes that are left" in flowing.said
@@ -224,9 +227,8 @@ def test_few_scenes_or_no_free_worker_call_no_helper(tmp_path, count, slots, par
             return Future()
 
     disk, engine = Disk({"a": ()}, scenes=count), Engine()
-    disk.jobs["a"] = StageJob("a", disk.jobs["a"].command, ("unit",), scenes=count)
-    flow = Flow(lambda: disk, engine, Rules(tmp_path, tmp_path, tmp_path, part=part), lambda line: None)
-    flow._title = lambda job: job.name
+    disk.jobs["a"] = StageJob("a", disk.jobs["a"].command, (Unit("a", {}),), scenes=count)
+    flow = Flow(disk, engine, Rules(tmp_path, tmp_path, tmp_path, part=part), lambda line: None)
     flow._start(), flow._help(), flow._help()
     assert engine.keys[0] == "a-mark-1" and len(engine.keys) == 1 + helpers
 
@@ -245,7 +247,21 @@ def test_the_line_of_a_run_has_units_scenes_seconds_and_the_rest():
     progress.total = 4
     progress.count(jobs[0], 30.0), progress.count(jobs[0], 50.0)
     line = progress.line(jobs, {"x": 10.0}, (3, 12), 2, 75)
-    assert line == ("2 of 4 units done, 1 running, scenes 3 of 12, 1 min 15 s, about 30.0 s to go and stage 05")
+    assert line == ("2 of 4 units done, 1 running, scenes 3 of 12, 1 min 15 s, about 30.0 s to go besides stage 05, "
+                    "which is not timed yet")  # fmt: skip
+    more = [*jobs, *(StageJob(name, (f"{name}_x.py",)) for name in ("03", "04"))]
+    line = progress.line(more, {"x": 10.0}, (0, 0), 2, 75)
+    assert line.endswith("1 min 15 s, about 30.0 s to go besides stages 03, 04 and 05, which are not timed yet")
+    assert progress.line(jobs[:1], {"x": 10.0}, (0, 0), 2, 75).endswith("about 30.0 s to go")
+
+
+def test_of_a_time_that_is_not_known_the_line_says_nothing():
+    """All that is left and timed runs for longer than it should; or nothing that is left is timed."""
+    progress = Progress()
+    progress.total, jobs = 4, [StageJob(name, (f"{name}_x.py",)) for name in ("02", "03", "04")]
+    progress.count(jobs[0], 30.0)
+    for left, running in ((jobs, {"02": 31.0}), (jobs[:1], {"02": 31.0}), (jobs[1:], {}), (jobs[:1], {"02": 29.5})):
+        assert progress.line(left, running, (0, 0), 2, 75) == f"1 of 4 units done, {len(running)} running, 1 min 15 s"
 
 
 # ---- the engine of one machine ------------------------------------------------------------------------
@@ -374,7 +390,8 @@ def opened(finished):
         parser = cli.experiment_flags("")
         parser.add_argument("--split")
         sets = [word for change in changes for word in ("--set", change)]
-        return JobPlan(cli.open_run(parser.parse_args([*finished.flags, *sets, *flags])), stages)
+        args = parser.parse_args([*finished.flags, *sets, *flags])
+        return JobPlan(lambda: cli.open_run(args), stages)
 
     return plan
 

@@ -8,7 +8,7 @@ from invented import experiment
 from lib.config.load import load
 from lib.errors import ArtifactError
 from lib.run.artifacts import Store
-from lib.run.graph import Graph, taught, teachers
+from lib.run.graph import Graph, lessons, taught, teachers
 from lib.tasks import BinaryMask, MulticlassMask
 
 DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
@@ -107,6 +107,12 @@ def test_a_student_follows_its_teachers_logits_and_refuses_old_ones(tmp_path):
     graph = Graph(teacher, ["a", "b"], [])
     with pytest.raises(ArtifactError, match="teacher: the teacher has no logits of the scenes of fold 0 for loc"):
         teachers(student(), tmp_path)
+    assert teachers(student(), tmp_path, coming={"teacher"}) == {}  # which the same run is to make
+    with pytest.raises(ArtifactError, match="the teacher has no logits"):
+        teachers(student(), tmp_path, coming={"other"})
+    assert lessons(student()) == [f"teacher/04_probs/loc/*/fold{fold}/logits" for fold in (0, 1)]
+    assert lessons(student(models=("a", "b")))[:2] == [f"teacher/04_probs/loc/{m}/fold0/logits" for m in "ab"]
+    assert not lessons(teacher)
     for fold in (0, 1):
         finish(graph.folds(), graph.checkpoint("net", fold), graph.logits("net", fold))
     found = teachers(student(), tmp_path)
@@ -124,6 +130,8 @@ def test_a_student_follows_its_teachers_logits_and_refuses_old_ones(tmp_path):
     finish(longer.checkpoint("net", 1))
     with pytest.raises(ArtifactError, match=r"fold1/logits: these logits are not those of today's 02_loc/net/fold1"):
         teachers(student(), tmp_path)
+    first = {key: one for key, one in found.items() if key.endswith("/0")}
+    assert teachers(student(), tmp_path, coming={"teacher"}) == first  # of fold 1 they are to be made anew
     finish(longer.logits("net", 1))
     again = teachers(student(), tmp_path)
     assert [a == b for a, b in zip(found.values(), again.values(), strict=True)] == [True, False]

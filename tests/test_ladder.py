@@ -98,7 +98,9 @@ def test_the_table_has_mean_spread_and_gain_of_every_rung(folder, tmp_path, caps
             build(tmp_path / "w", experiment(config.name, **more), decoded(score, expected_score=score - 0.1))
         return 3 if score is None else 0
 
-    rows, failed = ladder.climb(folder, [0, 1], tmp_path / "w", [], "01..05", runner)
+    stages = sweep.scripts("01..05")
+    rows, failed = ladder.climb(folder, [0, 1], tmp_path / "w", [],
+                                lambda todo: sweep.run(todo, tmp_path / "w", stages, runner))  # fmt: skip
     assert [row["rung"] for row in rows] == ["0_plain", "1_split", "2_fixed"]
     assert [row["score"] for row in rows] == pytest.approx([0.55, 0.7, 0.9])
     assert [row["gain"] for row in rows] == [None, pytest.approx(0.15), pytest.approx(0.2)]
@@ -109,6 +111,22 @@ def test_the_table_has_mean_spread_and_gain_of_every_rung(folder, tmp_path, caps
     assert [row["seeds"] for row in rows] == [2, 2, 1] and rows[0]["seconds"] > rows[2]["seconds"] > 0
     assert list(failed) == ["fixed_seed1"] and "01_prepare_folds.py" in failed["fixed_seed1"]
     assert asked[:6] == [("plain_seed0", f"0{k}") for k in range(1, 6)] + [("split_seed0", "01")]
+
+
+def test_a_ladder_gives_all_rungs_and_seeds_to_an_engine(folder, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def run_several(wanted, engine, stages, pressed):
+        asked.append((list(wanted), engine.slots, stages))
+        return {name: "scene 7 is odd" if name == "split_seed1" else "" for name in wanted}
+
+    monkeypatch.setattr(sweep, "run_several", run_several)
+    flags = ["--seeds", "0", "1", "--workdir", str(tmp_path / "w"), "--stages", "01..02", "--local", "2"]
+    assert ladder.main([str(folder), *flags]) == 2
+    names = [f"{name}_seed{seed}" for seed in (0, 1) for name in ("plain", "split", "fixed")]
+    assert asked == [(names, 2, ["01", "02"])]
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].split()[0] == "rung" and said[-1] == "failed: split_seed1: scene 7 is odd"
 
 
 def test_the_bag_of_tricks_adds_what_its_source_adds():
@@ -139,5 +157,7 @@ def test_the_bag_of_tricks_adds_what_its_source_adds():
 
 
 def test_an_interrupt_ends_the_climb(folder, tmp_path):
+    stages = sweep.scripts("01..05")
     with pytest.raises(KeyboardInterrupt):
-        ladder.climb(folder, [0], tmp_path, [], "01..05", lambda command: sweep.INTERRUPTED)
+        ladder.climb(folder, [0], tmp_path, [],
+                     lambda todo: sweep.run(todo, tmp_path, stages, lambda command: sweep.INTERRUPTED))  # fmt: skip

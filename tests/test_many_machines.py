@@ -92,7 +92,7 @@ def test_on_dask_lost_workers_clients_and_schedulers_lose_nothing(tmp_path, monk
 
     def flowing(graph, say):
         engine = Dask(cluster.scheduler_address)
-        flow = Flow(lambda: Files(tmp_path, graph), engine, rules, say)
+        flow = Flow(Files(tmp_path, graph), engine, rules, say)
         result: dict = {}
 
         def run():

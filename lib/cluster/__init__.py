@@ -1,6 +1,7 @@
 """The units of an experiment on many workers: of this machine, or of any number of machines by Dask.
 
 plan       which command makes which units, and what it waits for
+several    the plans of several experiments as one, for lib.tools.sweep and ladder
 flow       the loop: start what can start, look at the disk for what is done, start again what was lost
 engines    where commands run: threads of this process (Local) or the workers of a Dask scheduler (Dask)
 launch     one command in a process of its own, on whatever machine: its log, its end

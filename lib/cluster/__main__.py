@@ -12,12 +12,13 @@ Each unit's log is ``workdir/<experiment>/logs/<unit>.log``.
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lib.cluster.engines import Dask, Engine, Local
 from lib.cluster.flow import Flow, Rules
 from lib.cluster.plan import KINDS, ROOT, JobPlan
+from lib.cluster.several import Several, opened
 from lib.errors import ArtifactError, ConfigError
 from lib.run import cli, runtime
 from lib.run.graph import SPLITS
@@ -32,10 +33,12 @@ def add_engine(flags: argparse.ArgumentParser, needed: bool = True) -> None:
     one.add_argument("--local", type=int, metavar="N", help="so many units at a time on this machine")
 
 
-def open_engine(args: argparse.Namespace) -> Engine:
-    """Return the engine that the flags of ``add_engine`` choose. Raises ConfigError where it cannot be had."""
+def open_engine(args: argparse.Namespace) -> Engine | None:
+    """Return the engine that the flags of ``add_engine`` choose, if any. Raises ConfigError where it cannot be had."""
     if args.scheduler is not None:
         return Dask(args.scheduler)
+    if args.local is None:
+        return None
     if args.local < 1:
         raise ConfigError(f"--local {args.local}: expected a number of units at a time, 1 or more")
     return Local(args.local)
@@ -56,14 +59,36 @@ def run(args: argparse.Namespace, engine: Engine, stages: Sequence[str] = tuple(
 
     how: instead of what the experiment says of it.
     """
-
-    def opened() -> JobPlan:
-        return JobPlan(cli.open_run(args), stages)
-
-    plan = opened()
+    plan = JobPlan(lambda: cli.open_run(args), stages)
     engine.refuse(plan.run.config.cluster.asks)
-    flow = Flow(opened, engine, how or setting(plan, engine), cli.say)
-    return flow.run(pressed)
+    return Flow(plan, engine, how or setting(plan, engine), cli.say).run(pressed)
+
+
+def run_several(wanted: Mapping[str, argparse.Namespace], engine: Engine, stages: Sequence[str] = tuple(KINDS),
+                pressed: Callable[[], bool] = lambda: False) -> dict[str, str]:  # fmt: skip
+    """Run the stages of several experiments as one graph of units; returns experiment -> "" or what became of it.
+
+    wanted: experiment -> its flags, as of ``cli.experiment_flags``. One that cannot be run is named, others are run.
+    """
+    plans, learns, wrong = opened(wanted, stages, lambda plan: engine.refuse(plan.run.config.cluster.asks))
+    for name, why in wrong.items():
+        cli.say(f"{name}: cannot run: {why}")
+    own = {name: setting(plan, engine) for name, plan in plans.items()}
+    units = Flow(Several(plans, learns), engine, Rules(ROOT, ROOT, Path.cwd()), cli.say, own).run(pressed)
+    return {name: wrong.get(name) or fault({unit: why for unit, why in units.items() if unit.startswith(f"{name}/")})
+            for name in wanted}  # fmt: skip
+
+
+def fault(outcome: Mapping[str, str]) -> str:
+    """Say in one sentence which units are not done and why, "" where all are. outcome: as ``Flow.run`` returns it."""
+    bad = {name: why for name, why in outcome.items() if why}
+    if not bad:
+        return ""
+    first = next((name for name, why in bad.items() if not why.startswith("not run")), next(iter(bad)))
+    more = len(bad) - 1
+    return f"{first}: {bad[first]}" + (
+        f" (and {more} more unit{'s are' if more > 1 else ' is'} not done)" if more else ""
+    )
 
 
 @cli.exits
@@ -74,16 +99,14 @@ def main(argv=None):
     args = flags.parse_args(argv)
     started = time.monotonic()
     engine = open_engine(args)
+    assert engine is not None, "one of the two flags is needed"
     try:
         with runtime.interruptible() as pressed:
             outcome = run(args, engine, pressed=pressed)
     finally:
         engine.close()
-    bad = {name: why for name, why in outcome.items() if why}
-    if bad:
-        first = next(name for name, why in bad.items() if not why.startswith("not run"))
-        raise ArtifactError(f"{first}: {bad[first]}" + (f" (and {len(bad) - 1} more units are not done)"
-                                                        if len(bad) > 1 else ""))  # fmt: skip
+    if bad := fault(outcome):
+        raise ArtifactError(bad)
     from lib.report import page  # here, since it takes seconds
 
     cli.say(f"all units are done, in {cli.duration(time.monotonic() - started)}")

@@ -60,6 +60,9 @@ class Disk(Protocol):
     def seconds(self, job: StageJob) -> float | None:
         """Return how long a finished job took."""
 
+    def look(self, job: StageJob) -> None:
+        """Look at the data anew, of which a job of stage 01 has made an index."""
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -91,15 +94,17 @@ class Trial:
     """Seconds to the next look at a unit that another process builds."""
     at: float = 0.0
     """Not before."""
+    looked: bool = False
+    """Whether the disk has been asked for what it makes."""
 
 
 class Flow:
     """The loop. ``run`` returns job -> "" for one that is done, else what became of it."""
 
-    def __init__(self, open_plan: Callable[[], Disk], engine: Engine, rules: Rules, say: Callable[[str], None]):
-        """open_plan: looks at experiment, data and disk anew; called at the start, and again after stage 01."""
-        self.open_plan, self.engine, self.rules, self.say = open_plan, engine, rules, say
-        self.plan = open_plan()
+    def __init__(self, plan: Disk, engine: Engine, rules: Rules, say: Callable[[str], None],
+                 own: Mapping[str, Rules] | None = None):  # fmt: skip
+        """own: experiment -> how its commands are started, where a run has several; ``rules`` are those of the loop."""
+        self.plan, self.engine, self.rules, self.say, self.own = plan, engine, rules, say, own or {}
         self.started = time.monotonic()
         self.outcome: dict[str, str] = {}
         self.running: dict[str, tuple[Handle, float]] = {}
@@ -116,9 +121,8 @@ class Flow:
     # ---- the loop -------------------------------------------------------------------------------------
     def run(self, stop: Callable[[], bool] = lambda: False) -> dict[str, str]:
         """Run all jobs; KeyboardInterrupt after ``stop`` says so and what ran has saved and stopped."""
-        self.rules.logs.mkdir(parents=True, exist_ok=True)
         spoken = self.started
-        while len(self.outcome) < len(self.plan.jobs):
+        while not self.plan.jobs.keys() <= self.outcome.keys():
             for line in self.engine.news():
                 self.say(line)
             if stop():
@@ -160,9 +164,8 @@ class Flow:
     def _judge(self, job: StageJob, result: Result | None, seconds: float) -> None:
         """Look at the disk, then at what a command said; note the job's outcome, or when it is tried again."""
         trial, log = self.trials[job.name], self._log(job)
-        if job.stage == "01" and result is not None and result["code"] == 0:
-            self.plan = self.open_plan()  # the index of the data is known from here on
-            job = self.plan.jobs[job.name]
+        if result is None or result["code"] != USER:
+            job = self._anew(job)
         if self._seen(job, result):
             self._finish(job, seconds, f"done in {duration(seconds)}" + (f" on {result['host']}" if result else ""))
             return
@@ -182,12 +185,22 @@ class Flow:
         else:
             trial.lost += 1
             why = f"exit code {code}" if result else ""
-            if trial.lost > self.rules.retries:
+            retries = self._rules(job).retries
+            if trial.lost > retries:
                 last = f", last with {why or 'its worker'}: {said}" if result else ""
                 self._fail(job, f"lost {trial.lost} times{last}; its log: {log}")
                 return
             self.say(f"{job.name}: lost{f', {why}' if why else ''}; starting it again, {trial.lost} of "
-                     f"{self.rules.retries} times")  # fmt: skip
+                     f"{retries} times")  # fmt: skip
+
+    def _anew(self, job: StageJob) -> StageJob:
+        """Return a job that has ended as the plan has it now: from stage 01 on the index of the data is known."""
+        if job.stage == "01":
+            self.plan.look(job)
+        return self.plan.jobs[job.name]
+
+    def _rules(self, job: StageJob) -> Rules:
+        return self.own.get(job.experiment, self.rules)
 
     def _seen(self, job: StageJob, result: Result | None) -> bool:
         """Tell whether the disk has what a job makes; one that ended well elsewhere may take a while to be seen."""
@@ -203,30 +216,26 @@ class Flow:
         for _ in job.units or [job]:
             self.progress.count(job, None if seconds is None else seconds / max(len(job.units), 1))
         if how:
-            self.say(f"[{self.progress.done}/{self.progress.total}] {self._title(job)}: {how}")
+            self.say(f"[{self.progress.done}/{self.progress.total}] {job.title}: {how}")
 
     def _fail(self, job: StageJob, why: str) -> None:
         self.outcome[job.name] = why
-        self.say(f"{self._title(job)}: failed: {why}")
+        self.say(f"{job.title}: failed: {why}")
 
-    @staticmethod
-    def _title(job: StageJob) -> str:
-        return " + ".join(unit.key for unit in job.units) or job.name
-
-    def _log(self, job: StageJob) -> Path:
-        return launch.log_of(self.rules.logs, job.name)
+    def _log(self, job: StageJob, suffix: str = "") -> Path:
+        return launch.log_of(self._rules(job).logs, job.name.removeprefix(f"{job.experiment}/") + suffix)
 
     # ---- starting -------------------------------------------------------------------------------------
     def _start(self) -> bool:
         """Start, or skip, all jobs whose time has come; tells whether anything was."""
         changed = False
-        for name, job in list(self.plan.jobs.items()):
-            if name in self.outcome or name in self.running:
+        for name in list(self.plan.jobs):
+            if name in self.outcome or name in self.running or (job := self.plan.jobs.get(name)) is None:
                 continue
             bad = [other for other in job.needs if self.outcome.get(other)]
             if bad:
                 self.outcome[name] = f"not run, since it needs {bad[0]}"
-                self.say(f"{self._title(job)}: {self.outcome[name]}")
+                self.say(f"{job.title}: {self.outcome[name]}")
                 changed = True
                 continue
             here = self.plan.jobs.keys()
@@ -235,12 +244,15 @@ class Flow:
             if not job.after & here <= self.outcome.keys():
                 continue
             trial = self.trials.setdefault(name, Trial())
-            if time.monotonic() < trial.at:
+            full = self._used() >= self.engine.most
+            if time.monotonic() < trial.at or full and (trial.looked or trial.number):
                 continue
+            trial.looked = True
+            job = self._anew(job) if trial.number else job
             if self.plan.done(job, before=not trial.number):
                 self.skipped += 0 if trial.number else len(job.units) or 1
                 self._finish(job, self.plan.seconds(job), "done by another process" if trial.number else "")
-            elif self._used() < self.engine.most:
+            elif not full:
                 self._submit(job, trial)
             else:
                 continue
@@ -259,25 +271,25 @@ class Flow:
         Path(call.stop).unlink(missing_ok=True)
         how = ("started" if trial.number == 1 else "started again") if self._used() < self.engine.slots else "queued"
         self.running[job.name] = self.engine.submit(call, job.asks, key), time.monotonic()
-        self.say(f"{self._title(job)}: {how}")
+        self.say(f"{job.title}: {how}")
 
     def _task(self, job: StageJob, key: str, extra: tuple[str, ...] = (), suffix: str = "") -> Call:
-        log = launch.log_of(self.rules.logs, job.name + suffix)
-        return Call((str(self.rules.scripts / job.command[0]), *job.command[1:], *extra), str(self.rules.folder),
-                    str(log), str(log.with_name(f".stop-{digest(key)}")), self.plan.needs(job),
-                    self.rules.environment, self.rules.visible)  # fmt: skip
+        log, rules = self._log(job, suffix), self._rules(job)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return Call((str(rules.scripts / job.command[0]), *job.command[1:], *extra), str(rules.folder), str(log),
+                    str(log.with_name(f".stop-{digest(key)}")), self.plan.needs(job), rules.environment,
+                    self.rules.visible)  # fmt: skip
 
     def _help(self) -> None:
         """Let workers that nothing else waits for predict scenes of a unit that another worker builds."""
-        if not self.rules.part:
-            return
         free = self.engine.slots - self._used()
-        splits = [self.plan.jobs[name] for name in self.running if self.plan.jobs[name].parts]
+        running = [self.plan.jobs[name] for name in self.running]
+        splits = [job for job in running if job.parts and self._rules(job).part]
         for job in splits:
             if free <= 0:
                 return
             left = job.scenes - self.plan.written(job) if not self.helping.get(job.name) else 0
-            helpers = min(free // len(splits) or 1, left // self.rules.part - 1)
+            helpers = min(free // len(splits) or 1, left // self._rules(job).part - 1)
             if helpers < 1 or left > self.helped.get(job.name, 2 * left) // 2 or not self.plan.begun(job):
                 continue
             self.helped[job.name] = left

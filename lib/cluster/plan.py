@@ -2,7 +2,7 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from lib.config.sections import Asks, UnitKind
 from lib.files import digest
 from lib.run.artifacts import Unit
 from lib.run.cli import Run
-from lib.run.graph import FOLDS, LOGITS
+from lib.run.graph import FOLDS, LOGITS, pseudo_folders, teacher_folders
 from lib.run.manifest import MANIFEST
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +35,14 @@ class StageJob:
     scenes: int = 0
     """Scenes of which it writes files."""
     asks: Asks = field(default_factory=Asks, hash=False)
+    experiment: str = ""
+    """Its experiment where a run has several, which its name then begins with."""
+
+    @property
+    def title(self) -> str:
+        """Return what it makes, for a person."""
+        place = f"{self.experiment}/" if self.experiment else ""
+        return " + ".join(f"{place}{unit.key}" for unit in self.units) or self.name
 
     @property
     def stage(self) -> str:
@@ -50,11 +58,15 @@ class StageJob:
 class JobPlan:
     """The jobs of one run of an experiment, and what the disk says of them."""
 
-    def __init__(self, run: Run, stages: Collection[str] = tuple(KINDS)):
-        self.run = run
-        self.jobs = {job.name: job for job in jobs(run) if job.stage in stages}
-        self.tried: set[str] = set()
-        """Jobs with scenes that have a fallback, which are tried again once."""
+    def __init__(self, open_run: Callable[[], Run], stages: Collection[str] = tuple(KINDS)):
+        """open_run: looks at experiment, data and disk anew."""
+        self.open_run, self.stages = open_run, stages
+        self.look()
+
+    def look(self, job: StageJob | None = None) -> None:
+        """Look at experiment, data and disk; anew where a job of stage 01 has ended. Raises what opening a run does."""
+        self.run = self.open_run()
+        self.jobs = {one.name: one for one in jobs(self.run) if one.stage in self.stages}
 
     def done(self, job: StageJob, before: bool = False) -> bool:
         """Tell whether all units of a job are finished on the disk.
@@ -66,16 +78,23 @@ class JobPlan:
             status = store.status(unit)
             if status not in ("done", "frozen"):
                 return False
-            if before and status == "done" and store.manifest(unit).get("failed") and job.name not in self.tried:
-                self.tried.add(job.name)
+            if before and status == "done" and store.manifest(unit).get("failed"):
                 return False
         return True
 
     def needs(self, job: StageJob) -> tuple[str, ...]:
-        """Return the files that a worker must see before it starts a job: the manifests of what the job reads."""
+        """Return the files that a worker must see before it starts a job: the manifests of what the job reads.
+
+        Each stage begins with a look at what the experiment learns from.
+        """
         own = {unit.key for unit in job.units}
         read = {needed.key: needed for unit in job.units for needed in unit.upstream if needed.key not in own}
-        return tuple(str(self.run.store.folder(unit).absolute() / MANIFEST) for unit in read.values())
+        folders = [self.run.store.folder(unit) for unit in read.values()]
+        workdir, config = self.run.store.root.parent, self.run.config
+        learnt = [folder for model in config.models.values() for fold in config.folds_of(model)
+                  for folder in (*teacher_folders(workdir, model, fold), *pseudo_folders(workdir, model, fold))
+                  if folder.is_dir()]  # fmt: skip
+        return tuple(str(folder.absolute() / MANIFEST) for folder in dict.fromkeys(folders + learnt))
 
     def mark(self, job: StageJob) -> str:
         """Return a digest of what a job makes, the same in every process that wants it made."""

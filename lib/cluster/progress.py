@@ -7,6 +7,9 @@ from statistics import fmean
 from lib.cluster.plan import StageJob
 from lib.run.cli import duration
 
+SHORT = 1.0
+"""Seconds; of a shorter time to go nothing is said, since it is no more than a guess."""
+
 
 def remaining(left: Iterable[StageJob], known: Mapping[str, list[float]], running: Mapping[str, float],
               slots: int) -> tuple[float, list[str]]:  # fmt: skip
@@ -14,7 +17,8 @@ def remaining(left: Iterable[StageJob], known: Mapping[str, list[float]], runnin
 
     known: stage -> seconds of its finished jobs. running: job -> seconds since it was started. slots: jobs that run at
     the same time. A job takes as long as those of its stage took on average; the answer is the sum over the jobs,
-    shared by all slots, or what the longest still takes, whichever is more.
+    shared by all slots, or what the longest still takes, whichever is more. It is 0 where each of them runs for longer
+    than that already.
     """
     seconds, unknown = [], []
     for job in left:
@@ -25,6 +29,12 @@ def remaining(left: Iterable[StageJob], known: Mapping[str, list[float]], runnin
     if not seconds:
         return 0.0, sorted(set(unknown))
     return max(sum(seconds) / max(slots, 1), *seconds), sorted(set(unknown))
+
+
+def stages(numbers: list[str]) -> str:
+    """Name stages: "stage 05, which is", or "stages 02, 04 and 05, which are"."""
+    *others, last = numbers
+    return f"stages {', '.join(others)} and {last}, which are" if others else f"stage {last}, which is"
 
 
 class Progress:
@@ -42,12 +52,17 @@ class Progress:
 
     def line(self, left: list[StageJob], running: Mapping[str, float], scenes: tuple[int, int], slots: int,
              since: float) -> str:  # fmt: skip
-        """Return the line of the whole run. scenes: (there, all). since: seconds since the run was started."""
+        """Return the line of the whole run. scenes: (there, all). since: seconds since the run was started.
+
+        It has a time to go where that is known of something that is left, and names the stages of which it is not.
+        """
         parts = [f"{self.done} of {self.total} units done", f"{len(running)} running"]
         if scenes[1]:
             parts.append(f"scenes {scenes[0]} of {scenes[1]}")
         parts.append(duration(since))
         seconds, unknown = remaining(left, self.known, running, slots)
-        if len(unknown) < len({job.stage for job in left}):
-            parts.append(f"about {duration(seconds)} to go" + (f" and stage {', '.join(unknown)}" if unknown else ""))
+        if seconds >= SHORT:
+            parts.append(f"about {duration(seconds)} to go")
+            if unknown:
+                parts[-1] += f" besides {stages(unknown)} not timed yet"
         return ", ".join(parts)

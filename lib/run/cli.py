@@ -13,7 +13,7 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -209,11 +209,13 @@ def start(doc: str, argv: Sequence[str] | None = None, task: str | None = None, 
     return open_run(parser(doc).parse_args(argv), task, inspects)
 
 
-def open_run(args: argparse.Namespace, task: str | None = None, inspects: bool = False) -> Run:
+def open_run(args: argparse.Namespace, task: str | None = None, inspects: bool = False,
+             coming: Collection[str] = ()) -> Run:  # fmt: skip
     """Turn parsed flags into a Run; write the embedded demo set where it is asked for.
 
     task: the role that the stage trains. inspects: the stage looks into the data itself, so that it may begin without a
-    usable scene. Raises ConfigError with all that is wrong with the settings, DataError where there are no scenes.
+    usable scene. coming: experiments to learn from that need not have come so far yet (``graph.teachers``). Raises
+    ConfigError with all that is wrong with the settings, DataError where there are no scenes.
     """
     quiet()
     code = runtime.code_version()
@@ -244,13 +246,13 @@ def open_run(args: argparse.Namespace, task: str | None = None, inspects: bool =
         train_ids=[scene.id for scene in train],
         test_ids=[scene.id for scene in test],
         flags=_flags(args),
-        teachers={} if frozen else teachers(config, args.workdir),
+        teachers={} if frozen else teachers(config, args.workdir, coming),
         tasks=competition.tasks,
     )
     if survey is not None and train and known_files(store.folder(graph.folds()), store.root) is None:
         survey.see(config.folds.embed, sums=True)  # all of it is needed, and its bytes are to be read once
     found = look(graph, store, competition, {"train": train, "test": test}, inspects)
-    graph.taught = {} if frozen else taught(config, args.workdir)
+    graph.taught = {} if frozen else taught(config, args.workdir, coming)
     check_only(graph, task, args.only, args.fold)
     run = Run(config, competition, store, graph, args.only, args.fold, (args.split,) if args.split else SPLITS,
               args.force, args.strict, found if inspects else None, survey)  # fmt: skip

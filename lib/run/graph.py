@@ -7,7 +7,7 @@ manifests and never makes a unit stale: after an edit, ``--force``.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,36 +56,67 @@ def pseudo_folders(workdir: Path, model: Model, fold: int) -> list[Path]:
     return [root / name / f"fold{fold}" / "test" for name in pseudo.models]
 
 
-def teachers(config: Experiment, workdir: Path) -> dict[str, str | None]:
+def lessons(config: Experiment) -> list[str]:
+    """Return the units of other experiments that an experiment learns from, as paths below the workdir.
+
+    A ``*`` in place of a model means all models that have such a unit.
+    """
+    found = []
+    for model in config.models.values():
+        distill = model.train.distill
+        for fold in config.folds_of(model):
+            found += [folder.as_posix() for folder in pseudo_folders(Path(), model, fold)]
+            if distill is not None:
+                found += [f"{distill.experiment}/04_probs/{model.task}/{name}/fold{fold}/{LOGITS}"
+                          for name in distill.models or "*"]  # fmt: skip
+    return found
+
+
+def teachers(config: Experiment, workdir: Path, coming: Collection[str] = ()) -> dict[str, str | None]:
     """Return the fingerprints of all that an experiment learns from: teacher or pseudo-labels, and fold.
 
-    ArtifactError where such an experiment has not come so far, or its logits are older than its networks.
+    ArtifactError where such an experiment has not come so far, or its logits are older than its networks; of one among
+    ``coming``, which the same run is to make, nothing is returned then.
     """
-    return {key: digest([one["fingerprint"] for one in found]) for key, found in _lessons(config, workdir)}
+    return {key: digest([one["fingerprint"] for one in found]) for key, found in _learnt(config, workdir, coming)}
 
 
-def taught(config: Experiment, workdir: Path) -> dict[str, str]:
+def taught(config: Experiment, workdir: Path, coming: Collection[str] = ()) -> dict[str, str]:
     """Return digests of the bytes of all that an experiment learns from, under the keys of ``teachers``."""
-    return {key: digest([manifest.content(one) for one in found]) for key, found in _lessons(config, workdir)}
+    return {key: digest([manifest.content(one) for one in found]) for key, found in _learnt(config, workdir, coming)}
 
 
-def _lessons(config: Experiment, workdir: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def _learnt(config: Experiment, workdir: Path,
+            coming: Collection[str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:  # fmt: skip
     """Yield key and manifests of what each model learns from, fold by fold; errors as of ``teachers``."""
     for model in config.models.values():
-        for fold in config.folds_of(model) if model.train.pseudo else ():
-            folders = pseudo_folders(workdir, model, fold)
-            if missing := [folder for folder in folders if not (folder / MANIFEST).exists()]:
-                raise ArtifactError(f"{missing[0]}: no probabilities for pseudo-labels; run stage 04 there first")
-            yield _pseudo_key(model, fold), [manifest.read(folder) for folder in folders]
-        distill = model.train.distill
-        for fold in config.folds_of(model) if distill is not None else ():
-            folders = teacher_folders(workdir, model, fold)
-            if distill is not None and not folders:
-                raise ArtifactError(
-                    f"{workdir / distill.experiment}: the teacher has no logits of the scenes of fold {fold} for "
-                    f"{model.task}; run its stages up to 04 with predict.logits: true first"
-                )
-            yield _teacher_key(model, fold), [_logits_of_today(workdir, folder) for folder in folders]
+        for source, key_of, read in ((model.train.pseudo, _pseudo_key, _pseudo_labels),
+                                     (model.train.distill, _teacher_key, _teacher_logits)):  # fmt: skip
+            for fold in config.folds_of(model) if source is not None else ():
+                try:
+                    found = read(workdir, model, fold)
+                except ArtifactError:
+                    if source is not None and source.experiment in coming:
+                        continue
+                    raise
+                yield key_of(model, fold), found
+
+
+def _pseudo_labels(workdir: Path, model: Model, fold: int) -> list[dict[str, Any]]:
+    """Return the manifests of ``pseudo_folders``."""
+    folders = pseudo_folders(workdir, model, fold)
+    if missing := [folder for folder in folders if not (folder / MANIFEST).exists()]:
+        raise ArtifactError(f"{missing[0]}: no probabilities for pseudo-labels; run stage 04 there first")
+    return [manifest.read(folder) for folder in folders]
+
+
+def _teacher_logits(workdir: Path, model: Model, fold: int) -> list[dict[str, Any]]:
+    """Return the manifests of ``teacher_folders``."""
+    folders, distill = teacher_folders(workdir, model, fold), model.train.distill
+    if distill is not None and not folders:
+        raise ArtifactError(f"{workdir / distill.experiment}: the teacher has no logits of the scenes of fold {fold} "
+                            f"for {model.task}; run its stages up to 04 with predict.logits: true first")  # fmt: skip
+    return [_logits_of_today(workdir, folder) for folder in folders]
 
 
 def _logits_of_today(workdir: Path, folder: Path) -> dict[str, Any]:

@@ -11,11 +11,14 @@ name. The last one that fits wins::
 
     python -m lib.tools.ladder configs/bag_of_tricks --seeds 0 1 --set data.root=/data/flowers \\
         0-1:models.net.network.encoder=resnet18 2-6:models.net.network.encoder=resnet18d
+
+With ``--local N`` or ``--scheduler ADDRESS`` all rungs and seeds run side by side, as ``lib.tools.sweep`` says; a rung
+that is taught waits for its teacher alone.
 """
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,10 +28,10 @@ import yaml
 from lib.config.load import load
 from lib.config.reference import Reference
 from lib.errors import ConfigError
-from lib.run import cli, runtime
+from lib.run import cli
 from lib.tools import sweep, table
 from lib.tools.sheet import flat
-from lib.tools.sweep import Combination, Runner
+from lib.tools.sweep import Combination, Outcome
 
 PREFIX = re.compile(r"(?:(\d+)(?:-(\d+))?|([A-Za-z_]\w*)):(?=[\w.-]+=)")
 UNTOLD = ("name", "seed", "reference")
@@ -180,12 +183,15 @@ def ablation(climbed: Sequence[Rung], of_rung: Mapping[Path, Sequence[Combinatio
     return rows
 
 
-def climb(folder: Path, seeds: Sequence[int], workdir: Path, sets: Sequence[str], stages: str, runner: Runner,
-          stop=lambda: False) -> tuple[list[dict[str, Any]], dict[str, str]]:  # fmt: skip
-    """Run a ladder; returns the table's rows, and experiment -> why it failed, for those that did."""
+def climb(folder: Path, seeds: Sequence[int], workdir: Path, sets: Sequence[str],
+          run: Callable[[Sequence[Combination]], Outcome]) -> tuple[list[dict[str, Any]], Outcome]:  # fmt: skip
+    """Run a ladder; returns the table's rows, and experiment -> why it failed, for those that did.
+
+    run: runs experiments, as ``sweep.runs`` does.
+    """
     climbed, others = rungs(folder, sets)
     todo, of_rung = experiments(climbed, others, list(dict.fromkeys(seeds)))
-    outcome = sweep.run(todo, workdir, sweep.scripts(stages), runner, stop=stop)
+    outcome = run(todo)
     for combinations in of_rung.values():  # one row per rung, whatever a seed's teacher is called
         combinations[:] = [Combination(c.name, c.config, {"seed": c.settings["seed"]}) for c in combinations]
     rows = ablation(climbed, of_rung, outcome, workdir)
@@ -197,14 +203,13 @@ def main(argv=None):
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("folder", type=Path, help="folder of experiment files whose names begin with a digit")
     flags.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of every rung (default: 0)")
-    flags.add_argument("--workdir", type=Path, default=Path("workdir"), help="where results lie (default: workdir)")
-    flags.add_argument("--stages", default="01..05", help="stages to run (default: 01..05)")
+    sweep.add_flags(flags)
     flags.add_argument("--set", action="extend", nargs="+", default=[], metavar="[RUNG:]SECTION.KEY=VALUE", dest="sets",
                        help="change one value in all experiments, or in some")  # fmt: skip
     flags.add_argument("--csv", type=Path, help="write the table here too")
     args = flags.parse_args(argv)
-    with runtime.interruptible() as pressed:
-        rows, failed = climb(args.folder, args.seeds, args.workdir, args.sets, args.stages, sweep.run_command, pressed)
+    with sweep.runs(args) as run:
+        rows, failed = climb(args.folder, args.seeds, args.workdir, args.sets, run)
     print(table.text(rows))
     if args.csv:
         table.write_csv(args.csv, rows)

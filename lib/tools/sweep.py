@@ -12,6 +12,11 @@ skipped, so the same command again goes on after Ctrl-C, and a grid may grow. Se
 ablation. One combination that fails is named at the end; the others go on.
 
     python -m lib.tools.sweep --config configs/x.yaml --grid sweep.yaml --stages 01..05
+
+With ``--local N`` or ``--scheduler ADDRESS`` the units of all combinations run side by side, on this machine or on the
+workers of a Dask scheduler, as ``python -m lib.cluster`` runs those of one experiment (docs/cluster.md); logs are in
+``workdir/<experiment>/logs``. An experiment that learns from another one of the sweep (``train.distill``,
+``train.pseudo``) waits for it. The results are the same.
 """
 
 import argparse
@@ -19,7 +24,8 @@ import itertools
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -27,6 +33,8 @@ from typing import Any
 
 import yaml
 
+from lib.cluster.__main__ import add_engine, open_engine, run_several
+from lib.cluster.engines import Engine
 from lib.config.load import load
 from lib.errors import ConfigError
 from lib.files import digest
@@ -42,6 +50,8 @@ PLAIN = re.compile(r"[A-Za-z0-9_.-]{1,16}")
 
 Runner = Callable[[Sequence[str]], int]
 """Runs a command; returns its exit code."""
+Outcome = dict[str, str]
+"""Name of an experiment -> "" where all went well, else what failed."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,11 @@ class Combination:
     def overrides(self) -> list[str]:
         """Return its settings, and the name, as ``--set`` takes them."""
         return [f"{key}={yaml_value(value)}" for key, value in self.settings.items()] + [f"name={self.name}"]
+
+    def flags(self, workdir: Path, overrides: Sequence[str] = ()) -> list[str]:
+        """Return the flags with which a stage runs it. overrides: changes of all experiments."""
+        changes = [word for change in (*overrides, *self.overrides()) for word in ("--set", change)]
+        return ["--config", str(self.config), "--workdir", str(workdir), *changes]
 
 
 def yaml_value(value: Any) -> str:
@@ -130,8 +145,8 @@ def scripts(stages: str) -> list[Path]:
 
 
 def run(todo: Sequence[Combination], workdir: Path, stages: Sequence[Path], runner: Runner,
-        overrides: Sequence[str] = (), stop: Callable[[], bool] = lambda: False) -> dict[str, str]:  # fmt: skip
-    """Run the stages of every combination; returns name -> "" where all went well, else what failed.
+        overrides: Sequence[str] = (), stop: Callable[[], bool] = lambda: False) -> Outcome:  # fmt: skip
+    """Run the stages of every combination, one after another.
 
     Settings are checked first, without running anything. Raises KeyboardInterrupt after a stage that was interrupted,
     or once ``stop`` says so.
@@ -139,17 +154,15 @@ def run(todo: Sequence[Combination], workdir: Path, stages: Sequence[Path], runn
     outcome = {}
     for number, one in enumerate(todo, 1):
         cli.say(f"[{number}/{len(todo)}] {one.name}")
-        flags = ["--config", str(one.config), "--workdir", str(workdir)]
-        changes = [*overrides, *one.overrides()]
         outcome[one.name] = ""
         try:
-            load(one.config, changes)
+            load(one.config, [*overrides, *one.overrides()])
         except ConfigError as error:
             outcome[one.name] = str(error)
             cli.say(f"  cannot run: {error}")
             continue
         for script in stages:
-            code = runner([sys.executable, str(script), *flags, *(p for change in changes for p in ("--set", change))])
+            code = runner([sys.executable, str(script), *one.flags(workdir, overrides)])
             if code == INTERRUPTED or stop():
                 raise KeyboardInterrupt
             if code:
@@ -157,6 +170,38 @@ def run(todo: Sequence[Combination], workdir: Path, stages: Sequence[Path], runn
                 cli.say(f"  {outcome[one.name]}; going on with the next experiment")
                 break
     return outcome
+
+
+def run_together(todo: Sequence[Combination], workdir: Path, stages: Sequence[Path], engine: Engine,
+                 overrides: Sequence[str] = (), stop: Callable[[], bool] = lambda: False) -> Outcome:  # fmt: skip
+    """Run the stages of all combinations side by side, unit by unit as an engine has places; errors as of ``run``."""
+    wanted = {one.name: cli.experiment_flags("").parse_args(one.flags(workdir, overrides)) for one in todo}
+    return run_several(wanted, engine, [script.name[:2] for script in stages], stop)
+
+
+def add_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the flags that say where and how experiments are run."""
+    flags.add_argument("--workdir", type=Path, default=Path("workdir"), help="where results lie (default: workdir)")
+    flags.add_argument("--stages", default="01..05", help="stages to run (default: 01..05)")
+    add_engine(flags, needed=False)
+
+
+@contextmanager
+def runs(
+    args: argparse.Namespace, overrides: Sequence[str] = ()
+) -> Iterator[Callable[[Sequence[Combination]], Outcome]]:
+    """Yield a function that runs combinations as the flags of ``add_flags`` say. Raises ConfigError."""
+    stages = scripts(args.stages)
+    engine = open_engine(args)
+    try:
+        with runtime.interruptible() as pressed:
+            if engine is None:
+                yield lambda todo: run(todo, args.workdir, stages, run_command, overrides, pressed)
+            else:
+                yield lambda todo: run_together(todo, args.workdir, stages, engine, overrides, pressed)
+    finally:
+        if engine is not None:
+            engine.close()
 
 
 def run_command(command: Sequence[str]) -> int:
@@ -207,18 +252,16 @@ def main(argv=None):
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--config", type=Path, nargs="+", required=True, help="experiment files")
     flags.add_argument("--grid", type=Path, required=True, help="YAML: setting -> list of values")
-    flags.add_argument("--workdir", type=Path, default=Path("workdir"), help="where results lie (default: workdir)")
-    flags.add_argument("--stages", default="01..05", help="stages to run (default: 01..05)")
+    add_flags(flags)
     flags.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides",
                        help="change one value in all experiments")  # fmt: skip
     args = flags.parse_args(argv)
     grid, mode = read_grid(args.grid)
-    stages = scripts(args.stages)
     todo = [one for path in args.config for one in combinations(load(path, args.overrides).name, path, grid, mode)]
     if len({one.name for one in todo}) < len(todo):
         raise ConfigError("--config: two of the files have the same name inside; give each experiment its own")
-    with runtime.interruptible() as pressed:
-        outcome = run(todo, args.workdir, stages, run_command, args.overrides, pressed)
+    with runs(args, args.overrides) as run_all:
+        outcome = run_all(todo)
     print(table.text(results(todo, outcome, args.workdir)))
     failed = {name: why for name, why in outcome.items() if why}
     for name, why in failed.items():
