@@ -1,11 +1,14 @@
 """A tiny experiment on the embedded scenes: the real stages, the real formats, networks of a few layers."""
 
+import fcntl
 import importlib
 import os
 import runpy
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import yaml
@@ -19,6 +22,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(OFFLINE), *filter(None, [os.envi
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores, and stages with it
 os.fsync = lambda descriptor: None  # no test loses power, and a disk takes its time for each file
+Opened = TypeVar("Opened")
 STAGES = ("01_prepare_folds", "02_train_loc", "03_train_cls", "04_predict_tta", "05_ensemble", "06_make_submission")
 
 NETWORK = {
@@ -27,6 +31,7 @@ NETWORK = {
     "encoder": "tu-test_efficientnet",
     "options": {"decoder": "unet", "decoder_channels": [16, 16, 8, 8], "upsample_logits": 2},
 }
+VIEW = {"scale": 0.25}
 TRAIN = {
     "epochs": 3,
     "batch_size": 2,
@@ -46,6 +51,7 @@ TINY = {
     "models": {
         "loc": {
             "task": "loc",
+            "view": VIEW,
             "network": NETWORK,
             "train": {
                 **TRAIN,
@@ -55,6 +61,7 @@ TINY = {
         },
         "cls": {
             "task": "cls",
+            "view": VIEW,
             "network": NETWORK,
             "train": {
                 **TRAIN,
@@ -74,7 +81,7 @@ TINY = {
             },
         },
     },
-    "predict": {"tta": "hflip", "tile": 1024},
+    "predict": {"tta": "hflip", "tile": 256},
     "search": {
         "axes": {"loc_threshold": [0.3, 0.5], "loc_threshold_damaged": [0.2, 0.4], "w_minor": [1, 2]},
         "postprocess": [[{"name": "object_vote"}]],
@@ -84,7 +91,7 @@ TINY = {
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put tests that need the finished experiment first, so that few processes make it; it takes a minute: slow."""
+    """Put tests that need the finished experiment first: one process makes it, none waits; that takes long: slow."""
     items.sort(key=lambda item: "finished" not in getattr(item, "fixturenames", ()))
     for item in items:
         if "finished" in getattr(item, "fixturenames", ()):
@@ -113,19 +120,46 @@ class Experiment:
         return stage(name, *self.flags, *arguments)
 
 
-@pytest.fixture(scope="session")
-def scenes(tmp_path_factory) -> Path:
-    """The folder where the tiny experiment's scenes are written by its first stage."""
-    return tmp_path_factory.mktemp("scenes") / "xbd"
+def made_once(factory: pytest.TempPathFactory, name: str, opened: Callable[[Path], Opened]) -> Opened:
+    """Return an experiment with all six stages done, which the first of pytest's processes that asks for it makes.
 
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory, scenes) -> Experiment:
-    """The tiny experiment with all six stages done; tests must not change it."""
-    experiment = Experiment(tmp_path_factory.mktemp("finished"), scenes)
-    for name in STAGES:
-        assert experiment.run(name) == 0, name
+    Tests must not change it. name: of its folder, which all processes share. opened: opens it in that folder.
+    """
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"once-{name}"
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # it ends with its process
+        folder.mkdir(exist_ok=True)
+        experiment = opened(folder)
+        if not (done := folder.with_suffix(".done")).exists():
+            for stage_name in STAGES:
+                assert experiment.run(stage_name) == 0, stage_name
+            done.touch()
     return experiment
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Experiment:
+    """The tiny experiment with all six stages done; tests must not change it."""
+    return made_once(tmp_path_factory, "finished", lambda folder: Experiment(folder, folder / "xbd"))
+
+
+@pytest.fixture(scope="session")
+def scenes(finished) -> Path:
+    """The folder of the tiny experiment's scenes, written by its first stage; tests must not change it."""
+    return finished.folder / "xbd"
+
+
+@pytest.fixture
+def forked(monkeypatch) -> None:
+    """Workers are forked from this process and begin at once; a spawned one imports torch and its neighbours first.
+
+    What goes to and fro is pickled either way. Spawned ones are at work in test_kaggle.py and test_cores.py.
+    """
+    from lib.run.executor import Pool
+
+    begin = Pool.__init__
+    monkeypatch.setattr(Pool, "__init__", lambda pool, make, devices, start="": begin(pool, make, devices, "fork"))
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """Stages in processes of their own that begin at once: forked from a server that has imported the heavy libraries.
 
 Importing torch and its neighbours takes longer than most stages of a tiny experiment; a test that kills many processes
-would spend its time there. The server has no threads and no state of ours, so what it forks is as good as new.
+would spend its time there. The server has no threads and no state of ours, so what it forks is as good as new, once
+it starts processes in the usual way again: it would import everything in a server of its own for a loader's processes.
 """
 
 import importlib
@@ -11,8 +12,10 @@ import runpy
 import socket
 import sys
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import TextIO
 
 from conftest import ROOT
 
@@ -43,6 +46,27 @@ def run(stage: str, *arguments: str | Path, **options) -> int | None:
     return process.exitcode
 
 
+def speaking(function: Callable[..., int], *arguments: object) -> tuple[BaseProcess, TextIO]:
+    """Call a function of a module in a process group of its own, which ends with the code that it returns.
+
+    Returns the process and what it prints, line by line; close that before another one begins.
+    """
+    mine, theirs = FORKS.Pipe(duplex=False)
+    process = FORKS.Process(target=_speak, args=(function, arguments, theirs))
+    process.start()
+    theirs.close()
+    return process, open(os.dup(mine.fileno()), encoding="utf-8")
+
+
+def _speak(function: Callable[..., int], arguments: tuple, said: Connection) -> None:
+    multiprocessing.set_start_method(None, force=True)
+    os.setsid()
+    os.dup2(said.fileno(), 1), os.dup2(said.fileno(), 2)
+    said.close()
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # of a pipe
+    sys.exit(function(*arguments))
+
+
 def ranks(count: int, script: Path, *arguments: str | Path, **environment: str) -> list[int | None]:
     """Run a script as so many processes of one group, with the environment that torchrun gives them; their exit codes.
 
@@ -61,6 +85,7 @@ def ranks(count: int, script: Path, *arguments: str | Path, **environment: str) 
 
 
 def _rank(rank: int, count: int, port: int, given: list[str], environment: dict[str, str]) -> None:
+    multiprocessing.set_start_method(None, force=True)
     os.environ |= environment
     if count > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": str(port), "MASTER_ADDR": "127.0.0.1",
@@ -71,6 +96,7 @@ def _rank(rank: int, count: int, port: int, given: list[str], environment: dict[
 
 
 def _run(stage: str, arguments: list[str], output: Path | None, before: Callable[[], object]) -> None:
+    multiprocessing.set_start_method(None, force=True)
     stream = os.open(output or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(stream, 1), os.dup2(stream, 2)
     sys.path.insert(0, str(ROOT))

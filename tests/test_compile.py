@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from test_fit import fit, network, train
 
 from lib.errors import ConfigError
+from lib.models import build
 from lib.run import runtime
 
 
@@ -19,13 +20,13 @@ def backend(monkeypatch):
     return lambda name: monkeypatch.setattr(torch, "compile", partial(own, backend=name))
 
 
-def both(tmp_path, section):
+def both(tmp_path, section, net=network):
     """Train as it is and compiled: the losses, and the saved weights."""
     logs, weights = [], []
     for compiled in (False, True):
         folder = tmp_path / str(compiled)
         folder.mkdir()
-        logs.append([line["loss"] for line in fit(folder, train(**section, compile=compiled))])
+        logs.append([line["loss"] for line in fit(folder, train(**section, compile=compiled), net=net())])
         weights.append(load_file(folder / "best.safetensors"))
     return logs, weights
 
@@ -46,7 +47,13 @@ def test_a_compiled_network_learns_the_same_under_the_same_names_through_a_thaw(
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
 def test_the_default_backend_learns_the_same(tmp_path):
-    (plain, compiled), _ = both(tmp_path, {"epochs": 2, "optimizer": {"lr": 1e-4}})
+    """A network of few kernels, each of which the compiler takes seconds for."""
+
+    def small():
+        torch.manual_seed(0)
+        return build("unet", classes=5, images=2, encoder="none", base=2)
+
+    (plain, compiled), _ = both(tmp_path, {"epochs": 2, "optimizer": {"lr": 1e-4}}, small)
     assert compiled == pytest.approx(plain, rel=1e-2)
 
 

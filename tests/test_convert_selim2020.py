@@ -4,8 +4,6 @@ import json
 import os
 import pickle
 import shlex
-import subprocess
-import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import torch
 import yaml
 from conftest import ROOT, stage
 from networks2020 import FILES, NETWORKS
+from test_docs_commands import Reader
 
 from lib.choose.choice import Decision
 from lib.competitions import open_competition
@@ -274,8 +273,13 @@ def sets(changes: list[str]) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_header_score_released_weights_on_a_test_folder(tmp_path, scenes, finished, monkeypatch):
+def test_the_commands_of_the_header_score_released_weights_on_a_test_folder(
+    tmp_path, scenes, finished, monkeypatch, request, capsys
+):
     """Bash reads the lines of the header; only the folder of the data and settings that make it small are changed."""
+    monkeypatch.chdir(tmp_path)
+    reader = Reader(tmp_path, str(CONFIG), request)
+    monkeypatch.setattr(reader, "substitutions", dict)
     data, weights = tmp_path / "data", tmp_path / "weights"
     (data / "test").mkdir(parents=True)
     (data / "test/images").symlink_to(scenes / "test/images")  # a test folder alone, no labels
@@ -287,18 +291,13 @@ def test_the_commands_of_the_header_score_released_weights_on_a_test_folder(tmp_
     lines = [line[4:] for line in HEADER.splitlines() if line.startswith("#   ") and "for s in" not in line]
     lines = lines[next(i for i, line in enumerate(lines) if "convert_selim2020" in line) :]
     assert len(lines) <= 6 and lines[-1].startswith("python -m lib.competitions.xview2.metric")
-    script = "\n".join(lines).replace("/data/xbd", str(data)).replace("python ", f"{sys.executable} ")
+    script = "\n".join(lines).replace("/data/xbd", str(data))
     small = " ".join(shlex.quote(word) for word in sets([*SMALL, *alone("d92_loc", "b2_softmax")]))
-    script = script.replace("$flags", f"$flags {small}")
-    for path in ROOT.iterdir():
-        if not path.name.startswith(".") and path.name not in ("workdir", "demo_data"):
-            (tmp_path / path.name).symlink_to(path)
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "NO_ALBUMENTATIONS_UPDATE": "1"}
-    done = subprocess.run(["bash", "-e", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    scores = json.loads(done.stdout.splitlines()[-1])
+    reader.type(script.replace("$flags", f"$flags {small}"))
+    said = capsys.readouterr().out
+    scores = json.loads(said.splitlines()[-1])
     assert 0 <= scores["score"] <= 1 and scores["localization_f1"] > 0
-    assert "no scene was predicted out of fold" in done.stdout
+    assert "no scene was predicted out of fold" in said
 
 
 @pytest.mark.slow

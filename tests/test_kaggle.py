@@ -20,8 +20,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import starts
 import torch
-from conftest import STAGES, stage
+from conftest import STAGES, made_once, stage
 from sisters import EXPERIMENTS
 
 from lib import models
@@ -388,11 +389,9 @@ def kernel(tmp_path_factory) -> Kernel:
     """The bundle of a sister's tiny experiment."""
     from test_sisters import Sister
 
-    folder = tmp_path_factory.mktemp("kernel")
-    sister = Sister(folder, "binary_rle")
-    for name in STAGES:
-        assert sister.run(name) == 0, name
-    return Kernel(folder, sister.flags, folder / "data", sister.root / "06_submission/test/submission.csv")
+    sister = made_once(tmp_path_factory, "binary_rle", lambda folder: Sister(folder, "binary_rle"))
+    data, reference = sister.config.parent / "data", sister.root / "06_submission/test/submission.csv"
+    return Kernel(tmp_path_factory.mktemp("kernel"), sister.flags, data, reference)
 
 
 @pytest.mark.slow
@@ -441,11 +440,14 @@ def test_without_network_and_with_read_only_inputs_the_submission_has_the_same_b
 def test_a_hidden_test_set_of_other_number_and_size_is_answered(kernel, tmp_path):
     hidden = tmp_path / "hidden"
     synthetic.write("binary_rle", hidden, scenes=4, test_scenes=5, size=256, seed=9)
-    code, said = kernel.run(tmp_path / "working", DATA=str(hidden))
-    assert code == 0, said
+    assert infer.predict(kernel.open_job(tmp_path, hidden), tmp_path) == 0
     competition = open_competition("binary_rle", hidden)
     assert len(competition.scenes("test")) == 5
-    assert competition.lint(tmp_path / "working/submission.csv", competition.scenes("test")) == []
+    assert competition.lint(tmp_path / "submission.csv", competition.scenes("test")) == []
+
+
+def predicted(kernel: Kernel, working: Path, workers: str) -> int:
+    return infer.predict(kernel.open_job(working, workers=workers), working)
 
 
 @pytest.mark.slow
@@ -454,12 +456,14 @@ def test_killed_at_any_moment_a_valid_submission_is_there(kernel, tmp_path):
     some = random.Random(0)
     for number, (words, workers) in enumerate([("until the networks", "2"), ("fold0", ""), ("by 1 network", "")]):
         working = tmp_path / str(number)
-        process = kernel.start(working, WORKERS=workers, START="fork")
-        while words not in (line := process.stdout.readline()):
-            assert line, "it ended before"
-        time.sleep(some.uniform(0, 0.3))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        working.mkdir()
+        process, lines = starts.speaking(predicted, kernel, working, workers)
+        with lines:
+            assert any(words in line for line in lines), "it ended before"
+            time.sleep(some.uniform(0, 0.3))
+            os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+        assert process.exitcode in (-signal.SIGKILL, 0), "killed, or faster than that"
         assert competition.lint(working / "submission.csv", competition.scenes("test")) == []
 
 
@@ -472,14 +476,15 @@ def broken(kernel, tmp_path) -> tuple[Path, list[Path]]:
 
 
 @pytest.mark.slow
-def test_a_broken_scene_has_the_empty_answer_is_named_and_stops_nothing(kernel, broken, tmp_path):
+def test_a_broken_scene_has_the_empty_answer_is_named_and_stops_nothing(kernel, broken, tmp_path, capsys):
     data, images = broken
     images[0].write_bytes(images[0].read_bytes()[: images[0].stat().st_size // 2])
-    code, said = kernel.run(tmp_path / "working", DATA=str(data))
-    assert code == 0 and "FAILED" not in said and "Traceback" not in said
+    assert infer.predict(kernel.open_job(tmp_path, data), tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "Traceback" not in said
     assert "1 of 3 scenes could not be predicted and have the fallback: " in said.splitlines()[-2]
     assert str(images[0]) in said.splitlines()[-2], "and why"
-    mine, theirs = ((tmp_path / "working/submission.csv").read_text(), kernel.reference.read_text())
+    mine, theirs = ((tmp_path / "submission.csv").read_text(), kernel.reference.read_text())
     assert mine.splitlines()[2:] == theirs.splitlines()[2:] and mine.splitlines()[1].endswith(",")
 
 

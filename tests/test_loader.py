@@ -4,17 +4,16 @@ import errno
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
+from pathlib import Path
 
 import pytest
+import starts
 import torch
-from conftest import ROOT
 from test_fit import CLASSES, Squares, fit, network, place, train
 
 from lib.errors import ArtifactError, DataError
-from lib.run import runtime
+from lib.run import cli, runtime
 from lib.training import loader
 from lib.training.fit import Fit
 
@@ -130,39 +129,28 @@ class Slow(Squares):
         return super().__getitem__(i)
 
 
-SCRIPT = """
-import os, sys
-from pathlib import Path
-sys.path[:0] = [{root!r}, {root!r} + "/tests"]
-from lib.run import cli
-from test_fit import CLASSES, network, place, train
-from test_loader import Slow
-from lib.training.fit import Fit
-
 @cli.exits
-def main(argv):
+def steps(argv: list[str]) -> None:
+    """Train in the folder ``argv[0]`` with two loader processes, and say each step."""
     section = train(epochs=30, workers=2, batch_size=2, validate_every=1)
-    run = Fit(network(), CLASSES, Slow(), lambda _: {{"select": 0.0}}, section, place(Path(sys.argv[1])))
+    run = Fit(network(), CLASSES, Slow(), lambda _: {"select": 0.0}, section, place(Path(argv[0])))
     step = run.stepper.take
     run.stepper.take = lambda *a: (step(*a), print("step", flush=True))
     run.run()
-
-sys.exit(main())
-"""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_all_processes_saves_the_state(tmp_path, number):
     """Job managers send SIGTERM to each process of a job: loader processes live until the main one has saved."""
-    command = [sys.executable, "-c", SCRIPT.format(root=str(ROOT)), str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               start_new_session=True)  # fmt: skip
-    assert [process.stdout.readline() for _ in range(3)] == ["step\n"] * 3
-    os.killpg(process.pid, number)
-    started = time.monotonic()
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130 and "run the same command again" in said and "Traceback" not in said
+    process, lines = starts.speaking(steps, [str(tmp_path)])
+    with lines:
+        assert [lines.readline() for _ in range(3)] == ["step\n"] * 3
+        os.killpg(process.pid, number)
+        started = time.monotonic()
+        said = lines.read()
+    process.join(60)
+    assert process.exitcode == 130 and "run the same command again" in said and "Traceback" not in said
     assert (tmp_path / "last.pt").exists() and time.monotonic() - started < 20
 
 

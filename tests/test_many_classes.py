@@ -102,7 +102,7 @@ def test_three_hundred_classes_from_the_folds_to_the_submission(pictures, tmp_pa
     model = EXPERIMENTS["labels"]["models"]["pictures"] | {"folds": [0]}
     train = {**model["train"], "epochs": 8, "batch_size": 30, "crop": 32, "augment": "none", "precision": "float32",
              "sampling": {}, "optimizer": {"lr": 1.0e-2}, "validate_every": 8}  # fmt: skip
-    tree = {**COMMON, "name": "many", "competition": "labels", "data": {"root": str(pictures)},
+    tree = {**COMMON, "name": "many", "competition": "labels", "data": {"root": str(pictures), "workers": 1},
             "folds": {"n": 2, "embed": False},
             "models": {"net": {**model, "view": {"size": 32, "fit": "square"}, "train": train}}}  # fmt: skip
     config = tmp_path / "many.yaml"

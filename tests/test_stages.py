@@ -236,7 +236,9 @@ def test_a_truncated_image_is_found_by_stage_01_and_strict_makes_it_an_error(tmp
 
 
 @pytest.mark.slow
-def test_test_pairs_that_cannot_be_predicted_have_an_answer_and_stop_nothing(tmp_path, scenes, finished, capsys):
+def test_test_pairs_that_cannot_be_predicted_have_an_answer_and_stop_nothing(
+    tmp_path, scenes, finished, forked, capsys
+):
     """One is not to be read, one lacks its twin, one has sides of two sizes, one is known from the sample alone.
 
     The archive and the linter want 1024 x 1024 pixels of every scene; two workers share them.

@@ -95,7 +95,7 @@ def test_each_image_is_decoded_once_and_each_file_is_hashed_once(data, monkeypat
 
 
 @pytest.mark.slow
-def test_the_stage_shares_its_scenes_and_compares_features_to_the_same_bytes(tmp_path):
+def test_the_stage_shares_its_scenes_and_compares_features_to_the_same_bytes(tmp_path, forked):
     import yaml
 
     found = {}
