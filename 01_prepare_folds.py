@@ -31,6 +31,10 @@ def main(argv=None):
                 run.index.write(folder)
                 if run.survey is not None:
                     record["clock"] = run.survey.clock.seconds
+        if run.strict:  # of an earlier run without it, too
+            from lib.stages import folds
+
+            folds.refuse(run.store.require(run.graph.folds()))
 
 
 if __name__ == "__main__":

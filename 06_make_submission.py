@@ -36,6 +36,9 @@ def main(argv=None):
         raise ConfigError("--sample: goes with --lint; what stage 06 writes follows the sample beside the data")
     run = cli.open_run(args)
     run.make("06", submit.units(run), partial(submit.write, run))
+    for unit in submit.units(run):
+        if same := run.competition.sameness(run.store.folder(unit)):
+            cli.say(f"! {same}: what was predicted and chosen tells its scenes not apart")
     for line in ensemble.fallbacks(run):
         cli.say(line)
     cli.say(page.write(run))

@@ -1,6 +1,14 @@
 """The rooms behind the six stages. ARCHITECTURE.md says what lives where."""
 
+import importlib.util
 import os
+import sys
+
+# A command that is typed with another Python than that of `make install`; within a program the import itself fails.
+if (sys.argv[:1] == ["-m"] or sys.argv[0].endswith(".py")) and importlib.util.find_spec("torch") is None:
+    print(f"error: {sys.executable} has not the packages of requirements.txt; source .venv/bin/activate, or make that "
+          "environment with `make install`", file=sys.stderr)  # fmt: skip
+    sys.exit(2)
 
 # albumentations asks PyPI for a newer release when it is imported; a kernel has no network.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")

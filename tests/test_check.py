@@ -47,7 +47,7 @@ LATE = {
     "predict.tile=1000":
         "predict.tile: expected a multiple of 32, the stride of loc, cls, got 1000; take 992 or 1024",
     "predict.overlap=0.99":
-        "predict.overlap: windows of 1024 pixels can share at most 0.96875 of their side, since the stride of loc,"
+        "predict.overlap: windows of 256 pixels can share at most 0.875 of their side, since the stride of loc,"
         " cls is 32, got 0.99",
     "folds.file=nowhere.csv":
         "folds.file: expected a folds.csv of an earlier run, found no file nowhere.csv; correct the path",

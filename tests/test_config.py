@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from lib.competitions import NAMES, options_of
 from lib.config import schema
-from lib.config.load import load
+from lib.config.load import load, read
 from lib.config.sections import Experiment, Loss, plain
 from lib.errors import ConfigError
 from lib.run.graph import Graph
@@ -243,3 +243,10 @@ def test_a_model_may_have_a_seed_of_its_own(tmp_path):
     padded = Graph(load(path, ["models.loc.pad=16"]), [], [])
     assert padded.checkpoint("loc", 0).facts == plainly.checkpoint("loc", 0).facts, "nothing is trained anew"
     assert padded.probs("loc", 0, "test").facts == {**plainly.probs("loc", 0, "test").facts, "pad": 16}
+
+
+def test_a_setting_of_a_model_that_is_not_there_is_refused_in_one_sentence():
+    with pytest.raises(ConfigError, match=r"--set models\.loc_lite\.seed=2: models: expected one of loc_lite0, .*"
+                                          r"got 'loc_lite'; did you mean loc_lite0\?$"):  # fmt: skip
+        load(DEMO, ["models.loc_lite.seed=2"])
+    assert "new" in read(DEMO, ["models.new={task: loc}"])["models"], "a whole model may be added"

@@ -247,11 +247,11 @@ def test_the_line_of_a_run_has_units_scenes_seconds_and_the_rest():
     progress.total = 4
     progress.count(jobs[0], 30.0), progress.count(jobs[0], 50.0)
     line = progress.line(jobs, {"x": 10.0}, (3, 12), 2, 75)
-    assert line == ("2 of 4 units done, 1 running, scenes 3 of 12, 1 min 15 s, about 30.0 s to go besides stage 05, "
-                    "which is not timed yet")  # fmt: skip
+    assert line == ("2 of 4 units done, 1 running, scenes 3 of 12, 1 min 15 s so far, about 30.0 s to go besides stage "
+                    "05, which is not timed yet")  # fmt: skip
     more = [*jobs, *(StageJob(name, (f"{name}_x.py",)) for name in ("03", "04"))]
     line = progress.line(more, {"x": 10.0}, (0, 0), 2, 75)
-    assert line.endswith("1 min 15 s, about 30.0 s to go besides stages 03, 04 and 05, which are not timed yet")
+    assert line.endswith("1 min 15 s so far, about 30.0 s to go besides stages 03, 04 and 05, which are not timed yet")
     assert progress.line(jobs[:1], {"x": 10.0}, (0, 0), 2, 75).endswith("about 30.0 s to go")
 
 
@@ -261,7 +261,10 @@ def test_of_a_time_that_is_not_known_the_line_says_nothing():
     progress.total, jobs = 4, [StageJob(name, (f"{name}_x.py",)) for name in ("02", "03", "04")]
     progress.count(jobs[0], 30.0)
     for left, running in ((jobs, {"02": 31.0}), (jobs[:1], {"02": 31.0}), (jobs[1:], {}), (jobs[:1], {"02": 29.5})):
-        assert progress.line(left, running, (0, 0), 2, 75) == f"1 of 4 units done, {len(running)} running, 1 min 15 s"
+        assert (
+            progress.line(left, running, (0, 0), 2, 75)
+            == f"1 of 4 units done, {len(running)} running, 1 min 15 s so far"
+        )
 
 
 # ---- the engine of one machine ------------------------------------------------------------------------

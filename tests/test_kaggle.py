@@ -338,7 +338,7 @@ class Kernel:
 
     def __init__(self, folder: Path, flags: tuple[str, ...], data: Path, reference: Path, *more: str):
         assert build([*flags, "--out", str(folder / "kernel"), "--user", "me", *more]) == 0
-        self.folder, self.reference, self.config = folder, reference, Path(flags[1])
+        self.folder, self.reference, self.config, self.flags = folder, reference, Path(flags[1]), flags
         self.inputs = folder / "inputs"
         shutil.copytree(folder / "kernel" / "weights", self.inputs / "datasets" / "me" / "weights")
         shutil.copytree(data, self.inputs / "competition")
@@ -392,6 +392,16 @@ def kernel(tmp_path_factory) -> Kernel:
     sister = made_once(tmp_path_factory, "binary_rle", lambda folder: Sister(folder, "binary_rle"))
     data, reference = sister.config.parent / "data", sister.root / "06_submission/test/submission.csv"
     return Kernel(tmp_path_factory.mktemp("kernel"), sister.flags, data, reference)
+
+
+@pytest.mark.slow
+def test_a_build_that_was_refused_half_way_does_not_stand_in_the_way_of_the_next(kernel, tmp_path, capsys):
+    command = [*kernel.flags, "--out", str(tmp_path / "kernel")]
+    assert build([*command, "--set", "search.plateau=0.02"]) == 2
+    assert "05_ensemble/decode" in capsys.readouterr().err and not (tmp_path / "kernel/weights").exists()
+    assert build(command) == 0
+    assert (tmp_path / "kernel/weights" / gates.BUNDLE).is_file()
+    assert {path.name for path in (tmp_path / "kernel").iterdir()} == {"script", "notebook", "weights"}
 
 
 @pytest.mark.slow

@@ -732,6 +732,15 @@ def test_a_submission_that_nobody_has_filled_in_is_said(forms, tmp_path, form, a
     assert "same answer" not in said_of("--config", config, "--lint", valid / "submission.csv")[1]
 
 
+def test_without_an_experiment_the_linter_says_whose_form_it_holds_a_file_to(tmp_path):
+    table = tmp_path / "submission.csv"
+    table.write_text("id,rle_mask\na,1 2\nb,\n")
+    code, said = said_of("--lint", table)
+    assert code == 2 and "ImageId_ClassId,EncodedPixels" in said and "fault" in said.splitlines()[-1]
+    assert said.splitlines()[-1] == (f"{table}: 1 fault, judged as one of xview2, the competition of the demo; name "
+                                     "your experiment with --config")  # fmt: skip
+
+
 def test_of_files_that_stage_06_wrote_the_others_are_read_whichever_is_named(forms, tmp_path):
     config, valid = forms.make("labels")
     shutil.copytree(valid, tmp_path / "test")

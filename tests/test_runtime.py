@@ -1,9 +1,12 @@
 """The machine: which GPU is refused before anything runs on it, and what becomes of a precision."""
 
+import subprocess
+import sys
 from importlib import metadata
 
 import pytest
 import torch
+from conftest import ROOT
 
 from lib.config import check
 from lib.errors import ConfigError
@@ -89,6 +92,14 @@ def test_networks_are_looked_at_again_with_other_packages(monkeypatch, tmp_path)
         with pytest.raises(ConfigError, match="enough"):
             cli.start("", ["--workdir", str(tmp_path)])
     assert asked[0] and asked[1] and asked[0] != asked[1]
+
+
+@pytest.mark.parametrize("command", [("-m", "lib.cluster"), ("01_prepare_folds.py",)])
+def test_a_python_without_the_packages_is_refused_in_one_sentence(command):
+    """-S takes away what is installed."""
+    done = subprocess.run([sys.executable, "-S", *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "has not the packages of requirements.txt; source .venv/bin/activate" in done.stderr
 
 
 def test_free_memory_is_that_of_the_machine_or_of_the_container(tmp_path):

@@ -13,7 +13,9 @@ from conftest import STAGES, made_once, stage
 from sisters import COMMON, EXPERIMENTS
 
 from lib.competitions import NAMES
+from lib.competitions.submission import Submission
 from lib.models import checkpoint
+from lib.report import page
 from lib.run import cli
 from lib.stages import train as stage_train
 
@@ -52,6 +54,15 @@ def test_the_submission_is_linted_and_a_report_is_drawn(sister, capsys):
     assert sister.run("06_make_submission", "--lint", sister.root / "06_submission/test") == 0
     assert "valid" in capsys.readouterr().out
     assert list((sister.root / "report").glob("*.png"))
+
+
+@pytest.mark.slow
+def test_a_submission_that_tells_its_scenes_not_apart_is_said_by_stage_06(sister, monkeypatch, capsys):
+    monkeypatch.setattr(Submission, "sameness", lambda self, path: f"{path.parent.name}/{path.name}: all the same")
+    monkeypatch.setattr(page, "write", lambda run: "no page")
+    assert sister.run("06_make_submission") == 0
+    said = capsys.readouterr().out
+    assert all(f"! 06_submission/{split}: all the same: what was predicted" in said for split in ("oof", "test"))
 
 
 @pytest.mark.slow

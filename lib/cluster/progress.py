@@ -59,7 +59,7 @@ class Progress:
         parts = [f"{self.done} of {self.total} units done", f"{len(running)} running"]
         if scenes[1]:
             parts.append(f"scenes {scenes[0]} of {scenes[1]}")
-        parts.append(duration(since))
+        parts.append(f"{duration(since)} so far")
         seconds, unknown = remaining(left, self.known, running, slots)
         if seconds >= SHORT:
             parts.append(f"about {duration(seconds)} to go")

@@ -123,7 +123,7 @@ class Submission(Dataset):
             return ""
         shown = ",".join(answers.pop())[:40]
         return (f"{table}: each of its {len(rows)} rows holds the same answer ({shown!r}), as in a sample submission "
-                "that nobody has filled in; is it the right file?")  # fmt: skip
+                "that nobody has filled in")  # fmt: skip
 
     def row_fault(self, row: Row) -> str:
         """Say what is wrong with the answer in a row that holds no runs, "" if nothing."""

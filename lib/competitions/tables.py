@@ -86,9 +86,9 @@ def read(path: Path, form: Form) -> list[Name]:
     distinct = len(found) if form.repeats else len({row[: form.names] for row in found})
     if tuple(header) != form.columns or distinct != len(rows):
         raise DataError(
-            f"{path}: expected {','.join(form.columns)} and {'' if form.repeats else 'one row '}for each name "
-            f"{len(form.columns)} fields, got {','.join(header)[:80]!r} and {len(rows) - distinct} faulty of "
-            f"{len(rows)} rows; run the linter on it"
+            f"{path}: expected the header {','.join(form.columns)!r} and rows of {len(form.columns)} fields"
+            f"{'' if form.repeats else ', one for each name'}; found the header {','.join(header)[:80]!r} and "
+            f"{len(rows) - distinct} of {len(rows)} rows that are otherwise"
         )
     return found
 

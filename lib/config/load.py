@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from lib.config import strict
 from lib.config.sections import Experiment
 from lib.errors import ConfigError
-from lib.settings import sentences
+from lib.settings import one_of, sentences
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -104,6 +104,14 @@ def _set(tree: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     if not sign or not all((*parents, last)):
         raise ConfigError(f"--set {override}: expected section.key=value")
+    models = tree.get("models")
+    if (
+        parents[:1] == ["models"]
+        and len(parents) > 1
+        and isinstance(models, dict)
+        and parents[1] not in map(str, models)
+    ):
+        raise ConfigError(f"--set {override}: {one_of('models', parents[1], list(map(str, models)))}")
     node = tree
     for parent in parents:
         node = node.setdefault(_key(node, parent), {})

@@ -51,8 +51,9 @@ def main(argv=None):
     title = args.title or name.replace("-", " ")
     if text.slug(title) != name:
         raise ConfigError(f"--slug {name}: Kaggle makes it from the title, which gives {text.slug(title)}; change one")
-    folder = args.out / "weights"
-    weights.remove(folder)
+    weights.remove(args.out / "weights")
+    folder = args.out / "weights.partial"  # a build that is refused half-way leaves nothing that looks like one
+    shutil.rmtree(folder, ignore_errors=True)
 
     files, packages = sources.modules([*sources.ENTRY, module_of(run.config.competition)])
     requires = sources.requires(packages | {"packaging"})
@@ -94,6 +95,7 @@ BUDGET_MINUTES, views, models and folds that do not fit are left out; what is, i
         about = text.kernel_metadata(file, args.user, own, dataset, args.competition, not args.cpu)
         write_json(target / "kernel-metadata.json", about)
         cli.say(f"{target / file}: {len(files)} modules, {len(code) / 2**10:.0f} KiB")
+    folder = folder.rename(args.out / "weights")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     cli.say(f"{folder}: {size / 2**20:.1f} MiB, {precision['dtype']}, id {bundle}")
 

@@ -320,10 +320,13 @@ def lint(args: argparse.Namespace) -> int:
     if faults:
         for fault in faults:
             say(fault)
-        say(f"{args.lint}: {len(faults)} fault{'s' * (len(faults) > 1)}")
+        judged = f", judged as one of {config.competition}"
+        if args.config == DEMO:
+            judged += ", the competition of the demo; name your experiment with --config"
+        say(f"{args.lint}: {len(faults)} fault{'s' * (len(faults) > 1)}{judged}")
         return 2
     if same := competition.sameness(args.lint):
-        say(f"! {same}")
+        say(f"! {same}; is it the right file?")
     if scenes is None and args.sample is None:
         say(f"{args.lint}: no fault found, but whether an answer is missing was NOT checked: {unknown}; to check it, "
             "name the experiment and its data (--config FILE --set data.root=FOLDER) or --sample CSV")  # fmt: skip

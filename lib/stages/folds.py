@@ -41,11 +41,21 @@ def check(
     with whole_file(folder / FINDINGS) as file:
         pd.DataFrame([vars(f) for f in findings], columns=columns).to_csv(file, index=False)
     lines = summarize(findings)
-    if strict and findings:
-        raise DataError("--strict: " + "; ".join(lines))
+    if strict:
+        refuse(folder)
     yield from (f"  {line}" for line in competition.summary())
     yield from lines or ["data check: nothing to remark"]
     yield from (f"  {remark}" for remark in competition.remarks())
+
+
+def refuse(folder: Path) -> None:
+    """Raise DataError for what ``check`` has written to ``folder`` that it found, if anything."""
+    path = folder / FINDINGS
+    if not path.is_file():
+        return  # folds from elsewhere come without it
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if findings := [Finding(**row) for row in table.to_dict("records")]:
+        raise DataError("--strict: " + "; ".join(summarize(findings)))
 
 
 def split(competition: Competition, section: Folds, folder: Path, survey: Survey | None = None) -> Iterator[str]:
