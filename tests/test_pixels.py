@@ -174,6 +174,17 @@ def test_inverted_masks_are_asked_about_once_for_the_set(tmp_path):
     assert found(objects(tmp_path, upright | {"e": masks["e"]})) == {("object everywhere", "e")}
 
 
+def test_an_image_whose_mask_file_is_gone_is_named_where_its_runs_hold_objects(tmp_path):
+    masks = {key: disc(seed) for seed, key in enumerate("abc")} | {"d": np.zeros(SHAPE, np.uint8)}
+    runs = {key: rle.encode(mask, "column", 1) for key, mask in masks.items()}
+    objects(tmp_path, masks, runs)
+    for key in "bd":  # nothing is lost of d, which is empty
+        (tmp_path / f"train_masks/{key}.png").unlink()
+    competition = open_competition("binary_rle", tmp_path, {"order": "column", "origin": 1})
+    assert found(competition) == {("no mask file where others have one, its runs are read", "b")}
+    np.testing.assert_array_equal(competition.truth(competition.scenes("train")[1]), masks["b"])
+
+
 def test_a_mask_that_contradicts_its_runs_is_named(tmp_path):
     masks = {key: disc(seed) for seed, key in enumerate("abcde")}
     runs = {key: rle.encode(mask, "row", 1) for key, mask in masks.items()}

@@ -163,7 +163,7 @@ class BinaryRLE(RunsCompetition):
         lonely = sorted(self._runs.keys() - files.keys())
         findings = [*findings, *self._tables[split].findings]
         findings += [Finding("truth without image", key, "in the table only") for key in lonely]
-        findings += self._few_of_several_rows()
+        findings += [*self._few_of_several_rows(), *self._lacking_masks(files)]
         runs = [name for name in layout.RLE_COLUMNS if name in self._tables[split].columns]
         if len(runs) > 1 and not self.options.rle_column:
             detail = f"{', '.join(runs)}: data.options.rle_column names the one that is"
@@ -284,6 +284,14 @@ class BinaryRLE(RunsCompetition):
         if not 0 < len(several) <= FEW * len(filled):
             return []
         return [Finding("several rows where most images have one, read as its objects", key) for key in several]
+
+    def _lacking_masks(self, files: Mapping[str, Mapping[str, Path]]) -> list[Finding]:
+        """Report the images with objects in their runs and without the mask file that others have."""
+        lacking = [key for key, own in files.items() if not {"mask", "masks"} & own.keys()]
+        if len(lacking) == len(files):
+            return []
+        return [Finding("no mask file where others have one, its runs are read", key) for key in lacking
+                if any(self._runs.get(key, ()))]  # fmt: skip
 
     def tell_rule(self) -> rle.Rule:
         """Tell how runs count pixels; beside mask files, so that the runs draw them."""
