@@ -120,7 +120,8 @@ def test_json_is_one_object_and_rows_can_be_named(made, capsys):
 def test_other_names_are_refused_with_those_that_there_are(capsys):
     with pytest.raises(SystemExit):
         command.main(["rel"])
-    assert "expected some of" in (err := capsys.readouterr().err) and "rle, samples, scoring" in err and "got rel" in err
+    err = capsys.readouterr().err
+    assert "expected some of" in err and "rle, samples, scoring" in err and "got rel" in err
 
 
 @pytest.mark.slow
