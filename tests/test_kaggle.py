@@ -397,7 +397,7 @@ def kernel(tmp_path_factory) -> Kernel:
 @pytest.mark.slow
 def test_a_build_that_was_refused_half_way_does_not_stand_in_the_way_of_the_next(kernel, tmp_path, capsys):
     command = [*kernel.flags, "--out", str(tmp_path / "kernel")]
-    assert build([*command, "--set", "search.plateau=0.02"]) == 2
+    assert build([*command, "--set", "decode.threshold=0.41"]) == 2
     assert "05_ensemble/decode" in capsys.readouterr().err and not (tmp_path / "kernel/weights").exists()
     assert build(command) == 0
     assert (tmp_path / "kernel/weights" / gates.BUNDLE).is_file()

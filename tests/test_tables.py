@@ -295,7 +295,7 @@ def test_a_row_per_object(tmp_path):
     sample = tmp_path / "sample.csv"
     sample.write_text("ImageId,EncodedPixels\nb,1 1\na,1 1\n")
     assert tables.lint(path, PER_OBJECT, {("a",): (3, 3), ("b",): (2, 2)}, samples.read(sample)) == []
-    with pytest.raises(DataError, match="expected id,rle"):
+    with pytest.raises(DataError, match="expected the header 'id,rle'"):
         tables.read(path, tables.Form(("id", "rle"), repeats=True))
 
 
