@@ -22,6 +22,8 @@ from lib.training.dataset import CropDataset, TrainingSet
 from lib.training.losses import Criterion
 from lib.training.tasks import TasksCriterion, build_criterion
 
+pytestmark = pytest.mark.slow  # networks are built and run
+
 SMALL = [16, 16, 8, 8, 8]
 HEAD, DECODER = {"classes": 1, "branch": "head"}, {"classes": 2, "branch": "decoder"}
 BOTH = {"loc": HEAD, "parts": DECODER}

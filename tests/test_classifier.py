@@ -13,6 +13,8 @@ from lib.models import build, checkpoint
 from lib.models.classifier import resolve
 from lib.training.optim import freeze, param_groups
 
+pytestmark = pytest.mark.slow  # networks are built and run
+
 SMALL_SWIN = {"embed_dim": 24, "depths": (1, 1, 2, 2), "num_heads": (1, 2, 4, 8)}
 SWIN = "tu-swin_tiny_patch4_window7_224"
 

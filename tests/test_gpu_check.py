@@ -17,6 +17,8 @@ from lib.tools import gpu_check, gpu_measure
 from lib.tools.gpu_check import BAD, LEFT_OUT, NOTE, OK, Checks, Options
 from lib.tools.gpu_measure import Subject, largest_batch
 
+pytestmark = pytest.mark.slow  # networks are built and run
+
 CPU = torch.device("cpu")
 MASK = {"task": "loc", "network": {**SEGMENTATION, "images": ["image"]},
         "train": {**TRAIN, "augment": "light", "loss": {"terms": {"bce": 1, "dice": 1}}}}  # fmt: skip

@@ -16,6 +16,8 @@ from lib.errors import ConfigError
 from lib.models import build, checkpoint, segmentation
 from lib.models.gates import Gate
 
+pytestmark = pytest.mark.slow  # networks are built and run
+
 ENCODER, LITE = "tu-test_efficientnet", "tu-tf_efficientnet_lite0"
 SMALL = [24, 16, 16, 8, 8]
 SCRATCH = {"images": 1, "encoder": "none", "base": 4}

@@ -16,6 +16,8 @@ from lib.models import build
 from lib.models.hybrid import Pyramid
 from lib.training.optim import param_groups
 
+pytestmark = pytest.mark.slow  # networks are built and run
+
 HYBRID = {"decoder_channels": [16, 16, 8, 8, 8], "aspp_channels": 12, "fpn_channels": 8}
 
 

@@ -19,6 +19,8 @@ from lib.models.maskformer import QUERIES_AT_ONCE, PixelDecoder, semantic_logits
 from lib.training.losses import Criterion
 from lib.training.optim import param_groups
 
+pytestmark = pytest.mark.slow  # networks are built and run
+
 SIZES = {"channels": 16, "heads": 2, "queries": 6, "layers": 4, "feedforward": 32}
 PAPER = {"query_class": 2.0, "query_bce": 5.0, "query_dice": 5.0}
 

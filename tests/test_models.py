@@ -14,6 +14,8 @@ from lib.models import build, checkpoint, segmentation, siamese
 from lib.models.layers import Normalize, head, train_depthwise_in_float32, use_group_norm
 from lib.models.unet2020 import UNet2020Decoder
 
+pytestmark = pytest.mark.slow  # networks are built and run
+
 ENCODER = "tu-test_efficientnet"
 SMALL = (24, 16, 16, 8, 8)
 

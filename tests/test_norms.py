@@ -13,6 +13,8 @@ from lib.models import build, checkpoint
 from lib.models.norms import NormedEncoder
 from lib.training.optim import param_groups
 
+pytestmark = pytest.mark.slow  # networks are built and run
+
 SWIN = "tu-swin_tiny_patch4_window7_224"
 SMALL = {"embed_dim": 24, "depths": (1, 1, 2, 2), "num_heads": (1, 2, 4, 8)}
 UPERNET = {"architecture": "segmentation", "classes": 3, "images": 1, "encoder": SWIN, "encoder_options": SMALL,

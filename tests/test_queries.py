@@ -17,6 +17,8 @@ from lib.models.layers import Queries
 from lib.training.losses import Criterion
 from lib.training.queries import NO_OBJECT, Segments, logits_at, match, pair_costs, target_at, undecided
 
+pytestmark = pytest.mark.slow  # networks are built and run
+
 PAPER = {"query_class": 2.0, "query_bce": 5.0, "query_dice": 5.0}
 POINTS = 64
 

@@ -9,6 +9,8 @@ from torch import nn
 
 from lib.models import build
 
+pytestmark = pytest.mark.slow  # networks are built and run
+
 TINY = {"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16), "stem_width": 8}
 
 
