@@ -16,6 +16,8 @@ from lib.tasks import MulticlassMask
 from lib.training.fit import Fit, Place
 from lib.training.precision import Arithmetic, first_nonfinite
 
+pytestmark = pytest.mark.slow  # networks are built and run
+
 CLASSES = MulticlassMask(("background", "no-damage", "minor-damage", "major-damage", "destroyed"))
 CPU = torch.device("cpu")
 

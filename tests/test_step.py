@@ -21,6 +21,8 @@ from lib.training.stepper import Stepper
 from lib.training.update import make_state, move, stands_still
 from lib.training.watch import Meter, PastStep, Watch
 
+pytestmark = pytest.mark.slow  # networks are built and run
+
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "lift_fresh")
 """Operations for which a host waits for its GPU: those that read a number, those whose result has a size that depends
 on numbers, and the copy of new Python numbers (``lift_fresh`` is what torch.tensor calls)."""

@@ -9,6 +9,8 @@ from safetensors.torch import save_file
 from lib.errors import ArtifactError, ConfigError
 from lib.models import build, weights
 
+pytestmark = pytest.mark.slow  # networks are built and run
+
 TINY = "test_efficientnet"
 
 
