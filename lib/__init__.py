@@ -5,7 +5,7 @@ import os
 import sys
 
 # A command that is typed with another Python than that of `make install`; within a program the import itself fails.
-if (sys.argv[:1] == ["-m"] or sys.argv[0].endswith(".py")) and importlib.util.find_spec("torch") is None:
+if sys.argv[0].endswith((".py", "-m")) and importlib.util.find_spec("torch") is None:
     print(f"error: {sys.executable} has not the packages of requirements.txt; source .venv/bin/activate, or make that "
           "environment with `make install`", file=sys.stderr)  # fmt: skip
     sys.exit(2)

@@ -137,3 +137,27 @@ def test_the_stage_counts_in_processes_of_its_own_and_says_the_same(run, tmp_pat
     assert stage("05_ensemble", *flags, "--force", "--set", "data.workers=2") == 0
     root = run.store.root / "05_ensemble"
     assert before == {name: (root / name.replace(".partial", "")).read_bytes() for name in before}
+
+
+def test_free_memory_is_that_of_the_machine_or_of_the_container(tmp_path):
+    own, groups, machine = tmp_path / "own", tmp_path / "groups", tmp_path / "meminfo"
+    assert cores.free_memory(own, groups, machine) == float("inf"), "a system that does not say"
+    machine.write_text("MemTotal: 100 kB\nMemFree: 10 kB\nMemAvailable: 50 kB\n")
+    assert cores.free_memory(own, groups, machine) == 50 * 1024
+    for folder, names, prefix in (
+        (groups, ("memory.max", "memory.current"), ""),
+        (groups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_"),
+    ):
+        folder.mkdir(exist_ok=True)
+        (folder / names[1]).write_text("9000\n")
+        (folder / "memory.stat").write_text(f"anon 1\n{prefix}inactive_file 600\n{prefix}active_file 70\n")
+        (folder / names[0]).write_text("10000\n")
+        assert cores.free_memory(own, groups, machine) == 1670
+        (folder / names[0]).write_text("max\n")
+        assert cores.free_memory(own, groups, machine) == 50 * 1024
+    inner = groups / "job" / "step"  # as SLURM makes them; the one above binds too
+    inner.mkdir(parents=True)
+    own.write_text("0::/job/step\n")
+    for name, text in {"memory.max": "4000", "memory.current": "1000", "memory.stat": "inactive_file 0\n"}.items():
+        (groups / "job" / name).write_text(text)
+    assert cores.free_memory(own, groups, machine) == 3000

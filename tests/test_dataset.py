@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from lib.competitions.contract import Scene
 from lib.config.sections import Sampling
 from lib.errors import ConfigError, DataError
-from lib.run import runtime
+from lib.run import cores
 from lib.scenes.augment import build
 from lib.tasks import BinaryMask, MulticlassMask, MultilabelMask
 from lib.training.dataset import (
@@ -467,13 +467,13 @@ def test_scenes_that_do_not_fit_into_memory_are_refused_after_a_few(monkeypatch)
         seen.append(scene.id)
         return read(scene, name)
 
-    monkeypatch.setattr(runtime, "free_memory", lambda: 6 * 29_400 - 1)
+    monkeypatch.setattr(cores, "free_memory", lambda: 6 * 29_400 - 1)
     with pytest.raises(
         ConfigError, match="needs about 0.00 GiB for 7 scenes, and 0.00 GiB are free; set train.cache: d"
     ):
         stream(CropDataset, counted, target, SCENES, PAIR, seed=0, cache="memory")
     assert len(set(seen)) == 1
-    monkeypatch.setattr(runtime, "free_memory", lambda: 6 * 29_400)
+    monkeypatch.setattr(cores, "free_memory", lambda: 6 * 29_400)
     stream(CropDataset, read, target, SCENES, PAIR, seed=0, cache="memory")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="GiB for each process for 7 scenes, and 0.00 GiB are free for each process"):

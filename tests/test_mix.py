@@ -9,8 +9,6 @@ from lib.errors import ConfigError
 from lib.training.losses import Criterion
 from lib.training.mix import box, cutmix, draw, mix, mixup, turn
 
-pytestmark = pytest.mark.slow  # networks are built and run
-
 
 def batch(count=4, size=(20, 30), classes=3, labels=False, seed=0):
     rng = np.random.default_rng(seed)

@@ -100,22 +100,3 @@ def test_a_python_without_the_packages_is_refused_in_one_sentence(command):
     done = subprocess.run([sys.executable, "-S", *command], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "has not the packages of requirements.txt; source .venv/bin/activate" in done.stderr
-
-
-def test_free_memory_is_that_of_the_machine_or_of_the_container(tmp_path):
-    proc, groups = tmp_path / "proc", tmp_path / "groups"
-    assert runtime.free_memory(proc, groups) == float("inf"), "a system that does not say"
-    proc.mkdir()
-    (proc / "meminfo").write_text("MemTotal: 100 kB\nMemFree: 10 kB\nMemAvailable: 50 kB\n")
-    assert runtime.free_memory(proc, groups) == 50 * 1024
-    for folder, names, prefix in (
-        (groups, ("memory.max", "memory.current"), ""),
-        (groups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_"),
-    ):
-        folder.mkdir(exist_ok=True)
-        (folder / names[1]).write_text("9000\n")
-        (folder / "memory.stat").write_text(f"anon 1\n{prefix}inactive_file 600\n{prefix}active_file 70\n")
-        (folder / names[0]).write_text("10000\n")
-        assert runtime.free_memory(proc, groups) == 1670
-        (folder / names[0]).write_text("max\n")
-        assert runtime.free_memory(proc, groups) == 50 * 1024

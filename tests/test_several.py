@@ -15,7 +15,7 @@ import pytest
 import yaml
 from conftest import stage
 from invented import TREE, experiment
-from test_flow import BUSY, Disk
+from test_flow import BUSY, Disk, Flowing
 from test_many_machines import forked
 
 from lib.cluster import __main__ as command
@@ -51,7 +51,7 @@ class Seen(Disk):
             raise DataError("the data are gone")
 
 
-class Together:
+class Together(Flowing):
     """A flow over the fake disks of several experiments."""
 
     def __init__(self, folder: Path, disks: dict[str, Disk], learns: dict[str, list[str]] | None = None, slots: int = 2,
@@ -72,12 +72,6 @@ class Together:
         with self.lock:
             self.asked.append(f"{log.parents[1].name}/{call.command[2]}")
         return self.disks[log.parents[1].name].work(call, **more)
-
-    def run(self, **options) -> dict[str, str]:
-        try:
-            return self.flow.run(**options)
-        finally:
-            self.engine.close()
 
 
 def test_units_of_several_experiments_run_side_by_side_with_logs_of_their_own(tmp_path):

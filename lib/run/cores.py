@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # imported where they are used: torch takes seconds, and a st
 ENOUGH = 32
 """Scenes for each process, from which on one more earns the seconds that it takes to begin."""
 CGROUP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+MEMORY = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
+"""Files of a group's limit and of what it uses, of version 2 and of version 1."""
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
 
 
@@ -30,13 +32,42 @@ def cores(own: Path = CGROUP, root: Path = CGROUPS) -> int:
     own: the file that names the process's control group. root: the folder with the settings of all groups.
     """
     known = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(known, *(_quota(group, known) for group in _groups(own, root))))
+
+
+def free_memory(own: Path = CGROUP, root: Path = CGROUPS, machine: Path = Path("/proc/meminfo")) -> float:
+    """Return how many bytes the machine, or a container of this process, has free; infinite where nothing says it.
+
+    What the system keeps of files counts as free, for it gives that back. own, root: as of ``cores``.
+    """
+    found = [float("inf")]
+    with suppress(OSError, ValueError, KeyError):
+        found.append(_numbers(machine)["MemAvailable:"] * 1024)
+    for group in _groups(own, root):
+        for limit, used in MEMORY:
+            with suppress(OSError, ValueError, KeyError):
+                most, taken = int((group / limit).read_text()), int((group / used).read_text())  # "max" is no number
+                parts = _numbers((group / limit).with_name("memory.stat"))
+                files = (parts.get(f"total_{name}", parts.get(name, 0)) for name in ("inactive_file", "active_file"))
+                found.append(float(most - taken + sum(files)))
+    return max(min(found), 0.0)
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """Read lines of a name and a number."""
+    lines = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
+    return {words[0]: int(words[1]) for words in lines}
+
+
+def _groups(own: Path, root: Path) -> list[Path]:
+    """Return the folders of the control groups that bind this process."""
     groups = [root]
     with suppress(OSError):
         for line in own.read_text(encoding="utf-8").splitlines():
             if line.startswith("0::"):  # version 2; a group is bound by those above it, too
                 name = Path(line.removeprefix("0::").strip().lstrip("/"))
                 groups += [root / name, *(root / parent for parent in name.parents)]
-    return max(1, min(known, *(_quota(group, known) for group in groups)))
+    return groups
 
 
 def _quota(group: Path, otherwise: int) -> int:

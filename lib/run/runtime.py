@@ -70,6 +70,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_processes() -> int:
+    """Return the number of torchrun's processes on this machine, 1 without torchrun."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 @contextmanager
 def process_group():
     """Join the group that torchrun started (nccl on CUDA, gloo on a CPU); does nothing for a single process.
@@ -84,7 +89,7 @@ def process_group():
 
     device()  # nccl talks over a process's present GPU, which is the first one in all of them until each takes its own
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    here = local_processes()
     if backend == "nccl" and here > torch.cuda.device_count():
         raise ConfigError(f"torchrun: expected at most one process for each GPU, got {here} processes and "
                           f"{torch.cuda.device_count()} GPUs; lower --nproc-per-node")  # fmt: skip
@@ -338,28 +343,6 @@ def provenance(device: "torch.device") -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processes": world_size(),
     }
-
-
-CGROUPS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
-"""Files of a container's limit and of what it uses, in the second and in the first version of control groups."""
-
-
-def free_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> float:
-    """Return how many bytes the machine, or the container that this process is in, has free; infinite if none says it.
-
-    What the system keeps of files counts as free, for it gives that back.
-    """
-    found = [float("inf")]
-    with suppress(OSError, ValueError, KeyError):
-        lines = (line.split() for line in (proc / "meminfo").read_text().splitlines())
-        found.append(float({words[0]: words[1] for words in lines}["MemAvailable:"]) * 1024)
-    for limit, used in CGROUPS:
-        with suppress(OSError, ValueError, KeyError):
-            most, taken = int((groups / limit).read_text()), int((groups / used).read_text())  # "max" is no number
-            lines = (line.split() for line in (groups / limit).with_name("memory.stat").read_text().splitlines())
-            parts = {words[0].removeprefix("total_"): int(words[1]) for words in lines}
-            found.append(most - taken + parts["inactive_file"] + parts["active_file"])
-    return max(min(found), 0.0)
 
 
 def versions() -> dict[str, str]:

@@ -5,7 +5,6 @@ the sources and libraries that make them. The name of a file follows what its sc
 stage 01 says. Folds, models and experiments that see the same share the files.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,6 +18,7 @@ from lib.files import digest
 from lib.inference.scene import stated_sizes
 from lib.run import manifest, runtime
 from lib.run.cli import Run, say
+from lib.run.cores import cores
 from lib.run.graph import pseudo_folders
 from lib.run.index import DataState, Index
 from lib.tasks import Task
@@ -108,4 +108,4 @@ def _read(images: Mapping[str, Part], scene: Scene, name: str) -> np.ndarray:
 
 def _cores() -> int:
     """Return how many cores each process of this machine has for itself."""
-    return max(len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+    return max(cores() // runtime.local_processes(), 1)

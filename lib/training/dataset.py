@@ -5,7 +5,6 @@ so the stream is the same for any number of workers and ranks, and after a resum
 new permutation. An epoch is a stretch of the stream, and ``BatchSampler`` deals it out.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from torch.utils.data import Dataset
 from lib.competitions.contract import Scene
 from lib.config.sections import Sampling
 from lib.errors import ConfigError, DataError
-from lib.run import runtime
+from lib.run import cores, runtime
 from lib.scenes.augment import MASK, Augment, Focus
 from lib.tasks import WIDE_IGNORE as NOTHING
 from lib.tasks import Task, known
@@ -153,13 +152,13 @@ class SampleStream(Dataset):
 
         Each process of torchrun on this machine keeps its own.
         """
-        kept, size, processes = [], 0, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        kept, size, processes = [], 0, runtime.local_processes()
         for number, scene in enumerate(self.scenes, 1):
             images, target = self.decode(scene)
             kept.append((images, target))
             size += target.nbytes + sum(image.nbytes for image in images.values())
             if number & (number - 1) == 0:  # 1, 2, 4, 8, ...: scenes may differ in size
-                left, free = size / number * (len(self.scenes) - number), runtime.free_memory() / processes
+                left, free = size / number * (len(self.scenes) - number), cores.free_memory() / processes
                 if left > free:
                     needed, each = size / number * len(self.scenes) / GIB, " for each process" * (processes > 1)
                     raise ConfigError(

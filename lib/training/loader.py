@@ -109,7 +109,7 @@ def room_for(workers: int, dataset: Dataset, batch: Sequence[int]) -> tuple[int,
     except (OSError, RuntimeError) as error:
         words = str(error).splitlines()[0]
         return 0, f"train.workers: {workers} asked, 0 used: processes cannot share memory here ({words})"
-    free = _free() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    free = _free() / runtime.local_processes()
     size = len(batch) * sum(part.nbytes for part in dataset[batch[0]].values() if isinstance(part, torch.Tensor))
     used = int(min(workers, max((free - AHEAD * size) / (AHEAD * size + SLACK), 0)))
     if used == workers:

@@ -31,8 +31,8 @@ def rows(quick: bool) -> list[Race]:
 
 def _sides(name: str, count: int, size: int, folder: Path) -> dict[str, Side]:
     config = yaml.safe_load((ROOT / "configs" / "xview2.yaml").read_text())
-    root = os.environ.get("XVIEW2_DATA") or str(folder / "data")
-    if not Path(root).exists():
+    if not (root := os.environ.get("XVIEW2_DATA")):
+        root = str(folder / "data")
         synthetic.write("xview2", Path(root), scenes=SCENES, test_scenes=1, size=size, seed=1)
     config |= {"data": {"root": root}, "folds": {"n": 2}}
     for model in config["models"].values():
