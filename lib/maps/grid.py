@@ -1,0 +1,111 @@
+"""The grid that all rasters of an area share: where its pixels lie on Earth."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import rasterio
+from rasterio import warp
+from rasterio.crs import CRS
+from rasterio.windows import Window
+
+BLOCK = 512
+"""Sides of the tiles of all rasters, in pixels; windows are whole tiles, so that each tile is written once."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Square or oblong pixels in a CRS, north up: pixel (row, column) -> ``transform * (column, row)``."""
+
+    crs: CRS
+    transform: rasterio.Affine
+    """From (column, row) of a pixel's upper left corner to coordinates of the CRS."""
+    width: int
+    height: int
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """Return (left, bottom, right, top) in coordinates of the CRS."""
+        left, top = self.transform * (0, 0)
+        right, bottom = self.transform * (self.width, self.height)
+        return min(left, right), min(top, bottom), max(left, right), max(top, bottom)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return (height, width)."""
+        return self.height, self.width
+
+    @property
+    def profile(self) -> dict[str, Any]:
+        """Return what ``rasterio.open(path, "w", **profile)`` needs to know of a tiled GeoTIFF on this grid, but for
+        ``count`` and ``dtype``."""
+        return {
+            "driver": "GTiff",
+            "crs": self.crs,
+            "transform": self.transform,
+            "width": self.width,
+            "height": self.height,
+            "tiled": True,
+            "blockxsize": BLOCK,
+            "blockysize": BLOCK,
+            "compress": "DEFLATE",
+            "bigtiff": "IF_SAFER",
+        }
+
+    def window(self, row: int, column: int, size: int) -> Window:
+        """Return the window of ``size`` x ``size`` pixels that begins there; smaller where the grid ends."""
+        return Window(column, row, min(size, self.width - column), min(size, self.height - row))  # type: ignore[call-arg]
+
+    def windows(self, size: int) -> Iterator[Window]:
+        """Yield the windows of ``size`` x ``size`` pixels that cover the grid, row by row from the upper left."""
+        for row in range(0, self.height, size):
+            for column in range(0, self.width, size):
+                yield self.window(row, column, size)
+
+    def part(self, window: Window) -> "Grid":
+        """Return the grid of a window of this one, which may reach beyond it."""
+        moved = self.transform * rasterio.Affine.translation(window.col_off, window.row_off)
+        return Grid(self.crs, moved, int(window.width), int(window.height))
+
+    def moved(self, columns: float, rows: float) -> "Grid":
+        """Return a grid of the same size that begins so many pixels (fractions too) further right and down."""
+        moved = self.transform * rasterio.Affine.translation(columns, rows)
+        return Grid(self.crs, moved, self.width, self.height)
+
+    @property
+    def pixel(self) -> tuple[float, float]:
+        """Return (width, height) of a pixel in metres, in the middle of the grid."""
+        return metres(self.crs, self.transform, (self.width / 2, self.height / 2))
+
+    @property
+    def pixel_area(self) -> float:
+        """Return the area of a pixel in square metres, in the middle of the grid."""
+        wide, high = self.pixel
+        return wide * high
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the grid as a JSON object, the CRS as WKT."""
+        transform = list(self.transform)[:6]
+        return {"crs": self.crs.to_wkt(), "transform": transform, "width": self.width, "height": self.height}
+
+    @classmethod
+    def from_json(cls, held: dict[str, Any]) -> "Grid":
+        """Return the grid that ``to_json`` told of."""
+        return cls(CRS.from_wkt(held["crs"]), rasterio.Affine(*held["transform"]), held["width"], held["height"])
+
+
+def metres(crs: CRS, transform: rasterio.Affine, at: tuple[float, float] = (0.0, 0.0)) -> tuple[float, float]:
+    """Return (width, height) in metres of a pixel at (column, row) of a raster.
+
+    It is measured in a transverse Mercator projection that is centred there, whose scale is 1 in its centre: so units
+    of the CRS and the scale of Web Mercator do not matter.
+    """
+    column, row = at
+    points = [transform * place for place in ((column, row), (column + 1, row), (column, row + 1))]
+    east, north = np.array(points).T
+    longitude, latitude = warp.transform(crs, CRS.from_epsg(4326), east[:1], north[:1])
+    local = CRS.from_proj4(f"+proj=tmerc +lat_0={latitude[0]:.9f} +lon_0={longitude[0]:.9f} +k=1 +datum=WGS84 +units=m")
+    x, y = (np.asarray(axis) for axis in warp.transform(crs, local, east, north))
+    return float(math.hypot(x[1] - x[0], y[1] - y[0])), float(math.hypot(x[2] - x[0], y[2] - y[0]))
