@@ -1,18 +1,17 @@
 """The grid that all rasters of an area share: where its pixels lie on Earth."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import rasterio
-from rasterio import warp
 from rasterio.crs import CRS
 from rasterio.windows import Window
 
-BLOCK = 512
-"""Sides of the tiles of all rasters, in pixels; windows are whole tiles, so that each tile is written once."""
+from lib.scenes.place import metres
+
+BLOCK = 256
+"""Sides in pixels of the cells in which an area is read and written; windows are whole cells."""
 
 
 @dataclass(frozen=True)
@@ -94,18 +93,3 @@ class Grid:
     def from_json(cls, held: dict[str, Any]) -> "Grid":
         """Return the grid that ``to_json`` told of."""
         return cls(CRS.from_wkt(held["crs"]), rasterio.Affine(*held["transform"]), held["width"], held["height"])
-
-
-def metres(crs: CRS, transform: rasterio.Affine, at: tuple[float, float] = (0.0, 0.0)) -> tuple[float, float]:
-    """Return (width, height) in metres of a pixel at (column, row) of a raster.
-
-    It is measured in a transverse Mercator projection that is centred there, whose scale is 1 in its centre: so units
-    of the CRS and the scale of Web Mercator do not matter.
-    """
-    column, row = at
-    points = [transform * place for place in ((column, row), (column + 1, row), (column, row + 1))]
-    east, north = np.array(points).T
-    longitude, latitude = warp.transform(crs, CRS.from_epsg(4326), east[:1], north[:1])
-    local = CRS.from_proj4(f"+proj=tmerc +lat_0={latitude[0]:.9f} +lon_0={longitude[0]:.9f} +k=1 +datum=WGS84 +units=m")
-    x, y = (np.asarray(axis) for axis in warp.transform(crs, local, east, north))
-    return float(math.hypot(x[1] - x[0], y[1] - y[0])), float(math.hypot(x[2] - x[0], y[2] - y[0]))
