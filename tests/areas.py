@@ -1,6 +1,7 @@
 """Small areas for tests: mosaics that are written here, and finished experiments of networks that nobody trained."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,12 @@ def write(path: Path, planes: np.ndarray, crs: Any = PLACE[0], transform: Any = 
     return path
 
 
-def experiment(folder: Path, changes: Mapping[str, Any] = {}, models: Mapping[str, Sequence[str]] | None = None) -> list[str]:  # fmt: skip  # noqa: E501
-    """Write an experiment of xview2 with random networks; returns the flags that name it.
+def experiment(folder: Path, folds: Sequence[int] = (0,), **changes: Any) -> list[str]:
+    """Write an experiment with random networks of these folds; returns the flags that name it.
 
-    models: name -> task and images. changes: sections in place of the usual ones.
+    changes: sections in place of the usual ones.
     """
-    models = models or {"loc": ("loc", "pre"), "cls": ("cls", "pre", "post")}
+    models = {"loc": ("loc", "pre"), "cls": ("cls", "pre", "post")}
     held = {
         "name": "tiny",
         "seed": 3,
@@ -66,7 +67,7 @@ def experiment(folder: Path, changes: Mapping[str, Any] = {}, models: Mapping[st
         "data": {"root": str(folder / "no_data")},
         "folds": {"n": 2},
         "models": {
-            name: {"task": task, "network": {**NETWORK, "images": list(images)},
+            name: {"task": task, "folds": list(folds), "network": {**NETWORK, "images": list(images)},
                    "train": {**TRAIN, "loss": {"terms": {"bce": 1} if task == "loc" else {"ce": 1}}}}
             for name, (task, *images) in models.items()
         },
@@ -88,7 +89,8 @@ def experiment(folder: Path, changes: Mapping[str, Any] = {}, models: Mapping[st
     add(graph.folds(), lambda out: write_folds(out / "folds.csv", table))
     for number, (name, model) in enumerate(config.models.items()):
         for fold in config.folds_of(model):
-            add(graph.checkpoint(name, fold), lambda out, m=model, seed=10 * number + fold: _network(out, m, competition, seed))  # fmt: skip  # noqa: E501
+            fill = partial(_network, model=model, competition=competition, seed=10 * number + fold)
+            add(graph.checkpoint(name, fold), fill)
     decision = stated(config, competition)
     add(graph.decode(), lambda out: decision.write(out / DECODE))
     return ["--config", str(path), "--workdir", str(folder / "workdir"), "--inputs", str(root)]

@@ -22,7 +22,6 @@ from lib.files import read_json, write_json
 from lib.inference.pipeline import through
 from lib.maps import decode, networks, rasters, sources
 from lib.maps.area_file import AREA, Area
-from lib.maps.grid import Grid
 from lib.maps.networks import AreaNetworks
 from lib.maps.plan import PARTS, Plan
 from lib.maps.rasters import Part
@@ -185,10 +184,8 @@ def previews(sides: Mapping[str, Side], shape: tuple[int, int]) -> dict[str, np.
     """Return the images of an area at a smaller size: name -> (h, w, 3) uint8."""
     found = {}
     for name, side in sides.items():
-        down, across = side.grid.height / shape[0], side.grid.width / shape[1]
-        scale = type(side.grid.transform).scale(across, down)
-        small = Grid(side.grid.crs, side.grid.transform * scale, shape[1], shape[0])
-        moved = side.on(small, (side.shift[0] / across, side.shift[1] / down))
+        small, (right, down) = side.grid.resized(*shape), side.shift
+        moved = side.on(small, (right * shape[1] / side.grid.width, down * shape[0] / side.grid.height))
         with sources.environment():
             found[name] = moved.read(small.window(0, 0, max(shape)))[0]
     return found

@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import rasterio
 from rasterio.crs import CRS
 from rasterio.windows import Window
 
-from lib.scenes.place import metres
+from lib.scenes.place import mapped, metres
 
 BLOCK = 256
 """Sides in pixels of the cells in which an area is read and written; windows are whole cells."""
@@ -27,9 +28,8 @@ class Grid:
     @property
     def bounds(self) -> tuple[float, float, float, float]:
         """Return (left, bottom, right, top) in coordinates of the CRS."""
-        left, top = self.transform * (0, 0)
-        right, bottom = self.transform * (self.width, self.height)
-        return min(left, right), min(top, bottom), max(left, right), max(top, bottom)
+        left, top, right, bottom = mapped(self.transform, np.array([(0, 0), (self.width, self.height)], float)).ravel()
+        return (float(min(left, right)), float(min(top, bottom)), float(max(left, right)), float(max(top, bottom)))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -65,13 +65,21 @@ class Grid:
 
     def part(self, window: Window) -> "Grid":
         """Return the grid of a window of this one, which may reach beyond it."""
-        moved = self.transform * rasterio.Affine.translation(window.col_off, window.row_off)
-        return Grid(self.crs, moved, int(window.width), int(window.height))
+        moved = self.moved(window.col_off, window.row_off)
+        return Grid(self.crs, moved.transform, int(window.width), int(window.height))
 
     def moved(self, columns: float, rows: float) -> "Grid":
         """Return a grid of the same size that begins so many pixels (fractions too) further right and down."""
-        moved = self.transform * rasterio.Affine.translation(columns, rows)
-        return Grid(self.crs, moved, self.width, self.height)
+        [(x, y)] = mapped(self.transform, np.array([(columns, rows)], float))
+        a, b, _, d, e, _ = tuple(self.transform)[:6]
+        return Grid(self.crs, rasterio.Affine(a, b, float(x), d, e, float(y)), self.width, self.height)
+
+    def resized(self, height: int, width: int) -> "Grid":
+        """Return a grid of other pixels over the same place."""
+        across, down = self.width / width, self.height / height
+        a, b, c, d, e, f = tuple(self.transform)[:6]
+        moved = rasterio.Affine(a * across, b * down, c, d * across, e * down, f)
+        return Grid(self.crs, moved, width, height)
 
     @property
     def pixel(self) -> tuple[float, float]:

@@ -25,6 +25,7 @@ from lib.errors import DataError
 from lib.maps.grid import BLOCK, Grid
 from lib.maps.sources import Source, opened
 from lib.scenes import bands
+from lib.scenes.place import mapped
 
 TOLERANCE = 0.001
 """Pixels by which the approximate transformation may be wrong; GDAL's own value depends on where a read begins."""
@@ -118,8 +119,8 @@ class Side:
 
     def moved_by(self) -> tuple[float, float]:
         """Return the shift in coordinates of the CRS."""
-        zero, there = self.grid.transform * (0, 0), self.grid.transform * self.shift
-        return there[0] - zero[0], there[1] - zero[1]
+        zero, there = self.grid.transform, self.target.transform
+        return there.c - zero.c, there.f - zero.f
 
     def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """Read a window of the grid: (h, w, 3) uint8 RGB, 0 where it is not valid, and (h, w) bool, what is valid.
@@ -186,9 +187,9 @@ class Side:
         """Tell which pixels of a window lie where the reduced image of a file has its rim: (h, w) bool."""
         part, rim = self.target.part(window), self.rims[source.path]
         columns, rows = np.meshgrid(np.arange(part.width) + 0.5, np.arange(part.height) + 0.5)
-        x, y = part.transform * (columns.ravel(), rows.ravel())
-        x, y = (np.asarray(axis) for axis in warp.transform(part.crs, source.crs, x, y)[:2])
-        across, down = ~source.transform * (x, y)
+        points = mapped(part.transform, np.column_stack([columns.ravel(), rows.ravel()]))
+        there = np.column_stack(warp.transform(part.crs, source.crs, *points.T)[:2])
+        across, down = mapped(~source.transform, there).T
         across = np.clip(across * rim.shape[1] / source.shape[1], 0, rim.shape[1] - 1).astype(np.intp)
         down = np.clip(down * rim.shape[0] / source.shape[0], 0, rim.shape[0] - 1).astype(np.intp)
         return rim[down, across].reshape(part.shape)
