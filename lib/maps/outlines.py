@@ -48,7 +48,8 @@ def regular(polygon: Polygon, tolerance: float) -> tuple[Polygon, str]:
     """Give an object the outline of a house: its smallest rectangle in any direction, or one of right angles, or the
     simple one.
 
-    The rectangle is taken where its intersection over union with the pixels is at least RECTANGLE. Otherwise the simple
+    The rectangle lies around all corners of pixels, so it is drawn in on all sides alike until it has the area of the
+    pixels; it is taken where its intersection over union with these is at least RECTANGLE then. Otherwise the simple
     outline is turned so that the rectangle lies straight; each of its sides becomes a horizontal or a vertical line, as
     it is longer, in its middle (sides of one direction that follow one another are one line in their mean, weighted by
     length), and the corners are where these lines meet. That is taken where it is valid and its intersection over union
@@ -56,13 +57,21 @@ def regular(polygon: Polygon, tolerance: float) -> tuple[Polygon, str]:
     """
     shell = Polygon(polygon.exterior)
     box = shapely.minimum_rotated_rectangle(shell)
-    if box.geom_type == "Polygon" and _iou(box, shell) >= RECTANGLE:
-        return _with_holes(box, polygon, tolerance), "rectangle"
+    if box.geom_type == "Polygon" and _iou(drawn := _drawn_in(box, shell.area), shell) >= RECTANGLE:
+        return _with_holes(drawn, polygon, tolerance), "rectangle"
     plain, how = simple(shell, tolerance)
     if box.geom_type == "Polygon" and (square := _right_angles(plain, box)) is not None:
         if _iou(square, shell) >= RIGHT_ANGLES:
             return _with_holes(square, polygon, tolerance), "right angles"
     return _with_holes(plain, polygon, tolerance), how
+
+
+def _drawn_in(box: Polygon, area: float) -> Polygon:
+    """Return a rectangle whose sides all move inwards by one length, so that it has this area."""
+    corners = shapely.get_coordinates(box.exterior)
+    long, short = np.hypot(*(corners[1] - corners[0])), np.hypot(*(corners[2] - corners[1]))
+    inwards = (long + short - np.sqrt((long + short) ** 2 - 4 * max(long * short - area, 0))) / 4  # (l-2d)(s-2d) = area
+    return box.buffer(-float(inwards), join_style="mitre")
 
 
 def _right_angles(plain: Polygon, box: Polygon) -> Polygon | None:

@@ -1,5 +1,6 @@
 """What is made of the rasters of a finished area: objects in a GeoPackage and as GeoJSON, counts, styles, a page."""
 
+import argparse
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -32,9 +33,9 @@ class Options:
 
     outlines: str = "pixels"
     """What outlines are: on the edges of pixels, "simple" or "regular" (``outlines.py``)."""
-    split: float | None = None
+    part: float | None = None
     """Objects that touch are parted, each part beginning where the probability is at least this; None: not parted."""
-    split_by: str | None = None
+    part_by: str | None = None
     """By which levels; None: by the first ones."""
     apart: bool = False
     """Whether touching pixels of different classes are different objects."""
@@ -48,13 +49,49 @@ class Options:
         found = []
         if self.outlines not in outlines.KINDS:
             found.append(one_of("outlines", self.outlines, outlines.KINDS))
-        if self.split is not None and not 0 < self.split <= 1:
-            found.append(f"split: expected a probability above 0, at most 1, got {self.split}")
-        if self.split is not None and self.apart:
-            found.append("split: parts objects that may have several classes, so it does not go with apart; remove one")
+        if self.part is not None and not 0 < self.part <= 1:
+            found.append(f"part: expected a probability above 0, at most 1, got {self.part}")
+        if self.part is not None and self.apart:
+            found.append("part: parts objects that may have several classes, so it does not go with apart; remove one")
+        if self.part is None and self.part_by is not None:
+            found.append("part_by: says by which levels objects are parted, but part is not stated; state it")
         if not self.cell > 0:
             found.append(f"cell: expected metres above 0, got {self.cell}")
         return found
+
+    def finder(self, layers: Layers, classes: int) -> Finder:
+        """Return what finds objects as asked. Raises ConfigError where there are no levels to part them by."""
+        parting = None
+        if self.part is not None:
+            by = self.part_by or next(iter(layers.levels), "")
+            if by not in layers.levels:
+                raise ConfigError(one_of("part_by", by, [*layers.levels]))
+            parting = by, int(np.ceil(self.part * 255))
+        return Finder(layers, classes, self.block, self.apart, parting)
+
+
+def add_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the flags of ``Options`` to a command."""
+    said = {
+        "outlines": "outlines on the edges of pixels (default), with fewer corners, or regular",
+        "part": "part objects that touch: each part begins where the probability is at least this",
+        "part-by": "the class whose probability that is (default: the first)",
+        "apart": "touching pixels of different classes are different objects",
+        "cell": "side of the cells in which objects are counted (default: %(default)g)",
+    }
+    flags.add_argument("--outlines", choices=outlines.KINDS, default=Options.outlines, help=said["outlines"])
+    flags.add_argument("--part", type=float, metavar="PROBABILITY", help=said["part"])
+    flags.add_argument("--part-by", metavar="CLASS", help=said["part-by"])
+    flags.add_argument("--apart", action="store_true", help=said["apart"])
+    flags.add_argument("--cell", type=float, default=Options.cell, metavar="METRES", help=said["cell"])
+
+
+def options_of(args: argparse.Namespace) -> Options:
+    """Return the options that flags state. Raises ConfigError with all that is wrong with them."""
+    options = Options(args.outlines, args.part, args.part_by, args.apart, args.cell)
+    if faults := options.faults():
+        raise ConfigError("; ".join(faults))
+    return options
 
 
 def write_all(folder: Path, given: Path | None = None, pictures: Mapping[str, np.ndarray] | None = None,
@@ -137,8 +174,8 @@ class _Work:
                 self.notes.append(f"{unknown} of {len(frame)} footprints lie where nothing is known: without a class")
             yield frame
             return
-        finder = Finder(self.layers, classes, self.options.block, self.options.apart, self._split())
-        yield vectors.table(_nothing(classes, len(legend.levels)), grid, legend, self.options.outlines)
+        finder = self.options.finder(self.layers, classes)
+        yield vectors.table(Objects.none(classes, len(legend.levels)), grid, legend, self.options.outlines)
         for found in tqdm(finder, "objects", leave=False, disable=None):
             yield vectors.table(found, grid, legend, self.options.outlines)
         for box in finder.too_large:
@@ -146,14 +183,6 @@ class _Work:
                 f"an object of {box.height} x {box.width} pixels at row {box.row_off}, column {box.col_off} was left "
                 "out of the polygons: that is no object but an answer that fills the raster"
             )
-
-    def _split(self) -> tuple[str, int] | None:
-        if self.options.split is None:
-            return None
-        by = self.options.split_by or next(iter(self.area.levels), "")
-        if by not in self.area.levels:
-            raise ConfigError(one_of("split_by", by, [*self.area.levels]))
-        return by, int(np.ceil(self.options.split * 255))
 
     def beside(self, package: Path, counted: summary.Summary, legend: Legend) -> None:
         """Write the other layers, the styles and the tables."""
@@ -195,9 +224,3 @@ class _Work:
 def _centres(shapes: np.ndarray) -> np.ndarray:
     """Return the centroids (N, 2) of shapes."""
     return shapely.get_coordinates(shapely.centroid(shapes)).reshape(-1, 2)
-
-
-def _nothing(classes: int, levels: int) -> Objects:
-    """Return no object at all, of so many classes and levels."""
-    return Objects(np.zeros(0, object), np.zeros(0, np.int64), np.zeros((0, classes + 1), np.int64),
-                   np.zeros((0, levels), np.int64))  # fmt: skip

@@ -64,6 +64,12 @@ class Objects:
     sums: np.ndarray
     """(N, layers' levels) int64: sum of the levels over the pixels."""
 
+    @classmethod
+    def none(cls, classes: int, levels: int) -> "Objects":
+        """Return no object at all, of so many classes and levels."""
+        return cls(np.zeros(0, object), np.zeros(0, np.int64), np.zeros((0, classes + 1), np.int64),
+                   np.zeros((0, levels), np.int64))  # fmt: skip
+
     @property
     def pixels(self) -> np.ndarray:
         """How many pixels each object has, (N,) int64."""
@@ -84,14 +90,14 @@ class Finder:
     """Rows and columns that are read at once."""
     apart: bool = False
     """Whether touching pixels of different classes are different objects; else classes are what an object may have."""
-    split: tuple[str, int] | None = None
+    parting: tuple[str, int] | None = None
     """Name of the levels by which objects that touch are parted, and the level from which on a part begins."""
     too_large: list[Window] = field(default_factory=list)
     """Bounding boxes of what was left out, since it has more than MOST pixels."""
 
     def __post_init__(self) -> None:
-        if self.apart and self.split:
-            raise ValueError("split: goes with objects of several classes; got apart as well")
+        if self.apart and self.parting:
+            raise ValueError("parting: goes with objects of several classes; got apart as well")
 
     def __iter__(self) -> Iterator[Objects]:
         height, width = self.layers.shape
@@ -125,8 +131,8 @@ class Finder:
     def _finish(self, labels: np.ndarray, window: Window) -> Objects:
         """Return the objects that lie whole in a window; labels: (h, w) int32, 0 = none of them."""
         levels = {name: read(window) for name, read in self.layers.levels.items()}
-        if self.split:
-            labels = part(labels, levels[self.split[0]], self.split[1])
+        if self.parting:
+            labels = part(labels, levels[self.parting[0]], self.parting[1])
         inside = np.flatnonzero(labels)
         numbers, place, own = np.unique(labels.ravel()[inside], return_index=True, return_inverse=True)
         answer = self.layers.answer(window).ravel()[inside].astype(np.int64)

@@ -201,5 +201,5 @@ def write_layer(package: Path, layer: str, frame: Any, append: bool = False) -> 
 def quiet() -> Iterator[None]:
     """Let GDAL not remark that a file has the name of one that is being written."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*file extension.*")
+        warnings.filterwarnings("ignore", message=".*extension.*")
         yield
