@@ -19,7 +19,7 @@ from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
 from lib.errors import ConfigError
-from lib.maps import sources
+from lib.maps import outputs, page, sources
 from lib.run import cli
 
 
@@ -47,6 +47,10 @@ def parser():
                        "its decode settings hold")  # fmt: skip
     flags.add_argument("--decode", action="append", default=[], metavar="SETTING=VALUE",
                        help="a decode setting in place of the chosen one")  # fmt: skip
+    flags.add_argument("--footprints", type=Path, metavar="FILE", help="polygons that get classes, instead of the "
+                       "objects that the networks find (GeoJSON, GeoPackage, GeoParquet)")  # fmt: skip
+    outputs.add_flags(flags)
+    flags.add_argument("--rasters", action="store_true", help="write rasters alone: no vectors, no page")
     flags.add_argument("--force", action="store_true", help="make everything anew")
     return flags
 
@@ -63,6 +67,9 @@ def main(argv=None):
     images |= {name: given for name, *given in args.image}
     if not images:
         raise ConfigError("--pre, --post: expected the images of an area, got none")
+    options = outputs.options_of(args)
+    if not args.rasters:
+        outputs.require_libraries()
     from lib.maps import area, layout, plan  # here, since they import torch
 
     request = plan.Request(
@@ -84,6 +91,10 @@ def main(argv=None):
         cli.say(f"  {note}")
     made = area.make(planned)
     cli.say(f"{args.out / made.answer}: class numbers; probabilities in {', '.join(made.levels.values())}")
+    if not args.rasters:
+        pictures = area.previews(planned.job.sides, page.preview_size(made.grid))
+        for line in outputs.write_all(args.out, args.footprints, pictures, options):
+            cli.say(line)
 
 
 def read_crs(text):

@@ -9,7 +9,7 @@ import rasterio
 from rasterio.crs import CRS
 from rasterio.windows import Window
 
-from lib.scenes.place import mapped, metres
+from lib.scenes.place import applied, metres
 
 BLOCK = 256
 """Sides in pixels of the cells in which an area is read and written; windows are whole cells."""
@@ -28,7 +28,7 @@ class Grid:
     @property
     def bounds(self) -> tuple[float, float, float, float]:
         """Return (left, bottom, right, top) in coordinates of the CRS."""
-        left, top, right, bottom = mapped(self.transform, np.array([(0, 0), (self.width, self.height)], float)).ravel()
+        left, top, right, bottom = applied(self.transform, np.array([(0, 0), (self.width, self.height)], float)).ravel()
         return (float(min(left, right)), float(min(top, bottom)), float(max(left, right)), float(max(top, bottom)))
 
     @property
@@ -70,7 +70,7 @@ class Grid:
 
     def moved(self, columns: float, rows: float) -> "Grid":
         """Return a grid of the same size that begins so many pixels (fractions too) further right and down."""
-        [(x, y)] = mapped(self.transform, np.array([(columns, rows)], float))
+        [(x, y)] = applied(self.transform, np.array([(columns, rows)], float))
         a, b, _, d, e, _ = tuple(self.transform)[:6]
         return Grid(self.crs, rasterio.Affine(a, b, float(x), d, e, float(y)), self.width, self.height)
 

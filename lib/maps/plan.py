@@ -20,6 +20,7 @@ from lib.maps.sides import Side, learn
 from lib.models import checkpoint
 from lib.run import manifest
 from lib.run.cli import Run
+from lib.scenes.place import metres
 from lib.stages.ensemble import averaging_of
 
 PARTS = ".parts"
@@ -140,8 +141,10 @@ def _trained(run: Run) -> float | None:
     found = []
     try:
         for scene in run.competition.scenes("train")[:LOOKED] if run.graph.train_ids else ():
-            if (size := run.competition.pixel_metres(scene)) is not None:
-                found.append(size)
+            if (place := run.competition.place(scene)) is not None:
+                height, width = place.size
+                wide, high = metres(CRS.from_user_input(place.crs), place.affine, (width / 2, height / 2))
+                found.append((wide * high) ** 0.5)
     except (PipelineError, OSError):
         return None
     return round(median(found), 3) if found else None

@@ -19,7 +19,7 @@ from rasterio.windows import Window
 from lib.files import write_json
 from lib.maps.grid import Grid
 from lib.maps.sides import Side
-from lib.scenes.place import mapped
+from lib.scenes.place import applied
 
 BLOCK = 512
 """Most sides of a block in pixels; of a small area a fourth of its shorter side, at least SMALLEST."""
@@ -104,7 +104,7 @@ class Field:
         features = []
         for arrow in self.arrows:
             ends = [(arrow.column, arrow.row), (arrow.column + arrow.right, arrow.row + arrow.down)]
-            x, y = mapped(self.grid.transform, np.array(ends)).T
+            x, y = applied(self.grid.transform, np.array(ends)).T
             longitude, latitude = warp.transform(self.grid.crs, CRS.from_epsg(4326), x, y)[:2]
             features.append({
                 "type": "Feature",
@@ -131,7 +131,7 @@ def measure(first: Side, later: Side, asked: Any) -> Field:
     size = fits[0] if fits else min(SMALLEST, *grid.shape)
     window = cv2.createHanningWindow((size, size), cv2.CV_32F)
     left, bottom, right, top = asked.bounds
-    ends = mapped(~grid.transform, np.array([(left, top), (right, bottom)]))
+    ends = applied(~grid.transform, np.array([(left, top), (right, bottom)]))
     columns = _places(max(0.0, ends[0][0]), min(grid.width, ends[1][0]), size)
     rows = _places(max(0.0, ends[0][1]), min(grid.height, ends[1][1]), size)
     arrows = []

@@ -25,7 +25,7 @@ from lib.errors import DataError
 from lib.maps.grid import BLOCK, Grid
 from lib.maps.sources import Source, opened
 from lib.scenes import bands
-from lib.scenes.place import mapped
+from lib.scenes.place import applied
 
 TOLERANCE = 0.001
 """Pixels by which the approximate transformation may be wrong; GDAL's own value depends on where a read begins."""
@@ -187,9 +187,9 @@ class Side:
         """Tell which pixels of a window lie where the reduced image of a file has its rim: (h, w) bool."""
         part, rim = self.target.part(window), self.rims[source.path]
         columns, rows = np.meshgrid(np.arange(part.width) + 0.5, np.arange(part.height) + 0.5)
-        points = mapped(part.transform, np.column_stack([columns.ravel(), rows.ravel()]))
+        points = applied(part.transform, np.column_stack([columns.ravel(), rows.ravel()]))
         there = np.column_stack(warp.transform(part.crs, source.crs, *points.T)[:2])
-        across, down = mapped(~source.transform, there).T
+        across, down = applied(~source.transform, there).T
         across = np.clip(across * rim.shape[1] / source.shape[1], 0, rim.shape[1] - 1).astype(np.intp)
         down = np.clip(down * rim.shape[0] / source.shape[0], 0, rim.shape[0] - 1).astype(np.intp)
         return rim[down, across].reshape(part.shape)

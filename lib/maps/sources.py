@@ -23,7 +23,7 @@ from lib.errors import DataError
 from lib.files import file_state
 from lib.scenes import bands
 from lib.scenes.bands import Remark
-from lib.scenes.place import mapped, metres
+from lib.scenes.place import applied, metres
 
 SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img", ".png", ".jpg", ".jpeg")
 """Endings of the files of a folder that are taken."""
@@ -68,7 +68,7 @@ class Source:
         across, down = np.linspace(0, width, 22), np.linspace(0, height, 22)
         ring = [*((x, 0) for x in across), *((width, y) for y in down), *((x, height) for x in across[::-1]),
                 *((0, y) for y in down[::-1])]  # fmt: skip
-        x, y = mapped(self.transform, np.array(ring)).T
+        x, y = applied(self.transform, np.array(ring)).T
         found = np.column_stack(warp.transform(self.crs, crs, x, y)[:2])
         if not np.isfinite(found).all():
             raise DataError(f"{self.path}: expected a place that {crs.to_string()} has, found one outside of it; give "

@@ -1,6 +1,6 @@
 """Stage 05: the averages over models, folds and views on disk, written and read."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from lib.run import cores, manifest
 from lib.run.artifacts import Unit
 from lib.run.cli import Run
 from lib.run.clock import Clock
+from lib.scenes.georeference import Place
 from lib.scenes.probs import file_name, read_levels, write_levels
 from lib.settings import some
 
@@ -37,7 +38,7 @@ def write(run: Run, unit: Unit, folder: Path, pool: "Pool | None" = None) -> dic
     """Write the average for every scene of a unit's split, which ``pool`` shares; returns what its manifest records."""
     weights, variant, temperatures = averaging_of(run)
     scenes, members = predicted(run, unit.name, temperatures)
-    clock, average = Clock(), Averaging(members, weights, variant, folder)
+    clock, average = Clock(), Averaging(members, weights, variant, folder, run.competition.georeference)
     calls = [(scene,) for scene in scenes]
     with closing(cores.share(pool or cores.open_pool(1, 0), average, Averaging.write, calls)) as written:
         for seconds in tqdm(written, f"average {unit.name}", len(scenes), leave=False, disable=None):
@@ -65,6 +66,8 @@ class Averaging:
     weights: Weights
     variant: Variant
     folder: Path
+    georeference: Callable[[Scene], Place | None]
+    """Where a scene lies, as the file of its average says then."""
 
     def write(self, scene: Scene) -> dict[str, float]:
         """Write the average of one scene, one file per task; returns the seconds by what they went to."""
@@ -72,10 +75,11 @@ class Averaging:
         with clock("read"):
             averages = found.average(self.weights, self.variant)
         with clock("store"):
+            place = self.georeference(scene)
             for task, levels in averages.items():
                 path = self.folder / task / file_name(scene.id)
                 path.parent.mkdir(exist_ok=True)
-                write_levels(path, levels, found.names[task])
+                write_levels(path, levels, found.names[task], place)
         return clock.seconds
 
 

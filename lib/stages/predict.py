@@ -143,13 +143,14 @@ def fall_back(run: Run, name: str, scenes: list[Scene], failed: Mapping[str, str
     task, value = run.competition.tasks[run.config.models[name].task], run.config.predict.fallback
     size_of = sizes(run.competition, scenes) if task.dense else dict.fromkeys(failed, (1, 1))
     known = stated_sizes(run.competition, scenes) if task.dense else size_of
+    places = {scene.id: run.competition.georeference(scene) for scene in scenes if scene.id in failed}
     for scene in failed:
         constant = value if scene in known else 0  # of no image a mask is empty
         levels = quantise(np.full((task.channels, *size_of[scene]), constant, np.float32), run.config.predict.truncate)
         for views in run.config.predict.tta_sets:
             path = levels_path(out, run.config.predict.tta_sets, views, scene)
             path.parent.mkdir(exist_ok=True)
-            write_levels(path, levels, task.classes)
+            write_levels(path, levels, task.classes, places[scene])
     say(f"  {len(failed)} of {len(scenes)} scenes could not be predicted and have the fallback {value}: {told(failed)}")
     return failed
 
@@ -361,7 +362,7 @@ class Networks:
                 write_logits(path, values, classes)
             else:
                 path.parent.mkdir(exist_ok=True)
-                write_levels(path, values, classes)
+                write_levels(path, values, classes, self.run.competition.georeference(passing.scene))
         return Outcome(passing.scene.id, passing.seconds + time.perf_counter() - started)
 
     @contextmanager

@@ -31,10 +31,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import rasterio
 import shapely
 from pydantic import Field
-from rasterio.crs import CRS
 
 from lib.competitions import tables
 from lib.competitions.class_rows import ClassRows
@@ -185,19 +183,6 @@ class XView2(ClassRows):
         ones, and 255 (or 1, as the option says) inside un-classified ones."""
         unclassified = IGNORE if self.options.unclassified == "ignore" else DAMAGE["no-damage"]
         return _buildings(scene) if task == "loc" else _damage(scene, unclassified)
-
-    def pixel_metres(self, scene: Scene) -> float | None:
-        """Return the side of a pixel in metres from the place of the image, or else from the outlines of its label,
-        which are in pixels and in degrees."""
-        if (known := super().pixel_metres(scene)) is not None or "pre_label" not in scene.files:
-            return known
-        pre = _load(scene.files["pre_label"])
-        affine = _affine(_outlines(scene.files["pre_label"], pre), pre)
-        if affine is None:
-            return None
-        transform = rasterio.Affine(affine[0, 0], affine[1, 0], affine[2, 0], affine[0, 1], affine[1, 1], affine[2, 1])
-        wide, high = place.metres(CRS.from_epsg(4326), transform)
-        return (wide * high) ** 0.5
 
     # ---- answers --------------------------------------------------------------------------------------
     def truth(self, scene: Scene) -> Answer:
@@ -559,27 +544,17 @@ def _position(outlines: np.ndarray, features: Mapping[str, Any], size: tuple[int
     It comes from the affine map of pixels to degrees of some ten buildings, exact to 1e-7 degrees (1 cm) on real tiles.
     Where there is no such map, it is the mean of the buildings, up to 200 m beside the centre.
     """
-    if (affine := _affine(outlines, features)) is not None:
-        return tuple(([size[1] / 2, size[0] / 2, 1.0] @ affine).tolist())  # (3,) @ (3, 2)
-    lng_lat, _ = _corners(outlines, features)
-    return tuple(lng_lat.mean(axis=0).tolist()) if len(lng_lat) and np.isfinite(lng_lat).all() else None
-
-
-def _corners(outlines: np.ndarray, features: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Return corners of some ten buildings in degrees, (N, 2), and in pixels, (M, 2)."""
     some = slice(None, None, max(1, len(outlines) // 8))
     texts = [str(feature["wkt"]) for feature in features["lng_lat"][some]]
-    lng_lat = shapely.get_coordinates(shapely.from_wkt(texts, on_invalid="ignore"))
-    return lng_lat, shapely.get_coordinates(outlines[some])
-
-
-def _affine(outlines: np.ndarray, features: Mapping[str, Any]) -> np.ndarray | None:
-    """Return the affine map (3, 2) from (x, y, 1) in pixels to degrees; None where the buildings do not tell it."""
-    lng_lat, pixels = _corners(outlines, features)
-    if not len(lng_lat) or len(pixels) != len(lng_lat) or not np.isfinite(lng_lat).all():
+    lng_lat = shapely.get_coordinates(shapely.from_wkt(texts, on_invalid="ignore"))  # (N, 2)
+    pixels = shapely.get_coordinates(outlines[some])
+    if not len(lng_lat) or not np.isfinite(lng_lat).all():
         return None
-    affine, _, rank, _ = np.linalg.lstsq(np.column_stack([pixels, np.ones(len(pixels))]), lng_lat, rcond=None)
-    return affine if rank == 3 else None
+    if len(pixels) == len(lng_lat):
+        affine, _, rank, _ = np.linalg.lstsq(np.column_stack([pixels, np.ones(len(pixels))]), lng_lat, rcond=None)
+        if rank == 3:
+            return tuple(([size[1] / 2, size[0] / 2, 1.0] @ affine).tolist())  # (3,) @ (3, 2)
+    return tuple(lng_lat.mean(axis=0).tolist())
 
 
 def _buildings(scene: Scene) -> np.ndarray:
