@@ -1,0 +1,245 @@
+"""A new event from a few labelled buildings: what 20 to 200 labels are worth, judged on events that were left out.
+
+For every event that no network of a fold was trained on (``folds.scheme: event`` divides so), its buildings are
+described by the networks of that fold. Some are drawn as if a person had labelled them; a logistic head learns from
+these and names the classes of all others:
+
+- none: what the networks say;
+- adapted: the head, beside what the networks say (``lib.ensemble.adapt``);
+- labels alone: the same head on the features of the encoder as it was before any training on damage.
+
+    python -m lib.tools.adapt --config configs/xview2_cpu.yaml --set folds.scheme=event --model cls_lite0
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from lib.competitions.contract import Scene
+from lib.ensemble import adapt
+from lib.errors import ConfigError, DataError
+from lib.inference.pooled import Described, Pooled
+from lib.inference.scene import read_stack
+from lib.metrics import ratio
+from lib.models import build, checkpoint
+from lib.run import cli
+from lib.run.cli import Run, say
+from lib.scenes.view import View
+from lib.stages.train import split
+from lib.tasks import known
+from lib.tools import table
+
+LABELS = (0, 20, 50, 100, 200)
+NONE, ADAPTED, ALONE = "none", "adapted", "labels alone"
+
+
+@dataclass
+class Event:
+    """The buildings of one event, described by networks that were not trained on it."""
+
+    name: str
+    fold: int
+    trained: Described
+    plain: Described
+    """The same objects by the encoder as training found it."""
+    classes: np.ndarray
+    """(N,) int: number of the class in the order of ``names``."""
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+
+def objects(target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find the objects of a target (H, W) uint8 of classes, 0 is background: labels (H, W) int32, 1..N, and (N,) int.
+
+    An object is what hangs together (8 neighbours), of the class that most of its pixels have. Ignored pixels are in
+    none.
+    """
+    inside = known(target) & (target > 0)
+    count, labels = cv2.connectedComponents(inside.astype(np.uint8), connectivity=8, ltype=cv2.CV_32S)
+    votes = np.zeros((count, 256), np.int64)
+    np.add.at(votes, (labels[inside], target[inside]), 1)
+    return labels, votes[1:].argmax(1)
+
+
+def classes_of(run: Run, name: str) -> tuple[str, ...]:
+    """Return the classes that objects may have. ConfigError for a model that tells none apart."""
+    if name not in run.config.models:
+        raise ConfigError(f"--model {name}: expected one of {', '.join(run.config.models)}")
+    model = run.config.models[name]
+    task = run.competition.tasks[model.task]
+    if task.kind != "multiclass" or not task.dense or task.channels < 3:
+        raise ConfigError(f"--model {name}: expected a model that names the class of every pixel, background and two "
+                          f"others at least, got {', '.join(task.classes)}")  # fmt: skip
+    if model.view != View():
+        raise ConfigError(f"--model {name}: expected one that sees scenes at their own size, got view "
+                          f"{model.view.model_dump(exclude_defaults=True)}")  # fmt: skip
+    return task.classes[1:]
+
+
+def left_out(run: Run) -> tuple[dict[str, int], list[str]]:
+    """Return event -> its fold, of events that lie in one fold, and the events that do not."""
+    table_ = run.folds().set_index("id")["fold"]
+    folds: dict[str, set[int]] = {}
+    for scene in run.competition.scenes("train"):
+        if scene.id in table_.index:
+            folds.setdefault(scene.domain, set()).add(int(table_[scene.id]))
+    whole = {event: next(iter(found)) for event, found in sorted(folds.items()) if len(found) == 1}
+    return whole, sorted(folds.keys() - whole.keys())
+
+
+def described(run: Run, name: str, fold: int, scenes: Sequence[Scene]) -> Iterator[tuple[Described, Described, Any]]:
+    """Yield, of each scene with objects, how the fold's network and its first weights describe them, and their classes.
+
+    One forward pass of each network shows a whole scene.
+    """
+    model = run.config.models[name]
+    task, predict = run.competition.tasks[model.task], run.predict_of(name)
+    network = checkpoint.load_network(run.store.require(run.graph.checkpoint(name, fold)))
+    start = model.network
+    source = start.encoder_weights
+    if isinstance(model.train.init_from, str):  # which has the encoder's weights
+        source = run.config.models[model.train.init_from].network.encoder_weights
+    first = build(encoder_weights=source or "none", **start.arguments(task.channels))
+    ways = [Pooled(one, task.activate, run.device, predict.precision) for one in (network, first)]
+    for scene in scenes:
+        target = run.competition.training_target(scene, model.task, start.images)
+        labels, classes = objects(target)
+        if len(classes):
+            image = read_stack(run.competition, scene, start.images)
+            yield *(way(image, labels) for way in ways), classes
+
+
+def gathered(run: Run, name: str, event: str, fold: int) -> Event | None:
+    """Describe all objects of an event; None where it has none."""
+    scenes = [scene for scene in split(run, fold)[1] if scene.domain == event]
+    parts = list(described(run, name, fold, scenes))
+    if not parts:
+        return None
+    both = [Described(np.concatenate([part[way].features for part in parts]),
+                      np.concatenate([part[way].probs for part in parts]), parts[0][way].encoder)
+            for way in (0, 1)]  # fmt: skip
+    return Event(event, fold, *both, np.concatenate([part[2] for part in parts]) - 1)
+
+
+def judged(event: Event, names: Sequence[str], counts: Sequence[int], seeds: int) -> list[dict[str, Any]]:
+    """Return a row for each number of labels and way: scores on the objects that have no label, mean over seeds."""
+    rows = []
+    for count in counts:
+        if count >= len(event):
+            say(f"  {event.name}: {count} labels are not tried, it has {len(event)} buildings")
+            continue
+        found: dict[str, list[dict[str, float]]] = {}
+        chosen: Counter[str] = Counter()
+        for seed in range(seeds):
+            labelled = adapt.drawn(event.classes, count, seed)
+            others = np.setdiff1d(np.arange(len(event)), labelled)
+            answers = {NONE: _prior(event.trained)[others]}
+            if count:
+                head = _learnt(event.trained.features, _prior(event.trained), event.classes, labelled, seed)
+                chosen[head.way] += 1
+                answers[ADAPTED] = head.probabilities(event.trained.features[others], _prior(event.trained)[others])
+                coarse, even = event.plain.features[:, : event.plain.encoder], np.ones_like(_prior(event.plain))
+                alone = _learnt(coarse, even, event.classes, labelled, seed)
+                answers[ALONE] = alone.probabilities(coarse[others], even[others])
+            for way, probs in answers.items():
+                found.setdefault(way, []).append(scores(probs, event.classes[others], names))
+        for way, all_seeds in found.items():
+            mean = {key: float(np.mean([one[key] for one in all_seeds])) for key in all_seeds[0]}
+            spread = float(np.std([one["f1"] for one in all_seeds]))
+            ways = ", ".join(f"{number} {text}" for text, number in sorted(chosen.items())) if way == ADAPTED else None
+            rows.append({"event": event.name, "labels": count, "way": way, "f1": mean.pop("f1"), "sd": spread, **mean,
+                         "chosen": ways})  # fmt: skip
+    return rows
+
+
+def scores(probs: np.ndarray, classes: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+    """Score objects, each one vote: mean F1 of the classes that occur, accuracy, calibration error, log loss, F1 each.
+
+    probs: (N, K) float; classes: (N,) int. A class that does not occur has NaN and is not in the mean.
+    """
+    called = probs.argmax(1)
+    hits = np.array([((called == k) & (classes == k)).sum() for k in range(len(names))])
+    sizes = np.bincount(classes, minlength=len(names)) + np.bincount(called, minlength=len(names))
+    each = np.where(np.bincount(classes, minlength=len(names)) > 0, ratio(2 * hits, sizes, 0.0), np.nan)
+    right = np.maximum(probs[np.arange(len(classes)), classes], adapt.FLOOR)
+    return {"f1": float(np.nanmean(each)), "accuracy": float((called == classes).mean()),
+            "calibration": adapt.calibration_error(probs, classes), "log_loss": float(-np.log(right).mean()),
+            **{f"f1 {name}": float(value) for name, value in zip(names, each, strict=True)}}  # fmt: skip
+
+
+def _prior(seen: Described) -> np.ndarray:
+    """Return what a network says of the classes of objects, given that they are objects: (N, K)."""
+    own = np.maximum(seen.probs[:, 1:], adapt.FLOOR)
+    return own / own.sum(1, keepdims=True)
+
+
+def _learnt(features: np.ndarray, prior: np.ndarray, classes: np.ndarray, labelled: np.ndarray,
+            seed: int) -> adapt.Adapted:  # fmt: skip
+    return adapt.fit(features[labelled], prior[labelled], classes[labelled], seed)
+
+
+def judge(run: Run, name: str, counts: Sequence[int], seeds: int) -> list[dict[str, Any]]:
+    """Return the rows of all events that were left out of a fold. ConfigError where there is none."""
+    names = classes_of(run, name)
+    events, straddling = left_out(run)
+    if straddling:
+        say(f"  events in several folds, of which no network is without them: {', '.join(straddling)}")
+    if not events:
+        raise ConfigError("folds: expected events that lie in one fold each, found none; divide the scenes with --set "
+                          "folds.scheme=event, train the model on these folds, and judge again")  # fmt: skip
+    rows = []
+    for event, fold in events.items():
+        found = gathered(run, name, event, fold)
+        if found is None:
+            say(f"  {event}: no buildings, left out")
+            continue
+        held = Counter(names[number] for number in found.classes)
+        say(f"  {event or 'all scenes'}, fold {fold}: {len(found)} buildings ("
+            + ", ".join(f"{text} {held[text]}" for text in names) + ")")  # fmt: skip
+        rows += judged(found, names, counts, seeds)
+    if not rows:
+        raise DataError("no event has buildings of which some could be labelled; check the labels")
+    return rows
+
+
+def _mean_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return, for each number of labels and way, the mean over the events that have it."""
+    means = []
+    for labels, way in dict.fromkeys((row["labels"], row["way"]) for row in rows):
+        own = [row for row in rows if (row["labels"], row["way"]) == (labels, way)]
+        means.append({"event": f"mean of {len(own)}", "labels": labels, "way": way,
+                      **{key: float(np.mean([row[key] for row in own]))
+                         for key in ("f1", "sd", "accuracy", "calibration", "log_loss")}})  # fmt: skip
+    return means
+
+
+@cli.exits
+def main(argv=None):
+    flags = cli.experiment_flags(__doc__)
+    flags.formatter_class = argparse.RawDescriptionHelpFormatter
+    flags.add_argument("--model", required=True, help="the model that tells the classes apart")
+    flags.add_argument("--labels", type=int, nargs="+", default=LABELS, metavar="N",
+                       help=f"numbers of labels to try (default: {' '.join(map(str, LABELS))})")  # fmt: skip
+    flags.add_argument("--seeds", type=int, default=10, help="draws of the labelled buildings (default: 10)")
+    flags.add_argument("--out", type=Path, help="write the table to this CSV")
+    args = flags.parse_args(argv)
+    if args.seeds < 1 or min(args.labels) < 0:
+        raise ConfigError("--seeds, --labels: expected at least 1 seed and no negative number of labels")
+    run = cli.open_run(args)
+    rows = judge(run, args.model, args.labels, args.seeds)
+    print(table.text([*rows, *_mean_rows(rows)]))
+    if args.out:
+        table.write_csv(args.out, rows)
+        say(f"{args.out}: {len(rows)} rows")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
