@@ -159,16 +159,16 @@ def test_scores_are_those_of_scikit_learn(rng):
 def test_more_labels_are_judged_on_the_objects_that_have_none(rng, capsys):
     features, prior, classes = event(rng, 150)
     probs = np.concatenate([np.zeros((150, 1)), prior], axis=1)
-    known = tool.Event("storm", 0, Described(features, probs, 1), Described(features * 0, probs, 2), classes)
+    known = tool.LeftOut("storm", 0, Described(features, probs, 1), Described(features * 0, probs, 2), classes)
     rows = tool.judged(known, ("a", "b", "c"), (0, 50, 150), seeds=3)
-    assert [(row["labels"], row["way"]) for row in rows] == [
+    assert [(row["labelled"], row["way"]) for row in rows] == [
         (0, "none"), (50, "none"), (50, "adapted"), (50, "labels alone")]  # fmt: skip
     assert rows[2]["f1"] > rows[1]["f1"] + 0.1 > rows[3]["f1"] + 0.1  # features of nothing teach nothing
     assert rows[2]["chosen"] == "3 head"
-    assert "storm: 150 labels are not tried, it has 150 buildings" in capsys.readouterr().out
+    assert "storm: 150 labels are not tried, it has 150 objects" in capsys.readouterr().out
 
 
-def test_events_in_one_fold_are_judged_and_others_are_named():
+def test_domains_in_one_fold_are_judged_and_others_are_named():
     import pandas as pd
 
     scenes = [SimpleNamespace(id=f"{event}{k}", domain=event) for event in "abc" for k in range(2)]

@@ -1,6 +1,6 @@
-"""A new event from a few labelled buildings: what 20 to 200 labels are worth, judged on events that were left out.
+"""A new domain from a few labelled objects: what 20 to 200 labels are worth, judged on domains that were left out.
 
-For every event that no network of a fold was trained on (``folds.scheme: event`` divides so), its buildings are
+For every domain that no network of a fold was trained on (``folds.scheme: event`` divides so), its objects are
 described by the networks of that fold. Some are drawn as if a person had labelled them; a logistic head learns from
 these and names the classes of all others:
 
@@ -41,8 +41,8 @@ NONE, ADAPTED, ALONE = "none", "adapted", "labels alone"
 
 
 @dataclass
-class Event:
-    """The buildings of one event, described by networks that were not trained on it."""
+class LeftOut:
+    """The objects of one domain, described by networks that were not trained on it."""
 
     name: str
     fold: int
@@ -85,13 +85,13 @@ def classes_of(run: Run, name: str) -> tuple[str, ...]:
 
 
 def left_out(run: Run) -> tuple[dict[str, int], list[str]]:
-    """Return event -> its fold, of events that lie in one fold, and the events that do not."""
+    """Return domain -> its fold, of domains that lie in one fold, and the domains that do not."""
     table_ = run.folds().set_index("id")["fold"]
     folds: dict[str, set[int]] = {}
     for scene in run.competition.scenes("train"):
         if scene.id in table_.index:
             folds.setdefault(scene.domain, set()).add(int(table_[scene.id]))
-    whole = {event: next(iter(found)) for event, found in sorted(folds.items()) if len(found) == 1}
+    whole = {domain: next(iter(found)) for domain, found in sorted(folds.items()) if len(found) == 1}
     return whole, sorted(folds.keys() - whole.keys())
 
 
@@ -117,45 +117,45 @@ def described(run: Run, name: str, fold: int, scenes: Sequence[Scene]) -> Iterat
             yield *(way(image, labels) for way in ways), classes
 
 
-def gathered(run: Run, name: str, event: str, fold: int) -> Event | None:
-    """Describe all objects of an event; None where it has none."""
-    scenes = [scene for scene in split(run, fold)[1] if scene.domain == event]
+def gathered(run: Run, name: str, domain: str, fold: int) -> LeftOut | None:
+    """Describe all objects of a domain; None where it has none."""
+    scenes = [scene for scene in split(run, fold)[1] if scene.domain == domain]
     parts = list(described(run, name, fold, scenes))
     if not parts:
         return None
     both = [Described(np.concatenate([part[way].features for part in parts]),
                       np.concatenate([part[way].probs for part in parts]), parts[0][way].encoder)
             for way in (0, 1)]  # fmt: skip
-    return Event(event, fold, *both, np.concatenate([part[2] for part in parts]) - 1)
+    return LeftOut(domain, fold, *both, np.concatenate([part[2] for part in parts]) - 1)
 
 
-def judged(event: Event, names: Sequence[str], counts: Sequence[int], seeds: int) -> list[dict[str, Any]]:
+def judged(held: LeftOut, names: Sequence[str], counts: Sequence[int], seeds: int) -> list[dict[str, Any]]:
     """Return a row for each number of labels and way: scores on the objects that have no label, mean over seeds."""
     rows = []
     for count in counts:
-        if count >= len(event):
-            say(f"  {event.name}: {count} labels are not tried, it has {len(event)} buildings")
+        if count >= len(held):
+            say(f"  {held.name}: {count} labels are not tried, it has {len(held)} objects")
             continue
         found: dict[str, list[dict[str, float]]] = {}
         chosen: Counter[str] = Counter()
         for seed in range(seeds):
-            labelled = adapt.drawn(event.classes, count, seed)
-            others = np.setdiff1d(np.arange(len(event)), labelled)
-            answers = {NONE: _prior(event.trained)[others]}
+            labelled = adapt.drawn(held.classes, count, seed)
+            others = np.setdiff1d(np.arange(len(held)), labelled)
+            answers = {NONE: _prior(held.trained)[others]}
             if count:
-                head = _learnt(event.trained.features, _prior(event.trained), event.classes, labelled, seed)
+                head = _learnt(held.trained.features, _prior(held.trained), held.classes, labelled, seed)
                 chosen[head.way] += 1
-                answers[ADAPTED] = head.probabilities(event.trained.features[others], _prior(event.trained)[others])
-                coarse, even = event.plain.features[:, : event.plain.encoder], np.ones_like(_prior(event.plain))
-                alone = _learnt(coarse, even, event.classes, labelled, seed)
+                answers[ADAPTED] = head.probabilities(held.trained.features[others], _prior(held.trained)[others])
+                coarse, even = held.plain.features[:, : held.plain.encoder], np.ones_like(_prior(held.plain))
+                alone = _learnt(coarse, even, held.classes, labelled, seed)
                 answers[ALONE] = alone.probabilities(coarse[others], even[others])
             for way, probs in answers.items():
-                found.setdefault(way, []).append(scores(probs, event.classes[others], names))
+                found.setdefault(way, []).append(scores(probs, held.classes[others], names))
         for way, all_seeds in found.items():
             mean = {key: float(np.mean([one[key] for one in all_seeds])) for key in all_seeds[0]}
             spread = float(np.std([one["f1"] for one in all_seeds]))
             ways = ", ".join(f"{number} {text}" for text, number in sorted(chosen.items())) if way == ADAPTED else None
-            rows.append({"event": event.name, "labels": count, "way": way, "f1": mean.pop("f1"), "sd": spread, **mean,
+            rows.append({"domain": held.name, "labelled": count, "way": way, "f1": mean.pop("f1"), "sd": spread, **mean,
                          "chosen": ways})  # fmt: skip
     return rows
 
@@ -187,35 +187,35 @@ def _learnt(features: np.ndarray, prior: np.ndarray, classes: np.ndarray, labell
 
 
 def judge(run: Run, name: str, counts: Sequence[int], seeds: int) -> list[dict[str, Any]]:
-    """Return the rows of all events that were left out of a fold. ConfigError where there is none."""
+    """Return the rows of all domains that were left out of a fold. ConfigError where there is none."""
     names = classes_of(run, name)
-    events, straddling = left_out(run)
+    domains, straddling = left_out(run)
     if straddling:
-        say(f"  events in several folds, of which no network is without them: {', '.join(straddling)}")
-    if not events:
-        raise ConfigError("folds: expected events that lie in one fold each, found none; divide the scenes with --set "
+        say(f"  domains in several folds, of which no network is without them: {', '.join(straddling)}")
+    if not domains:
+        raise ConfigError("folds: expected domains that lie in one fold each, found none; divide the scenes with --set "
                           "folds.scheme=event, train the model on these folds, and judge again")  # fmt: skip
     rows = []
-    for event, fold in events.items():
-        found = gathered(run, name, event, fold)
+    for domain, fold in domains.items():
+        found = gathered(run, name, domain, fold)
         if found is None:
-            say(f"  {event}: no buildings, left out")
+            say(f"  {domain}: no objects, left out")
             continue
         held = Counter(names[number] for number in found.classes)
-        say(f"  {event or 'all scenes'}, fold {fold}: {len(found)} buildings ("
+        say(f"  {domain or 'all scenes'}, fold {fold}: {len(found)} objects ("
             + ", ".join(f"{text} {held[text]}" for text in names) + ")")  # fmt: skip
         rows += judged(found, names, counts, seeds)
     if not rows:
-        raise DataError("no event has buildings of which some could be labelled; check the labels")
+        raise DataError("no domain has objects of which some could be labelled; check the labels")
     return rows
 
 
 def _mean_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return, for each number of labels and way, the mean over the events that have it."""
+    """Return, for each number of labels and way, the mean over the domains that have it."""
     means = []
-    for labels, way in dict.fromkeys((row["labels"], row["way"]) for row in rows):
-        own = [row for row in rows if (row["labels"], row["way"]) == (labels, way)]
-        means.append({"event": f"mean of {len(own)}", "labels": labels, "way": way,
+    for labels, way in dict.fromkeys((row["labelled"], row["way"]) for row in rows):
+        own = [row for row in rows if (row["labelled"], row["way"]) == (labels, way)]
+        means.append({"domain": f"mean of {len(own)}", "labelled": labels, "way": way,
                       **{key: float(np.mean([row[key] for row in own]))
                          for key in ("f1", "sd", "accuracy", "calibration", "log_loss")}})  # fmt: skip
     return means
@@ -228,7 +228,7 @@ def main(argv=None):
     flags.add_argument("--model", required=True, help="the model that tells the classes apart")
     flags.add_argument("--labels", type=int, nargs="+", default=LABELS, metavar="N",
                        help=f"numbers of labels to try (default: {' '.join(map(str, LABELS))})")  # fmt: skip
-    flags.add_argument("--seeds", type=int, default=10, help="draws of the labelled buildings (default: 10)")
+    flags.add_argument("--seeds", type=int, default=10, help="draws of the labelled objects (default: 10)")
     flags.add_argument("--out", type=Path, help="write the table to this CSV")
     args = flags.parse_args(argv)
     if args.seeds < 1 or min(args.labels) < 0:
