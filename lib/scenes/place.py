@@ -1,4 +1,5 @@
-"""Whether two georeferenced images show one place: their footprints are brought into the CRS of the first."""
+"""Whether two georeferenced images show one place: their footprints are brought into the CRS of the first. How large a
+pixel is in metres."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,6 +9,7 @@ import numpy as np
 import rasterio
 import shapely
 from rasterio import warp
+from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 
 from lib.errors import DataError
@@ -88,6 +90,29 @@ def refuse_apart(first: str | Path, second: str | Path) -> None:
     if found is not None and not found.overlap > 0:
         raise DataError(f"{second}: expected the place of {first}, got another that has nothing in common with it; "
                         "pair the images that show one place, or mend their georeference")  # fmt: skip
+
+
+def metres(crs: CRS, transform: rasterio.Affine, at: tuple[float, float] = (0.0, 0.0)) -> tuple[float, float]:
+    """Return (width, height) in metres of a pixel at (column, row) of a raster.
+
+    It is measured in a transverse Mercator projection that is centred there, whose scale is 1 in its centre: so units
+    of the CRS and the scale of Web Mercator do not matter.
+    """
+    column, row = at
+    east, north = _apply(transform, np.array([(column, row), (column + 1, row), (column, row + 1)], float)).T
+    longitude, latitude = warp.transform(crs, CRS.from_epsg(4326), east[:1], north[:1])[:2]
+    local = CRS.from_proj4(f"+proj=tmerc +lat_0={latitude[0]:.9f} +lon_0={longitude[0]:.9f} +k=1 +datum=WGS84 +units=m")
+    x, y = (np.asarray(axis) for axis in warp.transform(crs, local, east, north)[:2])
+    return float(np.hypot(x[1] - x[0], y[1] - y[0])), float(np.hypot(x[2] - x[0], y[2] - y[0]))
+
+
+def pixel_metres(path: str | Path) -> float | None:
+    """Return the side in metres of a pixel of a georeferenced image, of an oblong one the geometric mean; else None."""
+    if (known := raster.place(path)) is None:
+        return None
+    crs, transform, (height, width) = known
+    wide, high = metres(crs, transform, (width / 2, height / 2))
+    return (wide * high) ** 0.5
 
 
 def _apply(transform: rasterio.Affine, points: np.ndarray) -> np.ndarray:
