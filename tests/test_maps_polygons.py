@@ -8,7 +8,7 @@ from rasterio.features import rasterize
 from scipy import ndimage
 
 from lib.maps import polygons
-from lib.maps.outlines import RECTANGLE, RIGHT_ANGLES, outlined, regular
+from lib.maps.outlines import LEAST, RECTANGLE, outlined, regular
 from lib.maps.polygons import NO_DATA, Finder, Layers, part
 
 
@@ -176,7 +176,7 @@ def test_a_rectangle_comes_back_as_a_rectangle(angle):
 def test_a_house_with_a_wing_has_right_angles(angle):
     house = shapely.affinity.rotate(shapely.box(10, 12, 50, 28).union(shapely.box(10, 28, 24, 46)), angle, (30, 30))
     shape, how = regular(seen := pixels(house), 1.0)
-    assert how == "right angles" and iou(shape, house) > 0.9 and iou(shape, seen) >= RIGHT_ANGLES
+    assert how == "right angles" and iou(shape, house) > 0.9 and iou(shape, seen) >= LEAST
     sides = np.diff(shapely.get_coordinates(shape.exterior), axis=0)
     turns = (sides * np.roll(sides, -1, axis=0)).sum(axis=1) / np.hypot(*sides.T) ** 2
     assert np.abs(turns).max() < 1e-6 and len(sides) == 6

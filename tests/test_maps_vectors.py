@@ -61,8 +61,9 @@ def area(folder: Path, disagreement: bool = False) -> Area:
         with rasterio.open(folder / f"{name}.tif", "w", count=1, dtype="uint8", **GRID.profile) as file:
             file.write(plane, 1)
     files = {name: f"p_{number}.tif" for number, name in enumerate(levels)}
-    held = Area(GRID, CLASSES, COLOURS, files, "answer.tif", "spread.tif" if disagreement else None, "an event", "a model",
-                notes=("The left rim has no data.",))  # fmt: skip
+    spread = "spread.tif" if disagreement else None
+    said = ("The left rim has no data.",)
+    held = Area(GRID, CLASSES, COLOURS, files, "answer.tif", spread, "an event", "a model", notes=said)
     held.write(folder)
     return held
 
