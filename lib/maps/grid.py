@@ -1,18 +1,18 @@
 """The grid that all rasters of an area share: where its pixels lie on Earth."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import rasterio
-from rasterio import warp
 from rasterio.crs import CRS
 from rasterio.windows import Window
 
-BLOCK = 512
-"""Sides of the tiles of all rasters, in pixels; windows are whole tiles, so that each tile is written once."""
+from lib.scenes.place import applied, metres
+
+BLOCK = 256
+"""Sides in pixels of the cells in which an area is read and written; windows are whole cells."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,8 @@ class Grid:
     @property
     def bounds(self) -> tuple[float, float, float, float]:
         """Return (left, bottom, right, top) in coordinates of the CRS."""
-        left, top = self.transform * (0, 0)
-        right, bottom = self.transform * (self.width, self.height)
-        return min(left, right), min(top, bottom), max(left, right), max(top, bottom)
+        left, top, right, bottom = applied(self.transform, np.array([(0, 0), (self.width, self.height)], float)).ravel()
+        return (float(min(left, right)), float(min(top, bottom)), float(max(left, right)), float(max(top, bottom)))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -66,13 +65,21 @@ class Grid:
 
     def part(self, window: Window) -> "Grid":
         """Return the grid of a window of this one, which may reach beyond it."""
-        moved = self.transform * rasterio.Affine.translation(window.col_off, window.row_off)
-        return Grid(self.crs, moved, int(window.width), int(window.height))
+        moved = self.moved(window.col_off, window.row_off)
+        return Grid(self.crs, moved.transform, int(window.width), int(window.height))
 
     def moved(self, columns: float, rows: float) -> "Grid":
         """Return a grid of the same size that begins so many pixels (fractions too) further right and down."""
-        moved = self.transform * rasterio.Affine.translation(columns, rows)
-        return Grid(self.crs, moved, self.width, self.height)
+        [(x, y)] = applied(self.transform, np.array([(columns, rows)], float))
+        a, b, _, d, e, _ = tuple(self.transform)[:6]
+        return Grid(self.crs, rasterio.Affine(a, b, float(x), d, e, float(y)), self.width, self.height)
+
+    def resized(self, height: int, width: int) -> "Grid":
+        """Return a grid of other pixels over the same place."""
+        across, down = self.width / width, self.height / height
+        a, b, c, d, e, f = tuple(self.transform)[:6]
+        moved = rasterio.Affine(a * across, b * down, c, d * across, e * down, f)
+        return Grid(self.crs, moved, width, height)
 
     @property
     def pixel(self) -> tuple[float, float]:
@@ -94,18 +101,3 @@ class Grid:
     def from_json(cls, held: dict[str, Any]) -> "Grid":
         """Return the grid that ``to_json`` told of."""
         return cls(CRS.from_wkt(held["crs"]), rasterio.Affine(*held["transform"]), held["width"], held["height"])
-
-
-def metres(crs: CRS, transform: rasterio.Affine, at: tuple[float, float] = (0.0, 0.0)) -> tuple[float, float]:
-    """Return (width, height) in metres of a pixel at (column, row) of a raster.
-
-    It is measured in a transverse Mercator projection that is centred there, whose scale is 1 in its centre: so units
-    of the CRS and the scale of Web Mercator do not matter.
-    """
-    column, row = at
-    points = [transform * place for place in ((column, row), (column + 1, row), (column, row + 1))]
-    east, north = np.array(points).T
-    longitude, latitude = warp.transform(crs, CRS.from_epsg(4326), east[:1], north[:1])
-    local = CRS.from_proj4(f"+proj=tmerc +lat_0={latitude[0]:.9f} +lon_0={longitude[0]:.9f} +k=1 +datum=WGS84 +units=m")
-    x, y = (np.asarray(axis) for axis in warp.transform(crs, local, east, north))
-    return float(math.hypot(x[1] - x[0], y[1] - y[0])), float(math.hypot(x[2] - x[0], y[2] - y[0]))

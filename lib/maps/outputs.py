@@ -94,6 +94,12 @@ def options_of(args: argparse.Namespace) -> Options:
     return options
 
 
+def require_libraries() -> None:
+    """Raise ConfigError where a library is missing that vectors need."""
+    for name in ("geopandas", "pyogrio", "pyproj"):
+        vectors.library(name)
+
+
 def write_all(folder: Path, given: Path | None = None, pictures: Mapping[str, np.ndarray] | None = None,
               options: Options | None = None) -> list[str]:  # fmt: skip
     """Write beside the rasters of an area what people and a GIS open; returns sentences on it.
@@ -106,8 +112,7 @@ def write_all(folder: Path, given: Path | None = None, pictures: Mapping[str, np
     options = options or Options()
     if faults := options.faults():
         raise ConfigError("; ".join(faults))
-    for name in ("geopandas", "pyogrio", "pyproj"):
-        vectors.library(name)
+    require_libraries()
     area = Area.read(Path(folder))
     with opened(folder, area) as layers:
         work = _Work(Path(folder), area, layers, options, Path(given) if given else None)

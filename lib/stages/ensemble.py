@@ -1,6 +1,6 @@
 """Stage 05: the averages over models, folds and views on disk, written and read."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +36,7 @@ def open_pool(run: Run) -> "Pool":
 
 def write(run: Run, unit: Unit, folder: Path, pool: "Pool | None" = None) -> dict[str, Any]:
     """Write the average for every scene of a unit's split, which ``pool`` shares; returns what its manifest records."""
-    weights, variant, temperatures = stated_weights(run.config), default_variant(run.config), {}
-    if run.config.averages_are_fitted:
-        decision = Decision.of(run)
-        weights, variant, temperatures = decision.weights, decision.variant(variant), decision.temperatures
+    weights, variant, temperatures = averaging_of(run)
     scenes, members = predicted(run, unit.name, temperatures)
     clock, average = Clock(), Averaging(members, weights, variant, folder, run.competition.georeference)
     calls = [(scene,) for scene in scenes]
@@ -48,6 +45,17 @@ def write(run: Run, unit: Unit, folder: Path, pool: "Pool | None" = None) -> dic
             for name, own in seconds.items():
                 clock.add(name, own)
     return {"scenes": len(scenes), "clock": clock.seconds}
+
+
+def averaging_of(run: Run) -> tuple[Weights, Variant, Mapping[str, float]]:
+    """Return how an experiment averages its networks: weights, set of views with the CRF or without, temperatures.
+
+    Where decode.json has a say in it, as it says; ArtifactError where it is missing then.
+    """
+    if not run.config.averages_are_fitted:
+        return stated_weights(run.config), default_variant(run.config), {}
+    decision = Decision.of(run)
+    return decision.weights, decision.variant(default_variant(run.config)), decision.temperatures
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from lib.competitions.contract import Scene, told
 from lib.errors import ArtifactError, ConfigError, DataError, PipelineError
-from lib.inference.pipeline import Pipeline, Steps
+from lib.inference.pipeline import Pipeline, Steps, through
 from lib.inference.predict import Predictor, Prepared
 from lib.inference.scene import read_stack, sizes, stated_sizes
 from lib.models import checkpoint
@@ -83,17 +83,7 @@ def passed(pool: Pool, scenes: Iterable[Scene], out: Path, logits: bool) -> Gene
 
     Where it is given up, what the networks have answered is written before it returns, and nothing afterwards.
     """
-    try:
-        with closing(pool.share("feed", ((scene, out, logits) for scene in scenes))) as fed:
-            for outcomes in fed:
-                yield from outcomes
-        while rest := [outcomes for outcomes in pool.each("drain") if outcomes is not None]:
-            for outcomes in rest:
-                yield from outcomes
-    except BaseException:
-        with suppress(Exception):  # the first error tells more
-            pool.each("drop")
-        raise
+    return through(pool, ((scene, out, logits) for scene in scenes))
 
 
 def shares(workers: Sequence["Times"]) -> dict[str, Any]:

@@ -31,10 +31,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import rasterio
 import shapely
 from pydantic import Field
-from rasterio.crs import CRS
 
 from lib.competitions import tables
 from lib.competitions.class_rows import ClassRows
@@ -188,19 +186,6 @@ class XView2(ClassRows):
         ones, and 255 (or 1, as the option says) inside un-classified ones."""
         unclassified = IGNORE if self.options.unclassified == "ignore" else DAMAGE["no-damage"]
         return _buildings(scene) if task == "loc" else _damage(scene, unclassified)
-
-    def pixel_metres(self, scene: Scene) -> float | None:
-        """Return the side of a pixel in metres from the place of the image, or else from the outlines of its label,
-        which are in pixels and in degrees."""
-        if (known := super().pixel_metres(scene)) is not None or "pre_label" not in scene.files:
-            return known
-        pre = _load(scene.files["pre_label"])
-        affine = _affine(_outlines(scene.files["pre_label"], pre), pre)
-        if affine is None:
-            return None
-        transform = rasterio.Affine(affine[0, 0], affine[1, 0], affine[2, 0], affine[0, 1], affine[1, 1], affine[2, 1])
-        wide, high = place.metres(CRS.from_epsg(4326), transform)
-        return (wide * high) ** 0.5
 
     def place(self, scene: Scene) -> Place | None:
         """Return where a scene lies: as its pre image says, or else as the pre-event label tells by its outlines, which
