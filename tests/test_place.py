@@ -152,7 +152,6 @@ def georeferenced(run, split: str) -> list[Scene]:
     return found
 
 
-@pytest.mark.slow
 def test_averages_and_answers_of_geotiff_scenes_carry_their_place(run):
     for split, scenes in (("oof", "train"), ("test", "test")):
         averages, answers = (run.store.folder(unit) for unit in (run.graph.blend(split), run.graph.submission(split)))
@@ -170,7 +169,6 @@ def test_averages_and_answers_of_geotiff_scenes_carry_their_place(run):
                 assert np.array_equal(file.read(1), run.competition.class_raster(answer))
 
 
-@pytest.mark.slow
 def test_stage_01_records_places_and_nothing_depends_on_them(run, tmp_path):
     (line,) = folds.places(run.competition, tmp_path)
     recorded = folds.recorded_places(tmp_path)
@@ -183,11 +181,10 @@ def test_stage_01_records_places_and_nothing_depends_on_them(run, tmp_path):
     assert "places.json" in run.graph.folds().beside
     assert folds.recorded_places(tmp_path / "none") == {}
     (tmp_path / "places.json").write_text('{"a": {"crs": 1}}')
-    with pytest.raises(ArtifactError, match="expected places of scenes"):
+    with pytest.raises(ArtifactError, match="expected the places of scenes"):
         folds.recorded_places(tmp_path)
 
 
-@pytest.mark.slow
 def test_facts_of_earlier_versions_tell_the_place_too(run, tmp_path):
     root, options = run.competition.root, run.config.data.options
     names = {scene.id: run.competition.place(scene) for scene in run.competition.scenes("train")}
@@ -204,7 +201,6 @@ def test_facts_of_earlier_versions_tell_the_place_too(run, tmp_path):
     assert {scene.id: old.place(scene) for scene in old.scenes("train")} == names
 
 
-@pytest.mark.slow
 def test_an_exported_submission_lies_where_the_labels_say(run, tmp_path):
     for needed in ("geopandas", "pyogrio", "pyproj"):
         pytest.importorskip(needed, reason="requirements-maps.txt")
@@ -229,18 +225,22 @@ def test_an_exported_submission_lies_where_the_labels_say(run, tmp_path):
             tile
         )
         ours = shapely.union_all([shapely.affinity.affine_transform(one, flat) for one in shapes[scene.id]])
-        assert ours.difference(theirs.buffer(1.5)).is_empty and theirs.difference(ours.buffer(1.5)).is_empty, scene.id
+        assert ours.centroid.distance(theirs.centroid) < 1
+        # the official drawing rounds corners to whole pixels and takes in the pixels of the outline: 1.5 to each side
+        reach = 1.5 * 2**0.5 + 0.05
+        assert ours.difference(theirs.buffer(reach)).is_empty and theirs.difference(ours.buffer(reach)).is_empty
         compared += 1
     assert compared >= 3
     by_image = {scene.id for scene in georeferenced(run, "train")}
     for feature in held:
         properties = feature["properties"]
-        assert properties["confidence"] == 1 and properties["p_" + properties["class"].replace("-", "_")] == 1
+        assert properties["confidence"] == properties["p_" + properties["class"].replace("-", "_")] > 0.2
         assert properties["place"] == ("image" if properties["scene"] in by_image else "label")
+    sure = [feature["properties"]["confidence"] == 1 for feature in held]
+    assert np.mean(sure) > 0.6  # others are row houses of several grades
     assert said[0].startswith(f"{tmp_path / 'oof.gpkg'}: {len(held)} objects (")
 
 
-@pytest.mark.slow
 def test_scenes_without_a_place_are_named(run, tmp_path, monkeypatch):
     for needed in ("geopandas", "pyogrio", "pyproj"):
         pytest.importorskip(needed, reason="requirements-maps.txt")
