@@ -71,7 +71,7 @@ def experiment(folder: Path, folds: Sequence[int] = (0,), **changes: Any) -> lis
                    "train": {**TRAIN, "loss": {"terms": {"bce": 1} if task == "loc" else {"ce": 1}}}}
             for name, (task, *images) in models.items()
         },
-        "predict": {"tta": "hflip", "tile": 128, "overlap": 0.25, "precision": "float32"},
+        "predict": {"tta": "none", "tile": 128, "overlap": 0.25, "precision": "float32"},
         **changes,
     }  # fmt: skip
     path = folder / "tiny.yaml"

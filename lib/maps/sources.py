@@ -31,9 +31,12 @@ SETTINGS: dict[str, Any] = {
     "GDAL_CACHEMAX": 128,  # MB; by itself GDAL takes a twentieth of the machine's memory
     "GDAL_HTTP_MAX_RETRY": 3,
     "GDAL_HTTP_RETRY_DELAY": 1,
+    "GDAL_HTTP_CONNECTTIMEOUT": 20,
+    "GDAL_HTTP_TIMEOUT": 120,
 }
 """How GDAL reads and writes all rasters of an area."""
 RADAR = re.compile(r"\b(VV|VH|HH|HV|sigma0|gamma0|beta0|backscatter|amplitude)\b", re.IGNORECASE)
+ADDRESS = re.compile(r"(https?|s3|gs|az)://|/vsi")
 RESAMPLING = ("nearest", "bilinear", "cubic", "lanczos", "average")
 
 
@@ -99,7 +102,7 @@ def find(given: Sequence[str], side: str) -> list[str]:
                 raise DataError(f"--{side} {one}: expected a folder of images ({', '.join(SUFFIXES)}), found none in "
                                 "it; name the folder that has them, or the files")  # fmt: skip
             found += inside
-        elif path.exists() or re.match(r"(https?|s3|gs|az)://|/vsi", one):
+        elif path.exists() or ADDRESS.match(one):
             found.append(one)
         else:
             raise DataError(f"--{side} {one}: expected a file, a folder or an address (https://...), found nothing "
@@ -146,5 +149,8 @@ def _described(path: str, page: rasterio.DatasetReader, one_band: bool) -> Sourc
 
 
 def opened(path: str, level: int | None = None) -> rasterio.DatasetReader:
-    """Open a file, or an overview of it."""
-    return rasterio.open(path) if level is None else rasterio.open(path, overview_level=level)
+    """Open a file, or an overview of it; of one behind an address nothing is asked for but itself."""
+    more = {} if level is None else {"overview_level": level}
+    beside = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"} if ADDRESS.match(path) else {}
+    with rasterio.Env(**beside):
+        return rasterio.open(path, **more)
