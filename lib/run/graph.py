@@ -215,7 +215,7 @@ class Graph:
             "folds": {key: value for key, value in plain(config.folds).items() if key not in ("too_good", "embed")},
             "train": self.train_ids,
         }
-        beside = (INDEX, "audit.json", "findings.csv")
+        beside = (INDEX, "audit.json", "findings.csv", "places.json")
         data = self._data("train")
         seen = {**data.everything, **_bytes("folds.file", config.folds.file)} if data else {}
         return Unit(FOLDS, facts, self._command("01_prepare_folds.py"), data=seen, beside=beside)
