@@ -34,8 +34,8 @@ def test_pooled_features_are_the_means_over_the_pixels_of_each_object(rng):
     for row, column in np.argwhere(labels):
         expected[labels[row, column] - 1] += features[:, row * 4 // 32, column * 6 // 48].numpy()
     expected /= np.maximum(np.bincount(labels.ravel(), minlength=5)[1:, None], 1)
-    np.testing.assert_allclose(pool(features, labels, (32, 48)), expected, atol=1e-5)
-    assert pool(features, np.zeros((30, 41), np.int32), (32, 48)).shape == (0, 5)
+    np.testing.assert_allclose(pool(features, labels, (32, 48), 4), expected, atol=1e-5)
+    assert pool(features, np.zeros((30, 41), np.int32), (32, 48), 0).shape == (0, 5)
 
 
 def test_probabilities_under_objects_are_those_of_the_predictor(rng):
@@ -44,7 +44,7 @@ def test_probabilities_under_objects_are_those_of_the_predictor(rng):
                     decoder="unet", decoder_channels=[16, 16, 8, 8], upsample_logits=2)  # fmt: skip
     image, labels = rng.integers(0, 255, (3, 70, 90), np.uint8), np.zeros((70, 90), np.int32)
     labels[5:30, 7:40], labels[69, 89] = 1, 2
-    found = Pooled(network, TASK.activate, torch.device("cpu"), "float32")(image, labels)
+    found = Pooled(network, TASK.activate, torch.device("cpu"), "float32")(image, labels, 2)
     probs = Predictor(network, TASK.activate, Predict(tta="none", precision="float32"))(image)
     for number in (1, 2):
         np.testing.assert_allclose(found.probs[number - 1], probs[:, labels == number].mean(1), atol=1e-5)

@@ -50,8 +50,8 @@ class Pooled:
         self.dtype = getattr(torch, runtime.precision_on(device, precision))
 
     @torch.inference_mode()
-    def __call__(self, image: np.ndarray, labels: np.ndarray) -> Described:
-        """Describe the objects 1..N of ``labels`` (H, W) int in an image (C, H, W) uint8.
+    def __call__(self, image: np.ndarray, labels: np.ndarray, count: int) -> Described:
+        """Describe the objects 1..``count`` of ``labels`` (H, W) int in an image (C, H, W) uint8.
 
         Of an object without a pixel everything is 0.
         """
@@ -63,19 +63,19 @@ class Pooled:
         spatial = [level for level in (levels[0] if isinstance(levels, tuple) else levels) if level.ndim == 4]
         taken = [spatial[number] for number in LEVELS if number < len(spatial)] or [spatial[-1]]
         size = x.shape[-2:]
-        coarse = [pool(level[0], labels, size) for level in taken]
-        fine = pool(decoded[0], labels, size)
-        return Described(np.concatenate([*coarse, fine], axis=1), pool(probs[0], labels, size),
+        coarse = [pool(level[0], labels, size, count) for level in taken]
+        fine = pool(decoded[0], labels, size, count)
+        return Described(np.concatenate([*coarse, fine], axis=1), pool(probs[0], labels, size, count),
                          sum(level.shape[1] for level in coarse))  # fmt: skip
 
 
-def pool(features: Tensor, labels: np.ndarray, size: tuple[int, int] | torch.Size) -> np.ndarray:
-    """Return the mean of features (C, h, w) over each object 1..N of ``labels`` (H, W): (N, C) float32.
+def pool(features: Tensor, labels: np.ndarray, size: tuple[int, int] | torch.Size, count: int) -> np.ndarray:
+    """Return the mean of features (C, h, w) over each object 1..``count`` of ``labels`` (H, W): (count, C) float32.
 
     Each pixel of an object takes the feature in whose cell it lies, so no object is too small. size: height and width
     of the image that the features are of, of which ``labels`` is the upper left part.
     """
-    count, (high, wide) = int(labels.max(initial=0)), features.shape[-2:]
+    high, wide = features.shape[-2:]
     rows, columns = np.nonzero(labels)
     cells = (rows * high // size[0]) * wide + columns * wide // size[1]
     owners = labels[rows, columns].astype(np.int64) - 1

@@ -9,6 +9,11 @@ these and names the classes of all others:
 - labels alone: the same head on the features of the encoder as it was before any training on damage.
 
     python -m lib.tools.adapt --config configs/xview2_cpu.yaml --set folds.scheme=event --model cls_lite0
+
+With an area that ``python -m lib.maps`` has made, and a file of points or polygons with a class from a GIS, all objects
+of the area get classes, and those that should be labelled next are numbered:
+
+    python -m lib.tools.adapt --config configs/xview2_cpu.yaml --model cls_lite0 --area area --labelled labels.geojson
 """
 
 import argparse
@@ -114,7 +119,8 @@ def described(run: Run, name: str, fold: int, scenes: Sequence[Scene]) -> Iterat
         labels, classes = objects(target)
         if len(classes):
             image = read_stack(run.competition, scene, start.images)
-            yield *(way(image, labels) for way in ways), classes
+            trained, plain = (way(image, labels, len(classes)) for way in ways)
+            yield trained, plain, classes
 
 
 def gathered(run: Run, name: str, domain: str, fold: int) -> LeftOut | None:
@@ -123,10 +129,13 @@ def gathered(run: Run, name: str, domain: str, fold: int) -> LeftOut | None:
     parts = list(described(run, name, fold, scenes))
     if not parts:
         return None
-    both = [Described(np.concatenate([part[way].features for part in parts]),
-                      np.concatenate([part[way].probs for part in parts]), parts[0][way].encoder)
-            for way in (0, 1)]  # fmt: skip
-    return LeftOut(domain, fold, *both, np.concatenate([part[2] for part in parts]) - 1)
+    trained, plain = _joined([part[0] for part in parts]), _joined([part[1] for part in parts])
+    return LeftOut(domain, fold, trained, plain, np.concatenate([part[2] for part in parts]) - 1)
+
+
+def _joined(parts: Sequence[Described]) -> Described:
+    return Described(np.concatenate([one.features for one in parts]), np.concatenate([one.probs for one in parts]),
+                     parts[0].encoder)  # fmt: skip
 
 
 def judged(held: LeftOut, names: Sequence[str], counts: Sequence[int], seeds: int) -> list[dict[str, Any]]:
@@ -210,6 +219,32 @@ def judge(run: Run, name: str, counts: Sequence[int], seeds: int) -> list[dict[s
     return rows
 
 
+def relabel(run: Run, args: argparse.Namespace) -> None:
+    """Name the classes of all objects of an area by the labels of some."""
+    from lib.maps import adapt as maps  # here, since it needs libraries that judging does not
+
+    names = classes_of(run, args.model)
+    model = run.config.models[args.model]
+    area, found = maps.objects_of(args.area)
+    labelled = maps.read_labels(args.labelled, args.column, found, names)
+    for note in labelled.notes:
+        say(f"  {note}")
+    task, precision = run.competition.tasks[model.task], run.predict_of(args.model).precision
+    networks = [Pooled(checkpoint.load_network(run.store.require(run.graph.checkpoint(args.model, fold))),
+                       task.activate, run.device, precision) for fold in run.config.folds_of(model)]  # fmt: skip
+    sides = maps.sides_of(area, model.network.images)
+    seen = maps.described(area, sides, np.asarray(found.geometry.array), networks)
+    head, probs, suggested = maps.adapted(seen, names, labelled, args.next)
+    say(f"{len(labelled.objects)} of {len(found)} objects are labelled; the networks' word is "
+        + {adapt.AS_IT_IS: "taken as it is: the labels show nothing better", adapt.SCALED: "scaled class by class",
+           adapt.HEAD: "one input of a head on their features"}[head.way])  # fmt: skip
+    for way, loss in head.losses.items():
+        say(f"  {way}: log loss {loss:.3f} on labels that it was not fitted to")
+    out = args.out or args.area / "adapted.gpkg"
+    maps.write(out, found, probs, names, labelled, suggested)
+    say(f"{out}: {len(found)} objects, of which {len(suggested)} are proposed for labelling (label_next)")
+
+
 def _mean_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return, for each number of labels and way, the mean over the domains that have it."""
     means = []
@@ -229,11 +264,21 @@ def main(argv=None):
     flags.add_argument("--labels", type=int, nargs="+", default=LABELS, metavar="N",
                        help=f"numbers of labels to try (default: {' '.join(map(str, LABELS))})")  # fmt: skip
     flags.add_argument("--seeds", type=int, default=10, help="draws of the labelled objects (default: 10)")
-    flags.add_argument("--out", type=Path, help="write the table to this CSV")
+    flags.add_argument("--out", type=Path, help="write the table to this CSV; of an area, its objects to this "
+                       "GeoPackage (default: adapted.gpkg in its folder)")  # fmt: skip
+    flags.add_argument("--area", type=Path, metavar="FOLDER", help="what python -m lib.maps has written")
+    flags.add_argument("--labelled", type=Path, metavar="FILE", help="points or polygons with a class, on its objects")
+    flags.add_argument("--column", default="class", help="the column of --labelled that has the class")
+    flags.add_argument("--next", type=int, default=20, metavar="N", help="how many objects to propose for labelling "
+                       "(default: 20)")  # fmt: skip
     args = flags.parse_args(argv)
+    if (args.area is None) != (args.labelled is None):
+        raise ConfigError("--area and --labelled go together: an area, and the labels on its objects")
     if args.seeds < 1 or min(args.labels) < 0:
         raise ConfigError("--seeds, --labels: expected at least 1 seed and no negative number of labels")
-    run = cli.open_run(args)
+    run = cli.open_run(args, brings_scenes=args.area is not None)
+    if args.area is not None:
+        return relabel(run, args)
     rows = judge(run, args.model, args.labels, args.seeds)
     print(table.text([*rows, *_mean_rows(rows)]))
     if args.out:
