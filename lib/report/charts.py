@@ -104,6 +104,7 @@ def scores(key: str, decision: Decision) -> Chart:
             axis.plot([value], [place], MARKERS[0 if number < head else 1], color=colour(0 if number < head else 1))
         axis.set_yticks(places, [_short(name, 22) for name, _ in rows])
         axis.set_xlabel("score")
+        axis.locator_params(axis="x", nbins=5)
         axis.grid(axis="y", visible=False)
 
     low = "" if decision.interval95 is None else " The bar is the 95 % interval over scenes."

@@ -25,7 +25,7 @@ def _scores(experiments: Sequence[Contents], names: Sequence[str]) -> Piece:
         row: list[Cell] = [score, *(own.get(score) for own in found)]
         for own in found[1:]:
             value = own.get(score)
-            row.append(f"{100 * (value / first - 1):+.1f} %" if value is not None and first else None)
+            row.append(f"{100 * (value / first - 1):+.1f}\u202f%" if value is not None and first else None)
         rows.append(row)
     if not rows:
         return Words("None of them has scores yet.", absent=True)

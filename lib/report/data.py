@@ -7,7 +7,7 @@ from itertools import chain
 from lib.report import charts
 from lib.report.blocks import DataTable, Lines, Panel, Piece, ScenePanels, Thumbnails, Words
 from lib.report.contents import Contents
-from lib.report.pictures import PictureFile, ShownScene
+from lib.report.pictures import THIN, PictureFile, ShownScene
 
 MAPS = 8
 """Most domains that have a map of their own, those with most neighbours in different folds first."""
@@ -43,8 +43,8 @@ def scenes(one: Contents, key: str) -> Iterator[Piece]:
         yield Words(f"Scenes are shown by how much is in them, since their scores are not known. {why}", absent=True)
     else:
         yield Words("Scenes are ordered by what the score of all others is without them: one that drags the score down "
-                    "comes first, and a small one weighs little. Errors of less than about a pixel of the picture have "
-                    "no outline.")  # fmt: skip
+                    f"comes first, and a small one weighs little. Errors thinner than {THIN} pixels of the picture, "
+                    "such as edges, have no outline.")  # fmt: skip
     for number, scene in enumerate(one.seen.scenes):
         panels = _panels(one, scene.panels)
         if len(panels) < len(scene.panels):

@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup, escape
+
 from lib.files import digest, write_bytes
 from lib.report import pictures
 from lib.report.blocks import Chapter
@@ -117,7 +119,7 @@ def _fill(title: str, about: str, chapters: Sequence[Chapter], names: Sequence[s
     scripts = ["swipe.js", *(["live.js"] if live else [])]
     return _environment().get_template(PAGE).render(
         title=title, names=names, chapters=chapters, mark=mark, live=live, about=about, links=links,
-        style=_text("style.css"), script="\n".join(map(_text, scripts)),
+        style=_text("style.css"), script=Markup("\n").join(map(_text, scripts)),
     )  # fmt: skip
 
 
@@ -135,9 +137,7 @@ def _about(one: Contents, name: str) -> str:
     )
 
 
-def _text(name: str) -> Any:
-    from markupsafe import Markup
-
+def _text(name: str) -> Markup:
     return Markup((TEMPLATES / name).read_text(encoding="utf-8").rstrip())
 
 
@@ -160,8 +160,6 @@ def number(value: Any) -> str:
     return f"{value:,}"
 
 
-def breakable(name: str) -> Any:
+def breakable(name: str) -> Markup:
     """Return a name that a browser may break after each of its underscores."""
-    from markupsafe import Markup, escape
-
     return Markup("_<wbr>").join(escape(part) for part in name.split("_")) if name else Markup("&nbsp;")

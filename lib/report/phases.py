@@ -21,7 +21,8 @@ def phases(epochs: Sequence[int]) -> list[tuple[int, int]]:
 def table(model: str, log: Log) -> DataTable | None:
     """Return a row per phase with every loss term, unweighted, and the loss, from its first epoch to its last.
 
-    The last row has the fall of each from its first value to its lowest, in percent. None without epochs.
+    The last row has the fall of each from its first value to the lowest at the end of a phase, in percent, as the
+    report of ``SHARES`` states it. None without epochs.
     """
     spans = phases([row["epoch"] for row in log])
     names = [*(TERM + name for name in terms(log)), "loss"]
@@ -29,7 +30,7 @@ def table(model: str, log: Log) -> DataTable | None:
         return None
     columns = {name: dict(zip(*series(log, name))) for name in names}
     rows: list[list[Cell]] = [[_span(span), *(_change(columns[name], span) for name in names)] for span in spans]
-    rows.append(["fall to the lowest", *(_fall(columns[name]) for name in names)])
+    rows.append(["fall to the lowest end", *(_fall(columns[name], spans) for name in names)])
     return DataTable(f"{model}: phases of training", ("epochs", *(name.removeprefix(TERM) for name in names)), rows)
 
 
@@ -37,12 +38,17 @@ def _span(span: tuple[int, int]) -> str:
     return f"{span[0]}" if span[0] == span[1] else f"{span[0]} to {span[1]}"
 
 
+def _within(values: dict[int, float], span: tuple[int, int]) -> list[float]:
+    return [value for epoch, value in values.items() if span[0] <= epoch <= span[1]]
+
+
 def _change(values: dict[int, float], span: tuple[int, int]) -> str:
-    own = [value for epoch, value in values.items() if span[0] <= epoch <= span[1]]
+    own = _within(values, span)
     return "" if not own else f"{own[0]:.3f}" if len(own) == 1 else f"{own[0]:.3f} → {own[-1]:.3f}"
 
 
-def _fall(values: dict[int, float]) -> str:
-    """Return by how much the lowest value is below the first; "" where that says nothing."""
-    found = list(values.values())
-    return f"{100 * (1 - min(found) / found[0]):.1f} %" if found and found[0] > 0 else ""
+def _fall(values: dict[int, float], spans: Sequence[tuple[int, int]]) -> str:
+    """Return by how much the lowest end of a phase is below the first value; "" where that says nothing."""
+    ends = [own[-1] for span in spans if (own := _within(values, span))]
+    first = next(iter(values.values()), 0)
+    return f"{100 * (1 - min(ends) / first):.1f}\u202f%" if ends and first > 0 else ""

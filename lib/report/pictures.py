@@ -34,7 +34,9 @@ SMALL, KINDS, EACH = 144, 6, 4
 COLOURS = {MISSED: (255, 70, 70), FALSE_ALARM: (70, 190, 255), OTHER_CLASS: (255, 220, 60)}
 """RGB of the outlines of errors."""
 IN_WORDS = {MISSED: "red: missed", FALSE_ALARM: "blue: false alarm", OTHER_CLASS: "yellow: another class"}
-FORM = 1
+THIN = 3
+"""Errors that are thinner in a picture have no outline there."""
+FORM = 2
 """Goes up when the same scenes are drawn in another way."""
 
 
@@ -182,20 +184,20 @@ def _scenes(run: Run, folder: Path) -> Iterator[ShownScene]:
 def outline_errors(
     competition: Competition, scene: Scene, answer: Any, panels: Sequence[tuple[str, np.ndarray]]
 ) -> tuple[str, np.ndarray] | None:
-    """Draw the outlines of an answer's errors on the last image before the truth; None where it has no errors to draw.
+    """Draw the outlines of an answer's errors on the dimmed last image before the truth; None without any kind of them.
 
-    What vanishes at the size of the panels, an edge of a pixel or two, has no outline.
+    What is thinner than THIN pixels of the panel, such as the edge of an object that is right, has no outline.
     """
     if not competition.labelled(scene) or not (kinds := competition.errors(answer, competition.truth(scene))):
         return None
     titles = [title for title, _ in panels]
-    image = panels[max(0, titles.index("truth") - 1) if "truth" in titles else 0][1].copy()
+    image = panels[max(0, titles.index("truth") - 1) if "truth" in titles else 0][1] // 2
     size = image.shape[1], image.shape[0]
     shown = []
     for kind, mask in kinds.items():
-        at_size = cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_AREA) > 127
-        outlines, _ = cv2.findContours(at_size.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(image, outlines, -1, (0, 0, 0), 3)
+        at_size = (cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_AREA) > 127).astype(np.uint8)
+        thick = cv2.morphologyEx(at_size, cv2.MORPH_OPEN, np.ones((THIN, THIN), np.uint8))
+        outlines, _ = cv2.findContours(thick, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(image, outlines, -1, COLOURS[kind], 1)
         shown.append(IN_WORDS[kind])
     return f"errors ({', '.join(shown)})", image

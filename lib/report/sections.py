@@ -70,14 +70,14 @@ def by_part(one: Contents, key: str) -> Iterator[Piece]:
         yield Words(one.absent.get("decision", "There are no scores."), absent=True)
         return
     yield _table("By class, over all scenes", "score", {name: {"value": v} for name, v in decision.scores.items()})
-    for title, parts in (("fold", decision.per_fold), ("event or domain", decision.per_domain)):
-        if parts:
-            yield _table(f"By {title}", title, parts)
     flat = {name: table for name, table in decision.tables.items() if not _is_matrix(table)}
     for name, table in flat.items():
         yield _table(f"By {name.removesuffix('s')}", name, {row: {"value": value} for row, value in table.items()})
     if not flat:
         yield Words("This competition counts nothing by object.")
+    for title, parts in (("fold", decision.per_fold), ("event or domain", decision.per_domain)):
+        if parts:
+            yield _table(f"By {title}", title, parts)
 
 
 def _table(caption: str, first: str, parts: Mapping[str, Mapping[str, Any]]) -> DataTable:
@@ -253,7 +253,9 @@ def _plain(value: Any) -> Cell:
 
 
 def _named(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "none" if value == [] else str(value)
 
 
 SECTIONS: dict[str, tuple[str, Section]] = {
