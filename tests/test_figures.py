@@ -14,6 +14,7 @@ from lib.competitions.contract import FALSE_ALARM, MISSED, OTHER_CLASS, Scene
 from lib.ensemble import calibration
 from lib.ensemble.search import lattice
 from lib.errors import ArtifactError
+from lib.report import pictures
 from lib.tasks import BinaryMask, Label, MulticlassMask, MultilabelMask
 
 
@@ -122,3 +123,40 @@ def test_errors_of_objects_and_of_pairs(tmp_path):
     truth = {"localization": np.array([[1, 1, 0, 1]]), "damage": np.array([[2, 2, 0, 1]])}
     answer = {"localization": np.array([[1, 0, 1, 1]]), "damage": np.array([[3, 2, 4, 1]])}
     assert kinds(pairs.errors(answer, truth)) == {MISSED: [[0, 1]], FALSE_ALARM: [[0, 2]], OTHER_CLASS: [[0, 0]]}
+
+
+# ---- pictures -----------------------------------------------------------------------------------------
+def test_errors_are_outlined_in_the_colour_of_their_kind_but_for_thin_ones():
+    mask, edge = np.zeros((2, 128, 128), bool)
+    mask[40:80, 40:80] = True
+    edge[:, 100:102] = True  # one pixel wide where the picture has half the size
+    competition = SimpleNamespace(labelled=lambda scene: True, truth=lambda scene: "truth",
+                                  errors=lambda answer, truth: {MISSED: mask, FALSE_ALARM: edge})  # fmt: skip
+    panels = [("before", np.full((64, 64, 3), 8, np.uint8)), ("after", np.full((64, 64, 3), 40, np.uint8)),
+              ("truth", np.zeros((64, 64, 3), np.uint8)), ("prediction", np.zeros((64, 64, 3), np.uint8))]  # fmt: skip
+    title, image = pictures.outline_errors(competition, Scene("a", {}), "answer", panels)
+    assert title == "errors (red: missed, blue: false alarm)"
+    red = (image == pictures.COLOURS[MISSED]).all(2)
+    assert red[20, 20:40].all() and red[20:40, 39].all() and red.sum() == 4 * 20 - 4
+    assert (image[~red] == 20).all(), "the last image before the truth, dimmed; the thin error has no outline"
+    assert pictures.outline_errors(SimpleNamespace(labelled=lambda scene: False), None, None, panels) is None
+
+
+def test_the_scenes_that_drag_the_score_down_come_first_and_none_twice(tmp_path, monkeypatch):
+    names = "abcd"
+    scored = [figures.SceneScore(id=name, fold=0, domain="", score=0.5, without=value)
+              for name, value in zip(names, (0.2, 0.9, 0.8, 0.3))]  # fmt: skip
+    Figures(scenes=scored).write(tmp_path / "figures.json")
+    strata = {"a": {"x": True, "y": True}, "b": {"x": False, "y": False}, "c": {"x": True, "y": False}}
+    run = SimpleNamespace(
+        graph=SimpleNamespace(decode=lambda: None),
+        store=SimpleNamespace(folder=lambda unit: tmp_path),
+        competition=SimpleNamespace(scenes=lambda split: [Scene(name, {}) for name in "abc"],
+                                    strata=lambda scene: strata[scene.id]),
+    )  # fmt: skip
+    monkeypatch.setattr(pictures, "averaged_scenes", lambda run, split: [Scene(name, {}) for name in "abc"])
+    assert [(one.id, one.why) for one in pictures.wanted(run)] == [("b", "worst"), ("c", "worst"), ("a", "worst")]
+    monkeypatch.setattr(pictures, "WORST", 1)
+    assert [(one.id, one.why) for one in pictures.wanted(run)] == [("b", "worst"), ("a", "best"), ("c", "best")]
+    (tmp_path / "figures.json").unlink()
+    assert [(one.id, one.why) for one in pictures.wanted(run)] == [(name, "fullest") for name in "acb"]

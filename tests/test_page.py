@@ -3,7 +3,6 @@
 import json
 import re
 import threading
-import time
 import urllib.error
 import urllib.request
 from html.parser import HTMLParser
@@ -420,4 +419,9 @@ def test_a_server_is_refused_where_there_is_no_workdir_or_no_port(server, tmp_pa
         serve.open_server(tmp_path / "none", 0)
     with pytest.raises(ConfigError, match="expected a free port"):
         serve.open_server(tmp_path / "work dir", server.server_address[1])
-    assert server.server_address[0] == "127.0.0.1" and time.time() > 0
+    assert server.server_address[0] == "127.0.0.1"
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
+    assert command.main([str(tmp_path)]) == 2 and command.main([str(tmp_path / "none")]) == 2
+    assert "found one without any stage" in (error := capsys.readouterr().err) and "found no such folder" in error

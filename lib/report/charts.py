@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 WIDTH = 360
 """Units of a chart's width: as many pixels as a phone has, so that its text is readable there."""
 SERIES = 8
+MOST = 24
+"""Most folds and domains in a chart of scores."""
 MARKERS = "osD^vPX*"
 INK, SOFT, LINE = "#101010", "#202020", "#303030"
 """Stand for colours of the style sheet until the SVG is written."""
@@ -93,7 +95,7 @@ def scores(key: str, decision: Decision) -> Chart:
     parts = [(f"fold {name}", own) for name, own in decision.per_fold.items()]
     parts += [(name, own) for name, own in decision.per_domain.items()] if len(decision.per_domain) > 1 else []
     head = len(rows)
-    rows += [(name, float(own["score"])) for name, own in parts[:24] if "score" in own]
+    rows += [(name, float(own["score"])) for name, own in parts[:MOST] if "score" in own]
 
     def paint(figure: Any) -> None:
         axis = figure.add_subplot()
@@ -108,6 +110,7 @@ def scores(key: str, decision: Decision) -> Chart:
         axis.grid(axis="y", visible=False)
 
     low = "" if decision.interval95 is None else " The bar is the 95 % interval over scenes."
+    low += f" {len(parts) - MOST} more parts are left out." if len(parts) > MOST else ""
     return draw(key, "Score, overall and by part", "Each point is a score; higher is better." + low,
                 40 + 17 * len(rows), paint, rows, ("scenes", "score"))  # fmt: skip
 

@@ -48,8 +48,12 @@ class Contents:
 def read(folder: Path, inputs: Sequence[Path] = (), reference: Reference | None = None) -> Contents:
     """Read what an experiment's folder holds; what it lacks is looked for in ``inputs``.
 
-    reference: the source's figures; else those that stage 05 recorded. Raises ArtifactError for a broken manifest.
+    reference: the source's figures; else those that stage 05 recorded. Raises ArtifactError for a folder of something
+    else, and for a broken manifest.
     """
+    if not any(folder.glob("0[1-6]_*")):
+        raise ArtifactError(f"{folder}: expected an experiment's folder of a workdir, found "
+                            + ("one without any stage" if folder.is_dir() else "no such folder"))  # fmt: skip
     found = manifests(folder)
     places = [folder, *inputs]
 

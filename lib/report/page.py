@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 PAGE = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
+BESIDE = ("log.jsonl", "figures.json", "audit.json", "findings.csv")
+"""Files that a page shows and that the content of their unit does not stand for."""
 SEAL = re.compile(rb"<!-- ([0-9a-f]{64}) -->\n\Z")
 """Ends a page: the SHA-256 of all before it."""
 
@@ -58,8 +60,8 @@ def _made_from(run: Run, shown: pictures.SeenData) -> str:
     """Return a digest of all that a page shows: the bytes of units, their seconds and commands, and its own code."""
     made = {path.parent: manifest.made(path.parent) for root in (run.store.root, *run.store.inputs)
             for path in sorted(root.glob("0[1-6]_*/**/manifest.json"))}  # fmt: skip
-    states = [[str(folder), one.get("sha256") or manifest.content(one), one.get("seconds"), one.get("command")]
-              for folder, one in made.items() if one is not None]  # fmt: skip
+    states = [[str(folder), manifest.content(one), *(one.get("sha256", {}).get(name) for name in BESIDE),
+               one.get("seconds"), one.get("command")] for folder, one in made.items() if one is not None]  # fmt: skip
     reference = run.config.reference.model_dump(mode="json") if run.config.reference else None
     return digest([run.config.name, states, shown.model_dump(mode="json"), reference, _own_code()])
 

@@ -14,6 +14,9 @@ from lib.report.costs import costs, repeating
 from lib.report.data import audit, folds, scenes
 from lib.report.logs import Log
 
+ROWS = 100
+"""Most rows of a table of classes, domains or settings; there may be thousands."""
+
 Section = Callable[[Contents, str], Iterator[Piece]]
 """Yields what a section says of one experiment; the text begins the names of its charts."""
 
@@ -82,7 +85,8 @@ def by_part(one: Contents, key: str) -> Iterator[Piece]:
 
 def _table(caption: str, first: str, parts: Mapping[str, Mapping[str, Any]]) -> DataTable:
     columns = list(dict.fromkeys(name for own in parts.values() for name in own))
-    rows = [(part, *(own.get(name) for name in columns)) for part, own in parts.items()]
+    rows = [(part, *(own.get(name) for name in columns)) for part, own in list(parts.items())[:ROWS]]
+    caption += f" ({len(parts) - ROWS} more are in decode.json)" if len(parts) > ROWS else ""
     shade = [[v if isinstance(v, float) and 0 <= v <= 1 else None for v in row[1:]] for row in rows]
     return DataTable(caption, (first, *columns), rows, shade)
 
@@ -132,8 +136,10 @@ def search(one: Contents, key: str) -> Iterator[Piece]:
     without = decision.chosen_without_fold
     columns = ("setting", "chosen", *(f"without fold {fold}" for fold in without))
     params = {name: value for name, value in decision.params.items() if name not in APART}
+    if len(params) > ROWS:
+        yield Words(f"The first {ROWS} of {len(params)} settings are shown; all are in decode.json.")
     rows = [(name, _plain(value), *(_plain(own["params"].get(name)) for own in without.values()))
-            for name, value in params.items()]  # fmt: skip
+            for name, value in list(params.items())[:ROWS]]  # fmt: skip
     rows += [(f"weight of {name}", _plain(value), *(_plain(own["weights"].get(name)) for own in without.values()))
              for name, value in decision.weights.items()]  # fmt: skip
     rows.append(("views", decision.tta, *(own["tta"] for own in without.values())))
@@ -143,7 +149,7 @@ def search(one: Contents, key: str) -> Iterator[Piece]:
 
 
 def _also_tried(decision: Decision) -> Iterator[Piece]:
-    for domain, own in decision.params.get("per_domain", {}).items():
+    for domain, own in list(decision.params.get("per_domain", {}).items())[:ROWS]:
         yield Words(f"Settings of {domain}: {', '.join(f'{name} {value}' for name, value in own.items())}.")
     if decision.postprocess_tried:
         yield DataTable("Post-processing that was tried", ("steps", "score", "accepted"), [
