@@ -2,7 +2,7 @@
 
 import pytest
 
-from lib.files import write_json
+from lib.files import read_json, write_json
 from lib.report import contents
 from lib.report.costs import costs
 from lib.report.times import by_stage, times
@@ -68,3 +68,12 @@ def test_the_report_has_the_seconds_by_stage_and_names_units_without_times(exper
     stages, words, others = list(costs(contents.read(experiment), "costs"))[:3]
     assert list(stages.columns[:3]) == ["stage", "seconds", "read"] and stages.rows[0][:3] == ["02_loc", 30.0, 4.0]
     assert "earlier version): 01_folds" in words.text and others.rows == [("01_folds", 3.0)]
+
+
+def test_memory_and_processors_are_told_by_stage_where_units_recorded_them(experiment):
+    for fold, memory in ((0, 700.5), (1, 900.25)):
+        path = experiment / f"02_loc/net/fold{fold}/manifest.json"
+        write_json(path, {**read_json(path), "peak_memory_mib": memory, "cpu_seconds": 1.5, "device": "cpu: x"})
+    found = [one for one in costs(contents.read(experiment), "costs") if one.kind == "table"]
+    (table,) = [one for one in found if one.caption.startswith("Memory")]
+    assert table.rows == [("02_loc", 900.25, 3.0, "cpu: x")]

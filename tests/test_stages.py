@@ -78,6 +78,7 @@ def test_manifests_say_what_made_a_unit(finished):
     for record in probs.values():
         assert list(record["clock"]) == ["read", "forward", "store", "wait"] and min(record["clock"].values()) > 0
         assert 0 < record["network_busy"] <= 1
+        assert record["peak_memory_mib"] > 50 and record["cpu_seconds"] > 0
     assert cls["encoder_weights"]["source"] == "checkpoint loc of fold 0"
     assert loc["versions"]["torch"] and loc["seed"] == 3 and loc["files"]["best.safetensors"] > 0
     lines = [json.loads(line) for line in (finished.root / "03_cls/cls/fold0/log.jsonl").read_text().splitlines()]

@@ -25,6 +25,7 @@ def costs(one: Contents, key: str) -> Iterator[Piece]:
         shade = [[None, *(_share(row[name], row["seconds"]) for name in names[2:])] for row in stages]
         yield DataTable("Seconds by stage, and what they went to", names,
                         [[_rounded(row[name]) for name in names] for row in stages], shade)  # fmt: skip
+    yield from _by_stage(one.manifests)
     if without:
         sums = {key: made.get("seconds") for key, made in one.manifests.items() if key in without}
         yield Words(note(without), absent=True)
@@ -41,6 +42,27 @@ def costs(one: Contents, key: str) -> Iterator[Piece]:
         if unit.startswith("04")
     ]:
         yield DataTable("Prediction", ("unit", "device", "seconds", "seconds a scene", "network busy"), predicted)
+
+
+def _by_stage(manifests: Mapping[str, Mapping[str, Any]]) -> Iterator[Piece]:
+    """Yield what the units of each stage held and computed, of those that recorded it."""
+    known: dict[str, list[Mapping[str, Any]]] = {}
+    for unit, made in manifests.items():
+        if MEMORY in made:
+            known.setdefault(unit.partition("/")[0], []).append(made)
+    if known:
+        rows = [
+            (
+                stage,
+                max(made[MEMORY] for made in own),
+                round(sum(made["cpu_seconds"] for made in own), 1),
+                ", ".join(dict.fromkeys(made.get("device", "") for made in own)),
+            )
+            for stage, own in known.items()
+        ]
+        yield DataTable("Memory and processors by stage", ("stage", "peak memory, MiB", "CPU seconds", "device"), rows)
+        yield Words("Peak memory is the most that a stage's process had held when it finished a unit, on a GPU that of "
+                    "its tensors. CPU seconds are those of the process itself, without its helpers.")  # fmt: skip
 
 
 def _training(one: Contents) -> DataTable:

@@ -1,4 +1,12 @@
 "use strict";
+const reach = () => {
+  for (const box of document.querySelectorAll(".scroll, pre[tabindex]")) {
+    box.tabIndex = box.scrollWidth > box.clientWidth ? 0 : -1;
+  }
+};
+addEventListener("resize", reach);
+document.addEventListener("toggle", reach, true);
+reach();
 for (const scene of document.querySelectorAll(".scene")) {
   const pictures = [...scene.querySelectorAll(".strip img")];
   const swipe = scene.querySelector(".swipe"), stage = scene.querySelector(".stage");
