@@ -96,7 +96,7 @@ class Reader(HTMLParser):
             self._row = []
         elif tag in ("td", "th"):
             self._cell, self._value = "", []
-        elif tag == "data":
+        elif tag == "data" and self._cell is not None:
             self._value.append(dict(attrs)["value"])
 
     def handle_endtag(self, tag):
@@ -167,7 +167,7 @@ def test_matrices_surfaces_and_reliability_have_their_numbers(read):
 
 
 def test_the_shades_and_marks_of_cells_are_those_of_their_numbers(text):
-    (row,) = re.findall(r'<tr><th scope="row">a</th>(.*?)</tr>', text)
+    (row,) = re.findall(r'<tr><th scope="row">a</th>(.*?)</tr>', text[text.index('id="confusion"') :][:3000])
     assert re.findall(r"--shade:(\d+)%", row) == ["75", "25"], "30 and 10 of 40; the sum has none"
     (row,) = re.findall(r'<tr><th scope="row">0.45</th>(.*?)</tr>', text)
     assert re.findall(r'class="([^"]*)"', row) == ["n chosen equal", "hidden", "n equal"]
@@ -179,7 +179,7 @@ def test_the_history_of_training_is_that_of_the_log(read):
     assert rows[0] == ["fold", "epoch", "loss", "raw_bce", "lr", "score.select", "best"]
     assert rows[2] == ["fold 0", "2", "1.0", "0.5", "0.0005", "", ""] and rows[3][-1] == "new best"
     costs = read.tables["Training"][1]
-    assert costs[:4] == ["net/fold0", "", "5", "50.0"] and costs[5] == "105.0" and costs[-1] == "0.025"
+    assert costs[:4] == ["net/fold0", "not known", "5", "50.0"] and costs[5] == "105.0" and costs[-1] == "0.025"
 
 
 def test_the_sources_figures_stand_beside_ours(read):
@@ -239,7 +239,7 @@ def test_what_names_hold_is_no_markup(text):
 
 def test_pictures_are_inlined_with_words_for_who_cannot_see_them(read):
     sources = [value for tag, name, value in read.attributes if tag == "img" and name == "src"]
-    assert len(sources) == 2 and all(source.startswith("data:image/webp;base64,") for source in sources)
+    assert len(sources) == 2 and all(source.startswith("data:image/jpeg;base64,") for source in sources)
     assert {"a: worst: truth", "a: worst: prediction"} <= set(read.all("alt"))
 
 
@@ -248,7 +248,7 @@ def test_what_an_earlier_version_did_not_write_is_said_with_the_way_to_get_it(tm
     root = finish(tmp_path)
     (root / "05_ensemble/decode/figures.json").unlink()
     (root / "report/pictures/seen.json").unlink()
-    (root / "report/pictures/scene0-0.webp").unlink()
+    (root / "report/pictures/scene0-0.jpg").unlink()
     read = Reader(page.render([contents.read(root)]))
     assert read.text.count("figures.json: missing. Stage 05 writes it: python 05_ensemble.py --split oof --force") == 2
     assert "Pictures need the data; stages 05 and 06 draw them" in read.text and "There is no map" in read.text
@@ -257,7 +257,7 @@ def test_what_an_earlier_version_did_not_write_is_said_with_the_way_to_get_it(tm
 
 def test_a_picture_that_is_gone_is_said(tmp_path):
     root = finish(tmp_path)
-    (root / "report/pictures/scene0-1.webp").unlink()
+    (root / "report/pictures/scene0-1.jpg").unlink()
     assert "a: 1 of its pictures are gone" in Reader(page.render([contents.read(root)])).text
 
 
@@ -335,7 +335,7 @@ def test_pictures_that_are_gone_or_damaged_are_noticed(tmp_path, change):
     shown = finish(tmp_path) / "report/pictures"
     seen = pictures.SeenData.read(shown)
     assert seen.is_whole(shown)
-    path = shown / "scene0-1.webp"
+    path = shown / "scene0-1.jpg"
     path.unlink() if change == "gone" else path.write_bytes(b"drawm")
     assert not seen.is_whole(shown)
 
@@ -368,7 +368,7 @@ def test_few_epochs_have_few_phases(epochs, spans):
 # ---- a server -----------------------------------------------------------------------------------------
 @pytest.fixture
 def server(tmp_path):
-    finish(tmp_path / "work dir", "a b")
+    finish(tmp_path / "work dir", "a.b-c")
     with serve.open_server(tmp_path / "work dir", 0) as found:
         threading.Thread(target=found.serve_forever, daemon=True).start()
         yield found
@@ -389,24 +389,24 @@ def tree(folder: Path) -> dict[str, tuple[int, int]]:
 def test_a_workdir_is_served_without_a_write_into_it(server, tmp_path):
     workdir = tmp_path / "work dir"
     before = tree(workdir)
-    front, own = Reader(get(server, "/")), get(server, "/a%20b/")
-    assert front.tables["Experiments"][1][:2] == ["a b", "finished"]
+    front, own = Reader(get(server, "/")), get(server, "/a.b-c/")
+    assert front.tables["Experiments"][1][:2] == ["a.b-c", "finished"]
     assert front.tables["Experiments"][1][4:] == [str(SCORES["score"]), "0.7576"]
-    assert "/a%20b" in front.all("href") and "By class, over all scenes" in Reader(own).tables
+    assert "/a.b-c" in front.all("href") and "By class, over all scenes" in Reader(own).tables
     assert not outside(own) and "connect-src 'self'" in own and "refresh" not in own
     assert tree(workdir) == before
 
 
 def test_a_page_is_made_anew_when_training_goes_on(server, tmp_path):
-    log = tmp_path / "work dir/a b/02_loc/net/fold0/log.jsonl"
-    mark = get(server, "/a%20b/?mark")
-    assert mark in get(server, "/a%20b/") and get(server, "/a%20b/?mark") == mark
+    log = tmp_path / "work dir/a.b-c/02_loc/net/fold0/log.jsonl"
+    mark = get(server, "/a.b-c/?mark")
+    assert mark in get(server, "/a.b-c/") and get(server, "/a.b-c/?mark") == mark
     with open(log, "a") as stream:
         stream.write(json.dumps({**LOG[0], "epoch": 6, "scores": {"select": 0.99}}) + "\n")
-    assert get(server, "/a%20b/?mark") != mark and "6: 0.9900" in get(server, "/a%20b/")
+    assert get(server, "/a.b-c/?mark") != mark and "6: 0.9900" in get(server, "/a.b-c/")
 
 
-@pytest.mark.parametrize(("path", "host", "code"), [("/none/", "", 404), ("/../a%20b", "", 404), ("/%2e%2e/", "", 404),
+@pytest.mark.parametrize(("path", "host", "code"), [("/none/", "", 404), ("/../a.b-c", "", 404), ("/%2e%2e/", "", 404),
                                                     ("/", "evil.example:80", 403)])  # fmt: skip
 def test_only_experiments_are_served_and_only_to_this_machine(server, path, host, code):
     with pytest.raises(urllib.error.HTTPError) as caught:

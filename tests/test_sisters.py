@@ -54,7 +54,7 @@ def test_the_submission_is_linted_and_a_report_is_drawn(sister, capsys):
     assert sister.json("06_submission/test/manifest.json")["lint"] == "valid"
     assert sister.run("06_make_submission", "--lint", sister.root / "06_submission/test") == 0
     assert "valid" in capsys.readouterr().out
-    assert list((sister.root / "report/pictures").glob("scene*.webp"))
+    assert list((sister.root / "report/pictures").glob("scene*.jpg"))
     assert not outside((sister.root / "report/report.html").read_text())
 
 

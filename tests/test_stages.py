@@ -32,7 +32,7 @@ def test_all_six_stages_end_with_a_linted_submission_and_a_report(finished, caps
     table = pd.read_csv(folder / "submission.csv", dtype=str, keep_default_na=False)
     assert list(table.columns) == ["ImageId_ClassId", "EncodedPixels"] and len(table) == 2 * 5
     assert (finished.root / "report/report.html").exists()
-    assert len(list((finished.root / "report/pictures").glob("scene*.webp"))) == 5 * 5, "five scenes, errors outlined"
+    assert len(list((finished.root / "report/pictures").glob("scene*.jpg"))) == 5 * 5, "five scenes, errors outlined"
     assert finished.run("06_make_submission", "--lint", folder) == 0
     assert finished.run("06_make_submission", "--lint", folder / "submission.csv") == 0
     assert "valid" in capsys.readouterr().out

@@ -40,8 +40,9 @@ def main(argv=None):
     if folders:
         own = page.PAGE if len(args.experiments) == 1 else "beside.html"
         out = args.out or folders[-1] / REPORT / own
+        made = page.sealed(page.render([read(folder) for folder in folders]))
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(out, page.sealed(page.render([read(folder) for folder in folders])))
+        write_bytes(out, made)
         print(f"report: {out}")
     for path in args.experiments[1:]:
         print(compare(args.experiments[0], path))

@@ -57,11 +57,19 @@ def draw(key: str, title: str, says: str, height: int, paint: Callable[[Any], No
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
+        figure = Figure(figsize=(WIDTH / 72, height / 72), layout="none")
         paint(figure)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", metadata={"Date": None}, transparent=True)
     return Chart(key, title, _inline(stream.getvalue(), key, title, says), tuple(columns), [tuple(row) for row in data])
+
+
+def _fitted(figure: Any, left: int, right: int, below: int, above: int, **between: float) -> Any:
+    """Leave room around the axes, in units, and ``between`` them; a layout that measures its texts takes as long as all
+    the rest of a chart."""
+    width, height = figure.get_size_inches() * 72
+    figure.subplots_adjust(left / width, below / height, 1 - right / width, 1 - above / height, **between)
+    return figure
 
 
 def _inline(svg: str, key: str, title: str, says: str) -> Markup:
@@ -98,7 +106,7 @@ def scores(key: str, decision: Decision) -> Chart:
     rows += [(name, float(own["score"])) for name, own in parts[:MOST] if "score" in own]
 
     def paint(figure: Any) -> None:
-        axis = figure.add_subplot()
+        axis = _fitted(figure, 136, 12, 38, 6).subplots()
         places = np.arange(len(rows))[::-1]
         for number, ((name, value), place) in enumerate(zip(rows, places, strict=True)):
             if name == "score" and number < head and decision.interval95 is not None:
@@ -124,7 +132,8 @@ def curves(key: str, model: str, logs: Mapping[str, Log]) -> Chart:
     names = list(dict.fromkeys(term for log in logs.values() for term in terms(log)))
 
     def paint(figure: Any) -> None:
-        top, middle, low = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1.6))
+        grid = _fitted(figure, 48, 10, 38, 20, hspace=0.3)
+        top, middle, low = grid.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1.6))
         for number, (name, log) in enumerate(logs.items()):
             shade = colour(number)
             top.plot(*series(log, "score.select"), color=shade, marker=MARKERS[number % SERIES], markersize=3,
@@ -159,7 +168,7 @@ def reliability(key: str, title: str, told: Mapping[str, Bins]) -> Chart:
     """Draw the share that was found against the probability that was stated; on the diagonal both agree."""
 
     def paint(figure: Any) -> None:
-        axis = figure.add_subplot()
+        axis = _fitted(figure, 48, 10, 38, 8).subplots()
         axis.plot([0, 1], [0, 1], color=SOFT, linewidth=1, linestyle=":")
         for number, (name, bins) in enumerate(told.items()):
             there = [(stated, found) for times, stated, found in bins if times]
@@ -180,7 +189,7 @@ def profiles(key: str, surface: Surface) -> Chart:
     rows = -(-len(surface.axes) // 2)
 
     def paint(figure: Any) -> None:
-        axes = figure.subplots(rows, 2, sharey=True, squeeze=False)
+        axes = _fitted(figure, 48, 8, 22, 18, hspace=0.85, wspace=0.08).subplots(rows, 2, sharey=True, squeeze=False)
         for axis in axes.flat[len(surface.axes) :]:
             axis.set_visible(False)
         for axis, (name, scores_) in zip(axes.flat, surface.profiles.items()):
@@ -218,7 +227,7 @@ def place_map(key: str, title: str, scenes: Sequence[tuple[str, int, float, floa
     middle = float(np.mean([latitude for *_, latitude in scenes]))
 
     def paint(figure: Any) -> None:
-        axis = figure.add_subplot()
+        axis = _fitted(figure, 60, 10, 56, 6).subplots()
         for i, j in pairs:
             axis.plot(*zip(scenes[i][2:], scenes[j][2:]), color=INK, linewidth=1.2, zorder=1)
         for fold in sorted({scene[1] for scene in scenes}):

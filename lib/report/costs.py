@@ -73,7 +73,7 @@ def _training(one: Contents) -> DataTable:
         seconds = sum(row.get("train_seconds", 0.0) for row in log)
         cores = [row["cpu_cores"] * row.get("train_seconds", 0.0) for row in log if "cpu_cores" in row]
         rows.append([
-            name, made.get("device", "in training"), len(log), round(seconds, 1),
+            name, made.get("device", "not known" if made else "in training"), len(log), round(seconds, 1),
             _mean([row["images_per_second"] for row in log if "images_per_second" in row]),
             max((row[MEMORY] for row in log if row.get(MEMORY) is not None), default=None),
             max((row["gpu_memory_mib"] for row in log if "gpu_memory_mib" in row), default=None),

@@ -119,10 +119,11 @@ def render_list(workdir: str, chapter: Chapter, names: Sequence[str], mark: str,
 def _fill(title: str, about: str, chapters: Sequence[Chapter], names: Sequence[str], mark: str, live: str,
           links: Sequence[str] = ()) -> str:  # fmt: skip
     scripts = ["swipe.js", *(["live.js"] if live else [])]
-    return _environment().get_template(PAGE).render(
+    text = _environment().get_template(PAGE).render(
         title=title, names=names, chapters=chapters, mark=mark, live=live, about=about, links=links,
         style=_text("style.css"), script=Markup("\n").join(map(_text, scripts)),
     )  # fmt: skip
+    return text.lstrip()
 
 
 def unique(names: Sequence[str]) -> list[str]:
