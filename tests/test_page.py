@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from invented import build, decoded, experiment
+from markupsafe import Markup
 
 from lib.errors import ArtifactError, ConfigError
 from lib.files import write_bytes, write_json
 from lib.report import __main__ as command
-from lib.report import contents, page, phases, pictures, serve
+from lib.report import charts, contents, page, phases, pictures, serve
+from lib.report.blocks import Chart
 
 SCORES = {"score": 0.8323299935463375, "iou": 0.1 + 0.2}
 DECODED = decoded(
@@ -139,6 +141,16 @@ def read(text) -> Reader:
     return Reader(text)
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Charts with their numbers and without a drawing, which takes a tenth of a second each."""
+
+    def draw(key, title, says, height, paint, data, columns):
+        return Chart(key, title, Markup(f'<svg id="{key}"></svg>'), tuple(columns), [tuple(row) for row in data])
+
+    monkeypatch.setattr(charts, "draw", draw)
+
+
 # ---- what it shows ------------------------------------------------------------------------------------
 def test_every_figure_is_that_of_decode_json_to_the_last_digit(read):
     table = {row[0]: row[1:] for row in read.tables["By class, over all scenes"][1:]}
@@ -244,7 +256,7 @@ def test_pictures_are_inlined_with_words_for_who_cannot_see_them(read):
 
 
 # ---- what is not there --------------------------------------------------------------------------------
-def test_what_an_earlier_version_did_not_write_is_said_with_the_way_to_get_it(tmp_path):
+def test_what_an_earlier_version_did_not_write_is_said_with_the_way_to_get_it(tmp_path, undrawn):
     root = finish(tmp_path)
     (root / "05_ensemble/decode/figures.json").unlink()
     (root / "report/pictures/seen.json").unlink()
@@ -255,13 +267,13 @@ def test_what_an_earlier_version_did_not_write_is_said_with_the_way_to_get_it(tm
     assert "Score along each setting" not in read.tables
 
 
-def test_a_picture_that_is_gone_is_said(tmp_path):
+def test_a_picture_that_is_gone_is_said(tmp_path, undrawn):
     root = finish(tmp_path)
     (root / "report/pictures/scene0-1.jpg").unlink()
     assert "a: 1 of its pictures are gone" in Reader(page.render([contents.read(root)])).text
 
 
-def test_a_run_in_progress_has_a_page(tmp_path):
+def test_a_run_in_progress_has_a_page(tmp_path, undrawn):
     root = build(tmp_path, experiment("half"), None, LOG)
     (root / "02_loc/net/fold1").rename(root / "02_loc/net/fold1.partial")
     read = Reader(page.render([contents.read(root)]))
@@ -269,7 +281,7 @@ def test_a_run_in_progress_has_a_page(tmp_path):
     assert {row[0] for row in read.tables["net: learning curves"][1:]} == {"fold 0", "fold 1"}
 
 
-def test_a_damaged_file_is_a_sentence_and_no_page_less(tmp_path):
+def test_a_damaged_file_is_a_sentence_and_no_page_less(tmp_path, undrawn):
     root = finish(tmp_path)
     (root / "05_ensemble/decode/figures.json").write_text('{"scenes": 3}')
     (root / "02_loc/net/fold0/log.jsonl").write_text("{")
@@ -278,7 +290,7 @@ def test_a_damaged_file_is_a_sentence_and_no_page_less(tmp_path):
 
 
 # ---- several ------------------------------------------------------------------------------------------
-def test_several_stand_side_by_side_with_what_differs(tmp_path, capsys):
+def test_several_stand_side_by_side_with_what_differs(tmp_path, capsys, undrawn):
     roots = [
         finish(tmp_path, "old"),
         finish(tmp_path, "new", {**DECODED, "scores": {"score": 0.9, "iou": 0.3}}, lr=0.5),
@@ -295,7 +307,7 @@ def test_several_stand_side_by_side_with_what_differs(tmp_path, capsys):
     assert len(ids) == len(set(ids)) and not outside((roots[1] / "report/beside.html").read_text())
 
 
-def test_one_folder_alone_gets_its_page_and_the_same_twice_two_names(tmp_path, capsys):
+def test_one_folder_alone_gets_its_page_and_the_same_twice_two_names(tmp_path, capsys, undrawn):
     root = finish(tmp_path)
     assert (
         command.main([str(root)]) == 0 and command.main([str(root), str(root), "--out", str(tmp_path / "x.html")]) == 0
@@ -367,7 +379,7 @@ def test_few_epochs_have_few_phases(epochs, spans):
 
 # ---- a server -----------------------------------------------------------------------------------------
 @pytest.fixture
-def server(tmp_path):
+def server(tmp_path, undrawn):
     finish(tmp_path / "work dir", "a.b-c")
     with serve.open_server(tmp_path / "work dir", 0) as found:
         threading.Thread(target=found.serve_forever, daemon=True).start()

@@ -64,6 +64,7 @@ class Panel:
     """A data URI."""
     width: int
     height: int
+    note: str = ""
 
 
 @dataclass(frozen=True)

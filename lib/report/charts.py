@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 WIDTH = 360
 """Units of a chart's width: as many pixels as a phone has, so that its text is readable there."""
 SERIES = 8
+DEPTH = 0.08
+"""By how much a score may lie below the best and still be drawn beside the plateau."""
 MOST = 24
 """Most folds and domains in a chart of scores."""
 MARKERS = "osD^vPX*"
@@ -151,7 +153,8 @@ def curves(key: str, model: str, logs: Mapping[str, Log]) -> Chart:
         low.xaxis.get_major_locator().set_params(integer=True)
         for axis, many in ((top, len(logs)), (middle, len(names))):
             if 1 < many <= 12 or axis is middle and names:
-                axis.legend(ncols=2)
+                axis.margins(y=0.3)
+                axis.legend(ncols=3, loc="upper right", handlelength=1.5, columnspacing=1)
 
     shown = ["loss", *(TERM + term for term in names), "lr", "score.select"]
     data = [
@@ -194,6 +197,8 @@ def profiles(key: str, surface: Surface) -> Chart:
             axis.set_visible(False)
         for axis, (name, scores_) in zip(axes.flat, surface.profiles.items()):
             _profile(axis, surface, name, scores_)
+        low = min(min(own) for own in surface.profiles.values())
+        axes[0, 0].set_ylim(bottom=max(low, surface.best - DEPTH) - 0.005)
 
     data = [
         (name, str(value), score, "chosen" if place == surface.point[name] else "")
@@ -201,7 +206,7 @@ def profiles(key: str, surface: Surface) -> Chart:
         for place, (value, score) in enumerate(zip(values, surface.profiles[name], strict=True))
     ]
     says = ("The other settings stay at the chosen point, which is marked; the band is the plateau, within "
-            f"{surface.plateau:g} of the best of all points.")  # fmt: skip
+            f"{surface.plateau:g} of the best of all points. Scores of {DEPTH:g} below it are cut off.")  # fmt: skip
     return draw(key, "Score along each setting", says, 24 + 88 * rows, paint, data, ("setting", "value", "score", ""))
 
 

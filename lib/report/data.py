@@ -25,7 +25,7 @@ def _panels(one: Contents, files: list[PictureFile]) -> list[Panel]:
     found = []
     for file in files:
         try:
-            found.append(Panel(file.title, file.read(one.pictures), file.width, file.height))
+            found.append(Panel(file.title, file.read(one.pictures), file.width, file.height, file.note))
         except OSError:
             continue
     return found

@@ -165,4 +165,4 @@ def number(value: Any) -> str:
 
 def breakable(name: str) -> Markup:
     """Return a name that a browser may break after each of its underscores."""
-    return Markup("_<wbr>").join(escape(part) for part in name.split("_")) if name else Markup("&nbsp;")
+    return Markup("_<wbr>").join(escape(part) for part in name.split("_"))

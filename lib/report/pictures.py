@@ -39,7 +39,7 @@ COLOURS = {MISSED: (255, 70, 70), FALSE_ALARM: (70, 190, 255), OTHER_CLASS: (255
 IN_WORDS = {MISSED: "red: missed", FALSE_ALARM: "blue: false alarm", OTHER_CLASS: "yellow: another class"}
 THIN = 3
 """Errors that are thinner in a picture have no outline there."""
-FORM = 3
+FORM = 4
 """Goes up when the same scenes are drawn in another way."""
 
 
@@ -48,6 +48,8 @@ class PictureFile(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     title: str
+    note: str = ""
+    """What its colours mean, where it needs saying."""
     file: str
     sha256: str
     width: int
@@ -177,10 +179,11 @@ def _scenes(run: Run, folder: Path) -> Iterator[ShownScene]:
                   for role, task in tasks.items()}  # fmt: skip
         answer = run.competition.decode(levels, settings_for(scene, params))
         panels = [(title, small(image, SIDE)) for title, image in run.competition.panels(scene, answer)]
-        if outlined := outline_errors(run.competition, scene, answer, panels):
-            panels.append(outlined)
         files = [_write(folder, f"scene{number}-{place}", title, image)
                  for place, (title, image) in enumerate(panels)]  # fmt: skip
+        if outlined := outline_errors(run.competition, scene, answer, panels):
+            note, image = outlined
+            files.append(_write(folder, f"scene{number}-{len(files)}", "errors", image, note))
         yield one.model_copy(update={"panels": files})
 
 
@@ -189,6 +192,7 @@ def outline_errors(
 ) -> tuple[str, np.ndarray] | None:
     """Draw the outlines of an answer's errors on the dimmed last image before the truth; None without any kind of them.
 
+    Returns what the colours mean, and the picture.
     What is thinner than THIN pixels of the panel, such as the edge of an object that is right, has no outline.
     """
     if not competition.labelled(scene) or not (kinds := competition.errors(answer, competition.truth(scene))):
@@ -201,9 +205,9 @@ def outline_errors(
         at_size = (cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_AREA) > 127).astype(np.uint8)
         thick = cv2.morphologyEx(at_size, cv2.MORPH_OPEN, np.ones((THIN, THIN), np.uint8))
         outlines, _ = cv2.findContours(thick, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(image, outlines, -1, COLOURS[kind], 1)
+        cv2.drawContours(image, outlines, -1, COLOURS[kind], 2)
         shown.append(IN_WORDS[kind])
-    return f"errors ({', '.join(shown)})", image
+    return ", ".join(shown), image
 
 
 # ---- thumbnails ---------------------------------------------------------------------------------------
@@ -260,9 +264,10 @@ def small(image: np.ndarray, side: int) -> np.ndarray:
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
-def _write(folder: Path, name: str, title: str, image: np.ndarray) -> PictureFile:
+def _write(folder: Path, name: str, title: str, image: np.ndarray, note: str = "") -> PictureFile:
     """Write a picture (H, W, 3) uint8 RGB as JPEG."""
     _, content = cv2.imencode(".jpg", np.ascontiguousarray(image[:, :, ::-1]), ENCODING)
     path = folder / f"{name}.jpg"
     write_bytes(path, content.tobytes())
-    return PictureFile(title=title, file=path.name, sha256=sha256(path), width=image.shape[1], height=image.shape[0])
+    height, width = image.shape[:2]
+    return PictureFile(title=title, note=note, file=path.name, sha256=sha256(path), width=width, height=height)

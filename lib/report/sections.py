@@ -213,6 +213,7 @@ def training(one: Contents, key: str) -> Iterator[Piece]:
         yield Words(one.absent.get("logs", "There is no log of training."), absent=True)
     for number, (model, logs) in enumerate(by_model(one.logs).items()):
         yield charts.curves(f"{key}-curves{number}", model, logs)
+    for model, logs in by_model(one.logs).items():
         for fold, log in logs.items():
             best = [f"{row['epoch']}: {row['score.select']:.4f}" for row in log if row["new_best"]]
             if best:
