@@ -33,7 +33,8 @@ def test_all_six_stages_end_with_a_linted_submission_and_a_report(finished, caps
         )
     table = pd.read_csv(folder / "submission.csv", dtype=str, keep_default_na=False)
     assert list(table.columns) == ["ImageId_ClassId", "EncodedPixels"] and len(table) == 2 * 5
-    assert (finished.root / "report/report.html").exists() and list((finished.root / "report").glob("*.png"))
+    assert (finished.root / "report/report.html").exists()
+    assert len(list((finished.root / "report/pictures").glob("scene*.jpg"))) == 5 * 5, "five scenes, errors outlined"
     assert finished.run("06_make_submission", "--lint", folder) == 0
     assert finished.run("06_make_submission", "--lint", folder / "submission.csv") == 0
     assert "valid" in capsys.readouterr().out
@@ -79,6 +80,7 @@ def test_manifests_say_what_made_a_unit(finished):
     for record in probs.values():
         assert list(record["clock"]) == ["read", "forward", "store", "wait"] and min(record["clock"].values()) > 0
         assert 0 < record["network_busy"] <= 1
+        assert record["peak_memory_mib"] > 50 and record["cpu_seconds"] > 0
     assert cls["encoder_weights"]["source"] == "checkpoint loc of fold 0"
     assert loc["versions"]["torch"] and loc["seed"] == 3 and loc["files"]["best.safetensors"] > 0
     lines = [json.loads(line) for line in (finished.root / "03_cls/cls/fold0/log.jsonl").read_text().splitlines()]

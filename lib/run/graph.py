@@ -333,13 +333,16 @@ class Graph:
         return {f"images of {name}": data.whole(scenes, data.images, labels=False)}
 
     def decode(self) -> Unit:
-        """Stage 05: decode.json, what is chosen on out-of-fold scenes (settings, weights) and what to expect of it."""
+        """Stage 05: decode.json, what is chosen on out-of-fold scenes (settings, weights) and what to expect of it.
+
+        figures.json beside it is for reports alone.
+        """
         config = self.config
         facts = {"decode": config.decode, "search": plain(config.search) if config.search else None}
         upstream = (*self._members("oof"), self.folds())
         command = self._command("05_ensemble.py", "--split oof")
         return Unit("05_ensemble/decode", facts | self._blend_facts(), command, upstream,
-                    data=self._labels() | self._refined("oof"))  # fmt: skip
+                    data=self._labels() | self._refined("oof"), beside=("figures.json",))  # fmt: skip
 
     def _labels(self) -> dict[str, str]:
         """Choosing, and scoring what was written, read the truth of the labelled scenes."""
