@@ -47,9 +47,16 @@ def main(arguments: Sequence[str]) -> int:
         vectors.library(name)
     run = cli.open_run(args)
     out = args.out or run.store.root / "maps"
-    lines = [line for split in run.splits if run.has_split(split)
-             for line in export(run, split, out, args.submission, options)]  # fmt: skip
-    cli.say("\n".join(lines))
+    splits, nowhere = [split for split in run.splits if run.has_split(split)], []
+    for split in splits:
+        try:
+            cli.say("\n".join(export(run, split, out, args.submission, options)))
+        except DataError as error:  # of no scene of this split is the place known
+            nowhere.append(str(error))
+    if len(nowhere) == len(splits):
+        raise DataError("; ".join(nowhere))
+    for line in nowhere:
+        cli.say(line)
     return 0
 
 

@@ -155,7 +155,7 @@ def _part(outline: shapely.Geometry, window: Window) -> tuple[slice, slice] | No
 def _weights(outline: shapely.Geometry, left: int, top: int, shape: tuple[int, int]) -> np.ndarray:
     """Return how many parts of each pixel of (h, w) lie inside an outline: int64, 0 .. FINE squared."""
     height, width = shape
-    to_pixels = rasterio.Affine.translation(left, top) * rasterio.Affine.scale(1 / FINE)
+    to_pixels = rasterio.Affine(1 / FINE, 0, left, 0, 1 / FINE, top)
     fine = rasterize([(outline, 1)], (height * FINE, width * FINE), transform=to_pixels, dtype=np.uint8)
     return fine.reshape(height, FINE, width, FINE).sum(axis=(1, 3), dtype=np.int64)
 

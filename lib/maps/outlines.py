@@ -13,8 +13,8 @@ KINDS = ("pixels", "simple", "regular")
 """What outlines can be asked for."""
 RECTANGLE = 0.85
 """Least intersection over union of an object and its smallest rectangle for the rectangle to stand for it."""
-RIGHT_ANGLES = 0.8
-"""The same for an outline of right angles."""
+LEAST = 0.8
+"""The same for an outline of right angles, and for one with fewer corners."""
 HOW = ("pixels", "simple", "rectangle", "right angles")
 """What came of an outline, as the column "outline" says it."""
 
@@ -37,10 +37,10 @@ def outlined(polygons: np.ndarray, kind: str, pixel: tuple[float, float]) -> tup
 def simple(polygon: Polygon, tolerance: float) -> tuple[Polygon, str]:
     """Leave out corners by Douglas and Peucker's rule: no corner was further than ``tolerance`` from what is left.
 
-    An object that the rule would reduce to nothing keeps its pixels.
+    A small object that is no longer itself then, its intersection over union being less than LEAST, keeps its pixels.
     """
     found = shapely.simplify(polygon, tolerance, preserve_topology=True)
-    whole = found.geom_type == "Polygon" and found.is_valid and not found.is_empty
+    whole = found.geom_type == "Polygon" and found.is_valid and _iou(found, polygon) >= LEAST
     return (found, "simple") if whole else (polygon, "pixels")
 
 
@@ -53,7 +53,7 @@ def regular(polygon: Polygon, tolerance: float) -> tuple[Polygon, str]:
     outline is turned so that the rectangle lies straight; each of its sides becomes a horizontal or a vertical line, as
     it is longer, in its middle (sides of one direction that follow one another are one line in their mean, weighted by
     length), and the corners are where these lines meet. That is taken where it is valid and its intersection over union
-    is at least RIGHT_ANGLES. Holes are made simple and stay where they lie within the new outline.
+    is at least LEAST. Holes are made simple and stay where they lie within the new outline.
     """
     shell = Polygon(polygon.exterior)
     box = shapely.minimum_rotated_rectangle(shell)
@@ -61,7 +61,7 @@ def regular(polygon: Polygon, tolerance: float) -> tuple[Polygon, str]:
         return _with_holes(drawn, polygon, tolerance), "rectangle"
     plain, how = simple(shell, tolerance)
     if box.geom_type == "Polygon" and (square := _right_angles(plain, box)) is not None:
-        if _iou(square, shell) >= RIGHT_ANGLES:
+        if _iou(square, shell) >= LEAST:
             return _with_holes(square, polygon, tolerance), "right angles"
     return _with_holes(plain, polygon, tolerance), how
 

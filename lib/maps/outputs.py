@@ -211,7 +211,7 @@ class _Work:
             known = (file.read(1, out_shape=(height, width)) != NO_DATA).astype(np.uint8)
         found = [shapely.geometry.shape(geometry) for geometry, _ in traced(known, mask=known > 0)]
         scale = rasterio.Affine.scale(grid.width / width, grid.height / height)
-        whole = vectors.moved(np.array([shapely.MultiPolygon(found)], object), grid.transform * scale)
+        whole = vectors.moved(vectors.moved(np.array([shapely.MultiPolygon(found)], object), scale), grid.transform)
         return vectors.placed({"notes": [" ".join(self.area.notes)]}, whole, grid.crs, legend)
 
     def said(self, counted: summary.Summary, rows: int) -> list[str]:

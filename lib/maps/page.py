@@ -88,7 +88,8 @@ def write(path: Path, grid: Grid, legend: Legend, shown: Shown, pictures: Mappin
     if shown.as_points:
         said.insert(0, f"{len(shown.rows)} objects are drawn as points: this page holds the outlines of at most "
                        f"{shown.most}. The GeoPackage has them all.")  # fmt: skip
-    for name, picture in pictures.items():
+    shrunk = {name: _shrunk(picture) for name, picture in list(pictures.items())[:2]}
+    for name, picture in shrunk.items():
         if picture.shape[1] < grid.width:
             said.append(f"The image {name} is shown at 1 pixel for {grid.width / picture.shape[1]:.1f} of the area's.")
     wide, high = grid.pixel
@@ -98,7 +99,7 @@ def write(path: Path, grid: Grid, legend: Legend, shown: Shown, pictures: Mappin
         "fine": FINE,
         "points": shown.as_points,
         "classes": [{"name": name, "colour": legend.colours.get(name, GREY)} for name in legend.classes],
-        "images": [{"name": name, "src": _embedded(picture)} for name, picture in list(pictures.items())[:2]],
+        "images": [{"name": name, "src": _embedded(picture)} for name, picture in shrunk.items()],
         "objects": shown.objects(),
     }
     folder = jinja2.FileSystemLoader(Path(__file__).parent)
@@ -108,11 +109,16 @@ def write(path: Path, grid: Grid, legend: Legend, shown: Shown, pictures: Mappin
     write_bytes(path, text.encode())
 
 
-def _embedded(picture: np.ndarray) -> str:
-    """Return an image (h, w, 3) uint8 RGB as the address of a JPEG, at most PIXELS long."""
+def _shrunk(picture: np.ndarray) -> np.ndarray:
+    """Return an image (h, w, 3) uint8 at most PIXELS long."""
     scale = min(1.0, PIXELS / max(picture.shape[:2]))
-    if scale < 1:
-        size = max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale))
-        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    if scale == 1:
+        return picture
+    size = max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+
+
+def _embedded(picture: np.ndarray) -> str:
+    """Return an image (h, w, 3) uint8 RGB as the address of a JPEG."""
     _, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()

@@ -152,15 +152,23 @@ def part(labels: np.ndarray, level: np.ndarray, least: int) -> np.ndarray:
     """Part objects that touch: (h, w) int32 labels and (h, w) uint8 levels -> (h, w) int32 labels.
 
     Seeds are the connected pixels of an object at or above level ``least``; a watershed on the levels grows them within
-    the object, so that houses whose walls touch are parted where the network is less sure between them. An object
-    without a seed stays whole. Source of the method: the seeds of the 2nd place of xView2 2020, which used 0.8.
+    the object, so that houses whose walls touch are parted where the network is less sure between them. An object with
+    one seed or none stays whole. Each object is flooded by itself: among equal levels the order of a flood depends on
+    all that is flooded with it. Source of the method: the seeds of the 2nd place of xView2 2020, which used 0.8.
     """
     seeds = skimage.measure.label(np.where(level >= least, labels, 0), connectivity=1)
-    seeded = np.zeros(labels.max(initial=0) + 1, bool)
-    seeded[labels[seeds > 0]] = True
-    whole = ~seeded[labels] & (labels > 0)
-    seeds[whole] = labels[whole] + seeds.max(initial=0)
-    return skimage.segmentation.watershed(255 - level.astype(np.int16), seeds, mask=labels > 0).astype(np.int32)
+    owner = np.zeros(seeds.max(initial=0) + 1, np.int64)
+    owner[seeds] = labels
+    several = np.flatnonzero(np.bincount(owner[1:], minlength=labels.max(initial=0) + 1) > 1)
+    parts, boxes, count = labels.copy(), ndimage.find_objects(labels), int(labels.max(initial=0))
+    for label in several.tolist():
+        box = boxes[label - 1]
+        inside = labels[box] == label
+        own = skimage.measure.label(np.where(inside, seeds[box], 0), connectivity=1)
+        grown = skimage.segmentation.watershed(255 - level[box].astype(np.int16), own, mask=inside)
+        parts[box][inside] = grown[inside] + count
+        count += int(own.max())
+    return parts.astype(np.int32)
 
 
 def _outlines(labels: np.ndarray, window: Window) -> np.ndarray:

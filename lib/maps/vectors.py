@@ -24,6 +24,7 @@ from lib.maps.area_file import Area
 from lib.maps.grid import Grid
 from lib.maps.outlines import outlined
 from lib.maps.polygons import Objects
+from lib.scenes.place import applied
 
 OBJECTS, CELLS, AREA = "objects", "cells", "area"
 """Layers of the GeoPackage."""
@@ -133,11 +134,7 @@ def areas(polygons: np.ndarray) -> np.ndarray:
 
 def moved(shapes: np.ndarray, transform: rasterio.Affine) -> np.ndarray:
     """Bring shapes (N,) from pixels into the coordinates of a transform."""
-    a, b, c, d, e, f = tuple(transform)[:6]
-    if not len(shapes):
-        return shapes
-    return shapely.transform(shapes, lambda xy: np.column_stack([a * xy[:, 0] + b * xy[:, 1] + c,
-                                                                 d * xy[:, 0] + e * xy[:, 1] + f]))  # fmt: skip
+    return shapely.transform(shapes, lambda points: applied(transform, points)) if len(shapes) else shapes
 
 
 class Writer:

@@ -7,7 +7,7 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 
-from lib.files import whole_path, write_bytes
+from lib.files import write_bytes
 from lib.scenes.georeference import Place
 
 OPTIONS = {"driver": "COG", "compress": "DEFLATE", "bigtiff": "IF_SAFER"}
@@ -16,15 +16,6 @@ OPTIONS = {"driver": "COG", "compress": "DEFLATE", "bigtiff": "IF_SAFER"}
 def colour_table(colours: Mapping[int, str]) -> dict[int, tuple[int, ...]]:
     """Return value -> red, green, blue, alpha of class numbers and their "#rrggbb"; 0 is transparent."""
     return {0: (0, 0, 0, 0)} | {value: (*bytes.fromhex(colour[1:]), 255) for value, colour in colours.items()}
-
-
-def convert(source: Path, target: Path, resampling: str) -> None:
-    """Write a GeoTIFF anew as a COG; ``resampling`` of its overviews: "nearest" of class numbers, "average" of levels.
-
-    Colour table, nodata value, mask, band names and tags come along.
-    """
-    with whole_path(target) as partial:
-        rasterio.shutil.copy(source, partial, overview_resampling=resampling, **OPTIONS)
 
 
 def write_classes(path: Path, numbers: np.ndarray, place: Place, colours: Mapping[int, str]) -> None:
