@@ -77,7 +77,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("changes", [{}, pytest.param({"folds": (0, 1), "decode": SETTINGS}, marks=pytest.mark.slow),
                                      pytest.param({"predict": VIEWS}, marks=pytest.mark.slow),
-                                     {"view": {"scale": 0.5}, "pad": 16}])  # fmt: skip
+                                     pytest.param({"view": {"scale": 0.5}, "pad": 16}, marks=pytest.mark.slow)])  # fmt: skip
 def test_an_area_is_what_one_scene_would_be_for_every_size_of_windows(tmp_path, pair, changes):
     folder, images = pair
     flags = areas.experiment(tmp_path, **changes)
@@ -240,6 +240,7 @@ def test_an_image_that_networks_need_is_asked_for(tmp_path, pair, flags):
         planned(flags, folder, window=300)
 
 
+@pytest.mark.slow
 def test_several_networks_of_a_task_disagree(tmp_path, pair):
     folder, images = pair
     made = planned(areas.experiment(tmp_path, (0, 1)), folder, out=tmp_path / "a", window=512)

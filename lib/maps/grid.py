@@ -55,7 +55,7 @@ class Grid:
 
     def window(self, row: int, column: int, size: int) -> Window:
         """Return the window of ``size`` x ``size`` pixels that begins there; smaller where the grid ends."""
-        return Window(column, row, min(size, self.width - column), min(size, self.height - row))  # type: ignore[call-arg]
+        return Window(column, row, min(size, self.width - column), min(size, self.height - row))
 
     def windows(self, size: int) -> Iterator[Window]:
         """Yield the windows of ``size`` x ``size`` pixels that cover the grid, row by row from the upper left."""

@@ -32,7 +32,7 @@ from lib.models import checkpoint
 from lib.run.cli import Run, quiet
 from lib.scenes.probs import quantise, refuse_other_classes, write_levels
 
-ROOM = 256 << 20
+ROOM = 192 << 20
 """Bytes of images that a worker reads ahead."""
 KEPT = 1 << 30
 """Bytes of weights that a worker keeps loaded on a CPU; networks beyond that are loaded again for each window."""

@@ -63,7 +63,7 @@ def look(source: SourceFile, most: int) -> Glance:
     if planes.dtype.kind == "f":
         finite = np.isfinite(planes)
         known = finite if known is None else known & finite
-    rim = None if source.masked else _rim(~planes.any(axis=0))
+    rim = None if source.masked else _rim(np.asarray(~planes.any(axis=0)))
     return Glance(bands.Bands(planes, known, ()), rim)
 
 
