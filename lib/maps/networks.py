@@ -4,7 +4,6 @@ What stages 04 and 05 do with a scene is done with a window, by the same functio
 precision, rounding to levels, temperatures and weights. Windows are read ahead and written behind.
 """
 
-import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -155,7 +154,6 @@ class AreaNetworks:
         self.job, self.edges = job, Edges(job.folder / "edges")
         self.predictors: OrderedDict[int, Predictor] = OrderedDict()
         self.asked = set(job.windows())
-        self.reading = threading.Lock()
         self.described = [checkpoint.read_description(self._folder(member)) for member in job.members]
         self.ratios = [ratio_of(job.run, member) for member in job.members]
         self.frames = [self._frame(number) for number in range(len(job.members))]
@@ -165,7 +163,7 @@ class AreaNetworks:
         """Take a window in, behind those taken before; returns what has become of earlier ones."""
         if self.pipeline is None:
             steps = Steps(self.read, self.compute, self.write, self.expect, self.weigh)
-            self.pipeline = Pipeline(steps, ROOM)
+            self.pipeline = Pipeline(steps, ROOM, ahead=1, behind=1)  # what threads have freed, they keep
         window = self.job.window(row, column)
         return self.pipeline.feed(AreaWindow((row, column), window, span=self.span(window)))
 
@@ -209,14 +207,7 @@ class AreaNetworks:
         return self.expect(reading) if reading.images else 0
 
     def read(self, reading: AreaWindow) -> AreaWindow:
-        """Read what the tiles show that reach into a window, of all images; nothing where the window has no data.
-
-        One window is read at a time, or what several threads hold meanwhile would add up.
-        """
-        with self.reading:
-            return self._read(reading)
-
-    def _read(self, reading: AreaWindow) -> AreaWindow:
+        """Read what the tiles show that reach into a window, of all images; nothing where the window has no data."""
         job, ((top, bottom), (left, right)) = self.job, reading.span
         hull = Window(left, top, right - left, bottom - top)  # type: ignore[call-arg]
         seen = job.within(hull) if job.limit is not None else np.ones((bottom - top, right - left), bool)
