@@ -73,7 +73,7 @@ class Pages:
                 rows.append((folder.name, one.standing, len(one.manifests), epochs, score, expected))
             except ArtifactError as error:
                 rows.append((folder.name, f"damaged: {error}", None, None, None, None))
-        found = [DataTable("Experiments", ("name", "how far", "units done", "epochs", "score", "expected"), rows)]
+        found = [DataTable("How far each is", ("name", "how far", "units done", "epochs", "score", "expected"), rows)]
         empty = [Words("There are no experiments yet.", absent=True)]
         return render_list(str(self.workdir), Chapter("experiments", "Experiments", [found if rows else empty]),
                            [row[0] for row in rows], mark, now)  # fmt: skip
