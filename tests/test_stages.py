@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import rasterio
+import yaml
 from conftest import STAGES, Experiment
 
 from lib.competitions import open_competition
+from lib.models import checkpoint
 from lib.report.tables import compare
 from lib.run import cli
 from lib.scenes.probs import read_levels
@@ -392,3 +394,18 @@ def test_weights_that_are_not_there_are_missed_before_any_model_trains(experimen
     said = capsys.readouterr()
     assert "models.cls.network.encoder_weights: expected none, hub, bundled, a file" in said.err
     assert "building" not in said.out
+
+
+def test_a_network_starts_from_another_experiment_unless_that_has_seen_its_validation_scenes(experiment, capsys):
+    tree = yaml.safe_load(experiment.config.read_text())
+    tree["models"]["loc"]["train"] |= {"init_from": {"experiment": "tiny", "model": "loc"}, "epochs": 1}
+    experiment.config.write_text(yaml.safe_dump({**tree, "name": "next"}))
+    assert experiment.run("01_prepare_folds") == 0
+    assert experiment.run("02_train_loc", "--fold", "0") == 0
+    assert "encoder weights: checkpoint loc of fold 0 of tiny" in capsys.readouterr().out
+    made = json.loads((experiment.workdir / "next/02_loc/loc/fold0/manifest.json").read_text())
+    own = experiment.root / "02_loc/loc/fold0"
+    assert made["encoder_weights"]["tensors"] == len(checkpoint.read_weights(own))
+    assert experiment.run("02_train_loc", "--fold", "0", "--set", "models.loc.train.init_from.fold=1") == 2
+    said = capsys.readouterr().err
+    assert "loc of fold 1 of tiny was trained on" in said and "validation scenes of fold 0" in said

@@ -79,9 +79,7 @@ class Members:
         """Return task -> (C, H, W) uint8; the folds of a model share its weight, models without a weight are out."""
         averaged = {}
         for task, members in self.levels(variant.tta).items():
-            kept = [(Fraction(str(weights[model])) / folds, own) for model, folds, own in members if model in weights]
-            shares, levels = [share for share, _ in kept], [own for _, own in kept]
-            averaged[task] = blending.blend(levels, shares, self.run.config.blend.truncate)
+            averaged[task] = weighted(members, weights, self.run.config.blend.truncate)
             if variant.crf:
                 averaged[task] = self._refined(task, averaged[task])
         return averaged
@@ -99,6 +97,15 @@ class Members:
             return levels
         settings = crf.Crf.model_validate(options)
         return crf.refine(levels, image, competition.tasks[task].kind == "multiclass", settings)
+
+
+def weighted(members: Sequence[tuple[str, int, np.ndarray]], weights: Weights, truncate: bool) -> np.ndarray:
+    """Average the levels of a task's networks, (model, number of its folds, (C, H, W) uint8) each: (C, H, W) uint8.
+
+    The folds of a model share its weight, models without a weight are out.
+    """
+    kept = [(Fraction(str(weights[model])) / folds, own) for model, folds, own in members if model in weights]
+    return blending.blend([own for _, own in kept], [share for share, _ in kept], truncate)
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Answers of a competition: from probabilities by decode settings, counted, scored and painted."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from lib.competitions.scene import Answer, Axes, Chain, Levels, Params, Scene
 from lib.ensemble import search
 from lib.ensemble.search import Lattice
 from lib.errors import ConfigError
-from lib.tasks import IGNORE
+from lib.tasks import IGNORE, Task
 
 COLOURS = np.array([[250, 200, 40], [60, 220, 90], [70, 150, 250], [240, 80, 80], [200, 90, 240], [60, 220, 220]])
 """RGB of the first classes in pictures."""
@@ -27,6 +27,8 @@ class Answers(Dataset):
     """How answers are made and what they score."""
 
     # What of the contract it goes by; contract.py says what each means.
+    name: ClassVar[str]
+    tasks: Mapping[str, Task]
     settings: Mapping[str, Setting]
     steps: Mapping[str, Callable]
     steps_in_search: bool
@@ -86,6 +88,45 @@ class Answers(Dataset):
         for step in steps:
             answer = decoding.step_of(step, self.steps)(answer)
         return answer
+
+    # ---- rasters --------------------------------------------------------------------------------------------
+    raster_name: str = "classes"
+    """What the classes of ``class_raster`` tell, as the name of a file."""
+
+    def raster_classes(self) -> dict[str, str]:
+        """Return class name -> colour ("#rrggbb") of the numbers in ``class_raster`` from 1 on, in their order.
+
+        By default the classes of the first task, without the background of exclusive ones. Raises ConfigError for a
+        competition whose answers are not of pixels.
+        """
+        task = next(iter(self.tasks.values()))
+        if not task.dense:
+            raise ConfigError(f"competition {self.name}: expected answers that give every pixel a class, got one label "
+                              "for each image, which no map shows")  # fmt: skip
+        names = task.classes[task.kind == "multiclass" :]
+        return {
+            name: "#{:02x}{:02x}{:02x}".format(*COLOURS[number % len(COLOURS)]) for number, name in enumerate(names)
+        }
+
+    def class_raster(self, answer: Answer) -> np.ndarray:
+        """Return an answer as numbers of classes, (H, W) uint8, 0 = nothing; ``raster_classes`` says which they are.
+
+        By default the answer is (H, W) class indices, or (C, H, W) masks of classes, of which the last one is taken
+        where they overlap.
+        """
+        if answer.ndim == 2:
+            return answer.astype(np.uint8)
+        numbers = np.zeros(answer.shape[1:], np.uint8)
+        for number, mask in enumerate(answer, 1):
+            numbers[mask > 0] = number
+        return numbers
+
+    def each_pixel_alone(self, params: Params) -> bool:
+        """Tell whether the answer at a pixel depends on the levels of that pixel alone, with these decode settings.
+
+        Where it may not, an area that is decoded in blocks is decoded with what lies around them; False by default.
+        """
+        return False
 
     # ---- scores ---------------------------------------------------------------------------------------------
     def count(self, levels: Levels, truth: Answer, grid: Lattice) -> np.ndarray:
