@@ -268,7 +268,8 @@ class OutOfFold:
 
     def sureness(self, choice: Choice) -> dict[str, np.ndarray]:
         """Return task -> (256, 2) as ``calibration.stated`` counts, of the averages of a choice that was judged."""
-        end, sums = _average_key(choice), {}
+        end = _average_key(choice)
+        sums: dict[str, np.ndarray] = {}
         for _, details in self._known:
             for key, table in details.items():
                 task, found, average = key.rpartition(" ")

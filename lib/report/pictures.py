@@ -106,7 +106,9 @@ class SeenData(BaseModel):
 
     def files(self) -> list[PictureFile]:
         """Return all pictures."""
-        return [panel for own in (*self.scenes, *self.thumbs) for panel in own.panels]
+        return [panel for scene in self.scenes for panel in scene.panels] + [
+            panel for own in self.thumbs for panel in own.panels
+        ]
 
     def is_whole(self, folder: Path) -> bool:
         """Tell whether all pictures are there and have the bytes that were written."""

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from lib.errors import ArtifactError, ConfigError
 from lib.files import digest
-from lib.report.blocks import Chapter, DataTable, Words
+from lib.report.blocks import Cell, Chapter, DataTable, Words
 from lib.report.contents import read
 from lib.report.page import render, render_list
 from lib.report.units import experiments
@@ -63,7 +63,7 @@ class Pages:
             return self._kept[name][1]
 
     def _list(self, mark: str, now: str) -> str:
-        rows = []
+        rows: list[tuple[Cell, ...]] = []
         for folder in experiments(self.workdir):
             try:
                 one = read(folder)
