@@ -239,7 +239,8 @@ def test_charts_speak_and_take_the_colours_of_the_page(text):
     charts = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
     assert len(charts) == 6, "scores, curves, reliability of a model and of a task, profiles, a map"
     for chart in charts:
-        assert re.match(r'<svg class="chart" role="img" [^>]*aria-labelledby="(\S+) (\S+)"><title id="\1">\w', chart)
+        assert re.match(r'<svg class="chart" role="img" [^>]*aria-labelledby="(\S+)" aria-describedby="(\S+)">'
+                        r'<title id="\1">\w.*?</title><desc id="\2">\w', chart)  # fmt: skip
         assert "var(--ink)" in chart or "var(--soft)" in chart
         assert not re.findall(r"#(?:101010|202020|303030|4000..)", chart) and "<style" not in chart
         assert "font-family" not in chart

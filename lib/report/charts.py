@@ -88,7 +88,8 @@ def _inline(svg: str, key: str, title: str, says: str) -> Markup:
     box = re.search(r'viewBox="([^"]+)"', svg)
     assert box is not None, "matplotlib writes a viewBox"
     return Markup(
-        f'<svg class="chart" role="img" viewBox="{box[1]}" aria-labelledby="{key}-title {key}-says">'
+        f'<svg class="chart" role="img" viewBox="{box[1]}" aria-labelledby="{key}-title" '
+        f'aria-describedby="{key}-says">'
         f'<title id="{key}-title">{escape(title)}</title><desc id="{key}-says">{escape(says)}</desc>{inside}</svg>'
     )
 
