@@ -8,7 +8,7 @@ from lib.choose.figures import Surface
 from lib.competitions.contract import APART
 from lib.config.reference import difference, written
 from lib.report import charts, phases
-from lib.report.blocks import Cell, Chapter, DataTable, Piece, Tiles, Words
+from lib.report.blocks import Cell, Chapter, DataTable, Lines, Piece, Tiles, Words
 from lib.report.contents import Contents
 from lib.report.costs import costs, repeating
 from lib.report.data import audit, folds, scenes
@@ -215,11 +215,13 @@ def training(one: Contents, key: str) -> Iterator[Piece]:
         yield Words(one.absent.get("logs", "There is no log of training."), absent=True)
     for number, (model, logs) in enumerate(by_model(one.logs).items()):
         yield charts.curves(f"{key}-curves{number}", model, logs)
+    bests = []
     for model, logs in by_model(one.logs).items():
         for fold, log in logs.items():
-            best = [f"{row['epoch']}: {row['score.select']:.4f}" for row in log if row["new_best"]]
-            if best:
-                yield Words(f"{model} {fold}, epoch: validation score of each new best: {', '.join(best)}")
+            if best := [f"{row['epoch']}: {row['score.select']:.4f}" for row in log if row["new_best"]]:
+                bests.append(f"{model} {fold}, epoch: validation score of each new best: {', '.join(best)}")
+    if bests:
+        yield Lines("New bests", bests)
 
 
 def history(one: Contents, key: str) -> Iterator[Piece]:
