@@ -6,6 +6,7 @@ are the same in any order.
 """
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 
 AT_ONCE = 16
 """At most so many scenes are counted by a process before it hands over its tables, which may have 60 MB each."""
+
+SAMPLED = 1 << 17
+"""Most pixels of a scene by which it is told how sure averages are: of 1024 x 1024 every third in both directions."""
 
 Look = Callable[..., Any]
 """A function (scene, further arguments) -> what a pass wants to know of it; processes import it by its name."""
@@ -426,11 +430,15 @@ class OutOfFoldScene:
         return self.details[key]
 
     def _count_sureness(self, choice: Choice) -> None:
-        """Count among the details how often what the average of a choice states is found, once per average."""
+        """Count among the details how often what the average of a choice states is found, once per average.
+
+        Of a large scene pixels on a regular grid are counted, at most SAMPLED of them.
+        """
         for task, levels in self.average(choice.weights, choice.variant).items():
             if (key := f"{task} {_average_key(choice)}") not in self.details:
-                target = self.competition.training_target(self.scene, task)
-                self.details[key] = calibration.stated(self.competition.tasks[task], levels, target)
+                step = math.ceil(math.sqrt(levels[0].size / SAMPLED))
+                target = self.competition.training_target(self.scene, task)[::step, ::step]
+                self.details[key] = calibration.stated(self.competition.tasks[task], levels[:, ::step, ::step], target)
 
 
 def out_of_fold(run: Run, temperatures: Mapping[str, float] | None = None, pool: "Pool | None" = None) -> OutOfFold:
