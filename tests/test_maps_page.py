@@ -17,7 +17,7 @@ for needed in ("geopandas", "pyogrio", "pyproj"):
 
 from lib.maps import page, vectors
 from lib.maps.grid import Grid
-from lib.maps.page import Shown
+from lib.maps.page import Gathered
 from lib.maps.polygons import Finder, Layers
 from lib.maps.vectors import Legend
 
@@ -52,7 +52,7 @@ def made(tmp_path, pictures=None, most=page.MOST, notes=()) -> tuple[str, Reader
     answer = np.zeros((30, 40), np.uint8)
     answer[2:8, 3:9], answer[4, 5] = 1, 0
     answer[20:22, 30:35] = 2
-    shown = Shown(most)
+    shown = Gathered(most)
     for batch in Finder(Layers.of_arrays(answer, {"one": np.full((30, 40), 128, np.uint8)}), 2, block=8):
         frame = vectors.table(batch, GRID, LEGEND)
         shown.add(frame, batch.outlines, (frame["class"] == "</script>").to_numpy(np.int64))
@@ -125,7 +125,7 @@ def test_points_do_not_depend_on_how_objects_came():
     frame = pd.DataFrame({"confidence": [0.5] * 6, "area_m2": 4.0, "lon": 0.0, "lat": 0.0})
     found = []
     for batch in (1, 2, 6):
-        shown = Shown(most=3)
+        shown = Gathered(most=3)
         for at in range(0, 6, batch):
             shown.add(frame.iloc[at : at + batch], outlines[at : at + batch], np.zeros(batch, np.int64))
         found.append(shown.objects())

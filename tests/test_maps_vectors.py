@@ -20,7 +20,7 @@ from lib.errors import ArtifactError, ConfigError, DataError
 from lib.maps import footprints, vectors
 from lib.maps.area_file import Area
 from lib.maps.grid import Grid
-from lib.maps.outputs import Options, write_all
+from lib.maps.outputs import OutputOptions, write_all
 from lib.maps.polygons import Finder, Layers
 from lib.maps.vectors import Legend, table
 
@@ -151,7 +151,7 @@ def test_an_area_without_objects_has_files_with_their_columns(tmp_path):
 
 def test_everything_of_an_area_is_written_and_agrees(tmp_path):
     area(tmp_path, disagreement=True)
-    said = write_all(tmp_path, pictures={}, options=Options(cell=10, block=16))
+    said = write_all(tmp_path, pictures={}, options=OutputOptions(cell=10, block=16))
     assert "3 objects (whole 1, light-harm 0, ruin 2)" in said[0]
     import geopandas
 
@@ -191,12 +191,12 @@ def test_qgis_finds_colours_in_the_package_and_beside_the_files(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (Options(outlines="round"), "outlines: "),
-        (Options(part=1.5), "part: expected a probability above 0, at most 1, got 1.5"),
-        (Options(part=0.8, apart=True), "it does not go with apart"),
-        (Options(part_by="house"), "part_by: says by which levels"),
-        (Options(part=0.8, part_by="roof"), "part_by: "),
-        (Options(cell=0), "cell: expected metres above 0, got 0"),
+        (OutputOptions(outlines="round"), "outlines: "),
+        (OutputOptions(part=1.5), "part: expected a probability above 0, at most 1, got 1.5"),
+        (OutputOptions(part=0.8, apart=True), "it does not go with apart"),
+        (OutputOptions(part_by="house"), "part_by: says by which levels"),
+        (OutputOptions(part=0.8, part_by="roof"), "part_by: "),
+        (OutputOptions(cell=0), "cell: expected metres above 0, got 0"),
     ],
 )
 def test_options_that_are_wrong_are_refused(tmp_path, options, words):

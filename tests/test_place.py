@@ -18,12 +18,12 @@ from lib.competitions import open_competition
 from lib.competitions.contract import Scene
 from lib.errors import ArtifactError, DataError
 from lib.scenes import cog, georeference
-from lib.scenes.georeference import Place
+from lib.scenes.georeference import Location
 from lib.scenes.probs import levels_path, read_levels, write_levels
 from lib.stages import ensemble, folds, submit
 from lib.stages.predict import Networks, Passing
 
-UTM = Place("EPSG:32615", (0.5, 0.0, 365000.0, 0.0, -0.5, 4105000.0), (24, 16))
+UTM = Location("EPSG:32615", (0.5, 0.0, 365000.0, 0.0, -0.5, 4105000.0), (24, 16))
 CONFIG = {
     **TINY,
     "data": {"synthetic": {"scenes": 4, "test_scenes": 3, "size": 128, "seed": 1}},
@@ -42,9 +42,9 @@ def read(path) -> tuple:
 # ---- what tells a place ---------------------------------------------------------------------------------
 def test_a_place_goes_to_json_and_back():
     place = replace(UTM, told_by="label", residual=0.25)
-    assert Place.from_json(json.loads(json.dumps(place.to_json()))) == place
+    assert Location.from_json(json.loads(json.dumps(place.to_json()))) == place
     with pytest.raises((KeyError, ValueError, TypeError)):
-        Place.from_json({**place.to_json(), "transform": [1, 2, 3]})
+        Location.from_json({**place.to_json(), "transform": [1, 2, 3]})
 
 
 def test_an_image_tells_its_place_and_others_tell_none(tmp_path):
@@ -205,9 +205,9 @@ def test_an_exported_submission_lies_where_the_labels_say(run, tmp_path):
     for needed in ("geopandas", "pyogrio", "pyproj"):
         pytest.importorskip(needed, reason="requirements-maps.txt")
     from lib.maps.export import export
-    from lib.maps.outputs import Options
+    from lib.maps.outputs import OutputOptions
 
-    said = export(run, "oof", tmp_path, None, Options())
+    said = export(run, "oof", tmp_path, None, OutputOptions())
     held = json.loads((tmp_path / "oof.geojson").read_text())["features"]
     shapes = {}
     for feature in held:
@@ -245,16 +245,16 @@ def test_scenes_without_a_place_are_named(run, tmp_path, monkeypatch):
     for needed in ("geopandas", "pyogrio", "pyproj"):
         pytest.importorskip(needed, reason="requirements-maps.txt")
     from lib.maps.export import export
-    from lib.maps.outputs import Options
+    from lib.maps.outputs import OutputOptions
 
-    said = export(run, "test", tmp_path, None, Options(outlines="regular"))
+    said = export(run, "test", tmp_path, None, OutputOptions(outlines="regular"))
     assert any("the place of 2 scenes is not known, so they are left out: " in line for line in said)
     features = json.loads((tmp_path / "test.geojson").read_text())["features"]
     assert {feature["properties"]["outline"] for feature in features} == {"rectangle"}
-    theirs = export(run, "test", tmp_path / "other", run.store.folder(run.graph.submission("test")), Options())
+    theirs = export(run, "test", tmp_path / "other", run.store.folder(run.graph.submission("test")), OutputOptions())
     assert theirs[0].partition(": ")[2].partition("; ")[0] == said[0].partition(": ")[2].partition("; ")[0]
     monkeypatch.setattr(run.competition, "place", lambda scene: None)
     with pytest.raises(DataError, match="test: expected scenes with a place on Earth, found none among 3"):
-        export(run, "test", tmp_path, None, Options())
+        export(run, "test", tmp_path, None, OutputOptions())
     with pytest.raises(DataError, match="expected a folder in which a submission.csv lies"):
-        export(run, "test", tmp_path, tmp_path, Options())
+        export(run, "test", tmp_path, tmp_path, OutputOptions())

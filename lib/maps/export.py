@@ -21,12 +21,12 @@ from lib.competitions.contract import SUBMISSION, Competition, Scene
 from lib.errors import ArtifactError, DataError
 from lib.maps import outputs, styles, vectors
 from lib.maps.grid import Grid
-from lib.maps.outputs import Options
+from lib.maps.outputs import OutputOptions
 from lib.maps.polygons import Layers, Objects
 from lib.maps.vectors import Legend
 from lib.run import cli
 from lib.run.cli import Run
-from lib.scenes.georeference import Place
+from lib.scenes.georeference import Location
 from lib.scenes.probs import file_name, read_levels
 from lib.settings import some
 from lib.stages.folds import recorded_places
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def export(run: Run, split: str, out: Path, submission: Path | None, options: Options) -> list[str]:
+def export(run: Run, split: str, out: Path, submission: Path | None, options: OutputOptions) -> list[str]:
     """Write what a submission answers for the scenes of a split; returns sentences on it.
 
     Raises DataError where no scene of the split has a place, ArtifactError for a stage that has to be run first.
@@ -162,7 +162,7 @@ class _Answered:
     folder: Path
     scene: Scene
 
-    def numbers(self, place: Place) -> np.ndarray:
+    def numbers(self, place: Location) -> np.ndarray:
         """Return the class numbers of the answer (H, W). Raises ArtifactError for an answer of another size."""
         found = self.competition.class_raster(self.competition.read_submission(self.folder, self.scene))
         if found.shape != place.size:
@@ -171,7 +171,9 @@ class _Answered:
         return found
 
 
-def scene_objects(answered: _Answered, place: Place, levels: Averages, legend: Legend, options: Options) -> Any:
+def scene_objects(
+    answered: _Answered, place: Location, levels: Averages, legend: Legend, options: OutputOptions
+) -> Any:
     """Return the objects of one scene as a GeoDataFrame in longitude and latitude: the columns of ``vectors.table``,
     ``scene`` first, and ``place``, which says who told it."""
     numbers = answered.numbers(place)

@@ -28,7 +28,7 @@ OVERVIEW = 1024
 
 
 @dataclass(frozen=True)
-class Options:
+class OutputOptions:
     """How objects are made and shown."""
 
     outlines: str = "pixels"
@@ -71,7 +71,7 @@ class Options:
 
 
 def add_flags(flags: argparse.ArgumentParser) -> None:
-    """Add the flags of ``Options`` to a command."""
+    """Add the flags of ``OutputOptions`` to a command."""
     said = {
         "outlines": "outlines on the edges of pixels (default), with fewer corners, or regular",
         "part": "part objects that touch: each part begins where the probability is at least this",
@@ -79,16 +79,16 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
         "apart": "touching pixels of different classes are different objects",
         "cell": "side of the cells in which objects are counted (default: %(default)g)",
     }
-    flags.add_argument("--outlines", choices=outlines.KINDS, default=Options.outlines, help=said["outlines"])
+    flags.add_argument("--outlines", choices=outlines.KINDS, default=OutputOptions.outlines, help=said["outlines"])
     flags.add_argument("--part", type=float, metavar="PROBABILITY", help=said["part"])
     flags.add_argument("--part-by", metavar="CLASS", help=said["part-by"])
     flags.add_argument("--apart", action="store_true", help=said["apart"])
-    flags.add_argument("--cell", type=float, default=Options.cell, metavar="METRES", help=said["cell"])
+    flags.add_argument("--cell", type=float, default=OutputOptions.cell, metavar="METRES", help=said["cell"])
 
 
-def options_of(args: argparse.Namespace) -> Options:
+def options_of(args: argparse.Namespace) -> OutputOptions:
     """Return the options that flags state. Raises ConfigError with all that is wrong with them."""
-    options = Options(args.outlines, args.part, args.part_by, args.apart, args.cell)
+    options = OutputOptions(args.outlines, args.part, args.part_by, args.apart, args.cell)
     if faults := options.faults():
         raise ConfigError("; ".join(faults))
     return options
@@ -101,7 +101,7 @@ def require_libraries() -> None:
 
 
 def write_all(folder: Path, given: Path | None = None, pictures: Mapping[str, np.ndarray] | None = None,
-              options: Options | None = None) -> list[str]:  # fmt: skip
+              options: OutputOptions | None = None) -> list[str]:  # fmt: skip
     """Write beside the rasters of an area what people and a GIS open; returns sentences on it.
 
     folder: has area.json and its rasters. given: a file of footprints, which get classes instead of the objects that
@@ -109,7 +109,7 @@ def write_all(folder: Path, given: Path | None = None, pictures: Mapping[str, np
     (``page.preview_size``), for the page. Raises ConfigError for options and missing libraries, ArtifactError for an
     area that is not whole, DataError for footprints.
     """
-    options = options or Options()
+    options = options or OutputOptions()
     if faults := options.faults():
         raise ConfigError("; ".join(faults))
     require_libraries()
@@ -146,14 +146,14 @@ class _Work:
     folder: Path
     area: Area
     layers: Layers
-    options: Options
+    options: OutputOptions
     given: Path | None
 
     def write(self, pictures: Mapping[str, np.ndarray]) -> list[str]:
         grid, legend = self.area.grid, Legend.of(self.area)
         self.notes: list[str] = []
         counted = summary.Summary(grid, legend.classes, self.options.cell)
-        shown, place = page.Shown(), {name: number for number, name in enumerate(legend.classes)}
+        shown, place = page.Gathered(), {name: number for number, name in enumerate(legend.classes)}
         with vectors.opened(self.folder / PACKAGE, self.folder / GEOJSON) as writer:
             for frame in self.frames(legend):
                 writer.add(frame)
@@ -181,8 +181,8 @@ class _Work:
             return
         finder = self.options.finder(self.layers, classes)
         yield vectors.table(Objects.none(classes, len(legend.levels)), grid, legend, self.options.outlines)
-        for found in tqdm(finder, "objects", leave=False, disable=None):
-            yield vectors.table(found, grid, legend, self.options.outlines)
+        for batch in tqdm(finder, "objects", leave=False, disable=None):
+            yield vectors.table(batch, grid, legend, self.options.outlines)
         for box in finder.too_large:
             self.notes.append(
                 f"an object of {box.height} x {box.width} pixels at row {box.row_off}, column {box.col_off} was left "
