@@ -46,9 +46,8 @@ def as_one_scene(made: plan.Plan, images: dict[str, np.ndarray]) -> tuple[dict[s
     for member in made.job.members:
         folder = run.store.require(run.graph.checkpoint(member.model, member.fold))
         network, task = checkpoint.load_network(folder), run.competition.tasks[member.task]
-        predictor = Predictor(
-            network, task.activate, run.predict_of(member.model), pad=run.config.models[member.model].pad
-        )
+        model = run.config.models[member.model]
+        predictor = Predictor(network, task.activate, run.predict_of(member.model), model.view, pad=model.pad)
         stack = np.concatenate([images[name] for name in checkpoint.read_description(folder)["images"]])
         levels = quantise(predictor(stack), run.config.predict.truncate)
         held.setdefault(member.task, []).append((member.model, member.folds, levels))
@@ -77,7 +76,8 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("changes", [{}, pytest.param({"folds": (0, 1), "decode": SETTINGS}, marks=pytest.mark.slow),
-                                     pytest.param({"predict": VIEWS}, marks=pytest.mark.slow)])  # fmt: skip
+                                     pytest.param({"predict": VIEWS}, marks=pytest.mark.slow),
+                                     {"view": {"scale": 0.5}, "pad": 16}])  # fmt: skip
 def test_an_area_is_what_one_scene_would_be_for_every_size_of_windows(tmp_path, pair, changes):
     folder, images = pair
     flags = areas.experiment(tmp_path, **changes)

@@ -12,10 +12,13 @@ from lib.competitions.scene import Answer, Axes, Chain, Levels, Params, Scene
 from lib.ensemble import search
 from lib.ensemble.search import Lattice
 from lib.errors import ConfigError
-from lib.tasks import Task
+from lib.tasks import IGNORE, Task
 
 COLOURS = np.array([[250, 200, 40], [60, 220, 90], [70, 150, 250], [240, 80, 80], [200, 90, 240], [60, 220, 220]])
 """RGB of the first classes in pictures."""
+
+MISSED, FALSE_ALARM, OTHER_CLASS = "missed", "false alarm", "other class"
+"""Kinds of errors in pictures: truth without an answer, an answer without truth, both of different classes."""
 
 _AROUND_STEPS = "decode.postprocess: cannot be searched around; remove it, or leave out search"
 
@@ -184,3 +187,18 @@ class Answers(Dataset):
             inside = np.asarray(mask) > 0
             painted[inside] = (painted[inside] // 2 + COLOURS[index % len(COLOURS)] // 2).astype(np.uint8)
         return painted
+
+    def errors(self, answer: Answer, truth: Answer) -> dict[str, np.ndarray]:
+        """Return where an answer is wrong, by kind: MISSED, FALSE_ALARM and OTHER_CLASS -> (H, W) bool.
+
+        By default for (H, W) class indices, 0 being nothing and 255 of the truth ignored, and for (C, H, W) masks of
+        classes that may overlap; {} for answers of another form, such as labels.
+        """
+        if not isinstance(answer, np.ndarray) or np.shape(truth) != answer.shape or answer.ndim not in (2, 3):
+            return {}
+        counted = truth != IGNORE
+        ours, theirs = answer * counted, truth * counted
+        if answer.ndim == 3:
+            return {MISSED: ((theirs > 0) & (ours == 0)).any(0), FALSE_ALARM: ((ours > 0) & (theirs == 0)).any(0)}
+        return {MISSED: (theirs > 0) & (ours == 0), FALSE_ALARM: (ours > 0) & (theirs == 0),
+                OTHER_CLASS: (ours > 0) & (theirs > 0) & (ours != theirs)}  # fmt: skip

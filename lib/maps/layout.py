@@ -44,12 +44,13 @@ class Layout:
 
 def choose(sides: Mapping[str, Sequence[Source]], crs: CRS | None, pixel_size: float | None,
            trained: float | None, limit: tuple[Any, CRS] | None = None,
-           moves: Mapping[str, tuple[float, float]] = MappingProxyType({})) -> Layout:  # fmt: skip
+           moves: Mapping[str, tuple[float, float]] = MappingProxyType({}), whole: int = 1) -> Layout:  # fmt: skip
     """Choose the grid of an area.
 
     sides: name of an image -> its files. crs, pixel_size (metres): where they are given. trained: the side of a pixel
     in metres of the scenes that the networks were trained on, where it is known. limit: the user's area and its CRS.
-    moves: name of an image -> by how much it shows things too far to the east and north, in the CRS.
+    moves: name of an image -> by how much it shows things too far to the east and north, in the CRS. whole: number of
+    which the sides of the grid are multiples.
     DataError where the images have no place in common, or none in the user's area.
     """
     sources = [source for own in sides.values() for source in own]
@@ -78,7 +79,8 @@ def choose(sides: Mapping[str, Sequence[Source]], crs: CRS | None, pixel_size: f
     inside = "" if within is None else f", {square_kilometres(asked, crs):.4f} km2 of them within --aoi"
     notes.append(f"all images overlap on {square_kilometres(overlap, crs):.4f} km2{inside}")
     grid = _grid(sides, crs, asked, pixel_size, trained, notes)
-    return Layout(grid, asked, within, notes)
+    height, width = (-(-side // whole) * whole for side in grid.shape)
+    return Layout(Grid(crs, grid.transform, width, height), asked, within, notes)
 
 
 def _crs(sources: Sequence[Source], sides: Mapping[str, Sequence[Source]], notes: list[str]) -> CRS:

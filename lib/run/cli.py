@@ -128,7 +128,8 @@ class Run:
     def build(self, unit: Unit, record: dict[str, Any]) -> Iterator[Path]:
         """Yield the folder of a unit to build; what ``record`` holds at the end goes into its manifest.
 
-        Under torchrun the first process owns the folder, the others may read in it.
+        So do the most memory that this process has held until then, and the seconds that its threads computed. Under
+        torchrun the first process owns the folder, the others may read in it.
         """
         if runtime.rank() > 0:
             runtime.barrier()
@@ -136,11 +137,13 @@ class Run:
             runtime.barrier()
             return
         record.update(seed=self.config.seed, **runtime.provenance(self.device))
-        started = time.time()
+        started, computed = time.time(), time.process_time()
         with self.store.build(unit, record, fresh=self.force) as folder:
             runtime.barrier()
             yield folder
             runtime.barrier()
+            record["peak_memory_mib"] = runtime.peak_memory_mib(self.device)
+            record["cpu_seconds"] = round(time.process_time() - computed, 1)
         busy = f", the network busy {record['network_busy']:.0%} of the time" if "network_busy" in record else ""
         say(f"{unit.key}: done in {duration(time.time() - started)}{busy}")
 

@@ -35,6 +35,7 @@ import shapely
 from pydantic import Field
 
 from lib.competitions import tables
+from lib.competitions.answers import FALSE_ALARM, MISSED, OTHER_CLASS
 from lib.competitions.class_rows import ClassRows
 from lib.competitions.facts import Facts
 from lib.competitions.scene import Answer, Axes, Chain, Finding, Levels, Params, Row, Scene
@@ -299,6 +300,14 @@ class XView2(ClassRows):
     def each_pixel_alone(self, params: Params) -> bool:
         """Tell whether no setting looks at buildings as objects."""
         return not (params.get("object_seed") or params.get("preset") or params.get("postprocess"))
+
+    # ---- errors ---------------------------------------------------------------------------------------
+    def errors(self, answer: Answer, truth: Answer) -> dict[str, np.ndarray]:
+        """Return buildings that were missed, that are none, and where both have one and its grade is another."""
+        ours, theirs = (one["localization"] > 0 for one in (answer, truth))
+        graded = ours & (truth["damage"] > 0)
+        return {MISSED: theirs & ~ours, FALSE_ALARM: ours & ~theirs,
+                OTHER_CLASS: graded & (answer["damage"] != truth["damage"])}  # fmt: skip
 
     # ---- submission -----------------------------------------------------------------------------------
     def write_submission(self, answers: Iterable[tuple[Scene, Answer]], folder: Path) -> list[Path]:
