@@ -9,6 +9,7 @@ from test_place import georeferenced, run  # noqa: F401
 
 for needed in ("geopandas", "pyogrio", "pyproj"):
     pytest.importorskip(needed, reason="requirements-maps.txt")
+pytestmark = pytest.mark.slow  # stages 05 and 06 on embedded scenes
 
 from lib.errors import ConfigError, DataError
 from lib.maps import export as command

@@ -17,7 +17,7 @@ for needed in ("geopandas", "pyogrio", "pyproj"):
     pytest.importorskip(needed, reason="requirements-maps.txt")
 
 from lib.errors import ArtifactError, ConfigError, DataError
-from lib.maps import footprints, vectors
+from lib.maps import footprints, outputs, vectors
 from lib.maps.area_file import Area
 from lib.maps.grid import Grid
 from lib.maps.outputs import OutputOptions, write_all
@@ -203,6 +203,26 @@ def test_options_that_are_wrong_are_refused(tmp_path, options, words):
     area(tmp_path)
     with pytest.raises(ConfigError, match=words):
         write_all(tmp_path, options=options)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "classes", "by"),
+    [
+        ({"cls": ["background", "whole", "ruin"], "loc": ["house"]}, ["whole", "ruin"], "house"),
+        ({"loc": ["nucleus"]}, ["nucleus"], "nucleus"),
+        ({"loc": ["background", "cat", "dog"]}, ["cat", "dog"], None),
+        ({}, ["whole"], None),
+    ],
+)
+def test_objects_are_parted_by_the_task_that_finds_them(tasks, classes, by):
+    assert outputs.seeding(tasks, classes) == by
+    nothing = np.zeros((2, 2), np.uint8)
+    layers = Layers.of_arrays(nothing, {name: nothing for names in tasks.values() for name in names})
+    if by is None:
+        with pytest.raises(ConfigError, match="part_by: expected one of"):
+            OutputOptions(part=0.8).finder(layers, classes, tasks)
+    else:
+        assert OutputOptions(part=0.8).finder(layers, classes, tasks).parting == (by, 204)
 
 
 def test_an_area_that_is_not_whole_is_refused(tmp_path):

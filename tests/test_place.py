@@ -151,6 +151,7 @@ def georeferenced(run, split: str) -> list[Scene]:
     return found
 
 
+@pytest.mark.slow
 def test_averages_and_answers_of_geotiff_scenes_carry_their_place(run):
     for split, scenes in (("oof", "train"), ("test", "test")):
         averages, answers = (run.store.folder(unit) for unit in (run.graph.blend(split), run.graph.submission(split)))
@@ -168,6 +169,7 @@ def test_averages_and_answers_of_geotiff_scenes_carry_their_place(run):
                 assert np.array_equal(file.read(1), run.competition.class_raster(answer))
 
 
+@pytest.mark.slow
 def test_stage_01_records_places_and_nothing_depends_on_them(run, tmp_path):
     (line,) = folds.places(run.competition, tmp_path)
     recorded = folds.recorded_places(tmp_path)
@@ -184,6 +186,7 @@ def test_stage_01_records_places_and_nothing_depends_on_them(run, tmp_path):
         folds.recorded_places(tmp_path)
 
 
+@pytest.mark.slow
 def test_facts_of_earlier_versions_tell_the_place_too(run, tmp_path):
     root, options = run.competition.root, run.config.data.options
     names = {scene.id: run.competition.place(scene) for scene in run.competition.scenes("train")}

@@ -179,8 +179,9 @@ def scene_objects(
     numbers = answered.numbers(place)
     layers = Layers.of_arrays(numbers, levels.read(answered.scene))
     grid = Grid(CRS.from_user_input(place.crs), place.affine, place.size[1], place.size[0])
-    found = [*options.finder(layers, len(legend.classes)), Objects.none(len(legend.classes), len(legend.levels))]
-    frame = pd.concat([vectors.table(one, grid, legend, options.outlines) for one in found[: max(1, len(found) - 1)]])
+    none = Objects.none(len(legend.classes), len(legend.levels))
+    found = [*options.finder(layers, legend.classes, levels.classes)] or [none]
+    frame = pd.concat([vectors.table(one, grid, legend, options.outlines) for one in found])
     frame.insert(0, "scene", answered.scene.id)
     frame.insert(len(frame.columns) - 1, "place", place.told_by)
     return frame.to_crs(vectors.WGS84)

@@ -1,7 +1,7 @@
 """What is made of the rasters of a finished area: objects in a GeoPackage and as GeoJSON, counts, styles, a page."""
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ class OutputOptions:
     part: float | None = None
     """Objects that touch are parted, each part beginning where the probability is at least this; None: not parted."""
     part_by: str | None = None
-    """By which levels; None: by the first ones."""
+    """By which levels; None: by those of the task that finds objects without a class."""
     apart: bool = False
     """Whether touching pixels of different classes are different objects."""
     cell: float = 250.0
@@ -59,15 +59,28 @@ class OutputOptions:
             found.append(f"cell: expected metres above 0, got {self.cell}")
         return found
 
-    def finder(self, layers: Layers, classes: int) -> Finder:
-        """Return what finds objects as asked. Raises ConfigError where there are no levels to part them by."""
+    def finder(self, layers: Layers, classes: Sequence[str], tasks: Mapping[str, Sequence[str]]) -> Finder:
+        """Return what finds objects as asked. tasks: task -> names of its levels. Raises ConfigError where it is not
+        known by which levels they are to be parted."""
         parting = None
         if self.part is not None:
-            by = self.part_by or next(iter(layers.levels), "")
+            by = self.part_by or seeding(tasks, classes)
+            if by is None:
+                raise ConfigError(f"part_by: expected one of {', '.join(layers.levels)}, got none; no task of "
+                                  "the experiment finds objects without a class, so state by whose levels")  # fmt: skip
             if by not in layers.levels:
                 raise ConfigError(one_of("part_by", by, [*layers.levels]))
             parting = by, int(np.ceil(self.part * 255))
-        return Finder(layers, classes, self.block, self.apart, parting)
+        return Finder(layers, len(classes), self.block, self.apart, parting)
+
+
+def seeding(tasks: Mapping[str, Sequence[str]], classes: Sequence[str]) -> str | None:
+    """Return the levels that tell objects from what is none: the first of a task that has no class of the answer, or
+    those of the only class; None where there are neither."""
+    others = [names for names in tasks.values() if not {*names} & {*classes}]
+    if others:
+        return others[0][0]
+    return classes[0] if len(classes) == 1 and any(classes[0] in names for names in tasks.values()) else None
 
 
 def add_flags(flags: argparse.ArgumentParser) -> None:
@@ -75,7 +88,7 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
     said = {
         "outlines": "outlines on the edges of pixels (default), with fewer corners, or regular",
         "part": "part objects that touch: each part begins where the probability is at least this",
-        "part-by": "the class whose probability that is (default: the first)",
+        "part-by": "the class whose probability that is (default: that of the task that finds objects)",
         "apart": "touching pixels of different classes are different objects",
         "cell": "side of the cells in which objects are counted (default: %(default)g)",
     }
@@ -179,7 +192,10 @@ class _Work:
                 self.notes.append(f"{unknown} of {len(frame)} footprints lie where nothing is known: without a class")
             yield frame
             return
-        finder = self.options.finder(self.layers, classes)
+        tasks: dict[str, list[str]] = {}
+        for name, file in self.area.levels.items():
+            tasks.setdefault(file.partition("_")[0], []).append(name)  # their files are called <task>_<class>
+        finder = self.options.finder(self.layers, legend.classes, tasks)
         yield vectors.table(Objects.none(classes, len(legend.levels)), grid, legend, self.options.outlines)
         for batch in tqdm(finder, "objects", leave=False, disable=None):
             yield vectors.table(batch, grid, legend, self.options.outlines)
