@@ -61,7 +61,7 @@ def test_the_size_of_a_block_changes_nothing(options):
     levels["a"] = np.rint(255 * ndimage.gaussian_filter(levels["a"] / 255, 1)).astype(np.uint8)
     levels["a"] = np.where(levels["a"] > 130, 230, levels["a"]).astype(np.uint8)
     whole = found(answer, levels, block=1000, **options)
-    assert len(whole) > 10
+    assert len(whole) >= 5
     for block in (4, 9, 16, 29):
         assert found(answer, levels, block=block, **options) == whole, block
 
