@@ -28,7 +28,7 @@ from lib.scenes.probs import quantise
 ONE = {"loc": ("loc", "pre"), "cls": ("cls", "pre", "post")}
 
 
-def planned(flags, folder: Path, **asked) -> plan.Plan:
+def planned(flags, folder: Path, **asked) -> plan.AreaPlan:
     """Return the plan of an area whose images lie in a folder as pre.tif and post.tif."""
     images = {"pre": [str(folder / "pre.tif")], "post": [str(folder / "post.tif")]}
     run = cli.open_run(parser().parse_args([*flags, "--out", "x"]), brings_scenes=True)
@@ -40,7 +40,7 @@ def read(folder: Path, name: str) -> np.ndarray:
         return page.read(1)
 
 
-def as_one_scene(made: plan.Plan, images: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def as_one_scene(made: plan.AreaPlan, images: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Return the levels and class numbers that the functions of stages 04 to 06 give an area that is one scene."""
     run, held = made.run, {}
     for member in made.job.members:

@@ -19,7 +19,7 @@ from shapely import affinity
 
 from lib.errors import ConfigError, DataError
 from lib.maps.grid import Grid
-from lib.maps.sources import Source
+from lib.maps.sources import SourceFile
 from lib.scenes.place import metres
 
 DEGREES = CRS.from_epsg(4326)
@@ -42,7 +42,7 @@ class Layout:
     """How the grid was chosen, and what lies outside."""
 
 
-def choose(sides: Mapping[str, Sequence[Source]], crs: CRS | None, pixel_size: float | None,
+def choose(sides: Mapping[str, Sequence[SourceFile]], crs: CRS | None, pixel_size: float | None,
            trained: float | None, limit: tuple[Any, CRS] | None = None,
            moves: Mapping[str, tuple[float, float]] = MappingProxyType({}), whole: int = 1) -> Layout:  # fmt: skip
     """Choose the grid of an area.
@@ -83,7 +83,7 @@ def choose(sides: Mapping[str, Sequence[Source]], crs: CRS | None, pixel_size: f
     return Layout(Grid(crs, grid.transform, width, height), asked, within, notes)
 
 
-def _crs(sources: Sequence[Source], sides: Mapping[str, Sequence[Source]], notes: list[str]) -> CRS:
+def _crs(sources: Sequence[SourceFile], sides: Mapping[str, Sequence[SourceFile]], notes: list[str]) -> CRS:
     """Return the CRS of the files where one of them is in metres, else the UTM zone of the middle of their overlap."""
     metric = list(dict.fromkeys(source.crs for source in sources if _is_metric(source.crs)))
     if len(metric) == 1:
@@ -109,7 +109,7 @@ def _name(crs: CRS) -> str:
     return (title[1] if title else "unnamed") + (f" (EPSG:{code})" if code else "")
 
 
-def _grid(sides: Mapping[str, Sequence[Source]], crs: CRS, asked: Any, pixel_size: float | None,
+def _grid(sides: Mapping[str, Sequence[SourceFile]], crs: CRS, asked: Any, pixel_size: float | None,
           trained: float | None, notes: list[str]) -> Grid:  # fmt: skip
     """Choose the pixels of an area and lay them over what is asked for."""
     *_, last = sides.values()
@@ -148,11 +148,11 @@ def _grid(sides: Mapping[str, Sequence[Source]], crs: CRS, asked: Any, pixel_siz
     return grid
 
 
-def _straight(source: Source) -> bool:
+def _straight(source: SourceFile) -> bool:
     return source.transform.is_rectilinear and source.transform.a > 0 and source.transform.e < 0
 
 
-def _sizes(sources: Sequence[Source]) -> str:
+def _sizes(sources: Sequence[SourceFile]) -> str:
     found = sorted({f"{source.pixel[0]:.2f} x {source.pixel[1]:.2f} m" for source in sources})
     return " and ".join(found[:3]) + (", ..." if len(found) > 3 else "")
 

@@ -54,7 +54,7 @@ class Member(NamedTuple):
 
 
 @dataclass
-class Job:
+class AreaJob:
     """What all workers know of an area."""
 
     run: Run
@@ -112,7 +112,7 @@ class Job:
 
 
 @dataclass
-class Reading:
+class AreaWindow:
     """A window on its way through the steps of a worker."""
 
     place: tuple[int, int]
@@ -143,16 +143,16 @@ class Written(NamedTuple):
 class AreaNetworks:
     """What a worker predicts with: a device, and the networks that it has loaded."""
 
-    job: Job
+    job: AreaJob
 
     def __init__(self, device: torch.device):
         quiet()
         self.device = device
-        self.pipeline: Pipeline[Reading, Reading, Reading, Written] | None = None
+        self.pipeline: Pipeline[AreaWindow, AreaWindow, AreaWindow, Written] | None = None
         if device.type == "cuda":
             torch.cuda.set_device(device)
 
-    def open(self, job: Job) -> None:
+    def open(self, job: AreaJob) -> None:
         """Take an area on."""
         job.run = job.run.on(self.device)
         self.job, self.edges = job, Edges(job.folder / "edges")
@@ -168,7 +168,7 @@ class AreaNetworks:
         if self.pipeline is None:
             steps = Steps(self.read, self.compute, self.write, lambda reading: None, self.weigh)
             self.pipeline = Pipeline(steps, ROOM)
-        return self.pipeline.feed(Reading((row, column), self.job.window(row, column)))
+        return self.pipeline.feed(AreaWindow((row, column), self.job.window(row, column)))
 
     def drain(self) -> list[Written] | None:
         """Compute one more window of those taken in; returns as ``feed``, None where none is left."""
@@ -190,11 +190,11 @@ class AreaNetworks:
         return peak_memory_mib(self.device)
 
     # ---- one window, step by step ---------------------------------------------------------------------
-    def weigh(self, reading: Reading) -> int:
+    def weigh(self, reading: AreaWindow) -> int:
         """Return about how many bytes a window holds that is read."""
         return sum(image.nbytes for image in reading.images.values())
 
-    def read(self, reading: Reading) -> Reading:
+    def read(self, reading: AreaWindow) -> AreaWindow:
         """Read what the tiles show that reach into a window, of all images; nothing where the window has no data."""
         job = self.job
         spans = [frame.span(frame.around(reading.window, ratio)) for frame, ratio in zip(self.frames, self.ratios)]
@@ -217,13 +217,13 @@ class AreaNetworks:
                 reading.images[name] = np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
         return reading
 
-    def _own(self, reading: Reading, seen: np.ndarray) -> np.ndarray:
+    def _own(self, reading: AreaWindow, seen: np.ndarray) -> np.ndarray:
         """Return the part of an array over ``span`` that is the window's own."""
         (top, bottom), (left, right) = cuts(reading.window)
         (first, _), (west, _) = reading.span
         return seen[top - first : bottom - first, left - west : right - west]
 
-    def compute(self, reading: Reading) -> Reading:
+    def compute(self, reading: AreaWindow) -> AreaWindow:
         """Ask all networks and average what they say."""
         job, competition = self.job, self.job.run.competition
         assert reading.seen is not None
@@ -255,7 +255,7 @@ class AreaNetworks:
         reading.small.clear()
         return reading
 
-    def levels(self, number: int, reading: Reading) -> np.ndarray:
+    def levels(self, number: int, reading: AreaWindow) -> np.ndarray:
         """Return what one network says of a window, (C, h, w) uint8, rounded as stage 04 does."""
         frame, ratio, size = self.frames[number], self.ratios[number], self.job.size // self.ratios[number]
         own = frame.around(reading.window, ratio)
@@ -289,7 +289,7 @@ class AreaNetworks:
             probs = probs[:, first : first + height, west : west + width]
         return quantise(probs, self.job.run.config.predict.truncate)
 
-    def _small(self, reading: Reading, name: str, ratio: int) -> np.ndarray:
+    def _small(self, reading: AreaWindow, name: str, ratio: int) -> np.ndarray:
         """Return an image that was read, (3, h, w), or ``seen`` (h, w), in pixels of which each is ``ratio`` to a
         side."""
         assert reading.seen is not None
@@ -304,7 +304,7 @@ class AreaNetworks:
             reading.small[name, ratio] = found
         return reading.small[name, ratio]
 
-    def _tile(self, number: int, row: int, column: int, reading: Reading) -> Tensor | None:
+    def _tile(self, number: int, row: int, column: int, reading: AreaWindow) -> Tensor | None:
         """Return what a network says of a tile, probs (C, h, w); None where nothing in it is asked for and has data."""
         frame, ratio = self.frames[number], self.ratios[number]
         first, west = (cut[0] // ratio for cut in reading.span)
@@ -327,7 +327,7 @@ class AreaNetworks:
         columns, _ = frame.columns.shared(tile[1], left, right)
         self.edges.put(self.edges.path(number, tile, other), probs[:, rows, columns].cpu().numpy())
 
-    def write(self, reading: Reading) -> Written:
+    def write(self, reading: AreaWindow) -> Written:
         """Write the file of a window, and forget what was kept for it."""
         assert reading.planes is not None
         path = self.job.path(*reading.place)
