@@ -1,8 +1,11 @@
 """The page of an area: all of it in one file, nothing of it from elsewhere, and what it says is what was found."""
 
 import base64
+import html
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import cv2
@@ -145,3 +148,39 @@ def test_every_control_has_a_name_and_ids_are_there_once(tmp_path):
     used = set(re.findall(r'by\("([a-z]+)"\)', text))
     assert used <= set(ids), used - set(ids)
     assert dict(reader.tags[0][1]) == {"lang": "en"} or ("html", {"lang": "en"}) in reader.tags
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+TYPED = """<script>setTimeout(() => {
+  const type = (target, key) => target.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+  const said = () => [by("shown").textContent, by("count").textContent, by("area").textContent].join(" ");
+  const told = [said()];
+  type(canvas, "n");
+  told.push(by("about").textContent);
+  by("least").value = 60;
+  by("least").dispatchEvent(new Event("input"));
+  told.push(said(), by("percent").textContent, by("about").textContent);
+  by("least").value = 0;
+  by("least").dispatchEvent(new Event("input"));
+  document.querySelector("#legend input").click();
+  told.push(said());
+  type(swipe, "End");
+  told.push(swipe.getAttribute("aria-valuenow"));
+  document.title = JSON.stringify(told);
+}, 200);</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium at hand")
+def test_a_browser_counts_filters_and_tells_as_the_page_promises(tmp_path):
+    picture = np.zeros((30, 40, 3), np.uint8)
+    text, *_ = made(tmp_path, {"pre": picture, "post": picture})
+    (tmp_path / "typed.html").write_text(text.replace("</body>", f"{TYPED}</body>"))
+    asked = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+             "--virtual-time-budget=3000", "--dump-dom", (tmp_path / "typed.html").as_uri()]  # fmt: skip
+    seen = subprocess.run(asked, capture_output=True, text=True, timeout=120).stdout
+    told = json.loads(html.unescape(re.search("<title>(.*)</title>", seen)[1]))
+    assert told[0] == "2 of 2 objects are shown 2 11 m²"  # 35 + 10 pixels of a quarter of a square metre
+    assert told[1].startswith("classoneconfidence50 %area9 m²latitude, longitude37.08")
+    assert told[2] == "0 of 2 objects are shown 0 0 m²" and told[3] == "60 %" and told[4].startswith("Tap an object")
+    assert told[5] == "1 of 2 objects are shown 1 3 m²" and told[6] == "100"
