@@ -15,7 +15,7 @@ from rasterio.windows import Window
 from tqdm import tqdm
 
 from lib.errors import ArtifactError, ConfigError
-from lib.maps import footprints, outlines, page, styles, summary, vectors
+from lib.maps import footprints, outlines, page, sources, styles, summary, vectors
 from lib.maps.area_file import Area
 from lib.maps.polygons import BLOCK, NO_DATA, Finder, Layers, Objects
 from lib.maps.vectors import Legend
@@ -127,7 +127,7 @@ def write_all(folder: Path, given: Path | None = None, pictures: Mapping[str, np
         raise ConfigError("; ".join(faults))
     require_libraries()
     area = Area.read(Path(folder))
-    with opened(folder, area) as layers:
+    with sources.environment(), opened(folder, area) as layers:
         work = _Work(Path(folder), area, layers, options, Path(given) if given else None)
         return work.write(pictures or {})
 
