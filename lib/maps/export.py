@@ -8,7 +8,7 @@ that has its outlines in pixels and in degrees.
     python -m lib.maps export --config configs/xview2_cpu.yaml --split test --submission theirs --out out
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def export(run: Run, split: str, out: Path, submission: Path | None, options: Ou
     else:
         folder, levels, model = _folder_of(submission), Averages({}, {}), str(submission)
     known = recorded_places(run.store.folder(run.graph.folds()))
-    places = {scene.id: place for scene in scenes if (place := known.get(scene.id) or competition.place(scene))}
+    places = {scene.id: place for scene in scenes if (place := competition.place(scene) or known.get(scene.id))}
     if not places:
         raise DataError(f"{split}: expected scenes with a place on Earth, found none among {len(scenes)}; images must "
                         "be georeferenced (GeoTIFF), or labels must have their outlines in degrees, too")  # fmt: skip
@@ -126,6 +126,8 @@ class Averages:
     """Task -> folder of its files."""
     classes: Mapping[str, tuple[str, ...]]
     """Task -> names of its channels."""
+    check: Callable[[Path], Path] = Path
+    """Returns the path of a file whose bytes are those that were written."""
 
     @classmethod
     def of(cls, run: Run, split: str) -> "Averages":
@@ -133,7 +135,7 @@ class Averages:
         folder = run.store.require(run.graph.blend(split))
         tasks = dict.fromkeys(model.task for model in run.config.models.values())
         return cls({task: folder / task for task in tasks},
-                   {task: run.competition.tasks[task].classes for task in tasks})  # fmt: skip
+                   {task: run.competition.tasks[task].classes for task in tasks}, run.store.check)  # fmt: skip
 
     @property
     def names(self) -> list[str]:
@@ -150,7 +152,8 @@ class Averages:
     def read(self, scene: Scene) -> dict[str, np.ndarray]:
         """Return the levels of a scene, (H, W) uint8 by name."""
         planes = [plane for task, folder in self.folders.items()
-                  for plane in read_levels(folder / file_name(scene.id), self.classes[task])[0]]  # fmt: skip
+                  for plane in read_levels(self.check(folder / file_name(scene.id)), self.classes[task])[0]
+                  ]  # fmt: skip
         return dict(zip(self.names, planes, strict=True))
 
 
