@@ -170,6 +170,13 @@ def test_everything_of_an_area_is_written_and_agrees(tmp_path):
     assert seen["notes"][0] == "The left rim has no data."
 
 
+def test_small_objects_are_left_out_and_counted(tmp_path):
+    area(tmp_path)
+    said = write_all(tmp_path, options=OutputOptions(least_area=3.9))  # 16 pixels are 4 m2
+    assert "2 objects (whole 1, light-harm 0, ruin 1)" in said[0]
+    assert said[-1] == "1 objects of less than 3.9 m2 were left out"
+
+
 def test_qgis_finds_colours_in_the_package_and_beside_the_files(tmp_path):
     area(tmp_path)
     write_all(tmp_path)
@@ -197,6 +204,7 @@ def test_qgis_finds_colours_in_the_package_and_beside_the_files(tmp_path):
         (OutputOptions(part_by="house"), "part_by: says by which levels"),
         (OutputOptions(part=0.8, part_by="roof"), "part_by: "),
         (OutputOptions(cell=0), "cell: expected metres above 0, got 0"),
+        (OutputOptions(least_area=-1), "least_area: expected square metres, 0 or more, got -1"),
     ],
 )
 def test_options_that_are_wrong_are_refused(tmp_path, options, words):

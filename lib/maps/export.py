@@ -183,7 +183,8 @@ def scene_objects(
     layers = Layers.of_arrays(numbers, levels.read(answered.scene))
     grid = Grid(CRS.from_user_input(place.crs), place.affine, place.size[1], place.size[0])
     none = Objects.none(len(legend.classes), len(legend.levels))
-    found = [*options.finder(layers, legend.classes, levels.classes)] or [none]
+    found = [batch.only(batch.pixels * grid.pixel_area >= options.least_area)
+             for batch in options.finder(layers, legend.classes, levels.classes)] or [none]  # fmt: skip
     frame = pd.concat([vectors.table(one, grid, legend, options.outlines) for one in found])
     frame.insert(0, "scene", answered.scene.id)
     frame.insert(len(frame.columns) - 1, "place", place.told_by)

@@ -39,6 +39,8 @@ class OutputOptions:
     """By which levels; None: by those of the task that finds objects without a class."""
     apart: bool = False
     """Whether touching pixels of different classes are different objects."""
+    least_area: float = 0.0
+    """Square metres of the smallest object that is kept, by its pixels."""
     cell: float = 250.0
     """Side of a cell in metres in which objects are counted."""
     block: int = BLOCK
@@ -55,6 +57,8 @@ class OutputOptions:
             found.append("part: parts objects that may have several classes, so it does not go with apart; remove one")
         if self.part is None and self.part_by is not None:
             found.append("part_by: says by which levels objects are parted, but part is not stated; state it")
+        if not self.least_area >= 0:
+            found.append(f"least_area: expected square metres, 0 or more, got {self.least_area}")
         if not self.cell > 0:
             found.append(f"cell: expected metres above 0, got {self.cell}")
         return found
@@ -90,18 +94,22 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
         "part": "part objects that touch: each part begins where the probability is at least this",
         "part-by": "the class whose probability that is (default: that of the task that finds objects)",
         "apart": "touching pixels of different classes are different objects",
+        "least-area": "leave out objects of fewer square metres (default: none)",
         "cell": "side of the cells in which objects are counted (default: %(default)g)",
     }
     flags.add_argument("--outlines", choices=outlines.KINDS, default=OutputOptions.outlines, help=said["outlines"])
     flags.add_argument("--part", type=float, metavar="PROBABILITY", help=said["part"])
     flags.add_argument("--part-by", metavar="CLASS", help=said["part-by"])
     flags.add_argument("--apart", action="store_true", help=said["apart"])
+    flags.add_argument(
+        "--least-area", type=float, default=OutputOptions.least_area, metavar="M2", help=said["least-area"]
+    )
     flags.add_argument("--cell", type=float, default=OutputOptions.cell, metavar="METRES", help=said["cell"])
 
 
 def options_of(args: argparse.Namespace) -> OutputOptions:
     """Return the options that flags state. Raises ConfigError with all that is wrong with them."""
-    options = OutputOptions(args.outlines, args.part, args.part_by, args.apart, args.cell)
+    options = OutputOptions(args.outlines, args.part, args.part_by, args.apart, args.least_area, args.cell)
     if faults := options.faults():
         raise ConfigError("; ".join(faults))
     return options
@@ -197,8 +205,13 @@ class _Work:
             tasks.setdefault(file.partition("_")[0], []).append(name)  # their files are called <task>_<class>
         finder = self.options.finder(self.layers, legend.classes, tasks)
         yield vectors.table(Objects.none(classes, len(legend.levels)), grid, legend, self.options.outlines)
+        small = 0
         for batch in tqdm(finder, "objects", leave=False, disable=None):
-            yield vectors.table(batch, grid, legend, self.options.outlines)
+            large = batch.pixels * grid.pixel_area >= self.options.least_area
+            small += int((~large).sum())
+            yield vectors.table(batch.only(large), grid, legend, self.options.outlines)
+        if small:
+            self.notes.append(f"{small:,} objects of less than {self.options.least_area:g} m2 were left out")
         for box in finder.too_large:
             self.notes.append(
                 f"an object of {box.height} x {box.width} pixels at row {box.row_off}, column {box.col_off} was left "

@@ -78,6 +78,10 @@ class Objects:
         names = [one.name for one in fields(cls)]
         return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
+    def only(self, wanted: np.ndarray) -> "Objects":
+        """Return those that are wanted, (N,) bool."""
+        return Objects(self.outlines[wanted], self.first[wanted], self.votes[wanted], self.sums[wanted])
+
     @property
     def pixels(self) -> np.ndarray:
         """How many pixels each object has, (N,) int64."""
