@@ -51,7 +51,7 @@ class Decoding:
         found = []
         for top, bottom in _cut(self.grid.height):
             for left, right in _cut(self.grid.width):
-                window = Window(left, top, right - left, bottom - top)  # type: ignore[call-arg]
+                window = Window(left, top, right - left, bottom - top)
                 found.append(WindowFile(window, self.folder / f"{top}_{left}.tif"))
         return found
 
@@ -66,7 +66,7 @@ class Decoding:
         height, width = int(part.window.height), int(part.window.width)
         up, west = max(0, top - self.halo), max(0, left - self.halo)
         down, east = (min(self.grid.height, top + height + self.halo), min(self.grid.width, left + width + self.halo))
-        around = Window(west, up, east - west, down - up)  # type: ignore[call-arg]
+        around = Window(west, up, east - west, down - up)
         own = slice(top - up, top - up + height), slice(left - west, left - west + width)
         levels, valid = self._read(around)
         if valid[own].any():

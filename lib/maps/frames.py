@@ -116,7 +116,7 @@ class Frame:
         halo = ratio > 1
         up, west = max(0, top // ratio - halo), max(0, left // ratio - halo)
         down, east = min(self.rows.size, bottom // ratio + halo), min(self.columns.size, right // ratio + halo)
-        return Window(west, up, east - west, down - up)  # type: ignore[call-arg]
+        return Window(west, up, east - west, down - up)
 
 
 def _reached(axis: Axis, number: int, size: int, halo: int) -> range:

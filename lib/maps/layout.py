@@ -1,5 +1,6 @@
 """Which grid an area gets: its CRS, the size of its pixels, how far it reaches; and what lies outside of it."""
 
+import importlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -210,8 +211,8 @@ def _geojson(held: dict[str, Any]) -> tuple[list[Any], CRS]:
 
 def _by_pyogrio(path: Path) -> tuple[list[Any], CRS]:
     try:
-        import pyogrio
-    except ImportError as error:
+        pyogrio = importlib.import_module("pyogrio")
+    except ModuleNotFoundError as error:
         raise ConfigError(f"--aoi {path}: files other than GeoJSON are read by pyogrio, which is not installed; "
                           "pip install -r requirements-maps.txt, or give GeoJSON") from error  # fmt: skip
     try:

@@ -25,14 +25,14 @@ from lib.errors import ArtifactError, ConfigError
 from lib.inference.pipeline import Pipeline, Steps
 from lib.inference.predict import Predictor, resized
 from lib.maps.frames import Cut, Edges, Frame, cuts
-from lib.maps.grid import BLOCK, Grid
+from lib.maps.grid import Grid
 from lib.maps.sides import Side
 from lib.maps.sources import environment
 from lib.models import checkpoint
 from lib.run.cli import Run, quiet
 from lib.scenes.probs import quantise, refuse_other_classes, write_levels
 
-ROOM = 256 << 20
+ROOM = 192 << 20
 """Bytes of images that a worker reads ahead."""
 KEPT = 1 << 30
 """Bytes of weights that a worker keeps loaded on a CPU; networks beyond that are loaded again for each window."""
@@ -101,13 +101,9 @@ class AreaJob:
         inside = np.ones((int(window.height), int(window.width)), bool)
         if self.limit is None:
             return inside
-        (top, bottom), (left, right) = cuts(window)
-        for row in range(top, bottom, BLOCK):  # cell by cell, so that rounding is the same for windows of any size
-            for column in range(left, right, BLOCK):
-                cell = self.grid.window(row, column, BLOCK)
-                part = self.grid.part(cell)
-                drawn = features.geometry_mask([self.limit], part.shape, part.transform, invert=True)
-                inside[row - top : row - top + part.height, column - left : column - left + part.width] = drawn
+        for cell, own, target in self.grid.cells(window):  # so that rounding is the same for windows of any size
+            part = self.grid.part(cell)
+            inside[target] = features.geometry_mask([self.limit], part.shape, part.transform, invert=True)[own]
         return inside
 
 

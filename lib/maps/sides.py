@@ -22,7 +22,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from lib.errors import DataError
-from lib.maps.grid import BLOCK, Grid
+from lib.maps.grid import Grid
 from lib.maps.sources import SourceFile, opened
 from lib.scenes import bands
 from lib.scenes.place import applied
@@ -63,7 +63,7 @@ def look(source: SourceFile, most: int) -> Glance:
     if planes.dtype.kind == "f":
         finite = np.isfinite(planes)
         known = finite if known is None else known & finite
-    rim = None if source.masked else _rim(~planes.any(axis=0))
+    rim = None if source.masked else _rim(np.asarray(~planes.any(axis=0)))
     return Glance(bands.Bands(planes, known, ()), rim)
 
 
@@ -127,21 +127,15 @@ class Side:
 
         Raises DataError naming the file that cannot be read.
         """
-        top, left, height, width = map(int, (window.row_off, window.col_off, window.height, window.width))
-        pixels, valid = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), bool)
-        for row in range(top // BLOCK * BLOCK, top + height, BLOCK):
-            for column in range(left // BLOCK * BLOCK, left + width, BLOCK):
-                up, down = max(row, top), min(row + BLOCK, top + height)
-                west, east = max(column, left), min(column + BLOCK, left + width)
-                inside = slice(up - row, down - row), slice(west - column, east - column)
-                target = slice(up - top, down - top), slice(west - left, east - left)
-                own, known = self._cell(row // BLOCK, column // BLOCK)
-                pixels[target], valid[target] = own[inside], known[inside]
+        shape = int(window.height), int(window.width)
+        pixels, valid = np.zeros((*shape, 3), np.uint8), np.zeros(shape, bool)
+        for cell, inside, target in self.grid.cells(window):
+            own, known = self._cell(cell)
+            pixels[target], valid[target] = own[inside], known[inside]
         return pixels, valid
 
-    def _cell(self, row: int, column: int) -> tuple[np.ndarray, np.ndarray]:
+    def _cell(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """Read one cell of the grid, which the border of the grid may cut: (h, w, 3) uint8 and (h, w) bool."""
-        window = self.grid.window(row * BLOCK, column * BLOCK, BLOCK)
         shape = int(window.height), int(window.width)
         pixels, valid = np.zeros((*shape, 3), np.uint8), np.zeros(shape, bool)
         box = shapely.box(*self.target.part(window).bounds)
