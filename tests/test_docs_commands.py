@@ -46,6 +46,7 @@ CLASSIFIER = "{architecture: classifier, images: [%s], encoder: tu-test_efficien
 SIZES = {
     "binary_rle": (8, 3, 96),
     "voc": (9, 3, 96),
+    "bright": (6, 2, 96),
     "multiclass_rle": (16, 3, 96),
     "labels": (12, 3, 64),
     "videos": (8, 3, 64),
@@ -60,6 +61,7 @@ def tiny(guide: str) -> list[str]:
         "masks": {"unet": SEGMENTATION % "image"},
         "rows": {"unet": SEGMENTATION % "image"},
         "classes": {"unet": SEGMENTATION % "image"},
+        "radar": {"unet": SEGMENTATION % "pre, post"},
         "labels": {"lite0": CLASSIFIER % "image"},
         "videos": {"lite0": CLASSIFIER % "frames"},
         "pairs": {"loc": SEGMENTATION % "pre", "cls": (SEGMENTATION % "pre, post").replace("segmentation", "siamese")},
