@@ -141,6 +141,23 @@ def test_miou_is_that_of_scikit_learn_over_the_classes_that_are_there(tmp_path, 
     assert competition.score(counts) == pytest.approx(wanted)
 
 
+def test_objects_of_a_hand_worked_case(tmp_path):
+    """Of two intact houses of 6 pixels one is found; of a destroyed one of 6 pixels 4 are, beside a false one.
+
+    Intact: at every bound 1 hit of 1 answered and 2 true, 1 / 2. Destroyed: IoU 4 / 6 is above 0.5, 0.55, 0.6 and 0.65,
+    2 answered and 1 true, so 1 / 2 at four bounds of ten. Nothing is damaged.
+    """
+    truth, answer = np.zeros((2, 12, 12), np.uint8)
+    truth[0:2, 0:3] = truth[4:6, 0:3] = answer[0:2, 0:3] = 1
+    truth[8:10, 0:3], answer[8:10, 0:2], answer[0:2, 8:11] = 3, 3, 3
+    competition = opened(tmp_path)
+    tables = competition.tables(competition.detail(answer, truth))
+    assert tables["objects"] == pytest.approx({"intact": 0.5, "damaged": 0, "destroyed": 0.2, "mean": 0.35})
+    assert tables["confusion"]["destroyed"] == {"background": 2, "intact": 0, "damaged": 0, "destroyed": 4}
+    twice = competition.tables(2 * competition.detail(answer, truth))
+    assert twice["objects"] == pytest.approx(tables["objects"]), "counts of scenes are added"
+
+
 # ---- submission ---------------------------------------------------------------------------------------
 def test_a_submission_has_pngs_named_like_targets_and_reads_back(drawn, tmp_path):
     competition = opened(drawn)

@@ -13,6 +13,9 @@ reflected light have no common scale. The event is the scene's domain: ``folds: 
 cross-event setting, and scores are told per event.
 
 Metric: mIoU over the four classes, background included, from one confusion matrix of all pixels, as in the benchmark.
+Beside it, in the table ``objects``: parts of a class (8 neighbours) found with an IoU above 0.5, 0.55 ... 0.95, as
+hits / (hits + false + missed), the mean over these bounds, by class and over classes. That is no COCO AP, the metric of
+the instance challenge of 2026, which ranks objects by a confidence that a class map has not.
 Answer: (H, W) uint8 class indices. Submission: ``masks/<name>_building_damage.png``, as the contest IEEE GRSS DFC 2025
 (track II) took them, zipped without a folder, and the runs of each class as CSV.
 """
@@ -22,9 +25,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 
+from lib.competitions.binary_rle import metric as objects
 from lib.competitions.class_maps import ClassMaps
 from lib.competitions.facts import Facts
 from lib.competitions.records import read_text
@@ -160,12 +166,41 @@ class Bright(ClassMaps):
                             f"{', '.join(map(str, odd[:5]))}; is it a target of BRIGHT?")  # fmt: skip
         return mask
 
+    # ---- objects --------------------------------------------------------------------------------------
+    def detail(self, answer: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        """Count the confusion of all classes and the objects of each but the first: (16 + 3 * 13,) int64."""
+        counts = [super().detail(answer, truth)]
+        known = truth != IGNORE
+        for index in range(1, len(CLASSES)):
+            parts = [cv2.connectedComponents(np.uint8((mask == index) & known), connectivity=8)[1]
+                     for mask in (answer, truth)]  # fmt: skip
+            counts.append(objects.count(*parts))
+        return np.concatenate(counts)
+
+    def tables(self, details: np.ndarray) -> dict[str, Any]:
+        """Return the confusion of pixels, truth by rows, and how well objects are found, by class and their mean.
+
+        A class without any object, answered or true, is left out of the mean; its own figure is 0.
+        """
+        pixels = len(CLASSES) ** 2
+        found = [pooled_precision(counts) for counts in details[pixels:].reshape(len(CLASSES) - 1, objects.K)]
+        there = [value for value in found if not np.isnan(value)]
+        named = dict(zip(CLASSES[1:], np.nan_to_num(found).tolist(), strict=True))
+        named["mean"] = float(np.mean(there)) if there else 0.0
+        return super().tables(details[:pixels]) | {"objects": named}
+
     # ---- pictures -------------------------------------------------------------------------------------
     def paint(self, image: np.ndarray, answer: np.ndarray) -> np.ndarray:
         """Lay the colours of the classes over an image; the background stays as it is, ignored pixels are white."""
         colours = np.full((IGNORE + 1, 3), 255, np.uint8)
         colours[: len(COLOURS)] = COLOURS
         return np.where((answer > 0)[..., None], image // 2 + colours[answer] // 2, image)
+
+
+def pooled_precision(counts: np.ndarray) -> float:
+    """Return the mean over IoU bounds of TP / (TP + FP + FN) of all objects together: (13,) -> float, NaN for none."""
+    hits, called = counts[1:-2], counts[-2] + counts[-1] - counts[1:-2]
+    return float(np.mean(hits / called)) if called.all() else np.nan
 
 
 def _event(name: str) -> str:
