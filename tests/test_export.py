@@ -24,20 +24,7 @@ onnx = pytest.importorskip("onnx", reason="needs requirements-export.txt")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs requirements-export.txt")
 pytest.importorskip("onnxscript", reason="needs requirements-export.txt")
 
-TINY = {"encoder": "tu-test_efficientnet", "decoder_channels": [16, 16, 8, 8], "upsample_logits": 2}
 CLASSES = MulticlassMask(("nothing", "whole", "broken"))
-
-
-def network(architecture="segmentation", seed=0, classes=3, images=1, **options) -> torch.nn.Module:
-    """A network whose answers are not all alike: weights of the head are enlarged."""
-    torch.manual_seed(seed)
-    base = TINY if architecture in ("segmentation", "siamese") else {"encoder": "tu-test_efficientnet"}
-    net = build(architecture, classes=classes, images=images, **{**base, **options}).eval()
-    with torch.no_grad():
-        for name, parameter in net.named_parameters():
-            if name.startswith(("head.", "classifier.")) or ".classifier." in name:
-                parameter.mul_(8)
-    return net
 
 
 def member(net, channels=range(3), share=1.0, temperature=1.0) -> Member:
@@ -56,66 +43,70 @@ def written(tmp_path, members, task, asked=ASKED):
 
 
 # ---- equality -----------------------------------------------------------------------------------------
+class Small(torch.nn.Module):
+    """A network of one convolution whose three answers differ; ``images``: how many it sees."""
+
+    stride = 32
+
+    def __init__(self, seed=0, images=1):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layer = torch.nn.Conv2d(3 * images, 3, 3, padding=1)
+
+    def forward(self, x):
+        return self.layer(x.float() / 64 - 2)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "net"),
     [
-        (CLASSES, {"architecture": "siamese", "images": 2}),
-        (BinaryMask(("house",)), {"architecture": "unet", "classes": 1, "encoder": "none", "base": 4}),
-        (MultilabelMask(("a", "b", "c")), {"architecture": "segmentation", "decoder": "fpn", "decoder_channels": None}),
-        (Label(("cat", "dog", "fox")), {"architecture": "classifier"}),
+        (BinaryMask(("house",)), {"architecture": "unet", "classes": 1, "encoder": "none", "base": 2}),
+        (Label(("cat", "dog", "fox")), {"architecture": "classifier", "encoder": "tu-test_efficientnet", "classes": 3}),
     ],
-    ids=lambda value: value.get("architecture") if isinstance(value, dict) else type(value).__name__,
+    ids=["unet", "classifier"],
 )
 def test_an_onnx_file_has_our_levels_at_several_sizes_and_batches(tmp_path, task, net):
-    options = {key: value for key, value in net.items() if value is not None}
-    if net.get("decoder") == "fpn":
-        net_ = build("segmentation", classes=3, images=1, encoder="tu-test_efficientnet", decoder="fpn").eval()
-    else:
-        net_ = network(**options)
-    own = [member(net_, range(3 * net.get("images", 1)))]
-    path, found = written(tmp_path, own, task)
+    """A Siamese network is exported below, by the command."""
+    torch.manual_seed(0)
+    own = build(**net, images=1).eval()
+    path, found = written(tmp_path, [member(own)], task)
     assert found["largest"] <= 1 and len({tuple(shape) for shape in found["shapes"]}) == 3
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (image,), (probs,) = session.get_inputs(), session.get_outputs()
     assert (image.name, probs.name) == ("image", "probabilities")
-    assert image.shape == ["batch", len(own[0].channels), "height", "width"]
-    assert probs.shape[:2] == ["batch", task.channels]
-    stride = net_.stride
-    pictures = pictures_of((1, stride, 5 * stride), len(own[0].channels), seed=9)  # a size that was not traced
+    assert image.shape == ["batch", 3, "height", "width"] and probs.shape[:2] == ["batch", task.channels]
+    side = export_graph.stride_of([member(own)])
+    pictures = pictures_of((1, 2 * side, 5 * side), 3, seed=9)  # a size that was not traced
     (answer,) = session.run(None, {"image": pictures.astype(np.float32) / 255})
     with torch.inference_mode():
-        plain = task.activate(net_(torch.from_numpy(pictures))).numpy()  # without anything of the exporter
+        plain = task.activate(own(torch.from_numpy(pictures))).numpy()  # without anything of the exporter
     assert np.abs(np.rint(answer * 255) - np.rint(plain * 255)).max() <= 1
-    assert plain.std() > 0.005, "the answers of this network differ, so that agreement says something"
+    assert plain.std() > 0.001, "the answers of this network differ, so that agreement says something"
 
 
 @pytest.mark.slow
-def test_the_average_is_that_of_stage_05_with_its_weights_and_flips(tmp_path):
-    nets = [network(seed=k) for k in range(2)]
-    both = [member(nets[0], share=0.75), member(nets[1], share=0.25)]
+def test_the_average_is_that_of_stage_05_with_its_weights_flips_and_images(tmp_path):
+    nets = [Small(0), Small(1, images=2)]
+    both = [member(nets[0], share=0.75), member(nets[1], (3, 4, 5, 0, 1, 2), share=0.25)]  # it sees [post, pre]
     path, found = written(tmp_path, both, CLASSES, Asked(largest=255, views="hflip"))
     assert found["largest"] <= 1
-    picture = pictures_of((2, 64, 32), 3, seed=4)
+    picture = pictures_of((2, 96, 64), 6, seed=4)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (answer,) = session.run(None, {"image": picture.astype(np.float32)})
     x = torch.from_numpy(picture)
+    seen = [x[:, :3], torch.cat([x[:, 3:], x[:, :3]], 1)]
     with torch.inference_mode():
-        each = [(CLASSES.activate(net(x)) + CLASSES.activate(net(x.flip(-1))).flip(-1)) / 2 for net in nets]
+        each = [(CLASSES.activate(net(one)) + CLASSES.activate(net(one.flip(-1))).flip(-1)) / 2
+                for net, one in zip(nets, seen, strict=True)]  # fmt: skip
     np.testing.assert_allclose(answer, (0.75 * each[0] + 0.25 * each[1]).numpy(), atol=2e-5)
 
 
 @pytest.mark.slow
-def test_a_member_sees_its_own_images_in_its_own_order(tmp_path):
-    net = network(images=2)
-    own = [member(net, (3, 4, 5, 0, 1, 2))]  # it was trained on [post, pre], the file takes pre, post
-    path, _ = written(tmp_path, own, CLASSES)
-    picture = pictures_of((1, 32, 32), 6)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (answer,) = session.run(None, {"image": picture.astype(np.float32) / 255})
-    with torch.inference_mode():
-        wanted = CLASSES.activate(net(torch.from_numpy(np.concatenate([picture[:, 3:], picture[:, :3]], 1)))).numpy()
-    np.testing.assert_allclose(answer, wanted, atol=2e-5)
+def test_temperatures_and_classes_that_overlap_are_in_the_file(tmp_path):
+    own = [member(Small(2), share=0.5, temperature=1.7), member(Small(3), share=0.5)]
+    _, found = written(tmp_path, own, MultilabelMask(("a", "b", "c")))
+    assert found["largest"] <= 1 and found["to_stage_05"] <= 4
 
 
 @pytest.mark.parametrize("exclusive", [True, False])
@@ -221,29 +212,45 @@ def deepness(path) -> dict:
 
 @pytest.fixture(scope="module")
 def exported(finished, tmp_path_factory):
-    """The tiny experiment, both tasks averaged; tests must not change it."""
+    """The damage networks of the tiny experiment, averaged; tests must not change it."""
     out = tmp_path_factory.mktemp("exported")
     flags = ["--config", str(finished.config), "--workdir", str(finished.root.parent)]
-    assert export.main([*flags, "--out", str(out), "--tile", "64", "--resolution", "200", "--license", "mit"]) == 0
+    assert export.main([*flags, "--out", str(out), "--task", "cls", "--tile", "64", "--resolution", "200",
+                        "--license", "mit"]) == 0  # fmt: skip
     return out
 
 
 @pytest.mark.slow
 def test_the_command_writes_every_file_with_what_qgis_reads(exported):
-    for task, classes in (("loc", 1), ("cls", 5)):
-        names = {path.name for path in (exported / task).iterdir()}
-        assert names == {"model.onnx", "qgis.onnx", "model.pt2", "networks", "README.md", "export.json"}
-        assert sorted(p.name for p in (exported / task / "networks" / task).iterdir()) == ["fold0", "fold1"]
-        said = json.loads((exported / task / "export.json").read_text())
-        assert all(found["largest"] <= 1 for found in said["checked"].values()) and len(said["checked"]) == 3
-        assert sum(said["networks"].values()) == pytest.approx(1) and len(said["networks"]) == 2
-        found = deepness(exported / task / "qgis.onnx")
-        assert found["input"] == [1, 6, 64, 64] and found["output"] == [1, classes, 64, 64]
-        assert (found["type"], found["tile"], found["resolution"]) == ("Segmentor", 64, 200)
-    assert deepness(exported / "loc/qgis.onnx")["classes"] == ["background", "building"]
-    assert deepness(exported / "loc/qgis.onnx")["threshold"] == 0.5
-    found = deepness(exported / "cls/model.onnx")
-    assert found["classes"][1:] == ["no-damage", "minor-damage", "major-damage", "destroyed"] and not found["threshold"]
+    names = {path.name for path in (exported / "cls").iterdir()}
+    assert names == {"model.onnx", "qgis.onnx", "model.pt2", "networks", "README.md", "export.json"}
+    assert sorted(p.name for p in (exported / "cls/networks/cls").iterdir()) == ["fold0", "fold1"]
+    said = json.loads((exported / "cls/export.json").read_text())
+    assert all(found["largest"] <= 1 for found in said["checked"].values()) and len(said["checked"]) == 3
+    assert sum(said["networks"].values()) == pytest.approx(1) and len(said["networks"]) == 2
+    for name, size in (("qgis.onnx", [1, 6, 64, 64]), ("model.onnx", ["batch", 6, "height", "width"])):
+        found = deepness(exported / "cls" / name)
+        assert found["input"] == size and found["output"] == [size[0], 5, *size[2:]]
+        assert (found["type"], found["tile"], found["resolution"], found["threshold"]) == ("Segmentor", 64, 200, 0)
+        assert found["classes"] == ["background", "no-damage", "minor-damage", "major-damage", "destroyed"]
+
+
+def test_one_class_has_a_background_for_qgis_and_a_threshold():
+    from lib.config.load import load
+
+    config = load(ROOT / "configs/xview2_cpu.yaml")
+    own = [Member("loc_lite0/fold0", Constant(), (0, 1, 2), 1.0)]
+    card = export.Card(config, "loc", BinaryMask(("building",)), ("pre",), own, ASKED, None, [], "other", None)
+    found = export.cards.metadata(card, 512, 0.25)
+    assert found["class_names"] == {0: "background", 1: "building"} and found["seg_thresh"] == 0.5
+    assert found["tile_size"] == found["tiles_size"] == 512 and found["tiles_overlap"] == 25
+    assert "resolution" not in found and found["input_range"] == [0, 1] and found["stride"] == 32
+    text = export.cards.text(card, {})
+    assert "stage 05 has not been run" in text and "apache-2.0" in text
+    noisy = config.models["loc_lite0"].network.model_copy(update={"encoder": "mit_b0", "encoder_weights": "hub"})
+    models = {"loc_lite0": config.models["loc_lite0"].model_copy(update={"network": noisy})}
+    bound = export.Card(config.model_copy(update={"models": models}), *list(vars(card).values())[1:])
+    assert "research or evaluation only" in export.cards.text(bound, {}), "a licence that excludes prizes is said"
 
 
 @pytest.mark.slow
@@ -259,15 +266,33 @@ def test_the_lines_of_the_model_card_run(exported, monkeypatch):
 
 
 @pytest.mark.slow
-def test_one_network_alone_is_that_checkpoint(finished, tmp_path, capsys):
-    flags = ["--config", str(finished.config), "--workdir", str(finished.root.parent)]
-    assert export.main([*flags, "--out", str(tmp_path), "--only", "cls", "--fold", "1", "--input", "255"]) == 0
-    said = capsys.readouterr().out
-    assert "no qgis.onnx: QGIS Deepness gives values of 0..1" in said and "of 255 levels from ours" in said
-    assert list(json.loads((tmp_path / "cls/export.json").read_text())["networks"]) == ["cls/fold1"]
-    own, theirs = (load_file(root / "best.safetensors")
-                   for root in (tmp_path / "cls/networks/cls/fold1", finished.root / "03_cls/cls/fold1"))  # fmt: skip
-    assert all(own[name].equal(theirs[name]) for name in theirs)
+def test_one_network_alone_is_that_checkpoint_and_weights_are_those_of_stage_05(finished):
+    from lib.config import check
+    from lib.run.artifacts import Store
+
+    config, competition = check.open_experiment(finished.config, [], finished.root.parent)
+    source = export.Source(config, competition, Store(finished.root), "")
+    members, images, folders = export.read_members(source, "cls", [("cls", 1)], None, [])
+    assert [m.name for m in members] == ["cls/fold1"] and members[0].share == 1 and images == ("pre", "post")
+    theirs = load_file(folders["cls/fold1"] / "best.safetensors")
+    assert folders["cls/fold1"] == finished.root / "03_cls/cls/fold1"
+    assert all(tensor.equal(theirs[name]) for name, tensor in members[0].network.state_dict().items())
+    both = [("cls", 0), ("cls", 1)]
+    decision = source.decision()
+    hot = decision.model_copy(update={"temperatures": {"cls": 1.5}})
+    members, _, _ = export.read_members(source, "cls", both, hot, [])
+    assert [(m.share, m.temperature) for m in members] == [(0.5, 1.5)] * 2
+    none = decision.model_copy(update={"weights": {"loc": 1.0, "cls": 0.0}})
+    with pytest.raises(ConfigError, match="stage 05 gave none of them a weight"):
+        export.read_members(source, "cls", both, none, [])
+    said = export.said_of(source, ["cls"], decision, Asked(views="d4"))
+    assert any("view" in line for line in said) and any("--tta" in line for line in said)
+
+
+def test_qgis_has_no_file_for_what_it_cannot_show():
+    assert "label of a whole picture" in export.no_tile(False, ASKED, 512, 32)
+    assert "values of 0..1" in export.no_tile(True, Asked(largest=255), 512, 32)
+    assert export.no_tile(True, ASKED, 512, 32) == ""
 
 
 @pytest.mark.slow

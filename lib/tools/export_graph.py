@@ -88,8 +88,8 @@ def tempered(probs: Tensor, temperature: float, exclusive: bool) -> Tensor:
 
 
 def stride_of(members: Sequence[Member]) -> int:
-    """Return what the sides of an image must be multiples of, for every network."""
-    return int(np.lcm.reduce([member.network.stride for member in members]))
+    """Return what the sides of an image must be multiples of, for every network; 32 where a network takes any."""
+    return int(np.lcm.reduce([32, *(member.network.stride for member in members)]))
 
 
 # ---- ours ---------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def shapes(stride: int, fixed: int | None = None) -> list[tuple[int, int, int]]:
     """Return the (batch, height, width) at which a file is compared with ours; ``fixed``: the one side it takes."""
     if fixed is not None:
         return [(1, fixed, fixed), (3, fixed, fixed)]
-    return [(1, 2 * stride, 2 * stride), (3, stride, 3 * stride), (2, 4 * stride, 2 * stride)]
+    return [(1, 2 * stride, 2 * stride), (3, 2 * stride, 3 * stride), (2, 5 * stride, 4 * stride)]
 
 
 def pictures_of(shape: tuple[int, int, int], channels: int, seed: int = 0) -> np.ndarray:
@@ -183,9 +183,9 @@ def trace(members: Sequence[Member], task: Task, asked: Asked) -> torch.export.E
         raise ConfigError(f"--size {asked.size}: expected a multiple of the networks' stride {stride}")
     module = Average(members, task, asked.largest, asked.views).eval()
     sides = (asked.size, asked.size) if asked.size else (2 * stride, 3 * stride)
-    dynamic: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
-    if asked.size is None:
-        dynamic |= {2: stride * torch.export.Dim("rows", min=1), 3: stride * torch.export.Dim("columns", min=1)}
+    dynamic: dict[int, Any] = {0: torch.export.Dim.DYNAMIC}  # a named one is specialised by encoders of two images
+    if asked.size is None:  # from two strides on: torch.export takes a side of one for another network
+        dynamic |= {2: stride * torch.export.Dim("rows", min=2), 3: stride * torch.export.Dim("columns", min=2)}
     try:
         with torch.no_grad():
             return torch.export.export(module, (torch.rand(2, channels, *sides),), dynamic_shapes=({**dynamic},),
