@@ -40,7 +40,7 @@ format: install-dev
 
 # The documentation as a site, site/index.html; a link that leads nowhere is an error.
 docs: $(VENV)/.installed-docs
-	$(RUN) -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev

@@ -30,7 +30,8 @@ LANGUAGES = {"bash", "yaml", "json", "text"}
 MADE = {
     "best.safetensors", "network.json", "log.jsonl", "folds.csv", "audit.json", "findings.csv", "decode.json",
     "manifest.json", "submission.csv", "probabilities.csv", "sample_submission.csv", "train.csv", "label.csv",
-    "test.csv", "labels.csv", "annotations.txt", "trainval.txt", "test.txt", "train.txt", "val.txt",
+    "test.csv", "labels.csv", "annotations.txt", "trainval.txt", "test.txt", "train.txt", "val.txt", "train_set.txt",
+    "test_set.txt",
 }  # fmt: skip
 """Files that are named in the docs and lie in a data set or in a workdir, not in this repository."""
 

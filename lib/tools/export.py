@@ -39,7 +39,7 @@ from lib.tools.export_card import Card
 from lib.tools.export_graph import Asked, Member
 
 
-class Source:
+class Finished:
     """A finished experiment, of which nothing but its units is read."""
 
     def __init__(self, config: Experiment, competition: Competition, store: Store, flags: str):
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, competition = check.open_experiment(args.config, args.overrides, args.workdir)
     store = Store(args.workdir / config.name, tuple(args.inputs))
     words = ["--config", str(args.config), "--workdir", str(args.workdir)]
-    source = Source(config, competition, store, shlex.join(words))
+    source = Finished(config, competition, store, shlex.join(words))
     check_only(source.graph, args.task, args.only, args.fold)
     if args.task is not None and args.task not in competition.tasks:
         raise ConfigError(one_of("--task", args.task, competition.tasks))
@@ -119,13 +119,14 @@ def flags():
     return parser
 
 
-def export(source: Source, task: str, folder: Path, args) -> None:
+def export(source: Finished, task: str, folder: Path, args) -> None:
     """Write everything that is exported of a task's networks, each file after it was compared with ours."""
     known, decision = source.competition.tasks[task], source.decision()
     notes: list[str] = []
     chosen = list(networks(source, task, args.only, args.fold))
     members, images, folders = read_members(source, task, chosen, None if args.fold is not None else decision, notes)
     asked = Asked(args.largest, args.tta, args.size)
+    without_tile = no_tile(known.dense, asked, args.tile, graphs.stride_of(members))
     notes += said_of(source, [name for name, _ in chosen], decision, asked)
     card = Card(source.config, task, known, images, members, asked, decision, notes, args.license, args.resolution)
     folder.mkdir(parents=True, exist_ok=True)
@@ -135,8 +136,8 @@ def export(source: Source, task: str, folder: Path, args) -> None:
     model = graphs.onnx_model(program, graphs.metadata_of(meta))
     checked = {"model.onnx": graphs.write_onnx(folder / "model.onnx", model, compare),
                "model.pt2": graphs.write_program(folder / "model.pt2", program, compare)}  # fmt: skip
-    if line := no_tile(known.dense, asked, args.tile, graphs.stride_of(members)):
-        say(f"  no qgis.onnx: {line}")
+    if without_tile:
+        say(f"  no qgis.onnx: {without_tile}")
     else:
         tile = args.size or args.tile
         one = Asked(asked.largest, asked.views, tile)
@@ -161,7 +162,7 @@ def export(source: Source, task: str, folder: Path, args) -> None:
         say(f"  ! {note}")
 
 
-def networks(source: Source, task: str, only: str | None, fold: int | None) -> Iterator[tuple[str, int]]:
+def networks(source: Finished, task: str, only: str | None, fold: int | None) -> Iterator[tuple[str, int]]:
     """Yield (model, fold) of the networks that are asked for. ConfigError where models see scenes at several sizes."""
     models = source.graph.models(task, only)
     views = {digest(plain(model.view)) for model in models.values()}
@@ -175,7 +176,7 @@ def networks(source: Source, task: str, only: str | None, fold: int | None) -> I
 
 
 def read_members(
-    source: Source, task: str, chosen: Sequence[tuple[str, int]], decision: Decision | None, notes: list[str]
+    source: Finished, task: str, chosen: Sequence[tuple[str, int]], decision: Decision | None, notes: list[str]
 ) -> tuple[list[Member], tuple[str, ...], dict[str, Path]]:
     """Return the networks with their shares, the images of a file's input, and where each network lies.
 
@@ -213,7 +214,7 @@ def read_members(
     return members, images, folders
 
 
-def said_of(source: Source, names: Sequence[str], decision: Decision | None, asked: Asked) -> list[str]:
+def said_of(source: Finished, names: Sequence[str], decision: Decision | None, asked: Asked) -> list[str]:
     """Return in what a file differs from what the stages do with these networks, in sentences."""
     said = []
     models: dict[str, Model] = {name: source.config.models[name] for name in names}

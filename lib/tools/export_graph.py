@@ -47,7 +47,7 @@ class Member:
     temperature: float = 1.0
 
 
-class Average(nn.Module):
+class Averaged(nn.Module):
     """Average the probabilities of networks: image (B, 3 * images, H, W) float32 -> (B, K, H, W) float32 in [0, 1].
 
     Sides are multiples of ``stride``. The image's values are 0..``largest``; each network normalises them itself.
@@ -140,7 +140,7 @@ def compare(run: Run, members: Sequence[Member], task: Task, asked: "Asked") -> 
     same average in torch, and the difference to ours is returned as ``to_stage_05``.
     """
     channels = 1 + max(channel for member in members for channel in member.channels)
-    module = Average(members, task, asked.largest, asked.views).eval()
+    module = Averaged(members, task, asked.largest, asked.views).eval()
     calibrated = any(member.temperature != 1 for member in members)
     most, off, apart, total = 0, 0, 0, 0
     compared = shapes(stride_of(members), asked.size)
@@ -181,7 +181,7 @@ def trace(members: Sequence[Member], task: Task, asked: Asked) -> torch.export.E
     stride = stride_of(members)
     if asked.size is not None and asked.size % stride:
         raise ConfigError(f"--size {asked.size}: expected a multiple of the networks' stride {stride}")
-    module = Average(members, task, asked.largest, asked.views).eval()
+    module = Averaged(members, task, asked.largest, asked.views).eval()
     sides = (asked.size, asked.size) if asked.size else (2 * stride, 3 * stride)
     dynamic: dict[int, Any] = {0: torch.export.Dim.DYNAMIC}  # a named one is specialised by encoders of two images
     if asked.size is None:  # from two strides on: torch.export takes a side of one for another network

@@ -36,7 +36,7 @@ PARTS = ("raw_", "weighted_")
 
 
 @dataclass(frozen=True)
-class Subject:
+class TrackedRun:
     """The run that is told of."""
 
     experiment: str
@@ -171,7 +171,7 @@ def follow(names: Sequence[TrackerName], experiment: Path, unit: str,
     known = _run_of(path, lines) if names else {"epochs": {}}
     opened: dict[str, Tracker] = {}
     for name in names:
-        subject = Subject(experiment.name, unit, root, known["run"], name in known["epochs"])
+        subject = TrackedRun(experiment.name, unit, root, known["run"], name in known["epochs"])
         try:
             opened[name] = importlib.import_module(f"{__name__}.{name}").open_run(subject)
         except Exception as error:

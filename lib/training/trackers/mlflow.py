@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lib.scenes.raster import write_png
-from lib.training.trackers import Subject, Tracker, leaves
+from lib.training.trackers import TrackedRun, Tracker, leaves
 
 LONGEST = 500
 """Characters of a setting that are shown; all of them stand in settings.json of the run's artifacts."""
@@ -19,7 +19,7 @@ AT_ONCE = 100
 """Settings in one call."""
 
 
-def open_run(subject: Subject) -> Tracker:
+def open_run(subject: TrackedRun) -> Tracker:
     """Open the run of a subject, the one that it had before where it goes on."""
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # newer versions want to be asked for it
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from lib.training.trackers import Subject, Tracker
+from lib.training.trackers import TrackedRun, Tracker
 
 
-def open_run(subject: Subject) -> Tracker:
+def open_run(subject: TrackedRun) -> Tracker:
     """Open the folder of a run; what a killed process wrote after its last epoch stays."""
     from torch.utils.tensorboard import SummaryWriter
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from lib.training.trackers import Subject, Tracker
+from lib.training.trackers import TrackedRun, Tracker
 
 
-def open_run(subject: Subject) -> Tracker:
+def open_run(subject: TrackedRun) -> Tracker:
     """Open a run under an id that a resumed training has again; its part of the run is a folder of its own offline."""
     import wandb
 
