@@ -16,7 +16,7 @@ STATED = sources.requirements()
 DEVELOPMENT = sources.requirements(ROOT / "requirements-dev.txt")
 FAST = sources.requirements(ROOT / "requirements-fast.txt")
 CLUSTER = sources.requirements(ROOT / "requirements-cluster.txt")
-TESTED = {name: spec for part in ("docs", "export", "track")
+TESTED = {name: spec for part in ("docs", "export", "maps", "track")
           for name, spec in sources.requirements(ROOT / f"requirements-{part}.txt").items()}  # fmt: skip
 """Optional packages whose use is tested, beside those above."""
 NOTEBOOK = sources.requirements(ROOT / "requirements-notebook.txt")
