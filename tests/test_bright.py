@@ -218,3 +218,4 @@ def test_the_real_pair_is_read_as_it_lies_there(tmp_path):
     assert crs.to_epsg() == 32628 and size == (1024, 1024)
     assert not [f for f in competition.inspect_scene(scene, "test") if "apart" in f.kind]
     assert tuple(competition.tasks["loc"].classes) == CLASSES
+    assert list(competition.raster_classes()) == list(CLASSES[1:]), "maps show them by name"

@@ -72,6 +72,7 @@ class Bright(ClassMaps):
     images = ("pre", "post")
     labels = ("target",)
     ending = ENDINGS["target"]
+    raster_name = "damage"
 
     def __init__(self, root: Path, options: BrightOptions, memo: Path | None = None):
         super().__init__(root, options, memo)
@@ -189,7 +190,12 @@ class Bright(ClassMaps):
         named["mean"] = float(np.mean(there)) if there else 0.0
         return super().tables(details[:pixels]) | {"objects": named}
 
-    # ---- pictures -------------------------------------------------------------------------------------
+    # ---- rasters and pictures -------------------------------------------------------------------------
+    def raster_classes(self) -> dict[str, str]:
+        """Return the classes of houses with their colours."""
+        colours = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in COLOURS]
+        return dict(zip(CLASSES[1:], colours[1:], strict=True))
+
     def paint(self, image: np.ndarray, answer: np.ndarray) -> np.ndarray:
         """Lay the colours of the classes over an image; the background stays as it is, ignored pixels are white."""
         colours = np.full((IGNORE + 1, 3), 255, np.uint8)
