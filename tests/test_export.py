@@ -259,6 +259,7 @@ def test_one_class_has_a_background_for_qgis_and_a_threshold():
     models = {"loc_lite0": config.models["loc_lite0"].model_copy(update={"network": noisy})}
     bound = export.Card(config.model_copy(update={"models": models}), *list(vars(card).values())[1:])
     assert "research or evaluation only" in export.cards.text(bound, {}), "a licence that excludes prizes is said"
+    assert export.cards.began_with(card, "cls_lite0") == "bundled", "it starts from loc_lite0"
 
 
 @pytest.mark.slow

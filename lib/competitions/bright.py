@@ -173,7 +173,7 @@ class Bright(ClassMaps):
         counts = [super().detail(answer, truth)]
         known = truth != IGNORE
         for index in range(1, len(CLASSES)):
-            parts = [cv2.connectedComponents(np.uint8((mask == index) & known), connectivity=8)[1]
+            parts = [cv2.connectedComponents(((mask == index) & known).astype(np.uint8), connectivity=8)[1]
                      for mask in (answer, truth)]  # fmt: skip
             counts.append(objects.count(*parts))
         return np.concatenate(counts)

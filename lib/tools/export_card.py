@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lib.choose.choice import Decision
-from lib.config.sections import Experiment, plain
+from lib.config.sections import Experiment, Start, plain
 from lib.models import licences
 from lib.tasks import Task
 from lib.tools.export_graph import INPUT, OUTPUT, Asked, Member, stride_of
@@ -78,24 +78,26 @@ def rows(card: Card) -> list[dict[str, Any]]:
     found = []
     for member in card.members:
         network = card.config.models[member.name.rpartition("/")[0]].network
-        pretrained = network.encoder_weights != "none" or _started_from(card, member)
         found.append({"network": member.name, "share": round(member.share, 6), "temperature": member.temperature,
                       "architecture": network.architecture, "encoder": network.encoder,
-                      "pretrained": pretrained,
-                      "licence of its weights": licences.licence(network.encoder) or "not known"})  # fmt: skip
+                      "began with": began_with(card, member.name.rpartition("/")[0]),
+                      "licence of the encoder's weights": licences.licence(network.encoder) or "not known"})  # fmt: skip
     return found
 
 
-def _started_from(card: Card, member: Member) -> bool:
-    """Tell whether a network began with the weights of another model that was pretrained."""
-    seen: set[str] = set()
-    name: str | None = member.name.rpartition("/")[0]
-    while name is not None and name in card.config.models and name not in seen:
-        seen.add(name)
-        if card.config.models[name].network.encoder_weights != "none":
-            return True
-        name = card.config.models[name].train.init_from
-    return False
+def began_with(card: Card, model: str) -> str:
+    """Return the pretrained weights with which a model's training began, by way of the models that it started from:
+    ``encoder_weights`` of the first of them, "none", or the experiment that the first one is of."""
+    models, seen = card.config.models, set()
+    while model not in seen:
+        seen.add(model)
+        start = models[model].train.init_from
+        if isinstance(start, Start):
+            return f"experiment {start.experiment}"
+        if start is None:
+            break
+        model = start
+    return models[model].network.encoder_weights
 
 
 def text(card: Card, checked: Mapping[str, Mapping[str, Any]]) -> str:
@@ -188,8 +190,7 @@ def _scores(card: Card) -> list[str]:
 
 
 def _warnings(card: Card) -> list[str]:
-    settings = {(card.config.models[name].network.encoder, card.config.models[name].network.encoder_weights)
-                for name in card.models}  # fmt: skip
+    settings = {(card.config.models[name].network.encoder, began_with(card, name)) for name in card.models}
     return [f"**{line}**" for encoder, weights in sorted(settings) if (line := licences.warning(encoder, weights))]
 
 

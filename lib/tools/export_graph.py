@@ -204,7 +204,9 @@ def onnx_model(program: torch.export.ExportedProgram, metadata: Mapping[str, str
     import io
 
     with contextlib.redirect_stdout(io.StringIO()):  # the exporter reports its progress
-        exported = torch.onnx.export(program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False)
+        exported: Any = torch.onnx.export(
+            program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
+        )
     model = exported.model_proto
     for value, sides in ((model.graph.input[0], ("batch", None, "height", "width")),
                          (model.graph.output[0], ("batch", None, "height", "width"))):  # fmt: skip
@@ -249,8 +251,8 @@ def write_program(path: Path, program: torch.export.ExportedProgram, check: Call
     with whole_path(path) as partial:
         with open(partial, "wb") as stream:
             torch.export.save(program, stream)
-        with open(partial, "rb") as stream:
-            loaded = torch.export.load(stream).module()
+        with open(partial, "rb") as written:
+            loaded = torch.export.load(written).module()
 
         def run(image: np.ndarray) -> np.ndarray:
             with torch.inference_mode():

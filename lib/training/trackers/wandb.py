@@ -15,7 +15,7 @@ def open_run(subject: TrackedRun) -> Tracker:
 
     subject.folder.mkdir(parents=True, exist_ok=True)
     mode: Any = os.environ.get("WANDB_MODE", "offline")
-    resume = {} if mode == "offline" else {"resume": "allow"}  # offline it has no say: the server joins equal ids
+    resume: Any = {} if mode == "offline" else {"resume": "allow"}  # offline it has no say: the server joins equal ids
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", subject.experiment), group=subject.experiment, name=subject.unit,
         id=subject.id, dir=str(subject.folder), mode=mode, reinit="finish_previous", **resume,
