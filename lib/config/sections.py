@@ -20,6 +20,7 @@ from lib.tasks import Task
 
 Precision = Literal["float32", "float16", "bfloat16"]
 Views = Literal["none", "hflip", "flips", "d4"]
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 UnitKind = Literal["folds", "train", "predict", "ensemble", "submission"]
 BOUNDARY = "boundary_bce"
 """The loss term of every kind that trains a boundary head."""
@@ -652,6 +653,9 @@ class Experiment(Section):
     """Scores that the source of this experiment reports; printed beside ours, used nowhere."""
     cluster: Cluster = Cluster()
     """How many machines share the work."""
+    track: tuple[TrackerName, ...] = ()
+    """What shows trainings beside their log, each an optional package (requirements-track.txt): tensorboard, wandb
+    (kept offline unless WANDB_MODE says otherwise), mlflow. No result depends on it."""
 
     def predict_of(self, model: Model, tasks: Mapping[str, Task]) -> Predict:
         """Return how the networks of a model look at scenes: ``predict`` with the precision of this model.
