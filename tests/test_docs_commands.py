@@ -262,7 +262,6 @@ def write_tiny(path: Path, guide: str, root: str) -> None:
 PREPARED = {"README.md": with_tiny_experiment, "docs/cluster.md": with_tiny_experiment,
             "docs/map_outputs.md": with_tiny_experiment, "docs/maps.md": for_maps,
             "docs/export.md": with_tiny_experiment, "docs/tracking.md": with_tiny_experiment,
-            "docs/map_outputs.md": with_tiny_experiment,
             "docs/report.md": with_tiny_experiment,
             "docs/running.md": for_running, "docs/tools.md": for_tools,
             "docs/kaggle.md": for_kaggle}  # fmt: skip
