@@ -16,7 +16,7 @@ from lib.run import runtime
 if TYPE_CHECKING:  # imported where they are used: torch takes seconds, and a stage may have nothing to do
     import torch
 
-    from lib.run.executor import Pool
+    from lib.run.executor import Pool, Sharing
 
 ENOUGH = 32
 """Scenes for each process, from which on one more earns the seconds that it takes to begin."""
@@ -107,7 +107,7 @@ class Hand:
         return function(self.held, *arguments)
 
 
-def share(pool: "Pool", held: Any, function: Callable, calls: Iterable[tuple]) -> Generator[Any, None, None]:
+def share(pool: "Sharing", held: Any, function: Callable, calls: Iterable[tuple]) -> Generator[Any, None, None]:
     """Call ``function(held, *arguments)`` for each of many arguments by whoever is free; yields results as they come.
 
     Close the generator to give up. ArtifactError where a worker dies.

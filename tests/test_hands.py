@@ -1,0 +1,335 @@
+"""Scenes that several machines count: every call is answered once, whoever is lost, late, odd or not there at all.
+
+The workers are fakes in threads, but for the last tests, which have a Dask cluster.
+"""
+
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+import cv2
+import pytest
+from foretold import foretell, opened
+from test_cores import BUILDINGS
+
+from lib.choose import evidence, fit
+from lib.cluster import crew, hand, heap
+from lib.cluster import hands as module
+from lib.cluster.crew import DaskCrew, Place
+from lib.cluster.hands import Hands, helped
+from lib.cluster.heap import Heap
+from lib.errors import DataError
+from lib.run import cores
+
+HOST = threading.local()
+
+
+# ---- the heap of calls --------------------------------------------------------------------------------
+@pytest.mark.parametrize("seed", range(20))
+def test_every_call_is_answered_once_whoever_takes_it_and_whatever_comes_back(seed):
+    rng, calls = random.Random(seed), Heap([("call", n) for n in range(30)], (0.0, 0.0) if seed % 2 else (1e9, 0.0))
+    out, taken, answers = [], [], []
+    for _ in range(10000):
+        if not calls.open:
+            break
+        step = rng.randrange(6)
+        if step == 0:
+            out.append(calls.take(rng.randrange(1, 5)))
+        elif step == 1 and (number := calls.take_here()) is not None:
+            taken.append(number)
+        elif step == 2 and taken:
+            number = taken.pop(rng.randrange(len(taken)))
+            answers += [number] if calls.answer(number) else []
+        elif step == 3 and out:
+            calls.answer_from_afar([(number, number) for number in out.pop(rng.randrange(len(out)))])
+        elif step == 4 and out:
+            calls.back(out.pop(rng.randrange(len(out))), here=rng.random() < 0.5)
+        answers += calls.arrived()
+    assert not calls.open and sorted(answers) == list(range(30))
+
+
+# ---- a pass with fakes --------------------------------------------------------------------------------
+class Here:
+    """A pool of one process, this one, which is slow enough for others to help."""
+
+    def __init__(self, seconds: float = 0.002):
+        self.held, self.seconds, self.made = None, seconds, 0
+
+    def __len__(self) -> int:
+        return 1
+
+    def start(self) -> None:
+        pass
+
+    def each(self, method, held):
+        self.held = held
+        return [None]
+
+    def share(self, method, calls):
+        for function, *arguments in calls:
+            time.sleep(self.seconds)
+            HOST.name = "here"
+            self.made += 1
+            yield function(self.held, *arguments)
+
+
+class Sent:
+    """A batch that a fake worker answers in a thread, unless it is silent."""
+
+    def __init__(self, work):
+        self.found, self.cancelled = None, False
+        if work is not None:
+            threading.Thread(target=lambda: setattr(self, "found", work()), daemon=True).start()
+
+    def done(self):
+        return self.found is not None
+
+    def answer(self):
+        return self.found
+
+    def cancel(self):
+        self.cancelled = True
+
+
+class Fakes:
+    """Workers by name: "ok", "silent", "lost", or a pair that ``relay.serve`` would return instead of an answer."""
+
+    def __init__(self, how: dict[str, object], processes: int = 1, threads: int = 1):
+        self.how, self.said, self.held = how, [], {}
+        self.places = {name: Place(name, threads, processes) for name in how}
+        self.sent: list[Sent] = []
+        self.got: list[str] = []
+        """The worker of each object that was sent."""
+
+    def look(self):
+        said, self.said = self.said, []
+        return said
+
+    def free(self):
+        return {name: place.threads for name, place in self.places.items()}
+
+    def send(self, place, batch):
+        how = self.how[place.address]
+        if batch.held:
+            self.got.append(place.address)
+            self.held[place.address] = pickle.loads(pickle.loads(batch.held)[1])
+        if how == "lost":
+            self.places.pop(place.address, None)
+            self.said.append(f"worker {place.address} is gone")
+
+        def work():
+            if how != "ok":
+                return how
+            HOST.name = place.address
+            time.sleep(0.001)
+            own = self.held[place.address]
+            return "answer", pickle.dumps([hand.numbered(own, *call) for call in pickle.loads(batch.calls)])
+
+        self.sent.append(Sent(None if how in ("silent", "lost") else work))
+        return self.sent[-1]
+
+    def close(self):
+        pass
+
+
+def find(held, number):
+    return held + number, HOST.name
+
+
+def odd(held, number):
+    if number == 7:
+        raise DataError("scene 7: no label")
+    return number
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(module, "LOOK", 0.001)
+    monkeypatch.setattr(module, "NEWS", 0.002)
+    monkeypatch.setattr(heap, "LOOK", 0.005)
+
+
+def shared(workers: Fakes, function=find, count: int = 60, scenes: int = 9999, here: Here | None = None):
+    """Return what was found, who made how many calls, and what was said."""
+    said: list[str] = []
+    with Hands(here or Here(), lambda: workers, scenes, said.append) as hands:
+        with closing(cores.share(hands, 100, function, ((n,) for n in range(count)))) as found:
+            answers = list(found)
+    return answers, said
+
+
+def test_all_take_part_and_each_worker_gets_the_object_once():
+    workers = Fakes({"a": "ok", "b": "ok"}, processes=2)
+    answers, said = shared(workers)
+    assert sorted(number for number, _ in answers) == list(range(100, 160))
+    assert {host for _, host in answers} == {"here", "a", "b"} and sorted(workers.got) == ["a", "b"]
+    assert said == ["counting: 1 processes here and up to 4 of 2 workers"]
+
+
+def test_another_object_is_sent_anew_and_the_same_one_is_not():
+    workers, said = Fakes({"a": "ok"}), []
+    with Hands(Here(), lambda: workers, 9999, said.append) as hands:
+        for held in (100, 100, 500):
+            found = list(cores.share(hands, held, find, ((n,) for n in range(40))))
+            assert sorted(number for number, _ in found) == list(range(held, held + 40))
+    assert workers.got == ["a", "a"]
+
+
+def test_what_a_lost_worker_had_goes_to_others():
+    workers = Fakes({"a": "lost", "b": "ok"}, processes=3)
+    answers, said = shared(workers)
+    assert sorted(number for number, _ in answers) == list(range(100, 160))
+    assert "worker a is gone" in said and {host for _, host in answers} == {"here", "b"}
+
+
+@pytest.mark.parametrize(("how", "line"), [
+    (("raised", "FileNotFoundError: x.tif"), "FileNotFoundError: x.tif; they are counted here"),
+    (("died", "its process ended with exit code -9"), "exit code -9; they are counted here"),
+    (("differs", "numpy is 1 there and 2 here"), "numpy is 1 there and 2 here; they are counted here"),
+])  # fmt: skip
+def test_a_worker_that_fails_helps_no_more_and_says_why(how, line):
+    workers = Fakes({"a": how})
+    answers, said = shared(workers)
+    assert sorted(number for number, _ in answers) == list(range(100, 160)) and len(workers.sent) == 1
+    assert said[1:] == [f"worker a does not help with the scenes: {line}"]
+
+
+def test_an_error_of_the_data_is_raised_as_itself_and_nothing_stays_out():
+    workers = Fakes({"a": ("raised", "DataError: scene 7: no label"), "b": "silent"}, processes=20)
+    with pytest.raises(DataError, match="scene 7: no label"):
+        shared(workers, odd, here=Here(0.01))
+    assert workers.sent and all(sent.cancelled for sent in workers.sent)
+
+
+def test_an_answer_that_stays_away_is_found_here(monkeypatch):
+    workers, here = Fakes({"a": "silent"}, processes=5), Here()
+    monkeypatch.setattr(module, "Heap", lambda calls: Heap(calls, (0.05, 3.0)))
+    answers, _ = shared(workers, here=here)
+    assert [sorted(answers), here.made] == [[(n, "here") for n in range(100, 160)], 60]
+    assert all(sent.cancelled for sent in workers.sent)
+
+
+def test_a_worker_that_does_not_have_the_object_gets_it_again():
+    workers = Fakes({"a": ("missing", "")})
+    answers, said = shared(workers, here=Here(0.005))
+    assert len(answers) == 60 and len(said) == 1 and len(workers.got) == len(workers.sent) > 1
+
+
+def test_without_a_scheduler_or_when_it_goes_the_pass_goes_on_here():
+    def refuse():
+        raise OSError("expected a Dask scheduler there, found none")
+
+    said: list[str] = []
+    with Hands(Here(), refuse, 9999, said.append) as hands:
+        for _ in range(2):
+            assert len(list(cores.share(hands, 0, find, ((n,) for n in range(5))))) == 5
+    assert said == ["expected a Dask scheduler there, found none; the scenes are counted on this machine alone"]
+
+    workers = Fakes({"a": "silent"}, processes=4)
+    workers.free = refuse
+    answers, said = shared(workers)
+    assert len(answers) == 60 and said[1:] == [
+        "expected a Dask scheduler there, found none; the scenes are counted on this machine alone"]  # fmt: skip
+
+
+def test_few_scenes_are_counted_here_and_no_more_workers_help_than_have_enough():
+    said: list[str] = []
+    with helped(Here(), "tcp://nowhere:1", 63, said.append) as pool:
+        assert isinstance(pool, Here)
+    assert said == ["counting: 1 processes here; 63 scenes are too few for more, 32 for each"]
+    workers = Fakes({"a": "ok", "b": "ok", "c": "ok"})
+    answers, said = shared(workers, scenes=3 * 32 + 1)
+    assert {host for _, host in answers} <= {"here", "a", "b"} and said == [
+        "counting: 1 processes here and up to 2 of 2 workers"]  # fmt: skip
+
+
+def test_other_versions_are_a_sentence():
+    ours = hand.versions()
+    assert hand.differs(ours) == ""
+    assert hand.differs(ours | {"numpy": "1.0"}) == f"numpy is {ours['numpy']} there and 1.0 here"
+    assert "the hash of the code is" in hand.differs(ours | {"the hash of the code": "0"})
+
+
+# ---- on Dask ------------------------------------------------------------------------------------------
+class Elsewhere(DaskCrew):
+    """Takes the workers of this machine for those of another one."""
+
+    def __init__(self, address: str):
+        super().__init__(address)
+        self._here = {"place": "elsewhere"}
+
+
+def nap(held, number):
+    """Take long, and tell who does."""
+    Path(f"{os.getpid()}.naps").touch()
+    time.sleep(60)
+
+
+CLIENT = """
+import sys
+sys.path[:0] = sys.argv[2:]
+from test_hands import Elsewhere, Hands, Here, cores, nap
+with Hands(Here(60), lambda: Elsewhere(sys.argv[1]), 9999, print) as hands:
+    list(cores.share(hands, 1, nap, [(n,) for n in range(9)]))
+"""
+
+
+def until(happened, seconds: float = 20.0):
+    """Wait for something; returns it."""
+    end = time.monotonic() + seconds
+    while not (found := happened()):
+        assert time.monotonic() < end, "it does not happen"
+        time.sleep(0.02)
+    return found
+
+
+@pytest.mark.slow
+def test_on_dask_the_bytes_are_those_of_one_machine_though_workers_and_clients_are_killed(tmp_path, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    tests = str(Path(__file__).parent)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.environ["PYTHONPATH"], tests]))
+    monkeypatch.setattr(evidence, "AT_ONCE", 1)
+    cv2.setNumThreads(1)
+    run = opened(tmp_path, BUILDINGS)
+    foretell(run)
+    fit.choose(run, tmp_path)
+    alone = (tmp_path / "decode.json").read_bytes()
+    (tmp_path / "decode.json").unlink()
+
+    said: list[str] = []
+    kinds: list[str] = []
+    here, answer = Here(5.0), crew.Task.answer  # slow, until others have begun
+
+    def noted(self):
+        kinds.append((found := answer(self))[0])
+        if kinds.count("answer") == 2:
+            os.kill(pids[min(pids)], signal.SIGKILL)
+            here.seconds = 0.05
+        return found
+
+    monkeypatch.setattr(crew.Task, "answer", noted)
+    how = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
+    with distributed.LocalCluster(**how) as cluster:
+        address = cluster.scheduler_address
+        with distributed.Client(address, set_as_default=False) as client:
+            pids = client.run(os.getpid)
+        with Hands(here, lambda: Elsewhere(address), 9999, said.append) as hands:
+            fit.choose(run, tmp_path, hands)
+        assert (tmp_path / "decode.json").read_bytes() == alone and kinds.count("answer") > 2
+        assert said[0] == "counting: 1 processes here and up to 2 of 2 workers"
+        assert f"worker {min(pids)} is gone; its scenes go to others" in said
+
+        client = subprocess.Popen([sys.executable, "-c", CLIENT, address, tests, *sys.path])
+        until(lambda: len(list(tmp_path.glob("*.naps"))) == 2)
+        client.kill()
+        client.wait()
+        for path in tmp_path.glob("*.naps"):
+            until(lambda path=path: not Path(f"/proc/{path.stem}").exists())
