@@ -1,9 +1,10 @@
 """The workers of a Dask scheduler that may make calls for a stage: who is there, who is free, how calls reach them."""
 
-import time
+import threading
 import uuid
 import warnings
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,8 @@ from lib.run import cores
 
 URGENCY = -10
 """Below that of units, which are 0: a free worker begins a unit first."""
-CHECKED = {"python": "Python", "numpy": "numpy"}
-"""What Dask tells of each worker before any of our code is sent to it."""
+FAREWELL = 5.0
+"""Seconds that the end of a stage waits for workers at most, and for the scheduler."""
 
 
 @dataclass(frozen=True)
@@ -168,15 +169,21 @@ class DaskCrew:
                                        allow_other_workers=False, pure=False, retries=0, priority=URGENCY))  # fmt: skip
 
     def close(self) -> None:
-        """Let go of the workers."""
-        try:
-            if self.client.status == "running":
-                done = by_value(partial(relay.end, self.session), relay)
-                self.client.run(done, workers=list(self.places), on_error="ignore", wait=False)
-                time.sleep(0.1)
-            self.client.close(timeout=5)
-        except Exception:  # noqa: BLE001 what was lent ends by itself
-            pass
+        """Let go of the workers; what they have lent ends by itself where they cannot be told."""
+        end = by_value(partial(relay.end, self.session), relay)
+
+        def told(dask_worker: Any) -> None:
+            end(dask_worker)
+
+        def leave() -> None:
+            with suppress(Exception):
+                self.client.run(told, workers=list(self.places), on_error="ignore")
+            with suppress(Exception):
+                self.client.close(timeout=FAREWELL)
+
+        leaving = threading.Thread(target=leave, daemon=True)
+        leaving.start()
+        leaving.join(2 * FAREWELL)  # a worker may just have been lost
 
 
 def refusal(address: str, why: str) -> str:

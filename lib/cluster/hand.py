@@ -7,6 +7,7 @@ versions of its sender, which must be those of this process. "calls" brings call
 ends with its input, whatever it does then, and after ``SILENCE`` seconds without a message.
 """
 
+import functools
 import os
 import pickle
 import queue
@@ -22,6 +23,7 @@ SILENCE = 60.0
 """Seconds without a message after which the process ends: whoever asked it is gone, or does something else."""
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Return what must be the same where calls come from and where they are made."""
     return {"Python": sys.version.split()[0], "the hash of the code": runtime.code_version(), **runtime.versions()}

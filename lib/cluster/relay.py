@@ -125,7 +125,7 @@ def serve(setting: Setting, batch: Batch) -> Answer:
 
     def wanted() -> bool:
         task = worker.state.tasks.get(key)
-        return task is not None and task.state != "cancelled" and task.previous != "cancelled"
+        return task is not None and task.state != "cancelled"
 
     lent = worker.__dict__.setdefault("_lent", {}).setdefault(setting.session, Lent())
     with lent.lock:
@@ -153,11 +153,8 @@ def serve(setting: Setting, batch: Batch) -> Answer:
         return kind, found
 
 
-def end(session: str) -> None:
-    """Let go of what was lent to a run of a stage."""
-    from distributed import get_worker
-
-    worker: Any = get_worker()
+def end(session: str, worker: Any) -> None:
+    """Let go of what a worker has lent to a run of a stage."""
     if (lent := worker.__dict__.get("_lent", {}).pop(session, None)) is not None:
         lent.close()
 
