@@ -112,8 +112,7 @@ class DaskCrew:
         """Look who is there; returns what is to be said of it. OSError where the scheduler does not answer."""
         if self.client.status != "running":
             raise OSError(f"the scheduler {self.address} no longer answers")
-        known = self.client.scheduler_info(n_workers=-1)["workers"]
-        threads = {address: int(worker["nthreads"]) for address, worker in known.items()}
+        threads = {address: int(number) for address, number in self.client.nthreads().items()}
         gone = [address for address in self._seen if address not in threads]
         said = [f"worker {address} is gone; its scenes go to others" for address in gone if address in self.places]
         for address in gone:

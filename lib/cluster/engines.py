@@ -223,16 +223,18 @@ class Dask:
             raise ArtifactError(f"--scheduler {self.address}: the scheduler no longer answers; what is finished is "
                                 "kept: start it and its workers and run the same command again")  # fmt: skip
         try:
+            now = {address: int(threads) for address, threads in self.client.nthreads().items()}
             known = self.client.scheduler_info(n_workers=-1)["workers"]
         except (OSError, TypeError):
             return []
-        now = {address: int(worker["nthreads"]) for address, worker in known.items()}
         before, self.workers = self.workers, now
         said = [f"workers: {len(now)}, {sum(now.values())} units at a time"] if before is None else []
         for address in sorted((before or {}).keys() - now.keys()):
             said.append(f"worker {address} is gone; what it ran goes to another one")
         said += [f"worker {address} has come" for address in sorted(now.keys() - before.keys())] if before else []
         line = "" if now else f"no worker has joined {self.address}; start one: dask worker {self.address} --nthreads 1"
+        if not now.keys() <= known.keys():  # which the client keeps, and meanwhile may have asked for without workers
+            return said
         for asks in self.wanted if now else ():
             offers = [worker.get("resources", {}) for worker in known.values()]
             if not any(o.get("GPU", 0) >= asks.gpus and o.get("MEMORY", 0) >= asks.memory for o in offers):

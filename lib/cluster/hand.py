@@ -13,11 +13,12 @@ import pickle
 import queue
 import sys
 import threading
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any, BinaryIO
 
 from lib.cluster import relay
-from lib.run import runtime
+from lib.run import cores, runtime
 
 SILENCE = 60.0
 """Seconds without a message after which the process ends: whoever asked it is gone, or does something else."""
@@ -44,30 +45,35 @@ def numbered(held: Any, number: int, function: Any, *arguments: Any) -> tuple[in
 
 
 class Server:
-    """Answers messages by a pool of processes of this machine."""
+    """Answers messages by a pool of processes of this machine, or by this process alone, which then needs no torch."""
 
     def __init__(self, processes: int):
-        from lib.run import cores
-
-        self.pool = cores.open_pool(processes, 0)
+        self.alone, self.pool = cores.Hand(), None if processes == 1 else cores.open_pool(processes, 0)
 
     def answer(self, kind: str, payload: bytes) -> relay.Answer:
         """Return what came of a message."""
-        from lib.run.executor import portable
-
         try:
             if kind == "hold":
                 theirs, held = pickle.loads(payload)
                 if odd := differs(theirs):
                     return "differs", odd
-                self.pool.each("hold", pickle.loads(held))
+                self.hold(pickle.loads(held))
                 return "ready", None
-            calls = [(numbered, *call) for call in pickle.loads(payload)]
-            with closing(self.pool.share("call", calls)) as found:
-                return "answer", pickle.dumps(list(found))
-        except Exception as error:
-            error = portable(error)
+            return "answer", pickle.dumps(list(self.made([(numbered, *call) for call in pickle.loads(payload)])))
+        except Exception as error:  # noqa: BLE001 the caller says it, and makes the calls itself
             return "raised", f"{type(error).__name__}: {error}"
+
+    def hold(self, held: Any) -> None:
+        """Keep an object for later calls."""
+        self.pool.each("hold", held) if self.pool else self.alone.hold(held)
+
+    def made(self, calls: Sequence[tuple]) -> Iterator[Any]:
+        """Yield what calls return."""
+        if self.pool is None:
+            yield from (self.alone.call(*call) for call in calls)
+            return
+        with closing(self.pool.share("call", calls)) as found:
+            yield from found
 
 
 def main(processes: int) -> None:
@@ -84,7 +90,8 @@ def main(processes: int) -> None:
             break
         answer = server.answer(*pickle.loads(message))
         relay.write(out, pickle.dumps(answer))
-    server.pool.close()
+    if server.pool is not None:
+        server.pool.close()
     sys.stderr.flush()
     os._exit(0)  # the thread waits for the pipe still
 

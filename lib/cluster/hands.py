@@ -188,7 +188,7 @@ class Hands:
                     self._knows.discard((one.place.address, one.token))
                 elif kind not in ("lost", "stopped"):
                     self.odd.add(one.place.address)
-                    self.say(refusal(one.place.address, f"{found}; they are counted here"))
+                    self.say(refusal(one.place.address, f"{found}; what it had is counted here"))
                 self._drop(one, here=kind in ("raised", "died"))
 
     def _drop(self, one: "Batched", here: bool = False) -> None:

@@ -21,6 +21,8 @@ class Heap:
         self.waiting = deque(range(len(self.calls)))
         self.own: deque[int] = deque()
         """Calls that only this machine may make."""
+        self.returned: set[int] = set()
+        """Calls that have come back from others."""
         self.out: dict[int, float] = {}
         """Call -> since when it is out with others."""
         self.open = set(self.waiting)
@@ -51,11 +53,12 @@ class Heap:
             return number
 
     def back(self, numbers: Iterable[int], here: bool = False) -> None:
-        """Put calls back that have no answer; here: for this machine alone."""
+        """Put calls back that have no answer. here: for this machine alone, which a call is that comes back again."""
         with self.change:
             for number in numbers:
                 if self.out.pop(number, None) is not None:
-                    (self.own if here else self.waiting).appendleft(number)
+                    (self.own if here or number in self.returned else self.waiting).appendleft(number)
+                    self.returned.add(number)
             self.change.notify_all()
 
     def answer(self, number: int) -> bool:

@@ -95,7 +95,7 @@ def open_pool(wanted: int | None, scenes: int) -> "Pool":
 class Hand:
     """Calls functions in a worker, with an object that all of them look at."""
 
-    def __init__(self, device: "torch.device"):
+    def __init__(self, device: "torch.device | None" = None):
         self.held: Any = None
 
     def hold(self, held: Any) -> None:
