@@ -16,10 +16,11 @@ from pathlib import Path
 
 import cv2
 import pytest
+from conftest import TINY
 from foretold import foretell, opened
 from test_cores import BUILDINGS
 
-from lib.choose import evidence, fit, medians
+from lib.choose import evidence, fit
 from lib.cluster import crew, hand, heap
 from lib.cluster import hands as module
 from lib.cluster.crew import DaskCrew, Place
@@ -313,9 +314,8 @@ def test_on_dask_the_bytes_are_those_of_one_machine_though_workers_and_clients_a
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.environ["PYTHONPATH"], str(tmp_path)]))
     monkeypatch.setattr(evidence, "AT_ONCE", 1)
-    monkeypatch.setattr(medians, "DRAWS", 5)
     cv2.setNumThreads(1)
-    run = opened(tmp_path, BUILDINGS)
+    run = opened(tmp_path, {**BUILDINGS, "search": TINY["search"], "blend": {}})
     foretell(run)
     fit.choose(run, tmp_path)
     alone = (tmp_path / "decode.json").read_bytes()
