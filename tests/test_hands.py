@@ -23,7 +23,7 @@ from test_cores import BUILDINGS
 from lib.choose import evidence, fit
 from lib.cluster import crew, hand, heap
 from lib.cluster import hands as module
-from lib.cluster.crew import DaskCrew, Place
+from lib.cluster.crew import DaskCrew, Helper
 from lib.cluster.hands import Hands, helped
 from lib.cluster.heap import Heap
 from lib.errors import DataError
@@ -104,7 +104,7 @@ class Fakes:
 
     def __init__(self, how: dict[str, object], processes: int = 1, threads: int = 1):
         self.how, self.said, self.held = how, [], {}
-        self.places = {name: Place(name, threads, processes) for name in how}
+        self.places = {name: Helper(name, threads, processes) for name in how}
         self.sent: list[Sent] = []
         self.got: list[str] = []
         """The worker of each object that was sent."""
@@ -323,7 +323,7 @@ def test_on_dask_the_bytes_are_those_of_one_machine_though_workers_and_clients_a
 
     said: list[str] = []
     kinds: list[str] = []
-    here, answer = Here(5.0), crew.Task.answer  # slow, until others have begun
+    here, answer = Here(5.0), crew.SentByDask.answer  # slow, until others have begun
 
     def noted(self):
         kinds.append((found := answer(self))[0])
@@ -332,7 +332,7 @@ def test_on_dask_the_bytes_are_those_of_one_machine_though_workers_and_clients_a
             here.seconds = 0.05
         return found
 
-    monkeypatch.setattr(crew.Task, "answer", noted)
+    monkeypatch.setattr(crew.SentByDask, "answer", noted)
     how = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
     with distributed.LocalCluster(**how) as cluster:
         address = cluster.scheduler_address

@@ -6,12 +6,16 @@ file=workdir/scheduler-$SLURM_JOB_ID.json
 dask scheduler --port 0 --no-dashboard --scheduler-file "$file" &
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" dask worker --scheduler-file "$file" --nthreads 1 --no-dashboard \
     --resources "GPU=1 MEMORY=24" &
+trap 'kill $(jobs -p); rm -f "$file"' EXIT
 while [ ! -s "$file" ]; do sleep 1; done
 address=$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["address"])' "$file")
 python -m lib.cluster --config "$@" --scheduler "$address" &
-trap 'kill -TERM %3' TERM # near the end of the time: units save what they have
-wait %3
+run=$!
+trap 'kill -TERM $run' TERM # near the end of the time: units save what they have
+wait $run
 code=$?
-while kill -0 %3 2> /dev/null; do wait %3; code=$?; done # the trap ends a wait, not the command
-rm -f "$file"
+while kill -0 $run 2> /dev/null; do # the trap ended the wait, not the command
+    wait $run
+    code=$?
+done
 exit $code

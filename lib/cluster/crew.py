@@ -14,7 +14,7 @@ from lib.cluster import relay
 from lib.cluster.engines import by_value, connect
 from lib.cluster.hand import versions
 from lib.cluster.plan import ROOT
-from lib.cluster.relay import Answer, Batch, Setting
+from lib.cluster.relay import Answer, Batch, Lending
 from lib.run import cores
 
 URGENCY = -10
@@ -24,7 +24,7 @@ FAREWELL = 5.0
 
 
 @dataclass(frozen=True)
-class Place:
+class Helper:
     """A worker that may help."""
 
     address: str
@@ -54,20 +54,20 @@ class Crew(Protocol):
         """Look who is there; returns what is to be said of it. OSError where the scheduler does not answer."""
 
     @property
-    def places(self) -> dict[str, Place]:
+    def places(self) -> dict[str, Helper]:
         """Return address -> worker, of those that may help."""
 
     def free(self) -> dict[str, int]:
         """Return address -> threads that do nothing."""
 
-    def send(self, place: Place, batch: Batch) -> Sent:
+    def send(self, place: Helper, batch: Batch) -> Sent:
         """Send a batch to a worker."""
 
     def close(self) -> None:
         """Let go of the workers."""
 
 
-class Task:
+class SentByDask:
     """A batch that was sent by Dask."""
 
     def __init__(self, future: Any):
@@ -85,8 +85,8 @@ class Task:
             except Exception as error:  # noqa: BLE001 whatever the network or the worker died of meanwhile
                 return "lost", f"{type(error).__name__}: {error}"
         if self.future.status == "error":
-            error = self.future.exception(timeout=60)
-            return "raised", f"{type(error).__name__}: {error}"
+            wrong = self.future.exception(timeout=60)
+            return "raised", f"{type(wrong).__name__}: {wrong}"
         return "lost", f"its work was {self.future.status}"
 
     def cancel(self) -> None:
@@ -102,7 +102,7 @@ class DaskCrew:
         self.address, self.session = address, uuid.uuid4().hex
         self.client = connect(address, "05_ensemble")
         warnings.filterwarnings("ignore", message="Sending large graph")
-        self.places: dict[str, Place] = {}
+        self.places: dict[str, Helper] = {}
         self._seen: dict[str, dict[str, Any]] = {}
         """Address -> what ``relay.seen`` told of its worker; nothing of one that may not help."""
         self._here = relay.seen(str(ROOT), cores.cores)
@@ -124,7 +124,7 @@ class DaskCrew:
             for address, seen in self._seen.items():
                 shared[seen.get("place")] += threads[address]
             self.places = {
-                address: Place(address, threads[address], max(1, seen["cores"] // shared[seen["place"]]))
+                address: Helper(address, threads[address], max(1, seen["cores"] // shared[seen["place"]]))
                 for address, seen in sorted(self._seen.items()) if seen and seen["place"] != self._here["place"]
             }  # fmt: skip
         return said
@@ -159,12 +159,12 @@ class DaskCrew:
         busy = self.client.processing()
         return {address: place.threads - len(busy.get(address, ())) for address, place in self.places.items()}
 
-    def send(self, place: Place, batch: Batch) -> Sent:
+    def send(self, place: Helper, batch: Batch) -> Sent:
         """Send a batch to a worker."""
         self._number += 1
-        setting = Setting(self.session, str(ROOT), str(Path.cwd()), place.processes, dict.fromkeys(cores.THREADS, "1"))
+        setting = Lending(self.session, str(ROOT), str(Path.cwd()), place.processes, dict.fromkeys(cores.THREADS, "1"))
         work = by_value(partial(relay.serve, setting, batch), relay)
-        return Task(self.client.submit(work, key=f"scenes-{self.session}-{self._number}", workers=[place.address],
+        return SentByDask(self.client.submit(work, key=f"scenes-{self.session}-{self._number}", workers=[place.address],
                                        allow_other_workers=False, pure=False, retries=0, priority=URGENCY))  # fmt: skip
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from lib.cluster.crew import Crew, DaskCrew, Place, Sent, refusal
+from lib.cluster.crew import Crew, DaskCrew, Helper, Sent, refusal
 from lib.cluster.hand import numbered, versions
 from lib.cluster.heap import Heap
 from lib.cluster.relay import Batch
@@ -134,7 +134,7 @@ class Hands:
             self._wake.set()
 
     # ---- the thread that looks after the others -----------------------------------------------------------
-    def _useful(self) -> list[Place]:
+    def _useful(self) -> list[Helper]:
         """Return the workers that are worth their start: as many as have ENOUGH scenes for each of their processes."""
         room, useful = self.scenes // ENOUGH - len(self.here), []
         assert self.crew is not None
@@ -228,7 +228,7 @@ class Batched:
     """A batch that is out."""
 
     sent: Sent
-    place: Place
+    place: Helper
     heap: Heap
     numbers: list[int]
     token: str

@@ -47,10 +47,10 @@ class Heap:
                         return number
             least, times = self.patience
             late = time.monotonic() - max(least, times * self.slowest)
-            number = next((number for number, since in self.out.items() if since < late), None)
-            if number is not None:
-                del self.out[number]
-            return number
+            overdue = next((number for number, since in self.out.items() if since < late), None)
+            if overdue is not None:
+                del self.out[overdue]
+            return overdue
 
     def back(self, numbers: Iterable[int], here: bool = False) -> None:
         """Put calls back that have no answer. here: for this machine alone, which a call is that comes back again."""

@@ -16,7 +16,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 LOOK = 0.25
 """Seconds between two looks whether a call is still wanted."""
@@ -27,7 +27,7 @@ Answer = tuple[str, Any]
 
 
 @dataclass(frozen=True)
-class Setting:
+class Lending:
     """How the processes of a stage are started on a worker."""
 
     session: str
@@ -55,7 +55,7 @@ class Batch:
 class Process:
     """A process of ``lib/cluster/hand.py`` and the pipes to it."""
 
-    def __init__(self, setting: Setting):
+    def __init__(self, setting: Lending):
         self.said = tempfile.TemporaryFile()  # noqa: SIM115 it lives as long as the process
         command = [sys.executable, "-m", "lib.cluster.hand", str(setting.processes)]
         paths = [setting.root, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -112,7 +112,7 @@ class Lent:
             process.close()
 
 
-def serve(setting: Setting, batch: Batch) -> Answer:
+def serve(setting: Lending, batch: Batch) -> Answer:
     """Have a process of this worker make the calls of a batch.
 
     Returns "answer" and its bytes; "missing" where the object is not here; "differs" where the project is another one
@@ -174,19 +174,19 @@ def seen(root: str, cores: Callable[[], int]) -> dict[str, Any]:
     return {"place": f"{socket.gethostname()} {allowed} {groups}", "cores": cores(), "there": os.path.isdir(root)}
 
 
-def write(stream: BinaryIO, message: bytes) -> None:
+def write(stream: IO[bytes], message: bytes) -> None:
     """Write a message: its length, then itself."""
     stream.write(len(message).to_bytes(SIZE, "big") + message)
     stream.flush()
 
 
-def read(stream: BinaryIO) -> bytes:
+def read(stream: IO[bytes]) -> bytes:
     """Read a message; EOFError where the other side has ended."""
     length = int.from_bytes(_exactly(stream, SIZE), "big")
     return _exactly(stream, length)
 
 
-def _exactly(stream: BinaryIO, length: int) -> bytes:
+def _exactly(stream: IO[bytes], length: int) -> bytes:
     found = stream.read(length)
     if len(found) < length:
         raise EOFError("the other side has ended")
