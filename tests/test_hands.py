@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from contextlib import closing
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from foretold import foretell, opened
 from test_cores import BUILDINGS
 
 from lib.choose import evidence, fit
-from lib.cluster import crew, hand, heap
+from lib.cluster import crew, hand, heap, relay
 from lib.cluster import hands as module
 from lib.cluster.crew import DaskCrew, Helper
 from lib.cluster.hands import Hands, helped
@@ -258,6 +259,84 @@ def test_other_versions_are_a_sentence():
     assert "the hash of the code is" in hand.differs(ours | {"the hash of the code": "0"})
 
 
+def until(happened, seconds: float = 20.0):
+    """Wait for something; returns it."""
+    end = time.monotonic() + seconds
+    while not (found := happened()):
+        assert time.monotonic() < end, "it does not happen"
+        time.sleep(0.02)
+    return found
+
+
+# ---- what a worker does -------------------------------------------------------------------------------
+FAKE = """
+import os, pickle, sys, time
+
+def read():
+    return sys.stdin.buffer.read(int.from_bytes(sys.stdin.buffer.read(8), "big"))
+
+def write(answer):
+    message = pickle.dumps(answer)
+    sys.stdout.buffer.write(len(message).to_bytes(8, "big") + message)
+    sys.stdout.buffer.flush()
+
+while message := read():
+    kind, payload = pickle.loads(message)
+    if payload == b"long":
+        time.sleep(60)
+    if payload == b"odd":
+        sys.exit("no memory")
+    write(("ready", None) if kind == "hold" else ("answer", os.getpid()))
+    if payload == b"last":
+        os._exit(0)
+"""
+
+
+class Worker:
+    """A Dask worker as far as the relay looks at it."""
+
+    def __init__(self):
+        self.state = types.SimpleNamespace(tasks={"key": types.SimpleNamespace(state="executing")})
+
+    def get_current_task(self):
+        return "key"
+
+
+def gone(process: int) -> bool:
+    return not Path(f"/proc/{process}").exists()
+
+
+def test_a_worker_keeps_a_process_for_a_stage_and_ends_it_when_nobody_waits(tmp_path, monkeypatch):
+    (tmp_path / "lib" / "cluster").mkdir(parents=True)
+    (tmp_path / "lib" / "cluster" / "hand.py").write_text(FAKE)
+    worker = Worker()
+    monkeypatch.setitem(sys.modules, "distributed", types.SimpleNamespace(get_worker=lambda: worker))
+    monkeypatch.setattr(relay, "LOOK", 0.01)
+    lending = relay.Lending("session", str(tmp_path), str(tmp_path), 1)
+
+    def served(calls: bytes, token: str = "a", held: bytes = b""):
+        return relay.serve(lending, relay.Batch(token, calls, held))
+
+    assert served(b"few") == ("missing", "the worker has not got what the calls look at")
+    kind, first = served(b"few", held=b"object")
+    assert kind == "answer" and served(b"few") == (kind, first) == served(b"last", token="b", held=b"another")
+    until(lambda: worker._lent["session"].idle[0].child.poll() is not None)
+    kind, second = served(b"few", token="c", held=b"a third")  # the first was silent and has ended
+    assert kind == "answer" and second != first
+    assert served(b"odd", token="c") == ("died", "its process ended with exit code 1: no memory") and gone(second)
+    _, third = served(b"few", token="c")
+    worker.state.tasks["key"].state = "cancelled"
+    assert served(b"long", token="c")[0] == "stopped" and gone(third)
+    _, last = served(b"few", token="c")
+    lending, before = relay.Lending("another", str(tmp_path), str(tmp_path), 1), worker._lent["session"]
+    assert served(b"last", held=b"object")[0] == "answer" and worker._lent.keys() == {"session", "another"}
+    until(lambda: worker._lent["another"].idle[0].child.poll() is not None)
+    lending = relay.Lending("session", str(tmp_path), str(tmp_path), 1)
+    assert served(b"few", token="c") == ("answer", last) and worker._lent == {"session": before}
+    relay.end("session", worker)
+    assert gone(last) and not worker._lent
+
+
 # ---- on Dask ------------------------------------------------------------------------------------------
 class Elsewhere(DaskCrew):
     """Takes the workers of this machine for those of another one."""
@@ -297,15 +376,6 @@ class Here:
 with Hands(Here(), lambda: Crew(sys.argv[1]), 9999, print) as hands:
     list(cores.share(hands, 1, napping.nap, [(n,) for n in range(9)]))
 """
-
-
-def until(happened, seconds: float = 20.0):
-    """Wait for something; returns it."""
-    end = time.monotonic() + seconds
-    while not (found := happened()):
-        assert time.monotonic() < end, "it does not happen"
-        time.sleep(0.02)
-    return found
 
 
 @pytest.mark.slow

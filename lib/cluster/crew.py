@@ -162,8 +162,8 @@ class DaskCrew:
     def send(self, place: Helper, batch: Batch) -> Sent:
         """Send a batch to a worker."""
         self._number += 1
-        setting = Lending(self.session, str(ROOT), str(Path.cwd()), place.processes, dict.fromkeys(cores.THREADS, "1"))
-        work = by_value(partial(relay.serve, setting, batch), relay)
+        lending = Lending(self.session, str(ROOT), str(Path.cwd()), place.processes, dict.fromkeys(cores.THREADS, "1"))
+        work = by_value(partial(relay.serve, lending, batch), relay)
         return SentByDask(self.client.submit(work, key=f"scenes-{self.session}-{self._number}", workers=[place.address],
                                        allow_other_workers=False, pure=False, retries=0, priority=URGENCY))  # fmt: skip
 

@@ -9,12 +9,14 @@ for a while, with the worker, and at once when nobody waits for what they comput
 import os
 import pickle
 import select
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -55,15 +57,15 @@ class Batch:
 class Process:
     """A process of ``lib/cluster/hand.py`` and the pipes to it."""
 
-    def __init__(self, setting: Lending):
+    def __init__(self, lending: Lending):
         self.said = tempfile.TemporaryFile()  # noqa: SIM115 it lives as long as the process
-        command = [sys.executable, "-m", "lib.cluster.hand", str(setting.processes)]
-        paths = [setting.root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        given = {**os.environ, **setting.environment, "PYTHONPATH": os.pathsep.join(paths)}
+        command = [sys.executable, "-m", "lib.cluster.hand", str(lending.processes)]
+        paths = [lending.root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        given = {**os.environ, **lending.environment, "PYTHONPATH": os.pathsep.join(paths)}
         self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said,
-                                      cwd=setting.folder, env=given, start_new_session=True)  # fmt: skip
+                                      cwd=lending.folder, env=given, start_new_session=True)  # fmt: skip
         self.token = ""
-        self.used = False
+        """Stands for the object that it has; empty while it is new."""
 
     def ask(self, kind: str, payload: bytes, wanted: Callable[[], bool]) -> Answer:
         """Send a message and wait for its answer; "stopped" as soon as it is not wanted any more."""
@@ -85,13 +87,13 @@ class Process:
         return f"its process ended with exit code {code}" + (f": {lines[-1]}" if lines else "")
 
     def close(self) -> None:
-        """End the process, whatever it does: it ends with its pipe."""
+        """End the process and those that it has started, whatever they do; there is nothing to save."""
+        with suppress(OSError):
+            os.killpg(self.child.pid, signal.SIGKILL)
         for pipe in (self.child.stdin, self.child.stdout):
-            try:
+            with suppress(OSError):  # what was not written yet
                 if pipe is not None:
                     pipe.close()
-            except OSError:  # what was not written yet
-                pass
         self.child.wait()
         self.said.close()
 
@@ -112,7 +114,7 @@ class Lent:
             process.close()
 
 
-def serve(setting: Lending, batch: Batch) -> Answer:
+def serve(lending: Lending, batch: Batch) -> Answer:
     """Have a process of this worker make the calls of a batch.
 
     Returns "answer" and its bytes; "missing" where the object is not here; "differs" where the project is another one
@@ -127,7 +129,11 @@ def serve(setting: Lending, batch: Batch) -> Answer:
         task = worker.state.tasks.get(key)
         return task is not None and task.state != "cancelled"
 
-    lent = worker.__dict__.setdefault("_lent", {}).setdefault(setting.session, Lent())
+    all_lent: dict[str, Lent] = worker.__dict__.setdefault("_lent", {})
+    for session, other in list(all_lent.items()):  # of runs that were killed, which let go of nothing
+        if session != lending.session and all(process.child.poll() is not None for process in list(other.idle)):
+            all_lent.pop(session, None)
+    lent = all_lent.setdefault(lending.session, Lent())
     with lent.lock:
         if batch.held:
             lent.token, lent.held = batch.token, batch.held
@@ -136,21 +142,20 @@ def serve(setting: Lending, batch: Batch) -> Answer:
         return "missing", "the worker has not got what the calls look at"
     while True:
         with lent.lock:
-            process = lent.idle.pop() if lent.idle else Process(setting)
-        kind, found = "ready", None
+            process = lent.idle.pop() if lent.idle else Process(lending)
+        used, kind, found = process.token != "", "ready", None
         if process.token != batch.token:
             kind, found = process.ask("hold", held, wanted)
         if kind == "ready":
-            process.token, used, process.used = batch.token, process.used, True
+            process.token = batch.token
             kind, found = process.ask("calls", batch.calls, wanted)
-            if kind == "died" and used and process.child.returncode == 0:
-                continue  # it had been silent for so long that it has just ended
         if kind == "answer":
             with lent.lock:
                 lent.idle.append(process)
-        else:
-            process.close()
-        return kind, found
+            return kind, found
+        process.close()
+        if not (kind == "died" and used and process.child.returncode == 0):  # else it was silent for too long
+            return kind, found
 
 
 def end(session: str, worker: Any) -> None:
@@ -165,11 +170,8 @@ def seen(root: str, cores: Callable[[], int]) -> dict[str, Any]:
     Workers of one machine, cores and control group have one ``place``; cores: counts those that may be used.
     """
     groups = ""
-    try:
-        with open("/proc/self/cgroup", encoding="utf-8") as stream:
-            groups = stream.read()
-    except OSError:
-        pass
+    with suppress(OSError), open("/proc/self/cgroup", encoding="utf-8") as stream:
+        groups = stream.read()
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     return {"place": f"{socket.gethostname()} {allowed} {groups}", "cores": cores(), "there": os.path.isdir(root)}
 
