@@ -327,6 +327,7 @@ def test_a_worker_keeps_a_process_for_a_stage_and_ends_it_when_nobody_waits(tmp_
     _, third = served(b"few", token="c")
     worker.state.tasks["key"].state = "cancelled"
     assert served(b"long", token="c")[0] == "stopped" and gone(third)
+    worker.state.tasks["key"].state = "executing"
     _, last = served(b"few", token="c")
     lending, before = relay.Lending("another", str(tmp_path), str(tmp_path), 1), worker._lent["session"]
     assert served(b"last", held=b"object")[0] == "answer" and worker._lent.keys() == {"session", "another"}
