@@ -1,7 +1,8 @@
 """Check the data, split the labelled scenes into folds, audit the split.
 
 Reads:  the competition's files under data.root, and the folds.csv that folds.file names, if any
-Writes: 01_folds/folds.csv (id, fold, class flags), 01_folds/audit.json, 01_folds/findings.csv
+Writes: 01_folds/folds.csv (id, fold, class flags), 01_folds/audit.json, 01_folds/findings.csv, and 01_folds/places.json
+        where scenes have a place on Earth
 
     python 01_prepare_folds.py --config configs/xview2_cpu.yaml --set data.root=/data/xbd
 """
@@ -26,6 +27,8 @@ def main(argv=None):
                 for line in folds.check(run.competition, folder, run.strict, run.survey, run.config.folds.embed):
                     cli.say(line)
                 for line in folds.split(run.competition, run.config.folds, folder, run.survey):
+                    cli.say(line)
+                for line in folds.places(run.competition, folder):
                     cli.say(line)
                 assert run.index is not None, "stage 01 looks at all data"
                 run.index.write(folder)

@@ -2,6 +2,7 @@
 
 Reads:  04_probs/..., 01_folds/folds.csv, the training labels
 Writes: 05_ensemble/{oof,test}/<task>/<scene>.tif, 05_ensemble/decode/decode.json (settings, scores, what to expect)
+        and figures.json beside it, report/report.html
 
     python 05_ensemble.py --config configs/xview2_cpu.yaml
     python 05_ensemble.py --config configs/xview2_cpu.yaml --scheduler tcp://head:8786   (docs/cluster.md)
@@ -14,7 +15,7 @@ from contextlib import ExitStack
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from lib.config.sections import plain
-from lib.report import tables
+from lib.report import page, tables
 from lib.run import cli
 from lib.stages import ensemble
 
@@ -47,6 +48,7 @@ def main(argv=None):
         cli.say(line)
     if "oof" in run.splits:
         cli.say(tables.decision_table(run))
+        cli.say(page.named(run))
 
 
 if __name__ == "__main__":

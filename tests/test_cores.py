@@ -72,7 +72,7 @@ def test_decode_json_and_averages_are_the_same_bytes_whatever_the_number_of_work
     one = made_by(run, 1)
     tasks = {model.task for model in run.config.models.values()}
     averaged = (*run.graph.train_ids, *run.graph.test_ids)
-    assert len(one) == 1 + len(tasks) * len(averaged), "decode.json and the averages"
+    assert len(one) == 2 + len(tasks) * len(averaged), "decode.json, figures.json and the averages"
     assert made_by(run, 2) == one and made_by(run, 3) == one
 
 

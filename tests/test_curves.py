@@ -6,6 +6,7 @@ import pytest
 from invented import build, experiment
 
 from lib.errors import ArtifactError
+from lib.report import logs as logs_of
 from lib.tools import curves
 
 SCORES = {1: 0.2, 2: None, 3: 0.1, 4: 0.5, 5: 0.5}
@@ -32,7 +33,7 @@ def test_a_log_is_a_row_per_epoch_with_flat_names(tmp_path):
 
 def test_a_new_best_is_above_all_before_it_whatever_the_log_calls_best():
     rows = [{"epoch": e} if s is None else {"epoch": e, "score.select": s, "new_best": True} for e, s in SCORES.items()]
-    assert [row["new_best"] for row in curves.mark_best(rows)] == [True, False, False, True, False]
+    assert [row["new_best"] for row in logs_of.mark_best(rows)] == [True, False, False, True, False]
 
 
 def test_a_network_in_training_shows_its_present_log(tmp_path):
@@ -50,7 +51,7 @@ def test_without_logs_or_with_a_broken_one_there_is_one_sentence(tmp_path):
         curves.read_logs(tmp_path)
     (tmp_path / "log.jsonl").write_text('{"epoch": 1}\n{"epo')
     with pytest.raises(ArtifactError, match="line 2: not valid JSON"):
-        curves.rows_of(tmp_path / "log.jsonl")
+        logs_of.rows_of(tmp_path / "log.jsonl")
 
 
 def test_the_command_draws_several_experiments_and_writes_every_epoch(tmp_path, capsys):

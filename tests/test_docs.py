@@ -29,6 +29,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LANGUAGES = {"bash", "yaml", "json", "text"}
 MADE = {
     "best.safetensors", "network.json", "log.jsonl", "folds.csv", "audit.json", "findings.csv", "decode.json",
+    "figures.json", "report.html", "beside.html",
     "manifest.json", "submission.csv", "probabilities.csv", "sample_submission.csv", "train.csv", "label.csv",
     "test.csv", "labels.csv", "annotations.txt", "trainval.txt", "test.txt", "train.txt", "val.txt",
 }  # fmt: skip

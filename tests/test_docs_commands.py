@@ -22,6 +22,7 @@ import yaml
 from test_docs import GUIDES, blocks
 
 from lib.competitions import synthetic
+from lib.report import serve
 from lib.tools import sweep
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,6 +35,7 @@ EXCEPTIONS = {
     "torchrun": "two processes with gloo on the CPU instead of four with nccl",
     "configs/xview2_cpu.yaml, configs/xview2.yaml": "the suite's finished tiny experiment of the same competition "
                                                     "stands for them; that they load is tested in test_config.py",
+    "lib.report serve": "the server is opened at any free port and answers nobody, since it would not end",
     "configs/bag_of_tricks": "a ladder of two rungs on fewer pictures stands for it: the ladder itself takes a GPU",
 }  # fmt: skip
 """What is not run as it stands, and why."""
@@ -108,6 +110,7 @@ class Reader:
             "PREDICTIONS_DIR TARGETS_DIR": "workdir/tiny/06_submission/oof/xview2 targets",
             "--lint PATH": "--lint workdir/tiny/06_submission/test",
             "SLUG": "embedded",
+            "serve workdir": "serve workdir --port 0",
         }
         for guide, competition in GUIDES.items():
             changes = " ".join(f"--set '{change}'" for change in tiny(guide))
@@ -243,6 +246,8 @@ def write_tiny(path: Path, guide: str, root: str) -> None:
 
 
 PREPARED = {"README.md": with_tiny_experiment, "docs/cluster.md": with_tiny_experiment,
+            "docs/map_outputs.md": with_tiny_experiment,
+            "docs/report.md": with_tiny_experiment,
             "docs/running.md": for_running, "docs/tools.md": for_tools,
             "docs/kaggle.md": for_kaggle}  # fmt: skip
 
@@ -253,6 +258,7 @@ def test_the_commands_of_a_document_run(name, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
     reader = Reader(tmp_path, name, request)
     monkeypatch.setattr(sweep, "run_command", lambda command: reader.on_python(*command[1:]))
+    monkeypatch.setattr(serve.ThreadingHTTPServer, "serve_forever", lambda self: None)
     if name in PREPARED:
         PREPARED[name](reader)
     for block in blocks(name, "bash"):

@@ -26,7 +26,7 @@ FLOORS = [
     {"choose"},
     {"stages"},
     {"report", "kaggle"},
-    {"cluster"},
+    {"maps", "cluster"},
     {"tools"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

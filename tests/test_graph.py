@@ -195,3 +195,34 @@ def test_no_network_is_trained_anew_because_validation_keeps_the_promise_of_floa
         for change in ("seed=0", silent, "models.loc_lite0.precision=float32")
     )
     assert stated == unstated and stated != other
+
+
+def test_a_model_that_starts_from_another_experiment_follows_that_network(tmp_path):
+    """By fingerprint and by bytes; fold by fold, or from the one fold that is named."""
+
+    def starting(**more):
+        return experiment("next", train={"init_from": {"experiment": "first", "model": "net", **more}})
+
+    def finish(unit, text):
+        with store.build(unit, {}) as folder:
+            (folder / "x").write_text(text)
+
+    graph, store = Graph(experiment("first"), ["a", "b"], []), Store(tmp_path / "first")
+    with pytest.raises(ArtifactError, match="first: has no trained network net of fold0, from which train.init_from"):
+        teachers(starting(), tmp_path)
+    assert teachers(starting(), tmp_path, coming={"first"}) == {}
+    assert lessons(starting()) == ["first/*/net/fold0", "first/*/net/fold1"]
+    assert set(lessons(starting(fold=1))) == {"first/*/net/fold1"}
+    for unit in (graph.folds(), graph.checkpoint("net", 0), graph.checkpoint("net", 1)):
+        finish(unit, "before")
+    found, bytes_before = teachers(starting(), tmp_path), taught(starting(), tmp_path)
+    assert len(set(found.values())) == 2 and found.keys() == bytes_before.keys()
+    assert len(set(teachers(starting(fold=1), tmp_path).values())) == 1
+    own = [Graph(starting(), ["a"], [], teachers=known).checkpoint("net", 0).facts["start"] for known in (found, {})]
+    assert own[0] in found.values() and own[1] is None
+    with store.build(graph.checkpoint("net", 1), {}, fresh=True) as folder:
+        (folder / "x").write_text("after")
+    assert teachers(starting(), tmp_path) == found  # the same facts, other bytes
+    assert [a == b for a, b in zip(bytes_before.values(), taught(starting(), tmp_path).values())] == [True, False]
+    (fault,) = starting().model_copy(update={"name": "first"}).contradictions()
+    assert fault.startswith("models.net.train.init_from.experiment: expected another experiment than this one")

@@ -2,8 +2,10 @@
 
 import pytest
 
-from lib.files import write_json
-from lib.report.times import by_stage, page_table, times
+from lib.files import read_json, write_json
+from lib.report import contents
+from lib.report.costs import costs
+from lib.report.times import by_stage, times
 from lib.tools import profile
 
 
@@ -62,8 +64,16 @@ def test_a_folder_without_units_is_refused_with_a_sentence(tmp_path, capsys):
     assert "expected an experiment's folder with finished units" in capsys.readouterr().err
 
 
-def test_the_page_has_a_small_table_where_there_are_times(experiment, tmp_path):
-    table = page_table(experiment)
-    assert "<th>stage<th>seconds<th>read" in table and "<tr><td>02_loc<td>30.0<td>4.0" in table
-    assert "earlier version): 01_folds" in table
-    assert page_table(tmp_path) == ""
+def test_the_report_has_the_seconds_by_stage_and_names_units_without_times(experiment):
+    stages, words, others = list(costs(contents.read(experiment), "costs"))[:3]
+    assert list(stages.columns[:3]) == ["stage", "seconds", "read"] and stages.rows[0][:3] == ["02_loc", 30.0, 4.0]
+    assert "earlier version): 01_folds" in words.text and others.rows == [("01_folds", 3.0)]
+
+
+def test_memory_and_processors_are_told_by_stage_where_units_recorded_them(experiment):
+    for fold, memory in ((0, 700.5), (1, 900.25)):
+        path = experiment / f"02_loc/net/fold{fold}/manifest.json"
+        write_json(path, {**read_json(path), "peak_memory_mib": memory, "cpu_seconds": 1.5, "device": "cpu: x"})
+    found = [one for one in costs(contents.read(experiment), "costs") if one.kind == "table"]
+    (table,) = [one for one in found if one.caption.startswith("Memory")]
+    assert table.rows == [("02_loc", 900.25, 3.0, "cpu: x")]

@@ -11,6 +11,7 @@ import torch
 import yaml
 from conftest import STAGES, made_once, stage
 from sisters import COMMON, EXPERIMENTS
+from test_page import outside
 
 from lib.competitions import NAMES
 from lib.competitions.submission import Submission
@@ -53,7 +54,8 @@ def test_the_submission_is_linted_and_a_report_is_drawn(sister, capsys):
     assert sister.json("06_submission/test/manifest.json")["lint"] == "valid"
     assert sister.run("06_make_submission", "--lint", sister.root / "06_submission/test") == 0
     assert "valid" in capsys.readouterr().out
-    assert list((sister.root / "report").glob("*.png"))
+    assert list((sister.root / "report/pictures").glob("scene*.jpg"))
+    assert not outside((sister.root / "report/report.html").read_text())
 
 
 @pytest.mark.slow

@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import rasterio
+import yaml
 from conftest import STAGES, Experiment
 
 from lib.competitions import open_competition
+from lib.models import checkpoint
 from lib.report.tables import compare
 from lib.run import cli
 from lib.scenes.probs import read_levels
@@ -31,7 +33,8 @@ def test_all_six_stages_end_with_a_linted_submission_and_a_report(finished, caps
         )
     table = pd.read_csv(folder / "submission.csv", dtype=str, keep_default_na=False)
     assert list(table.columns) == ["ImageId_ClassId", "EncodedPixels"] and len(table) == 2 * 5
-    assert (finished.root / "report/report.html").exists() and list((finished.root / "report").glob("*.png"))
+    assert (finished.root / "report/report.html").exists()
+    assert len(list((finished.root / "report/pictures").glob("scene*.jpg"))) == 5 * 5, "five scenes, errors outlined"
     assert finished.run("06_make_submission", "--lint", folder) == 0
     assert finished.run("06_make_submission", "--lint", folder / "submission.csv") == 0
     assert "valid" in capsys.readouterr().out
@@ -77,6 +80,7 @@ def test_manifests_say_what_made_a_unit(finished):
     for record in probs.values():
         assert list(record["clock"]) == ["read", "forward", "store", "wait"] and min(record["clock"].values()) > 0
         assert 0 < record["network_busy"] <= 1
+        assert record["peak_memory_mib"] > 50 and record["cpu_seconds"] > 0
     assert cls["encoder_weights"]["source"] == "checkpoint loc of fold 0"
     assert loc["versions"]["torch"] and loc["seed"] == 3 and loc["files"]["best.safetensors"] > 0
     lines = [json.loads(line) for line in (finished.root / "03_cls/cls/fold0/log.jsonl").read_text().splitlines()]
@@ -390,3 +394,18 @@ def test_weights_that_are_not_there_are_missed_before_any_model_trains(experimen
     said = capsys.readouterr()
     assert "models.cls.network.encoder_weights: expected none, hub, bundled, a file" in said.err
     assert "building" not in said.out
+
+
+def test_a_network_starts_from_another_experiment_unless_that_has_seen_its_validation_scenes(experiment, capsys):
+    tree = yaml.safe_load(experiment.config.read_text())
+    tree["models"]["loc"]["train"] |= {"init_from": {"experiment": "tiny", "model": "loc"}, "epochs": 1}
+    experiment.config.write_text(yaml.safe_dump({**tree, "name": "next"}))
+    assert experiment.run("01_prepare_folds") == 0
+    assert experiment.run("02_train_loc", "--fold", "0") == 0
+    assert "encoder weights: checkpoint loc of fold 0 of tiny" in capsys.readouterr().out
+    made = json.loads((experiment.workdir / "next/02_loc/loc/fold0/manifest.json").read_text())
+    own = experiment.root / "02_loc/loc/fold0"
+    assert made["encoder_weights"]["tensors"] == len(checkpoint.read_weights(own))
+    assert experiment.run("02_train_loc", "--fold", "0", "--set", "models.loc.train.init_from.fold=1") == 2
+    said = capsys.readouterr().err
+    assert "loc of fold 1 of tiny was trained on" in said and "validation scenes of fold 0" in said

@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from lib.config.sections import Views
+from lib.ensemble.search import Lattice
 from lib.errors import ArtifactError
 from lib.files import write_json
 from lib.run.cli import Run
@@ -77,6 +78,8 @@ class Chosen:
     """Fields of ``Decision`` that say how the choice was found."""
     by_domain: Mapping[str, np.ndarray] | None = None
     """Domain -> count table of ``settings_to_try`` under the weights and variant of ``choice``, if it was counted."""
+    counted: tuple[Lattice, np.ndarray] | None = None
+    """The settings that a search compared under these weights and this variant, and their counts on all scenes."""
 
     @classmethod
     def nothing(cls, fixed: Choice, folds: list[int]) -> "Chosen":

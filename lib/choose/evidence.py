@@ -79,9 +79,7 @@ class Members:
         """Return task -> (C, H, W) uint8; the folds of a model share its weight, models without a weight are out."""
         averaged = {}
         for task, members in self.levels(variant.tta).items():
-            kept = [(Fraction(str(weights[model])) / folds, own) for model, folds, own in members if model in weights]
-            shares, levels = [share for share, _ in kept], [own for _, own in kept]
-            averaged[task] = blending.blend(levels, shares, self.run.config.blend.truncate)
+            averaged[task] = weighted(members, weights, self.run.config.blend.truncate)
             if variant.crf:
                 averaged[task] = self._refined(task, averaged[task])
         return averaged
@@ -99,6 +97,15 @@ class Members:
             return levels
         settings = crf.Crf.model_validate(options)
         return crf.refine(levels, image, competition.tasks[task].kind == "multiclass", settings)
+
+
+def weighted(members: Sequence[tuple[str, int, np.ndarray]], weights: Weights, truncate: bool) -> np.ndarray:
+    """Average the levels of a task's networks, (model, number of its folds, (C, H, W) uint8) each: (C, H, W) uint8.
+
+    The folds of a model share its weight, models without a weight are out.
+    """
+    kept = [(Fraction(str(weights[model])) / folds, own) for model, folds, own in members if model in weights]
+    return blending.blend([own for _, own in kept], [share for share, _ in kept], truncate)
 
 
 @dataclass
@@ -214,6 +221,8 @@ class OutOfFold:
         self.folds = sorted({fold_of[scene.id] for scene in scenes})
         self.clock = Clock()
         """Where the time of all passes went, in all processes together."""
+        self.counts_sureness = False
+        """Whether it is counted, too, how often what an average states is found, wherever its detail is."""
         self._pool = pool
         self._known: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = [({}, {}) for _ in scenes]
         """Per scene: its tallies and details, by choice, that earlier passes have told."""
@@ -256,6 +265,16 @@ class OutOfFold:
         return [
             ([tallies[key] for key in own], details[own[0]]) for own, (tallies, details) in zip(wanted, self._known)
         ]
+
+    def sureness(self, choice: Choice) -> dict[str, np.ndarray]:
+        """Return task -> (256, 2) as ``calibration.stated`` counts, of the averages of a choice that was judged."""
+        end, sums = _average_key(choice), {}
+        for _, details in self._known:
+            for key, table in details.items():
+                task, found, average = key.rpartition(" ")
+                if found and average == end:
+                    add(sums, task, table)
+        return sums
 
     def _pass(self, title: str, method: Callable, arguments: tuple, asked: Sequence[int]) -> Iterator[Any]:
         """Yield what ``method(self, scenes by place, *arguments)`` returns, as it comes, for shares of those asked for.
@@ -335,6 +354,11 @@ def _key(choice: Choice) -> str:
     return hashlib.sha256(repr(choice).encode()).hexdigest()[:16]
 
 
+def _average_key(choice: Choice) -> str:
+    """Return what stands for the average of a choice."""
+    return _key(Choice(choice.weights, {}, choice.variant))
+
+
 class OutOfFoldScene:
     """One scene during a pass: its averages, its answers, and how these count against its truth.
 
@@ -347,6 +371,7 @@ class OutOfFoldScene:
         self.scene, self.fold = scene, source.fold_of[scene.id]
         self.members = source.members(scene)
         self.competition = source.competition
+        self._counts_sureness = source.counts_sureness
         self.tallies: dict[str, np.ndarray] = {}
         self.details: dict[str, np.ndarray] = {}
         self._averaged: tuple[Weights, Variant, Levels] | None = None
@@ -395,7 +420,16 @@ class OutOfFoldScene:
         key = _key(choice)
         if key not in self.details:
             self.details[key] = self.competition.detail(self.answer(choice), self.truth)
+            if self._counts_sureness:
+                self._count_sureness(choice)
         return self.details[key]
+
+    def _count_sureness(self, choice: Choice) -> None:
+        """Count among the details how often what the average of a choice states is found, once per average."""
+        for task, levels in self.average(choice.weights, choice.variant).items():
+            if (key := f"{task} {_average_key(choice)}") not in self.details:
+                target = self.competition.training_target(self.scene, task)
+                self.details[key] = calibration.stated(self.competition.tasks[task], levels, target)
 
 
 def out_of_fold(run: Run, temperatures: Mapping[str, float] | None = None, pool: "Sharing | None" = None) -> OutOfFold:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lib.choose import plans
+from lib.choose import figures, plans
 from lib.choose.choice import DECODE, Choice, Chosen, Decision, Numbers
 from lib.choose.evidence import OutOfFold, default_variant, out_of_fold, stated_weights, variants, weights_to_try
+from lib.choose.figures import FIGURES, Figures, SceneScore
 from lib.choose.greedy import choose_greedily
 from lib.choose.joint import choose_jointly
 from lib.choose.medians import take_medians
@@ -36,7 +37,8 @@ Step = Callable[[OutOfFold, Chosen], Chosen]
 def choose(run: Run, folder: Path, pool: "Sharing | None" = None) -> tuple[Decision, dict[str, float]]:
     """Choose on the out-of-fold scenes of an experiment, which ``pool`` shares; write decode.json into ``folder``.
 
-    Returns what was decided and the seconds of all processes by what they went to.
+    Beside it figures.json has what a report draws. Returns what was decided and the seconds of all processes by what
+    they went to.
     """
     clock = Clock()
     temperatures: dict[str, float] = {}
@@ -47,8 +49,10 @@ def choose(run: Run, folder: Path, pool: "Sharing | None" = None) -> tuple[Decis
         temperatures, notes["calibration"] = fit_temperatures(scenes)
     scenes = out_of_fold(run, temperatures, pool)
     scenes.clock = clock
-    decision = decide(scenes, temperatures, notes)
+    scenes.counts_sureness = True
+    decision, drawn = decide_and_draw(scenes, temperatures, notes)
     decision.write(folder / DECODE)
+    drawn.write(folder / FIGURES)
     return decision, clock.seconds
 
 
@@ -71,18 +75,25 @@ def steps(config: Experiment) -> list[Step]:
 
 def decide(scenes: OutOfFold, temperatures: dict[str, float], notes: dict[str, Any]) -> Decision:
     """Take all steps and judge what they chose; ``notes``: fields of the decision that are known before."""
+    return decide_and_draw(scenes, temperatures, notes)[0]
+
+
+def decide_and_draw(
+    scenes: OutOfFold, temperatures: dict[str, float], notes: dict[str, Any]
+) -> tuple[Decision, Figures]:
+    """Return what ``decide`` decides, and what a report draws of it."""
     config, competition = scenes.run.config, scenes.competition
     fixed = Choice(stated_weights(config), {**competition.defaults(), **config.decode}, default_variant(config))
     chosen = Chosen.nothing(fixed, scenes.folds)
     asked = steps(config)
     for step in asked:
         chosen = step(scenes, chosen)
-    scored, expected = score(scenes, chosen)
+    scored, expected, alone = score(scenes, chosen)
     if asked:
         notes = {**notes, **chosen.notes, "expected_score": expected}
         if expected is not None:
             notes["expected_gain"] = expected - notes["score_without_search"]
-    return Decision(
+    decision = Decision(
         **chosen.choice.to_json(),
         **notes,
         **scored,
@@ -90,6 +101,12 @@ def decide(scenes: OutOfFold, temperatures: dict[str, float], notes: dict[str, A
         plans=plans.compare(scenes, chosen.choice),
         coverage=f"{len(scenes.scenes)} of {len(scenes.fold_of)} scenes, folds {_span(scenes.folds)}",
     )
+    drawn = None
+    if chosen.counted is not None:
+        grid, counts = chosen.counted
+        drawn = figures.surface(grid, competition.score(counts), chosen.choice, scenes.search.plateau)
+    sure = figures.reliability(scenes.sureness(chosen.choice))
+    return decision, Figures(scenes=alone, surface=drawn, reliability=sure)
 
 
 def stated(config: Experiment, competition: Competition) -> Decision:
@@ -102,11 +119,12 @@ def stated(config: Experiment, competition: Competition) -> Decision:
                     coverage="no scene was predicted out of fold")  # fmt: skip
 
 
-def score(scenes: OutOfFold, chosen: Chosen) -> tuple[dict[str, Any], float | None]:
+def score(scenes: OutOfFold, chosen: Chosen) -> tuple[dict[str, Any], float | None, list[SceneScore]]:
     """Decode every scene with the choice, and with the choice made without its fold.
 
-    Returns (the fields of the decision that say what the choice scores, the score to expect on unseen scenes). The
-    latter is the score of all scenes decoded without their fold, counted together; None where there is one fold only.
+    Returns (the fields of the decision that say what the choice scores, the score to expect on unseen scenes, the
+    scores of the scenes). The second is the score of all scenes decoded without their fold, counted together; None
+    where there is one fold only.
     """
     competition = scenes.competition
 
@@ -122,7 +140,8 @@ def score(scenes: OutOfFold, chosen: Chosen) -> tuple[dict[str, Any], float | No
         "per_fold": _by(competition, counts, [str(scenes.fold_of[scene.id]) for scene in scenes.scenes]),
         "tables": competition.tables(np.sum([detail for _, detail in judged], 0)),
     }
-    return scored, float(competition.score(total(held_out))) if held_out else None
+    alone = figures.scene_scores(competition, scenes.scenes, scenes.fold_of, counts)
+    return scored, float(competition.score(total(held_out))) if held_out else None, alone
 
 
 def _by(competition: Competition, counts: np.ndarray, keys: Sequence[str]) -> dict[str, Numbers]:

@@ -113,7 +113,9 @@ def choose_among(scenes: OutOfFold, chosen: Chosen, candidates: Candidates) -> C
     settled = chosen.settle(every, notes)
     if rows := candidates.rows(settled.choice):  # a later step may need what was counted under this average
         own = {place: table[rows] for place, table in counts.items()}
-        settled = replace(settled, by_domain=searching.merge(own, lambda place: place[1]))
+        by_domain = searching.merge(own, lambda place: place[1])
+        settled = replace(settled, by_domain=by_domain,
+                          counted=(candidates.grid, searching.total(by_domain.values())))  # fmt: skip
     return settled
 
 

@@ -1,7 +1,7 @@
 """Answers of a competition: from probabilities by decode settings, counted, scored and painted."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -12,9 +12,13 @@ from lib.competitions.scene import Answer, Axes, Chain, Levels, Params, Scene
 from lib.ensemble import search
 from lib.ensemble.search import Lattice
 from lib.errors import ConfigError
+from lib.tasks import IGNORE, Task
 
 COLOURS = np.array([[250, 200, 40], [60, 220, 90], [70, 150, 250], [240, 80, 80], [200, 90, 240], [60, 220, 220]])
 """RGB of the first classes in pictures."""
+
+MISSED, FALSE_ALARM, OTHER_CLASS = "missed", "false alarm", "other class"
+"""Kinds of errors in pictures: truth without an answer, an answer without truth, both of different classes."""
 
 _AROUND_STEPS = "decode.postprocess: cannot be searched around; remove it, or leave out search"
 
@@ -23,6 +27,8 @@ class Answers(Dataset):
     """How answers are made and what they score."""
 
     # What of the contract it goes by; contract.py says what each means.
+    name: ClassVar[str]
+    tasks: Mapping[str, Task]
     settings: Mapping[str, Setting]
     steps: Mapping[str, Callable]
     steps_in_search: bool
@@ -83,6 +89,45 @@ class Answers(Dataset):
             answer = decoding.step_of(step, self.steps)(answer)
         return answer
 
+    # ---- rasters --------------------------------------------------------------------------------------------
+    raster_name: str = "classes"
+    """What the classes of ``class_raster`` tell, as the name of a file."""
+
+    def raster_classes(self) -> dict[str, str]:
+        """Return class name -> colour ("#rrggbb") of the numbers in ``class_raster`` from 1 on, in their order.
+
+        By default the classes of the first task, without the background of exclusive ones. Raises ConfigError for a
+        competition whose answers are not of pixels.
+        """
+        task = next(iter(self.tasks.values()))
+        if not task.dense:
+            raise ConfigError(f"competition {self.name}: expected answers that give every pixel a class, got one label "
+                              "for each image, which no map shows")  # fmt: skip
+        names = task.classes[task.kind == "multiclass" :]
+        return {
+            name: "#{:02x}{:02x}{:02x}".format(*COLOURS[number % len(COLOURS)]) for number, name in enumerate(names)
+        }
+
+    def class_raster(self, answer: Answer) -> np.ndarray:
+        """Return an answer as numbers of classes, (H, W) uint8, 0 = nothing; ``raster_classes`` says which they are.
+
+        By default the answer is (H, W) class indices, or (C, H, W) masks of classes, of which the last one is taken
+        where they overlap.
+        """
+        if answer.ndim == 2:
+            return answer.astype(np.uint8)
+        numbers = np.zeros(answer.shape[1:], np.uint8)
+        for number, mask in enumerate(answer, 1):
+            numbers[mask > 0] = number
+        return numbers
+
+    def each_pixel_alone(self, params: Params) -> bool:
+        """Tell whether the answer at a pixel depends on the levels of that pixel alone, with these decode settings.
+
+        Where it may not, an area that is decoded in blocks is decoded with what lies around them; False by default.
+        """
+        return False
+
     # ---- scores ---------------------------------------------------------------------------------------------
     def count(self, levels: Levels, truth: Answer, grid: Lattice) -> np.ndarray:
         """Count one scene for every point of the grid: (P, K) int64. Counts of scenes are added before scoring.
@@ -142,3 +187,18 @@ class Answers(Dataset):
             inside = np.asarray(mask) > 0
             painted[inside] = (painted[inside] // 2 + COLOURS[index % len(COLOURS)] // 2).astype(np.uint8)
         return painted
+
+    def errors(self, answer: Answer, truth: Answer) -> dict[str, np.ndarray]:
+        """Return where an answer is wrong, by kind: MISSED, FALSE_ALARM and OTHER_CLASS -> (H, W) bool.
+
+        By default for (H, W) class indices, 0 being nothing and 255 of the truth ignored, and for (C, H, W) masks of
+        classes that may overlap; {} for answers of another form, such as labels.
+        """
+        if not isinstance(answer, np.ndarray) or np.shape(truth) != answer.shape or answer.ndim not in (2, 3):
+            return {}
+        counted = truth != IGNORE
+        ours, theirs = answer * counted, truth * counted
+        if answer.ndim == 3:
+            return {MISSED: ((theirs > 0) & (ours == 0)).any(0), FALSE_ALARM: ((ours > 0) & (theirs == 0)).any(0)}
+        return {MISSED: (theirs > 0) & (ours == 0), FALSE_ALARM: (ours > 0) & (theirs == 0),
+                OTHER_CLASS: (ours > 0) & (theirs > 0) & (ours != theirs)}  # fmt: skip

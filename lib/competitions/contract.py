@@ -26,7 +26,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from lib.competitions.answers import Answers
+from lib.competitions.answers import FALSE_ALARM, MISSED, OTHER_CLASS, Answers
 from lib.competitions.decoding import Setting
 from lib.competitions.doctor import Doctor
 from lib.competitions.scene import (
@@ -48,8 +48,8 @@ from lib.ensemble import search
 from lib.settings import Section
 from lib.tasks import Task
 
-__all__ = ["APART", "SPLITS", "SUBMISSION", "Answer", "Competition", "Finding", "Levels", "Scene", "settings_for",
-           "summarize", "told"]  # fmt: skip
+__all__ = ["APART", "FALSE_ALARM", "MISSED", "OTHER_CLASS", "SPLITS", "SUBMISSION", "Answer", "Competition", "Finding",
+           "Levels", "Scene", "settings_for", "summarize", "told"]  # fmt: skip
 """All that other rooms need of competitions."""
 
 

@@ -336,6 +336,18 @@ class Pseudo(Section):
     """Share of the samples that come from these scenes."""
 
 
+class Start(Section):
+    """Start from a network of another experiment in the same workdir, such as one that knows other events."""
+
+    experiment: ExperimentName
+    """Name of the other experiment, whose network is trained."""
+    model: ModelName
+    """Its model."""
+    fold: int | None = Field(None, ge=0)
+    """The fold of its network; none: the fold that is trained here. A network that was trained on a validation scene
+    of this experiment's fold is refused."""
+
+
 class Sampling(Section):
     """Which scenes and which places a network sees."""
 
@@ -441,8 +453,9 @@ class Train(Section):
     answer to the other tasks, as in 2020; or the last."""
     patience: int | None = Field(None, ge=1)
     """Stop after this many validations without a new best."""
-    init_from: str | None = None
-    """Start from this model's checkpoint of the same fold (1st place: damage nets start from localization)."""
+    init_from: str | Start | None = None
+    """Start from this model's checkpoint of the same fold (1st place: damage nets start from localization), or from a
+    network of another experiment."""
     localization: str | None = None
     """Damage nets: the localization model whose out-of-fold masks enter the selection score; none: oracle masks."""
     workers: int = Field(0, ge=0, le=1000)
@@ -677,8 +690,9 @@ class Experiment(Section):
         if self.blend.select is not None and len(self.predict.tta_sets) > 1:
             faults.append("blend.select: greedy selection goes with one set of views in predict.tta")
         for name, model in self.models.items():
-            for field in ("distill", "pseudo"):
-                if (asked := getattr(model.train, field)) is not None and asked.experiment == self.name:
+            for field in ("distill", "pseudo", "init_from"):
+                asked = getattr(model.train, field)
+                if isinstance(asked, Distill | Pseudo | Start) and asked.experiment == self.name:
                     faults.append(
                         f"models.{name}.train.{field}.experiment: expected another experiment than this one, got "
                         f"{self.name!r}"
@@ -691,7 +705,7 @@ class Experiment(Section):
     def _bad_references(self, name: str, model: Model) -> Iterator[str]:
         for field, task in (("init_from", None), ("localization", "loc")):
             other = getattr(model.train, field)
-            if other is None:
+            if other is None or isinstance(other, Start):
                 continue
             if other not in self.models or other == name:
                 near = did_you_mean(other, self.models.keys() - {name})

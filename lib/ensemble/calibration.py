@@ -16,7 +16,7 @@ from operator import add
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from lib.tasks import IGNORE, Task
+from lib.tasks import IGNORE, Task, known, strongest
 
 BOUNDS = 0.1, 10.0
 """Temperatures that are tried; a fit that ends on one of them says that there is too little to fit."""
@@ -55,10 +55,30 @@ def gather(task: Task, levels: np.ndarray, target: np.ndarray, limit: int = 20_0
         if len(rows) > limit:
             rows = rows[np.linspace(0, len(rows) - 1, limit).astype(np.intp)]
         return _together(rows, np.ones(len(rows), np.int64))
-    truth = np.broadcast_to(task.truth(target), levels.shape)[:, counted]
-    found = np.bincount(levels[:, counted].ravel().astype(np.intp) * 2 + truth.ravel(), minlength=512)
+    return as_evidence(stated(task, levels, target))
+
+
+def stated(task: Task, levels: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Count how often each level was right: (256, 2) int64, by the level and whether what it stands for was found.
+
+    levels: (C, H, W) uint8; target: in the task's form. A yes or no counts its level, channels pooled; exclusive
+    classes count the level of the winner, the first of equals. Ignored pixels count nowhere.
+    """
+    target = np.broadcast_to(target, levels.shape[1:])
+    counted = known(target)
+    if task.kind == "multiclass":
+        sure, right = levels.max(0)[counted], (strongest(levels) == target)[counted]
+    else:
+        sure, right = levels[:, counted], np.broadcast_to(task.truth(target), levels.shape)[:, counted]
+    found = np.bincount(sure.ravel().astype(np.intp) * 2 + right.ravel(), minlength=512)
+    return found.reshape(256, 2).astype(np.int64)
+
+
+def as_evidence(counts: np.ndarray) -> Evidence:
+    """Turn what ``stated`` counts into pixels of a yes or no."""
+    found = counts.ravel()
     seen = np.flatnonzero(found)
-    return Evidence((seen // 2)[:, None].astype(np.uint8), (seen % 2).astype(np.uint8), found[seen].astype(np.int64))
+    return Evidence((seen // 2)[:, None].astype(np.uint8), (seen % 2).astype(np.uint8), found[seen])
 
 
 def _together(rows: np.ndarray, times: np.ndarray) -> Evidence:

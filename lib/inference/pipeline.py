@@ -7,11 +7,12 @@ one that weighs more alone. What a step raises is raised by ``feed`` or ``drain`
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from threading import Condition
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 AHEAD = 8
 """Most items that are read before their turn, and threads that read."""
@@ -19,6 +20,9 @@ BEHIND = 4
 """Most items that are computed and not yet written, and threads that write."""
 ROOM = 2 * 2**30
 """Bytes that the items inside hold together, as far as their weights tell."""
+
+if TYPE_CHECKING:
+    from lib.run.executor import Pool
 
 Item = TypeVar("Item")
 Read = TypeVar("Read")
@@ -168,3 +172,22 @@ class Pipeline(Generic[Item, Read, Found, Result]):
         while self._leaving and (len(self._leaving) > most or self._leaving[0].done()):
             results.append(self._leaving.popleft().result())
         return results
+
+
+def through(pool: "Pool", calls: Iterable[tuple]) -> Generator[Any, None, None]:
+    """Pass items through the pipelines of a pool's workers; yields what became of them.
+
+    A worker's ``feed(*call)`` takes an item in, ``drain()`` computes the rest, both as a pipeline's; ``drop()`` gives
+    it up. Where this is given up, what has been computed is written before it returns, and nothing afterwards.
+    """
+    try:
+        with closing(pool.share("feed", calls)) as fed:
+            for outcomes in fed:
+                yield from outcomes
+        while rest := [outcomes for outcomes in pool.each("drain") if outcomes is not None]:
+            for outcomes in rest:
+                yield from outcomes
+    except BaseException:
+        with suppress(Exception):  # the first error tells more
+            pool.each("drop")
+        raise

@@ -1,6 +1,7 @@
 """Predict one scene with one network: size, windows, views, precision."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,13 +115,25 @@ class Predictor:
     def answers(self, seen: Prepared) -> list[Tensor]:
         """Return what the network says of a scene at each scale, on the CPU: probs (S * K, h, w) float32 for the S sets
         of views, or (S * K, 1, F) of frames. The network is left in eval mode."""
-        self.network.eval()
-        autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-        with runtime.tf32(self.tf32), autocast:
+        with self._computing():
             if seen.frames:
                 return [self._labels(frames) for frames in seen.images]
             return [predict_tiled(self.views_of, image, self.tile, self.overlap, self.network.stride)
                     for image in seen.images]  # fmt: skip
+
+    @torch.inference_mode()
+    def window(self, image: np.ndarray) -> Tensor:
+        """Return what the network says of a window (C, h, w) uint8, sides multiples of its stride: probs (S * K, h, w)
+        float32 on the network's device, as of one of the windows in ``answers``. The network is left in eval mode."""
+        with self._computing():
+            return self.views_of(torch.from_numpy(np.require(image, requirements=["C", "W"]))[None])[0].float()
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        self.network.eval()
+        autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        with runtime.tf32(self.tf32), autocast:
+            yield
 
     def finish(self, seen: Prepared, answers: Sequence[Tensor]) -> dict[str, np.ndarray]:
         """Bring answers back to the scene's own size and average the scales: set of views -> probs (K, H, W), or

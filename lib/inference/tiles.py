@@ -6,6 +6,7 @@ them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -65,21 +66,40 @@ def grid(size: int, tile: int, step: int) -> list[tuple[int, Tensor]]:
     return found
 
 
+@dataclass(frozen=True)
+class Placed:
+    """Where the windows of a scene are, and how they weigh."""
+
+    shape: tuple[int, int]
+    """(height, width) of the scene with what is mirrored below and to the right: multiples of the stride."""
+    tile: tuple[int, int]
+    """(height, width) of a window; that of the scene where it is smaller than a tile."""
+    rows: list[tuple[int, Tensor]]
+    """(first row, weights by row) of each row of windows; a pixel weighs the product of its row's and column's."""
+    columns: list[tuple[int, Tensor]]
+
+
+def place(shape: tuple[int, int], tile: int, overlap: int, stride: int) -> Placed:
+    """Place the windows of a scene of (height, width); arguments and errors as in ``predict_tiled``."""
+    if tile < 1 or tile % stride:
+        raise ConfigError(f"tile: expected a positive multiple of the network's stride {stride}, got {tile}")
+    if not 0 <= overlap <= tile - stride:
+        raise ConfigError(f"overlap: expected 0 .. tile - stride = {tile - stride} pixels, got {overlap}")
+    tall, broad = (-(-side // stride) * stride for side in shape)  # with what is mirrored
+    high, wide = min(tile, tall), min(tile, broad)
+    step = (tile - overlap) // stride * stride  # windows start on the network's own grid
+    return Placed((tall, broad), (high, wide), grid(tall, high, step), grid(broad, wide, step))
+
+
 def predict_bands(forward: Forward, image: Rows, tile: int, overlap: int, stride: int) -> Iterator[tuple[int, Tensor]]:
     """Predict a scene from top to bottom: yield (first row, probs (K, rows, W) float32), each row once.
 
     Holds the rows of one row of windows and their probabilities, whatever the height. A yielded band lives until the
     next one is asked for. Arguments and errors as in ``predict_tiled``.
     """
-    if tile < 1 or tile % stride:
-        raise ConfigError(f"tile: expected a positive multiple of the network's stride {stride}, got {tile}")
-    if not 0 <= overlap <= tile - stride:
-        raise ConfigError(f"overlap: expected 0 .. tile - stride = {tile - stride} pixels, got {overlap}")
     height, width = image.shape[-2:]
-    tall, broad = (-(-side // stride) * stride for side in (height, width))  # with what is mirrored
-    high, wide = min(tile, tall), min(tile, broad)
-    step = (tile - overlap) // stride * stride  # windows start on the network's own grid
-    rows, columns = grid(tall, high, step), grid(broad, wide, step)
+    placed = place((height, width), tile, overlap, stride)
+    rows, columns, broad, high, wide = placed.rows, placed.columns, placed.shape[1], *placed.tile
     if len(rows) == len(columns) == 1:
         yield 0, forward(mirrored(image[:, :height], stride)[None])[0, :, :height, :width].float()
         return

@@ -1,4 +1,4 @@
-"""The decision of stage 05, the history of training and the comparison of two experiments, as lines of text."""
+"""The decision of stage 05 and the comparison of two experiments, as lines of text."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,9 +9,8 @@ from lib.choose.choice import DECODE, Decision
 from lib.competitions.contract import APART
 from lib.config.load import load
 from lib.config.reference import Figure, written
-from lib.errors import ArtifactError, ConfigError
+from lib.errors import ConfigError
 from lib.run.cli import Run
-from lib.run.manifest import read_lines
 from lib.settings import some
 
 EXPECTED = "expected on unseen scenes"
@@ -80,23 +79,6 @@ def _by_table(rows: Mapping[str, Mapping[str, Any]], title: str) -> list[str]:
     for key, row in rows.items():
         cells = "  ".join(f"{row[name]:{max(7, len(short[name]))}.4f}" for name in names)
         lines.append(f"  {key:{width}s} {row['scenes']:6d}  {cells}")
-    return lines
-
-
-def milestones(run: Run) -> list[str]:
-    """Return a line per epoch that was a new best, checkpoint by checkpoint, as the training logs have them."""
-    lines = []
-    for name, model in run.config.models.items():
-        for fold in run.config.folds_of(model):
-            log = run.store.folder(run.graph.checkpoint(name, fold)) / "log.jsonl"
-            rows = read_lines(log) if log.exists() else []
-            best = [row for row in rows if row.get("new_best")]
-            try:
-                shown = [f"{row['epoch']}: {row['scores']['select']:.4f}" for row in best]
-            except (LookupError, TypeError, ValueError) as error:
-                raise ArtifactError(f"{log}: damaged ({error!r}); train this fold again with --force") from error
-            if shown:
-                lines.append(f"  {name} fold {fold}, epoch: validation score of each new best: {', '.join(shown)}")
     return lines
 
 

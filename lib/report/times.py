@@ -1,6 +1,5 @@
 """Where the time of an experiment went: what the manifests of its units recorded by their ``clock``."""
 
-import html
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,22 +59,3 @@ def columns(rows: Iterable[Row]) -> list[str]:
 def note(without: Sequence[str]) -> str:
     """Say which units have no clock, "" where all have one."""
     return f"without times (made by an earlier version): {', '.join(without)}" if without else ""
-
-
-def page_table(experiment: Path) -> str:
-    """Return the seconds by stage as HTML, "" where no unit recorded any. Errors as ``times``."""
-    rows, without = times(experiment)
-    if not rows:
-        return ""
-    stages = by_stage(rows)
-    names = columns(stages)
-    cells = [[_cell(row[name]) for name in names] for row in stages]
-    lines = ["".join(f"<th>{name}" for name in names), *("".join(f"<td>{cell}" for cell in line) for line in cells)]
-    table = "".join(f"<tr>{line}" for line in lines)
-    return (
-        f"<h2>seconds by stage</h2><table style='text-align:right'>{table}</table><p>{html.escape(note(without))}</p>"
-    )
-
-
-def _cell(value: Any) -> str:
-    return html.escape(value) if isinstance(value, str) else "" if value is None else f"{value:.1f}"

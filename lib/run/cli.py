@@ -128,7 +128,8 @@ class Run:
     def build(self, unit: Unit, record: dict[str, Any]) -> Iterator[Path]:
         """Yield the folder of a unit to build; what ``record`` holds at the end goes into its manifest.
 
-        Under torchrun the first process owns the folder, the others may read in it.
+        So do the most memory that this process has held until then, and the seconds that its threads computed. Under
+        torchrun the first process owns the folder, the others may read in it.
         """
         if runtime.rank() > 0:
             runtime.barrier()
@@ -136,11 +137,13 @@ class Run:
             runtime.barrier()
             return
         record.update(seed=self.config.seed, **runtime.provenance(self.device))
-        started = time.time()
+        started, computed = time.time(), time.process_time()
         with self.store.build(unit, record, fresh=self.force) as folder:
             runtime.barrier()
             yield folder
             runtime.barrier()
+            record["peak_memory_mib"] = runtime.peak_memory_mib(self.device)
+            record["cpu_seconds"] = round(time.process_time() - computed, 1)
         busy = f", the network busy {record['network_busy']:.0%} of the time" if "network_busy" in record else ""
         say(f"{unit.key}: done in {duration(time.time() - started)}{busy}")
 
@@ -210,12 +213,13 @@ def start(doc: str, argv: Sequence[str] | None = None, task: str | None = None, 
 
 
 def open_run(args: argparse.Namespace, task: str | None = None, inspects: bool = False,
-             coming: Collection[str] = ()) -> Run:  # fmt: skip
+             coming: Collection[str] = (), brings_scenes: bool = False) -> Run:  # fmt: skip
     """Turn parsed flags into a Run; write the embedded demo set where it is asked for.
 
     task: the role that the stage trains. inspects: the stage looks into the data itself, so that it may begin without a
-    usable scene. coming: experiments to learn from that need not have come so far yet (``graph.teachers``). Raises
-    ConfigError with all that is wrong with the settings, DataError where there are no scenes.
+    usable scene. coming: experiments to learn from that need not have come so far yet (``graph.teachers``).
+    brings_scenes: what is to be predicted lies elsewhere, so that with folds from ``--inputs`` the data need not be
+    there. Raises ConfigError with all that is wrong with the settings, DataError where there are no scenes.
     """
     quiet()
     code = runtime.code_version()
@@ -227,7 +231,7 @@ def open_run(args: argparse.Namespace, task: str | None = None, inspects: bool =
         if store.root.is_dir() and root.samefile(store.root):
             raise ConfigError(f"--inputs {root}: expected another folder than that of this experiment, whose results "
                               "are taken anyway; leave it out")  # fmt: skip
-    train, test = [], competition.scenes("test")
+    train, test = [], [] if brings_scenes and frozen else competition.scenes("test")
     survey = None
     if inspects and not frozen:
         from lib.run.survey import Survey  # here, since the other stages go without it

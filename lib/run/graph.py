@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.config.sections import Experiment, Model, plain
+from lib.config.sections import Experiment, Model, Start, plain
 from lib.errors import ArtifactError
 from lib.files import digest
 from lib.run import manifest
@@ -56,6 +56,18 @@ def pseudo_folders(workdir: Path, model: Model, fold: int) -> list[Path]:
     return [root / name / f"fold{fold}" / "test" for name in pseudo.models]
 
 
+def start_folder(workdir: Path, model: Model, fold: int) -> Path | None:
+    """Return where the network of another experiment lies that a model starts from, None where it starts otherwise.
+
+    Where no such network is there, the folder is that of its model in stage 02.
+    """
+    if not isinstance(start := model.train.init_from, Start):
+        return None
+    number = fold if start.fold is None else start.fold
+    places = [workdir / start.experiment / stage / start.model / f"fold{number}" for stage, _ in STAGE_OF_TASK.values()]
+    return next((place for place in places if (place / MANIFEST).exists()), places[0])
+
+
 def lessons(config: Experiment) -> list[str]:
     """Return the units of other experiments that an experiment learns from, as paths below the workdir.
 
@@ -66,6 +78,9 @@ def lessons(config: Experiment) -> list[str]:
         distill = model.train.distill
         for fold in config.folds_of(model):
             found += [folder.as_posix() for folder in pseudo_folders(Path(), model, fold)]
+            if isinstance(start := model.train.init_from, Start):
+                number = fold if start.fold is None else start.fold
+                found += [f"{start.experiment}/*/{start.model}/fold{number}"]
             if distill is not None:
                 found += [f"{distill.experiment}/04_probs/{model.task}/{name}/fold{fold}/{LOGITS}"
                           for name in distill.models or "*"]  # fmt: skip
@@ -73,7 +88,7 @@ def lessons(config: Experiment) -> list[str]:
 
 
 def teachers(config: Experiment, workdir: Path, coming: Collection[str] = ()) -> dict[str, str | None]:
-    """Return the fingerprints of all that an experiment learns from: teacher or pseudo-labels, and fold.
+    """Return the fingerprints of all that an experiment learns from: teacher, pseudo-labels or first weights, and fold.
 
     ArtifactError where such an experiment has not come so far, or its logits are older than its networks; of one among
     ``coming``, which the same run is to make, nothing is returned then.
@@ -91,7 +106,9 @@ def _learnt(config: Experiment, workdir: Path,
     """Yield key and manifests of what each model learns from, fold by fold; errors as of ``teachers``."""
     for model in config.models.values():
         for source, key_of, read in ((model.train.pseudo, _pseudo_key, _pseudo_labels),
-                                     (model.train.distill, _teacher_key, _teacher_logits)):  # fmt: skip
+                                     (model.train.distill, _teacher_key, _teacher_logits),
+                                     (model.train.init_from, _start_key, _first_weights)):  # fmt: skip
+            source = None if isinstance(source, str) else source  # a model of the same experiment is upstream
             for fold in config.folds_of(model) if source is not None else ():
                 try:
                     found = read(workdir, model, fold)
@@ -132,6 +149,23 @@ def _logits_of_today(workdir: Path, folder: Path) -> dict[str, Any]:
             raise ArtifactError(f"{folder}: these logits are not those of today's {key}; run the teacher's stage 04 "
                                 "with predict.logits: true again")  # fmt: skip
     return made
+
+
+def _first_weights(workdir: Path, model: Model, fold: int) -> list[dict[str, Any]]:
+    """Return the manifest of the network of another experiment that a model starts from."""
+    folder, start = start_folder(workdir, model, fold), model.train.init_from
+    assert folder is not None and isinstance(start, Start), "only models that start so have first weights"
+    if not (folder / MANIFEST).exists():
+        raise ArtifactError(f"{workdir / start.experiment}: has no trained network {start.model} of {folder.name}, "
+                            "from which train.init_from starts; train it there first, or name another "
+                            "train.init_from.fold")  # fmt: skip
+    return [manifest.read(folder)]
+
+
+def _start_key(model: Model, fold: int) -> str:
+    start = model.train.init_from
+    assert isinstance(start, Start), "only models that start from another experiment have a key"
+    return f"{start.experiment}/{start.model}/{start.fold}/{fold}"
 
 
 def _teacher_key(model: Model, fold: int) -> str:
@@ -181,7 +215,7 @@ class Graph:
             "folds": {key: value for key, value in plain(config.folds).items() if key not in ("too_good", "embed")},
             "train": self.train_ids,
         }
-        beside = (INDEX, "audit.json", "findings.csv")
+        beside = (INDEX, "audit.json", "findings.csv", "places.json")
         data = self._data("train")
         seen = {**data.everything, **_bytes("folds.file", config.folds.file)} if data else {}
         return Unit(FOLDS, facts, self._command("01_prepare_folds.py"), data=seen, beside=beside)
@@ -206,6 +240,8 @@ class Graph:
         found = {TRAINING: data.whole("train", images), **_bytes("encoder_weights", model.network.encoder_weights)}
         if model.train.distill:
             found["the teacher's logits"] = self.taught.get(_teacher_key(model, fold), "")
+        if isinstance(model.train.init_from, Start):
+            found["the weights it starts from"] = self.taught.get(_start_key(model, fold), "")
         if model.train.pseudo:
             found |= {TEST: data.whole("test", images, labels=False),
                       "pseudo-labels": self.taught.get(_pseudo_key(model, fold), "")}  # fmt: skip
@@ -225,7 +261,7 @@ class Graph:
         model = self.config.models[name]
         folder, script = STAGE_OF_TASK[model.task]
         others = dict.fromkeys((model.train.init_from, model.train.localization))
-        upstream = (self.folds(), *(self.checkpoint(other, fold) for other in others if other is not None))
+        upstream = (self.folds(), *(self.checkpoint(other, fold) for other in others if isinstance(other, str)))
         facts = {
             "task": model.task,
             "fold": fold,
@@ -238,6 +274,8 @@ class Graph:
             facts["teacher"] = self.teachers.get(_teacher_key(model, fold))
         if model.train.pseudo:
             facts["pseudo"] = self.teachers.get(_pseudo_key(model, fold))
+        if isinstance(model.train.init_from, Start):
+            facts["start"] = self.teachers.get(_start_key(model, fold))
         if model.train.select != "last" or model.train.patience:  # how validation decodes decides what is kept
             # the precision that the file states: a network that was chosen in another one is worth no new training
             predict, stated = self.config.predict, model.precision or self.config.predict.precision
@@ -295,13 +333,16 @@ class Graph:
         return {f"images of {name}": data.whole(scenes, data.images, labels=False)}
 
     def decode(self) -> Unit:
-        """Stage 05: decode.json, what is chosen on out-of-fold scenes (settings, weights) and what to expect of it."""
+        """Stage 05: decode.json, what is chosen on out-of-fold scenes (settings, weights) and what to expect of it.
+
+        figures.json beside it is for reports alone.
+        """
         config = self.config
         facts = {"decode": config.decode, "search": plain(config.search) if config.search else None}
         upstream = (*self._members("oof"), self.folds())
         command = self._command("05_ensemble.py", "--split oof")
         return Unit("05_ensemble/decode", facts | self._blend_facts(), command, upstream,
-                    data=self._labels() | self._refined("oof"))  # fmt: skip
+                    data=self._labels() | self._refined("oof"), beside=("figures.json",))  # fmt: skip
 
     def _labels(self) -> dict[str, str]:
         """Choosing, and scoring what was written, read the truth of the labelled scenes."""

@@ -1,4 +1,5 @@
-"""Whether two georeferenced images show one place: their footprints are brought into the CRS of the first."""
+"""Whether two georeferenced images show one place: their footprints are brought into the CRS of the first. How large a
+pixel is in metres."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,6 +9,7 @@ import numpy as np
 import rasterio
 import shapely
 from rasterio import warp
+from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 
 from lib.errors import DataError
@@ -51,10 +53,10 @@ def _offset(first: State, second: State) -> Offset | None:
     (crs, transform, (height, width)), (other, to_other, (rows, columns)) = ours, theirs
     corners = np.array([(0, 0), (columns, 0), (columns, rows), (0, rows)], float)
     try:
-        world = warp.transform(other, crs, *_apply(to_other, corners).T)
+        world = warp.transform(other, crs, *applied(to_other, corners).T)
     except (RasterioError, rasterio.errors.CRSError, ValueError):
         return None
-    mapped = _apply(~transform, np.column_stack(world[:2]))  # (4, 2) in pixels of the first
+    mapped = applied(~transform, np.column_stack(world[:2]))  # (4, 2) in pixels of the first
     if not np.isfinite(mapped).all():
         return Offset(np.inf, (np.nan, np.nan), 0.0)
     box, there = shapely.box(0, 0, width, height), shapely.convex_hull(shapely.MultiPoint(mapped))
@@ -90,7 +92,21 @@ def refuse_apart(first: str | Path, second: str | Path) -> None:
                         "pair the images that show one place, or mend their georeference")  # fmt: skip
 
 
-def _apply(transform: rasterio.Affine, points: np.ndarray) -> np.ndarray:
-    """Map (N, 2) by an affine transform."""
+def metres(crs: CRS, transform: rasterio.Affine, at: tuple[float, float] = (0.0, 0.0)) -> tuple[float, float]:
+    """Return (width, height) in metres of a pixel at (column, row) of a raster.
+
+    It is measured in a transverse Mercator projection that is centred there, whose scale is 1 in its centre: so units
+    of the CRS and the scale of Web Mercator do not matter.
+    """
+    column, row = at
+    east, north = applied(transform, np.array([(column, row), (column + 1, row), (column, row + 1)], float)).T
+    longitude, latitude = warp.transform(crs, CRS.from_epsg(4326), east[:1], north[:1])[:2]
+    local = CRS.from_proj4(f"+proj=tmerc +lat_0={latitude[0]:.9f} +lon_0={longitude[0]:.9f} +k=1 +datum=WGS84 +units=m")
+    x, y = (np.asarray(axis) for axis in warp.transform(crs, local, east, north)[:2])
+    return float(np.hypot(x[1] - x[0], y[1] - y[0])), float(np.hypot(x[2] - x[0], y[2] - y[0]))
+
+
+def applied(transform: rasterio.Affine, points: np.ndarray) -> np.ndarray:
+    """Map points (N, 2), as (column, row), by an affine transform."""
     a, b, c, d, e, f = tuple(transform)[:6]
     return np.column_stack([a * points[:, 0] + b * points[:, 1] + c, d * points[:, 0] + e * points[:, 1] + f])

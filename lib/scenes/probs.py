@@ -17,6 +17,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from lib.errors import ArtifactError, DataError, NonFiniteError
 from lib.files import parse_json, write_bytes
+from lib.scenes.georeference import Place
 from lib.settings import some
 
 CREATION = {
@@ -59,15 +60,17 @@ SHOWN = 20
 HALF = np.finfo(np.float16)
 
 
-def write_levels(path: str | Path, probs: np.ndarray, names: Sequence[str]) -> None:
+def write_levels(path: str | Path, probs: np.ndarray, names: Sequence[str], place: Place | None = None) -> None:
     """Write probs (C, H, W), float in [0, 1] or levels uint8, whole or not at all; ``names`` are the C channels.
 
+    ``place``: where the pixels lie, which the file tells then; one of another size is left out.
     Raises NonFiniteError for values outside [0, 1], ValueError when names and channels differ.
     """
     levels = probs if probs.dtype == np.uint8 else quantise(probs)
     if levels.ndim != 3 or len(names) != len(levels):
         raise ValueError(f"{path}: expected (C, H, W) with one name per channel, got {levels.shape} and {list(names)}")
-    _write(path, levels, names)
+    lies = {"crs": place.crs, "transform": place.affine} if place and place.size == levels.shape[1:] else {}
+    _write(path, levels, names, **lies)
 
 
 def read_levels(path: str | Path, expected: Sequence[str] | None = None) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -1,6 +1,6 @@
 """Stage 05: the averages over models, folds and views on disk, written and read."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from lib.run import cores, manifest
 from lib.run.artifacts import Unit
 from lib.run.cli import Run
 from lib.run.clock import Clock
+from lib.scenes.georeference import Place
 from lib.scenes.probs import file_name, read_levels, write_levels
 from lib.settings import some
 
@@ -35,18 +36,26 @@ def open_pool(run: Run) -> "Pool":
 
 def write(run: Run, unit: Unit, folder: Path, pool: "Pool | None" = None) -> dict[str, Any]:
     """Write the average for every scene of a unit's split, which ``pool`` shares; returns what its manifest records."""
-    weights, variant, temperatures = stated_weights(run.config), default_variant(run.config), {}
-    if run.config.averages_are_fitted:
-        decision = Decision.of(run)
-        weights, variant, temperatures = decision.weights, decision.variant(variant), decision.temperatures
+    weights, variant, temperatures = averaging_of(run)
     scenes, members = predicted(run, unit.name, temperatures)
-    clock, average = Clock(), Averaging(members, weights, variant, folder)
+    clock, average = Clock(), Averaging(members, weights, variant, folder, run.competition.georeference)
     calls = [(scene,) for scene in scenes]
     with closing(cores.share(pool or cores.open_pool(1, 0), average, Averaging.write, calls)) as written:
         for seconds in tqdm(written, f"average {unit.name}", len(scenes), leave=False, disable=None):
             for name, own in seconds.items():
                 clock.add(name, own)
     return {"scenes": len(scenes), "clock": clock.seconds}
+
+
+def averaging_of(run: Run) -> tuple[Weights, Variant, Mapping[str, float]]:
+    """Return how an experiment averages its networks: weights, set of views with the CRF or without, temperatures.
+
+    Where decode.json has a say in it, as it says; ArtifactError where it is missing then.
+    """
+    if not run.config.averages_are_fitted:
+        return stated_weights(run.config), default_variant(run.config), {}
+    decision = Decision.of(run)
+    return decision.weights, decision.variant(default_variant(run.config)), decision.temperatures
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,8 @@ class Averaging:
     weights: Weights
     variant: Variant
     folder: Path
+    georeference: Callable[[Scene], Place | None]
+    """Where a scene lies, as the file of its average says then."""
 
     def write(self, scene: Scene) -> dict[str, float]:
         """Write the average of one scene, one file per task; returns the seconds by what they went to."""
@@ -64,10 +75,11 @@ class Averaging:
         with clock("read"):
             averages = found.average(self.weights, self.variant)
         with clock("store"):
+            place = self.georeference(scene)
             for task, levels in averages.items():
                 path = self.folder / task / file_name(scene.id)
                 path.parent.mkdir(exist_ok=True)
-                write_levels(path, levels, found.names[task])
+                write_levels(path, levels, found.names[task], place)
         return clock.seconds
 
 

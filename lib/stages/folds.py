@@ -12,17 +12,19 @@ from lib.competitions.listing import otherwise
 from lib.competitions.records import matched, read_records
 from lib.competitions.sample import SUFFIXES
 from lib.config.sections import Folds
-from lib.errors import ConfigError, DataError
-from lib.files import whole_file, write_json
+from lib.errors import ArtifactError, ConfigError, DataError
+from lib.files import read_json, whole_file, write_json
 from lib.run import manifest
 from lib.run.cli import Run, say
 from lib.run.survey import Survey, frames_of
 from lib.scenes import audit, embed, folds, leaks
+from lib.scenes.georeference import LABEL, Place
 from lib.scenes.matching import Matcher
 from lib.scenes.pairs import DUPLICATE_BITS, LOOK_ALIKE, look_alikes, near_duplicates
 from lib.settings import some
 
 FINDINGS = "findings.csv"
+PLACES = "places.json"
 FLAGS = 254
 """The most flags whose counts are told; thousands of classes have one each."""
 
@@ -90,6 +92,32 @@ def split(competition: Competition, section: Folds, folder: Path, survey: Survey
         yield f"  fold {k}: {row['scenes']} scenes; with {held}"
     yield from (f"  audit: {line}" for line in audit.lines(report))
     yield from (f"  audit: {line}" for line in leaks.lines(report["test"]))
+
+
+def places(competition: Competition, folder: Path) -> Iterator[str]:
+    """Write places.json, scene -> where it lies (``Place``), and yield a line of it; nothing where no scene has one."""
+    scenes = {scene.id: scene for split in ("train", "test") for scene in competition.scenes(split)}
+    found = {name: place for name, scene in sorted(scenes.items()) if (place := competition.place(scene)) is not None}
+    if not found:
+        return
+    write_json(folder / PLACES, {name: place.to_json() for name, place in found.items()})
+    labels = [place.residual for place in found.values() if place.told_by == LABEL]
+    told = f"{len(found) - len(labels)} by their images, {len(labels)} by their labels"
+    furthest = f" (to {max(labels):.2f} pixels)" if labels else ""
+    yield f"  place on Earth: known of {len(found)} of {len(scenes)} scenes, {told}{furthest}"
+
+
+def recorded_places(folder: Path) -> dict[str, Place]:
+    """Return scene -> its place as stage 01 wrote it; {} where it wrote none, as earlier versions did."""
+    path = folder / PLACES
+    if not path.is_file():
+        return {}
+    try:
+        return {name: Place.from_json(held) for name, held in read_json(path).items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(
+            f"{path}: expected the places of scenes, got {error!r}; run stage 01 with --force"
+        ) from error
 
 
 def against_test(

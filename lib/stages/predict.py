@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from lib.competitions.contract import Scene, told
 from lib.errors import ArtifactError, ConfigError, DataError, PipelineError
-from lib.inference.pipeline import Pipeline, Steps
+from lib.inference.pipeline import Pipeline, Steps, through
 from lib.inference.predict import Predictor, Prepared
 from lib.inference.scene import read_stack, sizes, stated_sizes
 from lib.models import checkpoint
@@ -83,17 +83,7 @@ def passed(pool: Pool, scenes: Iterable[Scene], out: Path, logits: bool) -> Gene
 
     Where it is given up, what the networks have answered is written before it returns, and nothing afterwards.
     """
-    try:
-        with closing(pool.share("feed", ((scene, out, logits) for scene in scenes))) as fed:
-            for outcomes in fed:
-                yield from outcomes
-        while rest := [outcomes for outcomes in pool.each("drain") if outcomes is not None]:
-            for outcomes in rest:
-                yield from outcomes
-    except BaseException:
-        with suppress(Exception):  # the first error tells more
-            pool.each("drop")
-        raise
+    return through(pool, ((scene, out, logits) for scene in scenes))
 
 
 def shares(workers: Sequence["Times"]) -> dict[str, Any]:
@@ -153,13 +143,14 @@ def fall_back(run: Run, name: str, scenes: list[Scene], failed: Mapping[str, str
     task, value = run.competition.tasks[run.config.models[name].task], run.config.predict.fallback
     size_of = sizes(run.competition, scenes) if task.dense else dict.fromkeys(failed, (1, 1))
     known = stated_sizes(run.competition, scenes) if task.dense else size_of
+    places = {scene.id: run.competition.georeference(scene) for scene in scenes if scene.id in failed}
     for scene in failed:
         constant = value if scene in known else 0  # of no image a mask is empty
         levels = quantise(np.full((task.channels, *size_of[scene]), constant, np.float32), run.config.predict.truncate)
         for views in run.config.predict.tta_sets:
             path = levels_path(out, run.config.predict.tta_sets, views, scene)
             path.parent.mkdir(exist_ok=True)
-            write_levels(path, levels, task.classes)
+            write_levels(path, levels, task.classes, places[scene])
     say(f"  {len(failed)} of {len(scenes)} scenes could not be predicted and have the fallback {value}: {told(failed)}")
     return failed
 
@@ -371,7 +362,7 @@ class Networks:
                 write_logits(path, values, classes)
             else:
                 path.parent.mkdir(exist_ok=True)
-                write_levels(path, values, classes)
+                write_levels(path, values, classes, self.run.competition.georeference(passing.scene))
         return Outcome(passing.scene.id, passing.seconds + time.perf_counter() - started)
 
     @contextmanager

@@ -8,12 +8,17 @@ import numpy as np
 from tqdm import tqdm
 
 from lib.choose.choice import Decision
-from lib.competitions.contract import Answer, Scene, settings_for
+from lib.competitions.contract import Answer, Competition, Scene, settings_for
 from lib.errors import ArtifactError
 from lib.run.artifacts import Unit
 from lib.run.cli import Run, say
 from lib.run.clock import Clock
+from lib.scenes import cog
+from lib.scenes.probs import file_name
 from lib.stages.ensemble import averages, failed_scenes
+
+MAPS = "maps"
+"""Folder of the answers of georeferenced scenes, beside the submission."""
 
 
 def units(run: Run) -> list[Unit]:
@@ -24,13 +29,15 @@ def units(run: Run) -> list[Unit]:
 def write(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     """Write the submission of a unit's split and check what lies on disk; returns what the manifest records.
 
-    A test submission must answer all test scenes. Says what the competition writes otherwise than was asked for; the
+    A scene whose image is georeferenced also has its answer as a COG in ``maps``, which nobody hands in. A test
+    submission must answer all test scenes. Says what the competition writes otherwise than was asked for; the
     manifest names the scenes that have the fallback of stage 04. Out-of-fold files are scored like any other.
     ArtifactError where the linter finds anything, the files hold other answers, or their score is not the score of
     stage 05.
     """
     decision, split = Decision.of(run), unit.name
     competition, scenes = run.competition, []
+    mapped: list[bool] = []
 
     clock = Clock()
 
@@ -44,6 +51,8 @@ def write(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
             scenes.append(scene)
             with clock("decode"):
                 answer = competition.decode(levels, settings_for(scene, decision.params))
+            with clock("store"):
+                mapped.append(write_map(competition, scene, answer, folder))
             yield scene, answer
 
     owed = None  # out of fold those that networks without their fold have predicted
@@ -56,6 +65,9 @@ def write(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     for caveat in competition.caveats(scenes):
         say(f"  {caveat}")
     outcome: dict[str, Any] = {"scenes": len(scenes), "lint": "valid"}
+    if any(mapped):
+        outcome["maps"] = sum(mapped)
+        say(f"  {sum(mapped)} of {len(scenes)} scenes are georeferenced: their answers lie in {MAPS}/, too, as GeoTIFF")
     if failed := failed_scenes(run, split):
         outcome["fallback"] = failed
     if split == "oof":
@@ -65,3 +77,15 @@ def write(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
         if outcome["scores"] != decision.scores:
             raise ArtifactError(f"{folder}: the files score {outcome['scores']}, stage 05 found {decision.scores}")
     return {**outcome, "clock": clock.seconds}
+
+
+def write_map(competition: Competition, scene: Scene, answer: Answer, folder: Path) -> bool:
+    """Write the class numbers of an answer as a COG below ``folder``; returns False for a scene without a georeference,
+    of which nothing is written."""
+    place = competition.georeference(scene)
+    if place is None:
+        return False
+    (folder / MAPS).mkdir(exist_ok=True)
+    colours = dict(enumerate(competition.raster_classes().values(), 1))
+    cog.write_classes(folder / MAPS / file_name(scene.id), competition.class_raster(answer), place, colours)
+    return True

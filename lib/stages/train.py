@@ -10,15 +10,17 @@ import torch
 
 from lib.competitions.contract import Competition, Scene
 from lib.config.networks import branches
-from lib.config.sections import Model, Train
+from lib.config.sections import Model, Start, Train
+from lib.errors import ConfigError
 from lib.inference.scene import read_stack
 from lib.models import build, checkpoint, init, licences, weights
 from lib.models.layers import Network
 from lib.run import manifest, runtime
 from lib.run.artifacts import Unit
 from lib.run.cli import Run, say
-from lib.run.graph import teacher_folders
+from lib.run.graph import start_folder, teacher_folders
 from lib.scenes.augment import build as build_augment
+from lib.scenes.folds import read_folds
 from lib.scenes.probs import file_name, quantise, read_logits, refuse_other_classes
 from lib.scenes.view import View, resize
 from lib.stages import cache, folds, pseudo
@@ -83,14 +85,36 @@ def start_network(run: Run, model: Model, fold: int, task: Task, folder: Path) -
         init.start(network, model.train.init, model.train.zero_gamma)
     arrived: dict[str, Any] = {"source": "none"}
     if model.train.init_from:
-        parent = run.store.require(run.graph.checkpoint(model.train.init_from, fold))
+        parent, named = first_weights(run, model.train.init_from, model, fold)
         copied, _ = weights.load_matching(network, checkpoint.read_weights(parent))
-        arrived = {"source": f"checkpoint {model.train.init_from} of fold {fold}", "tensors": len(copied)}
+        arrived = {"source": named, "tensors": len(copied)}
     elif network.source:
         arrived = {"source": spec.encoder_weights, **network.source}
     if runtime.rank() == 0:
         checkpoint.describe(folder, arguments, spec.images, task.classes)
     return network, arrived
+
+
+def first_weights(run: Run, start: str | Start, model: Model, fold: int) -> tuple[Path, str]:
+    """Return the checkpoint that a training starts from, and how it is named.
+
+    ConfigError where a network of another experiment was trained on scenes that validate this fold.
+    """
+    if isinstance(start, str):
+        return run.store.require(run.graph.checkpoint(start, fold)), f"checkpoint {start} of fold {fold}"
+    folder = start_folder(run.store.root.parent, model, fold)
+    assert folder is not None, "a start has a folder"
+    manifest.check(folder / checkpoint.WEIGHTS)
+    number = int(folder.name.removeprefix("fold"))
+    theirs = read_folds(manifest.check(run.store.root.parent / start.experiment / "01_folds" / "folds.csv"))
+    trained = {scene for scene, k in zip(theirs["id"], theirs["fold"], strict=True) if k != number}
+    if known := [scene.id for scene in split(run, fold)[1] if scene.id in trained]:
+        raise ConfigError(
+            f"train.init_from: {start.model} of fold {number} of {start.experiment} was trained on {len(known)} "
+            f"validation scenes of fold {fold}, such as {known[0]}, which would score as if it were unseen; leave "
+            "these scenes out there, or take its folds.csv as folds.file and the same fold"
+        )
+    return folder, f"checkpoint {start.model} of fold {number} of {start.experiment}"
 
 
 @dataclass(frozen=True)

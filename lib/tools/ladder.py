@@ -28,9 +28,9 @@ import yaml
 from lib.config.load import load
 from lib.config.reference import Reference
 from lib.errors import ConfigError
+from lib.report.units import flat
 from lib.run import cli
 from lib.tools import sweep, table
-from lib.tools.sheet import flat
 from lib.tools.sweep import Combination, Outcome
 
 PREFIX = re.compile(r"(?:(\d+)(?:-(\d+))?|([A-Za-z_]\w*)):(?=[\w.-]+=)")

@@ -7,6 +7,7 @@ process pool where one thread is compared.
 import importlib.util
 import os
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -38,7 +39,7 @@ def _official() -> ModuleType | str:
     if not (path := os.environ.get("XVIEW2_METRICS")):
         return "not given (--official FILE)"
     spec = importlib.util.spec_from_file_location("xview2_metrics", path)
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules["xview2_metrics"] = importlib.util.module_from_spec(spec)  # its processes import it by name
     spec.loader.exec_module(module)
     return module
 

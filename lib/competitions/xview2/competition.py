@@ -35,6 +35,7 @@ import shapely
 from pydantic import Field
 
 from lib.competitions import tables
+from lib.competitions.answers import FALSE_ALARM, MISSED, OTHER_CLASS
 from lib.competitions.class_rows import ClassRows
 from lib.competitions.facts import Facts
 from lib.competitions.scene import Answer, Axes, Chain, Finding, Levels, Params, Row, Scene
@@ -47,7 +48,8 @@ from lib.competitions.xview2.postprocess import STEPS, Decoded
 from lib.ensemble.search import Lattice
 from lib.errors import ConfigError, DataError
 from lib.files import read_json
-from lib.scenes import identical, place, polygons, raster, rle
+from lib.scenes import georeference, identical, place, polygons, raster, rle
+from lib.scenes.georeference import Place
 from lib.settings import Section, limits
 from lib.tasks import IGNORE, BinaryMask, MulticlassMask
 
@@ -132,13 +134,15 @@ class XView2(ClassRows):
             pre = _load(scene.files["pre_label"])
             position = _position(_outlines(scene.files["pre_label"], pre), pre, sizes[0])
             position = position or raster.centre(scene.files["pre"])
+            lies = _label_place(scene, pre)
             damage = _damage(scene, IGNORE)
             empty = not damage.any() and not _buildings(scene).any()
             damage = self.without_hidden(damage, scene, "cls")
         except DataError as error:
             return Facts(error=f"scene {scene.id}: {error}")
         held = np.bincount(damage.ravel(), minlength=IGNORE + 1)
-        return Facts({flag: bool(held[DAMAGE[name]]) for flag, name in FLAGS.items()} | {"empty": empty}, position)
+        flags = {flag: bool(held[DAMAGE[name]]) for flag, name in FLAGS.items()} | {"empty": empty}
+        return Facts(flags, position, more={"place": lies and lies.to_json()})
 
     def picture(self, scene: Scene, image: str) -> raster.Picture:
         """Read one side as the contract says. Raises DataError, too, for a pair of which no pixel shows one place."""
@@ -183,6 +187,17 @@ class XView2(ClassRows):
         ones, and 255 (or 1, as the option says) inside un-classified ones."""
         unclassified = IGNORE if self.options.unclassified == "ignore" else DAMAGE["no-damage"]
         return _buildings(scene) if task == "loc" else _damage(scene, unclassified)
+
+    def place(self, scene: Scene) -> Place | None:
+        """Return where a scene lies: as its pre image says, or else as the pre-event label tells by its outlines, which
+        are there in pixels and in degrees (exact to a hundredth of a pixel on real tiles)."""
+        if (known := self.georeference(scene)) is not None or "pre_label" not in scene.files:
+            return known
+        held = self.facts(scene).more
+        if "place" not in held:  # remembered by an earlier version
+            with suppress(DataError):
+                return _label_place(scene, _load(scene.files["pre_label"]))
+        return Place.from_json(held["place"]) if held.get("place") else None
 
     # ---- answers --------------------------------------------------------------------------------------
     def truth(self, scene: Scene) -> Answer:
@@ -268,6 +283,31 @@ class XView2(ClassRows):
         painted = image // 2
         painted[building] = COLOURS[answer["damage"][building]]
         return painted
+
+    # ---- rasters --------------------------------------------------------------------------------------
+    raster_name = "damage"
+
+    def raster_classes(self) -> dict[str, str]:
+        """Return the grades, and as the last class a building without a grade, which some steps may leave."""
+        names = (*DAMAGE, UNCLASSIFIED)
+        return {name: "#{:02x}{:02x}{:02x}".format(*COLOURS[number % 5]) for number, name in enumerate(names, 1)}
+
+    def class_raster(self, answer: Answer) -> np.ndarray:
+        """Return the damage of buildings: (H, W) uint8, 0 where there is none, 1 .. 4 as DAMAGE, 5 without a grade."""
+        building, damage = answer["localization"] > 0, answer["damage"]
+        return np.where(building, np.where(damage > 0, damage, np.uint8(len(DAMAGE) + 1)), np.uint8(0))
+
+    def each_pixel_alone(self, params: Params) -> bool:
+        """Tell whether no setting looks at buildings as objects."""
+        return not (params.get("object_seed") or params.get("preset") or params.get("postprocess"))
+
+    # ---- errors ---------------------------------------------------------------------------------------
+    def errors(self, answer: Answer, truth: Answer) -> dict[str, np.ndarray]:
+        """Return buildings that were missed, that are none, and where both have one and its grade is another."""
+        ours, theirs = (one["localization"] > 0 for one in (answer, truth))
+        graded = ours & (truth["damage"] > 0)
+        return {MISSED: theirs & ~ours, FALSE_ALARM: ours & ~theirs,
+                OTHER_CLASS: graded & (answer["damage"] != truth["damage"])}  # fmt: skip
 
     # ---- submission -----------------------------------------------------------------------------------
     def write_submission(self, answers: Iterable[tuple[Scene, Answer]], folder: Path) -> list[Path]:
@@ -527,17 +567,34 @@ def _position(outlines: np.ndarray, features: Mapping[str, Any], size: tuple[int
     It comes from the affine map of pixels to degrees of some ten buildings, exact to 1e-7 degrees (1 cm) on real tiles.
     Where there is no such map, it is the mean of the buildings, up to 200 m beside the centre.
     """
+    if (affine := _affine(outlines, features)) is not None:
+        return tuple(([size[1] / 2, size[0] / 2, 1.0] @ affine).tolist())  # (3,) @ (3, 2)
+    lng_lat, _ = _corners(outlines, features)
+    return tuple(lng_lat.mean(axis=0).tolist()) if len(lng_lat) and np.isfinite(lng_lat).all() else None
+
+
+def _label_place(scene: Scene, pre: Mapping[str, Any]) -> Place | None:
+    """Return the place that the outlines of a pre-event label tell. Raises DataError as ``_outlines``."""
+    outlines = _outlines(scene.files["pre_label"], pre)
+    degrees, pixels = _corners(outlines, pre)
+    return georeference.fitted(pixels, degrees, raster.image_size(scene.files["pre"]), _affine(outlines, pre))
+
+
+def _corners(outlines: np.ndarray, features: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Return corners of some ten buildings in degrees, (N, 2), and in pixels, (M, 2)."""
     some = slice(None, None, max(1, len(outlines) // 8))
     texts = [str(feature["wkt"]) for feature in features["lng_lat"][some]]
-    lng_lat = shapely.get_coordinates(shapely.from_wkt(texts, on_invalid="ignore"))  # (N, 2)
-    pixels = shapely.get_coordinates(outlines[some])
-    if not len(lng_lat) or not np.isfinite(lng_lat).all():
+    lng_lat = shapely.get_coordinates(shapely.from_wkt(texts, on_invalid="ignore"))
+    return lng_lat, shapely.get_coordinates(outlines[some])
+
+
+def _affine(outlines: np.ndarray, features: Mapping[str, Any]) -> np.ndarray | None:
+    """Return the affine map (3, 2) from (x, y, 1) in pixels to degrees; None where the buildings do not tell it."""
+    lng_lat, pixels = _corners(outlines, features)
+    if not len(lng_lat) or len(pixels) != len(lng_lat) or not np.isfinite(lng_lat).all():
         return None
-    if len(pixels) == len(lng_lat):
-        affine, _, rank, _ = np.linalg.lstsq(np.column_stack([pixels, np.ones(len(pixels))]), lng_lat, rcond=None)
-        if rank == 3:
-            return tuple(([size[1] / 2, size[0] / 2, 1.0] @ affine).tolist())  # (3,) @ (3, 2)
-    return tuple(lng_lat.mean(axis=0).tolist())
+    affine, _, rank, _ = np.linalg.lstsq(np.column_stack([pixels, np.ones(len(pixels))]), lng_lat, rcond=None)
+    return affine if rank == 3 else None
 
 
 def _buildings(scene: Scene) -> np.ndarray:

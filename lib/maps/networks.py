@@ -1,0 +1,339 @@
+"""In a worker: the averaged levels of one window of an area after the other, from all networks of an experiment.
+
+What stages 04 and 05 do with a scene is done with a window, by the same functions: a network's tiles, views and
+precision, rounding to levels, temperatures and weights. Windows are read ahead and written behind.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import shapely
+import torch
+from rasterio import features
+from rasterio.windows import Window
+from torch import Tensor
+
+from lib.choose.choice import Variant
+from lib.choose.evidence import weighted
+from lib.ensemble import calibration
+from lib.errors import ArtifactError, ConfigError
+from lib.inference.pipeline import Pipeline, Steps
+from lib.inference.predict import Predictor
+from lib.maps.frames import Cut, Edges, Frame, cuts
+from lib.maps.grid import BLOCK, Grid
+from lib.maps.sides import Side
+from lib.maps.sources import environment
+from lib.models import checkpoint
+from lib.run.cli import Run, quiet
+from lib.scenes.probs import quantise, refuse_other_classes, write_levels
+
+ROOM = 256 << 20
+"""Bytes of images that a worker reads ahead."""
+KEPT = 1 << 30
+"""Bytes of weights that a worker keeps loaded on a CPU; networks beyond that are loaded again for each window."""
+DISAGREEMENT, VALID = "disagreement", "valid"
+"""Bands of a window's file beside the classes."""
+
+
+class Member(NamedTuple):
+    """One network of the ensemble."""
+
+    model: str
+    fold: int
+    folds: int
+    """How many folds share the model's weight."""
+    task: str
+
+
+@dataclass
+class Job:
+    """What all workers know of an area."""
+
+    run: Run
+    grid: Grid
+    sides: dict[str, Side]
+    """Name of an image -> the files that show it."""
+    size: int
+    """Sides of a window in pixels, a multiple of BLOCK."""
+    members: Sequence[Member]
+    weights: dict[str, float]
+    variant: Variant
+    temperatures: dict[str, float]
+    asked: Any
+    """What is asked for, a polygon in the CRS of the grid: where all images overlap, within the user's area."""
+    limit: Any
+    """The user's own area, a polygon; None: no other limit than the images."""
+    folder: Path
+    """Where windows are kept until the rasters are made of them."""
+    _held: dict[str, Any] = field(default_factory=dict)
+
+    def windows(self) -> list[tuple[int, int]]:
+        """Return (row, column) of all windows that hold something of what is asked for."""
+        shapely.prepare(self.asked)
+        down, across = (range(-(-side // self.size)) for side in self.grid.shape)
+        return [(row, column) for row in down for column in across
+                if self.asked.intersects(shapely.box(*self.grid.part(self.window(row, column)).bounds))]  # fmt: skip
+
+    def window(self, row: int, column: int) -> Window:
+        """Return the pixels of a window."""
+        return self.grid.window(row * self.size, column * self.size, self.size)
+
+    def path(self, row: int, column: int) -> Path:
+        """Return the file of a window: the levels of all classes, then the disagreement, then 1 where it is valid."""
+        return self.folder / "windows" / f"{row}_{column}.tif"
+
+    @cached_property
+    def names(self) -> list[tuple[str, str]]:
+        """(Task, class) of each channel of a window's file before the disagreement."""
+        tasks = dict.fromkeys(member.task for member in self.members)
+        return [(task, name) for task in tasks for name in self.run.competition.tasks[task].classes]
+
+    def within(self, window: Window) -> np.ndarray:
+        """Tell which pixels of a window have their centres in the user's area: (h, w) bool."""
+        inside = np.ones((int(window.height), int(window.width)), bool)
+        if self.limit is None:
+            return inside
+        (top, bottom), (left, right) = cuts(window)
+        for row in range(top, bottom, BLOCK):  # cell by cell, so that rounding is the same for windows of any size
+            for column in range(left, right, BLOCK):
+                cell = self.grid.window(row, column, BLOCK)
+                part = self.grid.part(cell)
+                drawn = features.geometry_mask([self.limit], part.shape, part.transform, invert=True)
+                inside[row - top : row - top + part.height, column - left : column - left + part.width] = drawn
+        return inside
+
+
+@dataclass
+class Reading:
+    """A window on its way through the steps of a worker."""
+
+    place: tuple[int, int]
+    window: Window
+    images: dict[str, np.ndarray] = field(default_factory=dict)
+    """Name -> (3, H, W) uint8 of what all tiles show that reach into the window."""
+    seen: np.ndarray | None = None
+    """(H, W) bool: where all images have data, and the user asks for it."""
+    span: tuple[Cut, Cut] = ((0, 0), (0, 0))
+    """Rows and columns of the area that ``images`` hold."""
+    planes: np.ndarray | None = None
+    """What is written, (channels + 2, h, w) uint8."""
+    tiles: int = 0
+    """Tiles that networks were asked for."""
+
+
+class Written(NamedTuple):
+    """What became of a window."""
+
+    place: tuple[int, int]
+    pixels: int
+    """How many of its pixels are valid."""
+    tiles: int
+
+
+class AreaNetworks:
+    """What a worker predicts with: a device, and the networks that it has loaded."""
+
+    job: Job
+
+    def __init__(self, device: torch.device):
+        quiet()
+        self.device = device
+        self.pipeline: Pipeline[Reading, Reading, Reading, Written] | None = None
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+
+    def open(self, job: Job) -> list[str]:
+        """Take an area on; returns what is to be said. ConfigError for networks that cannot look at an area."""
+        job.run = job.run.on(self.device)
+        self.job, self.edges = job, Edges(job.folder / "edges")
+        self.predictors: OrderedDict[int, Predictor] = OrderedDict()
+        self.asked = set(job.windows())
+        self.described = [checkpoint.read_description(self._folder(member)) for member in job.members]
+        self.frames = [self._frame(number) for number in range(len(job.members))]
+        return []
+
+    # ---- many windows: read ahead, write behind -------------------------------------------------------
+    def feed(self, row: int, column: int) -> list[Written]:
+        """Take a window in, behind those taken before; returns what has become of earlier ones."""
+        if self.pipeline is None:
+            steps = Steps(self.read, self.compute, self.write, lambda reading: None, self.weigh)
+            self.pipeline = Pipeline(steps, ROOM)
+        return self.pipeline.feed(Reading((row, column), self.job.window(row, column)))
+
+    def drain(self) -> list[Written] | None:
+        """Compute one more window of those taken in; returns as ``feed``, None where none is left."""
+        written = None if self.pipeline is None else self.pipeline.drain()
+        if written is None:
+            self.drop()
+        return written
+
+    def drop(self) -> None:
+        """Give up the windows that were taken in; those that are computed are written when this returns."""
+        pipeline, self.pipeline = self.pipeline, None
+        if pipeline is not None:
+            pipeline.close()
+
+    def peak(self) -> float:
+        """Return the most memory that this process has had, in MiB; on a GPU that of the device."""
+        from lib.run.runtime import peak_memory_mib
+
+        return peak_memory_mib(self.device)
+
+    # ---- one window, step by step ---------------------------------------------------------------------
+    def weigh(self, reading: Reading) -> int:
+        """Return about how many bytes a window holds that is read."""
+        return sum(image.nbytes for image in reading.images.values())
+
+    def read(self, reading: Reading) -> Reading:
+        """Read what the tiles show that reach into a window, of all images; nothing where the window has no data."""
+        job = self.job
+        spans = [frame.span(reading.window) for frame in self.frames]
+        (top, bottom), (left, right) = (
+            (min(span[axis][0] for span in spans), max(span[axis][1] for span in spans)) for axis in (0, 1)
+        )
+        hull = Window(left, top, right - left, bottom - top)  # type: ignore[call-arg]
+        seen = job.within(hull) if job.limit is not None else np.ones((bottom - top, right - left), bool)
+        reading.span, reading.seen = ((top, bottom), (left, right)), seen
+        with environment():
+            for name, side in job.sides.items():
+                if not self._own(reading, seen).any():
+                    reading.images.clear()
+                    break
+                pixels, valid = side.read(hull)
+                seen &= valid
+                reading.images[name] = np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
+        return reading
+
+    def _own(self, reading: Reading, seen: np.ndarray) -> np.ndarray:
+        """Return the part of an array over ``span`` that is the window's own."""
+        (top, bottom), (left, right) = cuts(reading.window)
+        (first, _), (west, _) = reading.span
+        return seen[top - first : bottom - first, left - west : right - west]
+
+    def compute(self, reading: Reading) -> Reading:
+        """Ask all networks and average what they say."""
+        job, competition = self.job, self.job.run.competition
+        assert reading.seen is not None
+        valid = self._own(reading, reading.seen)
+        shape = valid.shape
+        planes = np.zeros((len(job.names) + 2, *shape), np.uint8)
+        if reading.images and valid.any():
+            spread, start = planes[-2], 0
+            for task in dict.fromkeys(member.task for member in job.members):
+                known, found = competition.tasks[task], []
+                for number, member in enumerate(job.members):
+                    if member.task == task:
+                        levels = self.levels(number, reading)
+                        tempered = calibration.apply(
+                            levels, job.temperatures.get(member.model, 1), known.kind == "multiclass"
+                        )
+                        found.append((member.model, member.folds, tempered))
+                stop = start + known.channels
+                planes[start:stop] = weighted(found, job.weights, job.run.config.blend.truncate)
+                heard = [levels for model, _, levels in found if job.weights.get(model)]
+                for channel in range(known.channels):
+                    own = [levels[channel] for levels in heard]
+                    np.maximum(spread, np.maximum.reduce(own) - np.minimum.reduce(own), out=spread)
+                start = stop
+            planes *= valid
+            planes[-1] = valid
+        reading.planes, reading.seen = planes, None
+        reading.images.clear()  # nobody needs them any more
+        return reading
+
+    def levels(self, number: int, reading: Reading) -> np.ndarray:
+        """Return what one network says of a window, (C, h, w) uint8, rounded as stage 04 does."""
+        frame, size = self.frames[number], self.job.size
+        (top, bottom), (left, right) = cuts(reading.window)
+        total: Any = None
+        for row, column in frame.tiles(reading.window):
+            rows, down = frame.rows.shared(row, top, bottom)
+            columns, across = frame.columns.shared(column, left, right)
+            path = self.edges.path(number, (row, column), reading.place)
+            held = self.edges.get(path, (rows.stop - rows.start, columns.stop - columns.start))
+            if held is not None:
+                part = torch.from_numpy(held).to(self.device)
+            elif (probs := self._tile(number, row, column, reading)) is None:
+                continue
+            else:
+                part = probs[:, rows, columns]
+                for other in frame.windows(row, column, size):
+                    if other != reading.place and other in self.asked and not self.job.path(*other).exists():
+                        self._keep(number, (row, column), other, probs)
+            if total is None:
+                total = part.new_zeros((part.shape[0], bottom - top, right - left))
+            weights = torch.outer(frame.rows.weights[row][rows], frame.columns.weights[column][columns])
+            total[:, down, across].addcmul_(part, weights.to(part.device))
+        if total is None:
+            classes = self.described[number]["classes"]
+            return np.zeros((len(classes), bottom - top, right - left), np.uint8)
+        return quantise(total.cpu().numpy(), self.job.run.config.predict.truncate)
+
+    def _tile(self, number: int, row: int, column: int, reading: Reading) -> Tensor | None:
+        """Return what a network says of a tile, probs (C, h, w); None where nothing in it is asked for and has data."""
+        (first, _), (west, _) = reading.span
+        frame = self.frames[number]
+        down, across = frame.rows.shown(row) - first, frame.columns.shown(column) - west
+        assert reading.seen is not None
+        if not reading.seen[np.ix_(down, across)].any():
+            return None
+        stack = [reading.images[name][:, down[:, None], across] for name in self.described[number]["images"]]
+        reading.tiles += 1
+        try:
+            return self._predictor(number).window(np.concatenate(stack))
+        except torch.OutOfMemoryError as error:
+            raise ArtifactError("the memory of the GPU is full; lower predict.tile, or --window") from error
+
+    def _keep(self, number: int, tile: tuple[int, int], other: tuple[int, int], probs: Tensor) -> None:
+        """Keep what a tile says of another window."""
+        frame, ((top, bottom), (left, right)) = self.frames[number], cuts(self.job.window(*other))
+        rows, _ = frame.rows.shared(tile[0], top, bottom)
+        columns, _ = frame.columns.shared(tile[1], left, right)
+        self.edges.put(self.edges.path(number, tile, other), probs[:, rows, columns].cpu().numpy())
+
+    def write(self, reading: Reading) -> Written:
+        """Write the file of a window, and forget what was kept for it."""
+        assert reading.planes is not None
+        path = self.job.path(*reading.place)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        names = [*(f"{task} {name}" for task, name in self.job.names), DISAGREEMENT, VALID]
+        write_levels(path, reading.planes, names)
+        self.edges.drop(reading.place)
+        return Written(reading.place, int(reading.planes[-1].sum()), reading.tiles)
+
+    # ---- networks -------------------------------------------------------------------------------------
+    def _folder(self, member: Member) -> Path:
+        run = self.job.run
+        return run.store.require(run.graph.checkpoint(member.model, member.fold))
+
+    def _frame(self, number: int) -> Frame:
+        """Lay a network's tiles over the area. ConfigError where it is one that sees scenes at another size."""
+        job, member = self.job, self.job.members[number]
+        predictor, model = self._predictor(number), job.run.config.models[member.model]
+        if model.view.whole(job.grid.shape, 1.0) != job.grid.shape or predictor.scales != (1.0,):
+            raise ConfigError(f"models.{member.model}.view, predict.scales: expected networks that see an area at the "
+                              "size of its pixels, got others; choose the pixels by --pixel-size instead")  # fmt: skip
+        return Frame.of(job.grid.shape, predictor.tile, predictor.overlap, predictor.network.stride, predictor.pad)
+
+    def _predictor(self, number: int) -> Predictor:
+        """Return a network that is ready to predict; as many are kept as fit."""
+        if number in self.predictors:
+            self.predictors.move_to_end(number)
+            return self.predictors[number]
+        job, member = self.job, self.job.members[number]
+        run, folder = job.run, self._folder(member)
+        task, model = run.competition.tasks[member.task], run.config.models[member.model]
+        refuse_other_classes(folder, self.described[number]["classes"], task.classes)
+        weight = (folder / checkpoint.WEIGHTS).stat().st_size
+        room = KEPT if self.device.type == "cpu" else torch.cuda.get_device_properties(self.device).total_memory // 2
+        while self.predictors and (len(self.predictors) + 1) * weight > room:
+            self.predictors.popitem(last=False)
+        looks = run.predict_of(member.model).model_copy(update={"tta": job.variant.tta})
+        network = checkpoint.load_network(folder)
+        self.predictors[number] = Predictor(network, task.activate, looks, model.view, self.device, model.pad)
+        return self.predictors[number]
