@@ -268,6 +268,65 @@ def until(happened, seconds: float = 20.0):
     return found
 
 
+# ---- who may help -------------------------------------------------------------------------------------
+class Client:
+    """A Dask client that knows workers by name: threads, Python, numpy, and what ``relay.seen`` tells of each."""
+
+    status = "running"
+
+    def __init__(self, **workers):
+        self.workers, self.asked = workers, []
+
+    def nthreads(self):
+        return {name: threads for name, (threads, *_) in self.workers.items()}
+
+    def get_versions(self):
+        own = {"host": {"python": f"{hand.versions()['Python']}.final.0"}}
+        told = {
+            name: {"host": {"python": f"{python}.final.0"}, "packages": {"numpy": numpy}}
+            for name, (_, python, numpy, _) in self.workers.items()
+        }
+        return {"client": own, "workers": told}
+
+    def run(self, function, workers, on_error):
+        self.asked += workers
+        return {name: self.workers[name][3] for name in workers}
+
+    def processing(self):
+        return {name: ["a unit"] for name in self.workers}
+
+
+def test_workers_share_the_cores_of_their_machine_and_odd_ones_are_named_once(monkeypatch):
+    pytest.importorskip("cloudpickle")
+    ours = hand.versions()
+    own = relay.seen(str(module.__file__), lambda: 1)["place"]
+
+    def worker(place, threads=1, python=ours["Python"], numpy=ours["numpy"], cores=16, there=True):
+        return threads, python, numpy, {"place": place, "cores": cores, "there": there}
+
+    odd = {"e": worker("old", python="3.9.1"), "f": worker("odd", numpy="1.0"), "g": worker("empty", there=False)}
+    good = {"a": worker("big"), "b": worker("big", threads=3), "c": worker("small", threads=2, cores=1)}
+    client = Client(**good, d=worker(own), **odd)
+    monkeypatch.setattr(crew, "connect", lambda address, name: client)
+    found = DaskCrew("tcp://head:8786")
+    said = found.look()
+    assert found.places == {"a": Helper("a", 1, 4), "b": Helper("b", 3, 4), "c": Helper("c", 2, 1)}
+    assert found.free() == {"a": 0, "b": 2, "c": 1}
+    refused = "worker {} does not help with the scenes: "
+    assert said == [
+        f"{refused.format('e')}Python is 3.9.1 there and {ours['Python']} here",
+        f"{refused.format('f')}numpy is 1.0 there and {ours['numpy']} here",
+        f"{refused.format('g')}expected the project at {crew.ROOT} there, found nothing",
+    ]
+    assert "e" not in client.asked and "f" not in client.asked, "no code of ours is sent to another Python"
+    del client.workers["b"]
+    assert found.look() == ["worker b is gone; its scenes go to others"]
+    assert found.places == {"a": Helper("a", 1, 16), "c": Helper("c", 2, 1)} and client.asked.count("a") == 1
+    client.status = "closed"
+    with pytest.raises(OSError, match="tcp://head:8786 no longer answers"):
+        found.look()
+
+
 # ---- what a worker does -------------------------------------------------------------------------------
 FAKE = """
 import os, pickle, sys, time
