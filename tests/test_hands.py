@@ -172,7 +172,7 @@ def test_all_take_part_and_each_worker_gets_the_object_once():
     answers, said = shared(workers)
     assert sorted(number for number, _ in answers) == list(range(100, 160))
     assert {host for _, host in answers} == {"here", "a", "b"} and sorted(workers.got) == ["a", "b"]
-    assert said == ["counting: 1 processes here and up to 4 of 2 workers"]
+    assert said == ["counting: 1 process here and up to 4 of 2 workers"]
 
 
 def test_another_object_is_sent_anew_and_the_same_one_is_not():
@@ -245,11 +245,11 @@ def test_few_scenes_are_counted_here_and_no_more_workers_help_than_have_enough()
     said: list[str] = []
     with helped(Here(), "tcp://nowhere:1", 63, said.append) as pool:
         assert isinstance(pool, Here)
-    assert said == ["counting: 1 processes here; 63 scenes are too few for more, 32 for each"]
+    assert said == ["counting: 1 process here; 63 scenes are too few for more, 32 for each"]
     workers = Fakes({"a": "ok", "b": "ok", "c": "ok"})
     answers, said = shared(workers, scenes=3 * 32 + 1)
     assert {host for _, host in answers} <= {"here", "a", "b"} and said == [
-        "counting: 1 processes here and up to 2 of 2 workers"]  # fmt: skip
+        "counting: 1 process here and up to 2 of 2 workers"]  # fmt: skip
 
 
 def test_other_versions_are_a_sentence():
@@ -471,7 +471,7 @@ def test_on_dask_the_bytes_are_those_of_one_machine_though_workers_and_clients_a
         with Hands(here, lambda: Elsewhere(address), 9999, said.append) as hands:
             fit.choose(run, tmp_path, hands)
         assert (tmp_path / "decode.json").read_bytes() == alone and kinds.count("answer") > 2
-        assert said[0] == "counting: 1 processes here and up to 2 of 2 workers"
+        assert said[0] == "counting: 1 process here and up to 2 of 2 workers"
         assert f"worker {min(pids)} is gone; its scenes go to others" in said
 
         (tmp_path / "napping.py").write_text(NAP)

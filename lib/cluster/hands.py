@@ -84,9 +84,11 @@ class Hands:
             self._give_up(str(error))
             return
         places = self._useful()
-        count = sum(place.threads * place.processes for place in places)
-        workers = f"up to {count} of {len(places)} workers" if places else "no worker of another machine yet"
-        for line in (*said, f"counting: {len(self.here)} processes here and {workers}"):
+        workers = "no worker of another machine yet"
+        if places:
+            count = sum(place.threads * place.processes for place in places)
+            workers = f"up to {count} of {len(places)} worker{'s' * (len(places) > 1)}"
+        for line in (*said, f"counting: {_processes(self.here)} and {workers}"):
             self.say(line)
         self._thread = threading.Thread(target=self._work, name="hands", daemon=True)
         self._thread.start()
@@ -234,13 +236,17 @@ class Batched:
     token: str
 
 
+def _processes(here: "Pool") -> str:
+    return f"{len(here)} process{'es' * (len(here) > 1)} here"
+
+
 @contextmanager
 def helped(here: "Pool", address: str | None, scenes: int, say: Callable[[str], None]) -> Iterator["Pool | Hands"]:
     """Yield what shares scenes between this machine and the workers of a scheduler; ``here`` alone without an address,
     and where scenes are too few. ConfigError without Dask, or for what is no address."""
     if address is None or scenes // ENOUGH <= len(here):
         if address is not None:
-            say(f"counting: {len(here)} processes here; {scenes} scenes are too few for more, {ENOUGH} for each")
+            say(f"counting: {_processes(here)}; {scenes} scenes are too few for more, {ENOUGH} for each")
         yield here
         return
     with Hands(here, partial(DaskCrew, address), scenes, say) as hands:
