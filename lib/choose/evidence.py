@@ -34,7 +34,7 @@ from lib.run.clock import Clock
 from lib.scenes.probs import levels_path, read_levels
 
 if TYPE_CHECKING:
-    from lib.run.executor import Pool
+    from lib.run.executor import Sharing
 
 AT_ONCE = 16
 """At most so many scenes are counted by a process before it hands over its tables, which may have 60 MB each."""
@@ -215,7 +215,7 @@ class OutOfFold:
         fold_of: Mapping[str, int],
         scenes: Sequence[Scene],
         members: Callable[[Scene], Members],
-        pool: "Pool | None" = None,
+        pool: "Sharing | None" = None,
     ):
         if not scenes:
             raise DataError("no out-of-fold scene has been predicted; run stage 04 with --split oof")
@@ -441,7 +441,7 @@ class OutOfFoldScene:
                 self.details[key] = calibration.stated(self.competition.tasks[task], levels[:, ::step, ::step], target)
 
 
-def out_of_fold(run: Run, temperatures: Mapping[str, float] | None = None, pool: "Pool | None" = None) -> OutOfFold:
+def out_of_fold(run: Run, temperatures: Mapping[str, float] | None = None, pool: "Sharing | None" = None) -> OutOfFold:
     """Open the out-of-fold scenes of an experiment; ``temperatures``: of its models; ``pool``: who shares a pass."""
     table = run.folds()
     fold_of = {scene: int(fold) for scene, fold in zip(table["id"], table["fold"], strict=True)}
