@@ -42,6 +42,10 @@ def main(argv=None):
     for line in ensemble.fallbacks(run):
         cli.say(line)
     cli.say(page.write(run))
+    if run.config.track:
+        from lib.stages import track  # here, since a kernel goes without it
+
+        track.outcome(run, run.config.track)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ COVERED := 90  # per cent of the lines of lib/ that `make test` must run
 CODE := lib tests $(wildcard 0*.py)
 STAGES := 01_prepare_folds.py 02_train_loc.py 03_train_cls.py 04_predict_tta.py 05_ensemble.py 06_make_submission.py
 
-.PHONY: demo test test-quick test-oldest lint format install install-dev clean
+.PHONY: demo test test-quick test-oldest lint format docs install install-dev clean
 
 demo: install
 	@for stage in $(STAGES); do echo "== $$stage"; $(RUN) $$stage --workdir $(WORKDIR) || exit $$?; done
@@ -38,6 +38,10 @@ format: install-dev
 	$(RUN) -m ruff check --fix $(CODE)
 	$(RUN) -m ruff format $(CODE)
 
+# The documentation as a site, site/index.html; a link that leads nowhere is an error.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
+
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 
@@ -50,8 +54,12 @@ $(VENV)/.installed: requirements.txt | $(VENV)/bin/python
 	$(RUN) $(PIP) -r requirements.txt
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-fast.txt
+$(VENV)/.installed-dev: $(VENV)/.installed $(wildcard requirements-*.txt)
 	$(RUN) $(PIP) -r requirements.txt -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.installed-docs: requirements-docs.txt | $(VENV)/bin/python
+	$(RUN) $(PIP) -r requirements-docs.txt
 	@touch $@
 
 $(OLDEST)/.installed: requirements.txt requirements-dev.txt requirements-oldest.txt
@@ -60,4 +68,4 @@ $(OLDEST)/.installed: requirements.txt requirements-dev.txt requirements-oldest.
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(WORKDIR) demo_data .coverage .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(OLDEST) $(WORKDIR) demo_data site .coverage .pytest_cache .ruff_cache .mypy_cache

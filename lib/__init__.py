@@ -12,6 +12,8 @@ if sys.argv[0].endswith((".py", "-m")) and importlib.util.find_spec("torch") is 
 
 # albumentations asks PyPI for a newer release when it is imported; a kernel has no network.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+# timm imports wandb where it is installed, and wandb reports home, offline runs or not.
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 # OpenCV and its FFmpeg warn of every file that they cannot open, but a DataError says what is wrong with it. All
 # releases of OpenCV read these variables when they are loaded; the calls that do the same differ between 4 and 5.
 os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")

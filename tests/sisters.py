@@ -29,6 +29,17 @@ EXPERIMENTS = {
             }
         },
     },
+    "bright": {
+        "competition": "bright",
+        "data": {"synthetic": {"scenes": 6, "test_scenes": 3, "size": 96, "seed": 1}},
+        "models": {
+            "unet": {
+                "task": "loc",
+                "network": {**SEGMENTATION, "images": ["pre", "post"]},
+                "train": {**TRAIN, "augment": "light", "loss": {"terms": {"ce": 1}}},
+            }
+        },
+    },
     "labels": {
         "competition": "labels",
         "folds": {"n": 2, "scheme": "group"},

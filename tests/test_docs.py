@@ -23,7 +23,7 @@ DOCS = (
     *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
 )
 GUIDES = {"masks": "binary_rle", "rows": "multiclass_rle", "classes": "voc", "labels": "labels", "videos": "videos",
-          "pairs": "xview2"}  # fmt: skip
+          "pairs": "xview2", "radar": "bright"}  # fmt: skip
 """Guide, and example file of the same name -> the competition it is about."""
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LANGUAGES = {"bash", "yaml", "json", "text"}
@@ -31,7 +31,8 @@ MADE = {
     "best.safetensors", "network.json", "log.jsonl", "folds.csv", "audit.json", "findings.csv", "decode.json",
     "figures.json", "report.html", "beside.html",
     "manifest.json", "submission.csv", "probabilities.csv", "sample_submission.csv", "train.csv", "label.csv",
-    "test.csv", "labels.csv", "annotations.txt", "trainval.txt", "test.txt", "train.txt", "val.txt",
+    "test.csv", "labels.csv", "annotations.txt", "trainval.txt", "test.txt", "train.txt", "val.txt", "train_set.txt",
+    "test_set.txt",
 }  # fmt: skip
 """Files that are named in the docs and lie in a data set or in a workdir, not in this repository."""
 
@@ -213,8 +214,8 @@ def steps(guide: str) -> set[str]:
 
 
 @pytest.mark.parametrize(("guide", "module"), [
-    ("masks", "lib.competitions.binary_rle.instances"), ("classes", "lib.competitions.voc.label_map"),
-    ("pairs", "lib.competitions.xview2.postprocess"),
+    ("masks", "lib.competitions.binary_rle.instances"), ("classes", "lib.competitions.label_map"),
+    ("pairs", "lib.competitions.xview2.postprocess"), ("radar", "lib.competitions.label_map"),
 ])  # fmt: skip
 def test_post_processing_steps_are_those_of_the_code(guide, module):
     assert steps(guide) == set(importlib.import_module(module).STEPS)

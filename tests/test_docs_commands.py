@@ -50,6 +50,7 @@ CLASSIFIER = "{architecture: classifier, images: [%s], encoder: tu-test_efficien
 SIZES = {
     "binary_rle": (8, 3, 96),
     "voc": (9, 3, 96),
+    "bright": (6, 2, 96),
     "multiclass_rle": (16, 3, 96),
     "labels": (12, 3, 64),
     "videos": (8, 3, 64),
@@ -64,6 +65,7 @@ def tiny(guide: str) -> list[str]:
         "masks": {"unet": SEGMENTATION % "image"},
         "rows": {"unet": SEGMENTATION % "image"},
         "classes": {"unet": SEGMENTATION % "image"},
+        "radar": {"unet": SEGMENTATION % "pre, post"},
         "labels": {"lite0": CLASSIFIER % "image"},
         "videos": {"lite0": CLASSIFIER % "frames"},
         "pairs": {"loc": SEGMENTATION % "pre", "cls": (SEGMENTATION % "pre, post").replace("segmentation", "siamese")},
@@ -259,6 +261,7 @@ def write_tiny(path: Path, guide: str, root: str) -> None:
 
 PREPARED = {"README.md": with_tiny_experiment, "docs/cluster.md": with_tiny_experiment,
             "docs/map_outputs.md": with_tiny_experiment, "docs/maps.md": for_maps,
+            "docs/export.md": with_tiny_experiment, "docs/tracking.md": with_tiny_experiment,
             "docs/report.md": with_tiny_experiment,
             "docs/running.md": for_running, "docs/tools.md": for_tools,
             "docs/kaggle.md": for_kaggle}  # fmt: skip

@@ -114,6 +114,7 @@ WORDS = {
     "binary_rle": "binary_rle nuclei nucleus hubmap hpa kidney spleen stage1_train stage1_test EncodedPixels ImageId",
     "voc": "voc JPEGImages SegmentationClass ImageSets trainval cheetah lion wolf tiger hyena fox camvid pets",
     "multiclass_rle": "multiclass_rle madison severstal stomach bowel large_bowel small_bowel EncodedPixels ClassId",
+    "bright": "pre-event post-event building_damage intact earthquake",
     "videos": "zalo liveness liveness_score spoof label.csv",
     "labels": "macro_f1 top5 cassava",
 }  # fmt: skip

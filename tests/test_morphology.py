@@ -5,9 +5,8 @@ import pytest
 import skimage
 from scipy import ndimage
 
-from lib.competitions import open_competition
+from lib.competitions import label_map, open_competition
 from lib.competitions.binary_rle import instances
-from lib.competitions.voc import label_map
 from lib.competitions.xview2 import postprocess
 from lib.ensemble.morphology import closing, open_and_close, opening
 

@@ -16,7 +16,9 @@ STATED = sources.requirements()
 DEVELOPMENT = sources.requirements(ROOT / "requirements-dev.txt")
 FAST = sources.requirements(ROOT / "requirements-fast.txt")
 CLUSTER = sources.requirements(ROOT / "requirements-cluster.txt")
-MAPS = sources.requirements(ROOT / "requirements-maps.txt")
+TESTED = {name: spec for part in ("docs", "export", "maps", "track")
+          for name, spec in sources.requirements(ROOT / f"requirements-{part}.txt").items()}  # fmt: skip
+"""Optional packages whose use is tested, beside those above."""
 NOTEBOOK = sources.requirements(ROOT / "requirements-notebook.txt")
 GPU = sources.requirements(ROOT / "requirements-gpu.txt")
 OLDEST = sources.requirements(ROOT / "requirements-oldest.txt")
@@ -24,20 +26,19 @@ OLDEST = sources.requirements(ROOT / "requirements-oldest.txt")
 
 def test_every_range_begins_at_the_oldest_version_that_is_tested():
     """Of the packages for development those with a range run the tests; the pinned ones only read the sources."""
-    ranges = (
-        STATED | FAST | CLUSTER | MAPS | {name: spec for name, spec in DEVELOPMENT.items() if not spec.startswith("==")}
-    )
+    own = {name: spec for name, spec in DEVELOPMENT.items() if not spec.startswith("==")}
+    ranges = STATED | FAST | CLUSTER | TESTED | own
     assert {name: f"=={re.match('[>=]=([0-9.]+)', spec)[1]}" for name, spec in ranges.items()} == OLDEST
 
 
 def test_every_range_has_an_end():
-    everything = STATED | DEVELOPMENT | FAST | CLUSTER | MAPS | NOTEBOOK | GPU
+    everything = STATED | DEVELOPMENT | FAST | CLUSTER | TESTED | NOTEBOOK | GPU
     assert [name for name, spec in everything.items() if "<" not in spec and not spec.startswith("==")] == []
 
 
 def test_what_runs_a_competition_does_not_install_what_tests_and_lint_need():
     assert {"pytest", "pytest-cov", "ruff", "mypy"} <= DEVELOPMENT.keys()
-    assert not STATED.keys() & (DEVELOPMENT | FAST | CLUSTER | MAPS | NOTEBOOK | GPU).keys()
+    assert not STATED.keys() & (DEVELOPMENT | FAST | CLUSTER | TESTED | NOTEBOOK | GPU).keys()
 
 
 def test_the_suite_runs_within_the_ranges():

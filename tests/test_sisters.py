@@ -96,8 +96,8 @@ def test_a_test_scene_of_which_nothing_can_be_read_has_an_answer_and_stops_nothi
     shutil.copytree(sister.config.parent / "data", data)
     run = cli.start("", [*sister.flags, "--set", f"data.root={data}"])
     (broken, _, _) = run.competition.scenes("test")
-    (path,) = broken.files.values()
-    path.write_bytes(b"nothing that can be read")
+    for path in broken.files.values():
+        path.write_bytes(b"nothing that can be read")
     flags = ("--set", f"data.root={data}", "--set", "data.synthetic=null", "--set", "predict.fallback=0",
              "--workdir", tmp_path, "--inputs", sister.root, "--split", "test")  # fmt: skip
     for name in STAGES[3:]:

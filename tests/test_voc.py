@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import rasterio
 
-from lib.competitions import open_competition, synthetic
+from lib.competitions import label_map, open_competition, synthetic
 from lib.competitions.contract import summarize
 from lib.competitions.synthetic.voc import CLASSES
-from lib.competitions.voc import label_map
 from lib.competitions.voc.competition import palette
 from lib.config.load import load
 from lib.errors import ConfigError, DataError

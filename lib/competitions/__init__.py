@@ -12,6 +12,7 @@ from lib.settings import Limits, Section, one_of, sentences
 
 CLASSES = {
     "binary_rle": "binary_rle.competition.BinaryRLE",
+    "bright": "bright.Bright",
     "labels": "labels.Labels",
     "multiclass_rle": "multiclass_rle.MulticlassRLE",
     "videos": "videos.competition.Videos",

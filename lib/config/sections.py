@@ -20,6 +20,7 @@ from lib.tasks import Task
 
 Precision = Literal["float32", "float16", "bfloat16"]
 Views = Literal["none", "hflip", "flips", "d4"]
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 UnitKind = Literal["folds", "train", "predict", "ensemble", "submission"]
 BOUNDARY = "boundary_bce"
 """The loss term of every kind that trains a boundary head."""
@@ -619,7 +620,7 @@ class Cluster(Section):
     """How often a unit is started again that ended by no fault of its user: a node that was lost, a process killed."""
     part: int = Field(64, ge=0)
     """A free worker helps with a prediction that has at least so many scenes left for each that works on it; 0: none
-    helps."""
+    helps, nor counts scenes for stage 05."""
     threads: int | None = Field(None, ge=1)
     """Threads that each unit computes with; none: as many as a stage that is started by hand where lib.cluster runs.
     Sums of convolutions on a CPU depend on it in their last digits."""
@@ -652,6 +653,9 @@ class Experiment(Section):
     """Scores that the source of this experiment reports; printed beside ours, used nowhere."""
     cluster: Cluster = Cluster()
     """How many machines share the work."""
+    track: tuple[TrackerName, ...] = ()
+    """What shows trainings beside their log, each an optional package (requirements-track.txt): tensorboard, wandb
+    (kept offline unless WANDB_MODE says otherwise), mlflow. No result depends on it."""
 
     def predict_of(self, model: Model, tasks: Mapping[str, Task]) -> Predict:
         """Return how the networks of a model look at scenes: ``predict`` with the precision of this model.

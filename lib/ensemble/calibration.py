@@ -117,13 +117,14 @@ def apply(levels: np.ndarray, temperature: float, exclusive: bool) -> np.ndarray
     if not exclusive:
         yes = np.exp(_tempered(_log_probabilities(np.arange(256, dtype=np.uint8)[:, None]), temperature)[:, 1])
         return np.rint(255 * yes).astype(np.uint8)[levels]
-    powers = (np.maximum(np.arange(256), _floor(len(levels))) / 255) ** (1 / temperature)
+    powers = (np.maximum(np.arange(256), floor(len(levels))) / 255) ** (1 / temperature)
     powered = powers[levels]  # (C, H, W) float64
     powered *= 255 / powered.sum(0)
     return np.rint(powered, out=powered).astype(np.uint8)
 
 
-def _floor(classes: int) -> float:
+def floor(classes: int) -> float:
+    """Return the level that stands for a stored 0 of each of so many classes; a yes or no has two."""
     return FLOOR / max(1, classes - 1)
 
 
@@ -135,7 +136,7 @@ def _log_probabilities(levels: np.ndarray) -> np.ndarray:
     shares = levels.astype(np.float64)
     if shares.shape[1] == 1:
         shares = np.concatenate([255 - shares, shares], axis=1)
-    return np.log(np.maximum(shares, _floor(shares.shape[1])))
+    return np.log(np.maximum(shares, floor(shares.shape[1])))
 
 
 def _tempered(logs: np.ndarray, temperature: float) -> np.ndarray:

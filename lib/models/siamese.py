@@ -58,10 +58,16 @@ class SiameseNet(SegmentationNet):
         pre, post = x[:, :3], x[:, 3:]  # 2 x (B, 3, H, W)
         if self.fusion.statistics == "joint":
             both = self.encoder(torch.cat([pre, post]))  # levels of (2B, C, h, w)
-            before, after = zip(*(level.chunk(2) for level in both))
+            before, after = zip(*(_halves(level, pre.shape[0]) for level in both))
         else:
             before, after = self.encoder(pre), self.encoder(post)
         return fuse(before, after, self.fusion.fusion, self.fusion.bottleneck)
+
+
+def _halves(level: Tensor, count: int) -> tuple[Tensor, ...]:
+    """Divide (2B, C, h, w) into two of ``count`` = B, as slices, which an export for any B can follow; while gradients
+    are wanted, as chunks, whose gradients are joined and not added."""
+    return level.chunk(2) if torch.is_grad_enabled() else (level[:count], level[count:])
 
 
 def build(*, classes: int, images: int, dropout: float = 0.0, **options: Any) -> SiameseNet:

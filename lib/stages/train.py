@@ -23,9 +23,10 @@ from lib.scenes.augment import build as build_augment
 from lib.scenes.folds import read_folds
 from lib.scenes.probs import file_name, quantise, read_logits, refuse_other_classes
 from lib.scenes.view import View, resize
-from lib.stages import cache, folds, pseudo
+from lib.stages import cache, folds, pseudo, track
 from lib.stages.pseudo import PseudoLabels
 from lib.tasks import Task
+from lib.training import trackers
 from lib.training.balance import median_frequency
 from lib.training.dataset import CropDataset, FrameDataset, SampleStream, TrainingSet, repeat_scenes, source_weights
 from lib.training.fit import Fit, Place
@@ -34,18 +35,20 @@ from lib.training.judge import Judge, plain_predictor
 
 def train(run: Run, unit: Unit) -> None:
     """Train the network of one checkpoint; under torchrun all processes work on it together."""
-    _, name, place = unit.key.split("/")
-    model, fold = run.config.models[name], int(place.removeprefix("fold"))
+    _, name, where = unit.key.split("/")
+    model, fold = run.config.models[name], int(where.removeprefix("fold"))
     task = run.competition.tasks[model.task]
     record: dict[str, Any] = {"stage": unit.key[:2]}
-    with run.build(unit, record) as folder:
+    trackers.require(run.config.track)
+    with run.build(unit, record) as folder, track.training(run, unit, folder) as followed:
         training, validation = split(run, fold)
         network, arrived = start_network(run, model, fold, task, folder)
         dataset = samples(run, model, training, fold)
         judge = Judge(run.competition, model, validation, run.predict_of(name), run.config.decode,
                       localization(run, model, fold))  # fmt: skip
         settings = with_class_weights(run, model, task, training, record)
-        fit = Fit(network, task, dataset, judge, settings, Place(folder, run.device, run.config.seed_of(model), say))
+        place = Place(folder, run.device, run.config.seed_of(model), say, followed.line)
+        fit = Fit(network, task, dataset, judge, settings, place)
         extra = len(dataset.scenes) - len(training)
         judged = runtime.precision_on(run.device, judge.predict.precision)
         say(f"  {len(training)} scenes to train on{f' and {extra} pseudo-labelled' if extra else ''}, "
@@ -58,6 +61,7 @@ def train(run: Run, unit: Unit) -> None:
         if warning := licences.warning(model.network.encoder, model.network.encoder_weights):
             say(f"  {warning}")
         record["scores"] = fit.run()
+        followed.scores(record["scores"])
         record["clock"] = fit.clock.seconds
     alarm(run, record["scores"])
     if run.config.reference is not None:

@@ -42,7 +42,7 @@ class Fit:
     ):
         self.dataset, self.validate, self.train = dataset, validate, train
         self.folder, self.device, self.seed, self.say = place.folder, place.device, place.seed, place.say
-        self.clock = place.clock
+        self.clock, self.track = place.clock, place.track
         self.stepper = stepper = Stepper(network, task, dataset, train, place)
         self.network, self.arithmetic, self.average = stepper.network, stepper.arithmetic, stepper.average
         self.sampler, self.steps = stepper.sampler, len(stepper.sampler)
@@ -143,6 +143,7 @@ class Fit:
         if runtime.rank() == 0:
             _append(self.folder / "log.jsonl", line, self.epoch)
             self._save()
+            self.track(line)
 
     def _judge(self, line: dict[str, Any]) -> None:
         """Validate, and keep the weights where they are the best so far; all processes do, and find the same."""

@@ -6,7 +6,7 @@ later (``watch``), and until then the weights stand still (``precision``): the l
 
 import gc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +47,8 @@ class Place:
     seed: int
     say: Callable[[str], None]
     """Takes a line for the terminal."""
+    track: Callable[[Mapping[str, Any]], None] = lambda line: None
+    """Takes each line of the log, in the first process alone, when it and the state are on the disk."""
     clock: Clock = field(default_factory=Clock)
     """Counts where the time goes. A GPU is not waited for: its work counts where the host waits for its numbers."""
 

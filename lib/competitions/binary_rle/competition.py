@@ -396,6 +396,10 @@ class BinaryRLE(RunsCompetition):
         truth = [("truth", _outline(image, self.truth(scene), (60, 220, 90)))] if self.labelled(scene) else []
         return [("image", image), *truth, ("prediction", _outline(image, answer, (250, 200, 40)))]
 
+    def legend(self) -> dict[str, str]:
+        """Return nothing: one class is outlined in one colour, and the title says whose outlines they are."""
+        return {}
+
     def errors(self, answer: Answer, truth: Answer) -> dict[str, np.ndarray]:
         """Return pixels of objects that were missed, and those of none; which object it is does not matter."""
         return super().errors((answer > 0).view(np.uint8), (truth > 0).view(np.uint8))
