@@ -209,7 +209,7 @@ class AreaNetworks:
     def read(self, reading: AreaWindow) -> AreaWindow:
         """Read what the tiles show that reach into a window, of all images; nothing where the window has no data."""
         job, ((top, bottom), (left, right)) = self.job, reading.span
-        hull = Window(left, top, right - left, bottom - top)  # type: ignore[call-arg]
+        hull = Window(left, top, right - left, bottom - top)
         seen = job.within(hull) if job.limit is not None else np.ones((bottom - top, right - left), bool)
         reading.seen = seen
         with environment():
@@ -287,13 +287,13 @@ class AreaNetworks:
         height, width = int(reading.window.height), int(reading.window.width)
         if total is None:
             return np.zeros((len(self.described[number]["classes"]), height, width), np.uint8)
-        probs = total.cpu().numpy()
+        averaged = total.cpu().numpy()
         if ratio > 1:
             first, west = int(reading.window.row_off) - top * ratio, int(reading.window.col_off) - left * ratio
-            probs = resized(probs, (probs.shape[1] * ratio, probs.shape[2] * ratio))
-            probs = probs[:, first : first + height, west : west + width]
+            averaged = resized(averaged, (averaged.shape[1] * ratio, averaged.shape[2] * ratio))
+            averaged = averaged[:, first : first + height, west : west + width]
         truncate = self.job.run.config.predict.truncate
-        return np.stack([quantise(plane, truncate) for plane in probs])  # one by one: the product is as large as probs
+        return np.stack([quantise(plane, truncate) for plane in averaged])  # one by one, for less memory
 
     def _small(self, reading: AreaWindow, name: str, ratio: int) -> np.ndarray:
         """Return an image that was read, (3, h, w), or ``seen`` (h, w), in pixels of which each is ``ratio`` to a
@@ -304,7 +304,7 @@ class AreaNetworks:
         if (name, ratio) not in reading.small:
             height, width = (side // ratio for side in reading.seen.shape)
             if name == SEEN:
-                found = reading.seen.reshape(height, ratio, width, ratio).any(axis=(1, 3))
+                found = np.asarray(reading.seen.reshape(height, ratio, width, ratio).any(axis=(1, 3)))
             else:
                 found = resized(reading.images[name], (height, width))
             reading.small[name, ratio] = found
