@@ -24,7 +24,8 @@ FAKES = {
     "ssh": 'echo "ssh ${@:1:4} $5" >> said; exec sleep 60',
     "python": f'[ "$1" = -m ] || exec {sys.executable} "$@"; echo "python $*" >> said; '
               'trap "echo saved >> said; kill %1; exit 130" TERM; '
-              'while [ "$(wc -l < said)" -lt 4 ]; do sleep 0.02; done; [ -e quick ] && exit 7; touch running; sleep 60 & wait',
+              'while [ "$(wc -l < said)" -lt 4 ]; do sleep 0.02; done; '
+              '[ -e quick ] && exit 7; touch running; sleep 60 & wait',
 }  # fmt: skip
 
 
