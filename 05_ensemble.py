@@ -5,6 +5,7 @@ Writes: 05_ensemble/{oof,test}/<task>/<scene>.tif, 05_ensemble/decode/decode.jso
         and figures.json beside it, report/report.html
 
     python 05_ensemble.py --config configs/xview2_cpu.yaml
+    python 05_ensemble.py --config configs/xview2_cpu.yaml --scheduler tcp://head:8786   (docs/cluster.md)
 """
 
 import os
@@ -21,7 +22,10 @@ from lib.stages import ensemble
 
 @cli.exits
 def main(argv=None):
-    run = cli.start(__doc__, argv)
+    flags = cli.parser(__doc__)
+    flags.add_argument("--scheduler", metavar="ADDRESS", help="free workers of this Dask scheduler count scenes too")
+    args = flags.parse_args(argv)
+    run = cli.open_run(args)
 
     with ExitStack() as stack:
         pool = None
@@ -32,9 +36,11 @@ def main(argv=None):
             if unit != run.graph.decode():
                 return ensemble.write(run, unit, folder, pool)
             from lib.choose import fit  # as above: it takes seconds
+            from lib.cluster.hands import helped
 
             theirs = {"reference": plain(run.config.reference)} if run.config.reference else {}
-            decision, clock = fit.choose(run, folder, pool)
+            with helped(pool, args.scheduler, len(run.graph.train_ids), cli.say) as sharing:
+                decision, clock = fit.choose(run, folder, sharing)
             return {"scores": decision.scores, **theirs, "clock": clock}
 
         run.make("05", ensemble.units(run), write)

@@ -54,10 +54,10 @@ def write(path: Path, planes: np.ndarray, crs: Any = PLACE[0], transform: Any = 
     return path
 
 
-def experiment(folder: Path, folds: Sequence[int] = (0,), **changes: Any) -> list[str]:
+def experiment(folder: Path, folds: Sequence[int] = (0,), view: Any = None, pad: int = 0, **changes: Any) -> list[str]:
     """Write an experiment with random networks of these folds; returns the flags that name it.
 
-    changes: sections in place of the usual ones.
+    view, pad: of all models. changes: sections in place of the usual ones.
     """
     models = {"loc": ("loc", "pre"), "cls": ("cls", "pre", "post")}
     held = {
@@ -67,7 +67,8 @@ def experiment(folder: Path, folds: Sequence[int] = (0,), **changes: Any) -> lis
         "data": {"root": str(folder / "no_data")},
         "folds": {"n": 2},
         "models": {
-            name: {"task": task, "folds": list(folds), "network": {**NETWORK, "images": list(images)},
+            name: {"task": task, "folds": list(folds), "view": view or {}, "pad": pad,
+                   "network": {**NETWORK, "images": list(images)},
                    "train": {**TRAIN, "loss": {"terms": {"bce": 1} if task == "loc" else {"ce": 1}}}}
             for name, (task, *images) in models.items()
         },

@@ -21,6 +21,7 @@ from lib.config.sections import Blend, Predict, Search
 from lib.ensemble import search as searching
 from lib.ensemble.thresholds import spread
 from lib.errors import ArtifactError, DataError
+from lib.tasks import BinaryMask
 
 
 class Accuracy:
@@ -462,3 +463,29 @@ def test_a_decision_without_scenes_has_no_scores_and_only_then(tmp_path):
     assert Decision.read(tmp_path / "decode.json") == decision
     with pytest.raises(ValidationError, match="expected those of 3 scenes, found none"):
         Decision(scenes=3, **fields)
+
+
+def test_of_a_large_scene_pixels_on_a_regular_grid_tell_how_sure_averages_are(monkeypatch):
+    """Levels and truth of a scene in which every pixel has a level of its own, counted once per average."""
+    monkeypatch.setattr(evidence, "SAMPLED", 16)
+    levels = np.arange(64, dtype=np.uint8).reshape(1, 8, 8)
+    read = []
+
+    def target(scene, task):
+        read.append(task)
+        return (levels[0] >= 32).astype(np.uint8)
+
+    competition = SimpleNamespace(tasks={"loc": BinaryMask(("a",))}, training_target=target, truth=lambda scene: None,
+                                  detail=lambda answer, truth: np.zeros(1), decode=lambda *given: 0)  # fmt: skip
+    source = SimpleNamespace(fold_of={"a": 0}, competition=competition, counts_sureness=True, _known=[],
+                             members=lambda scene: SimpleNamespace(average=lambda *given: {"loc": levels}))  # fmt: skip
+    item = evidence.OutOfFoldScene(source, Scene("a", {}))
+    choice = Choice(ONLY_A, {}, USUAL)
+    for settings in ({}, {"threshold": 0.3}):  # two choices of the same average
+        item.detail(choice.change(**settings))
+    source._known = [({}, item.details)]
+    (counts,) = OutOfFold.sureness(source, choice).values()
+    seen = levels[0, ::2, ::2].ravel()
+    assert read == ["loc"] and counts.sum() == 16
+    assert [counts[level].tolist() for level in seen] == [[int(level < 32), int(level >= 32)] for level in seen]
+    assert not OutOfFold.sureness(source, Choice({"b": 1.0}, {}, USUAL))

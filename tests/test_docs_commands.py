@@ -17,7 +17,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import areas
 import pytest
+import shapely
 import yaml
 from test_docs import GUIDES, blocks
 
@@ -232,6 +234,16 @@ def for_tools(reader: Reader) -> None:
     shutil.copy(next((reader.data("binary_rle") / "train_images").glob("*.png")), reader.folder / "slide.png")
 
 
+def for_maps(reader: Reader) -> None:
+    """Images of an area before and after, and a polygon in it."""
+    with_tiny_experiment(reader)
+    (reader.folder / "before").mkdir()
+    for number, path in enumerate(("before/a.tif", "after.tif")):
+        areas.write(reader.folder / path, areas.image(256, 256, number))
+    inside = shapely.geometry.mapping(shapely.box(-94.5741, 37.0350, -94.5731, 37.0357))
+    (reader.folder / "aoi.geojson").write_text(json.dumps(inside))
+
+
 def for_kaggle(reader: Reader) -> None:
     """An experiment file, and inputs/ with the competition's data attached."""
     write_tiny(reader.folder / "X.yaml", "labels", str(reader.data("labels")))
@@ -248,8 +260,8 @@ def write_tiny(path: Path, guide: str, root: str) -> None:
 
 
 PREPARED = {"README.md": with_tiny_experiment, "docs/cluster.md": with_tiny_experiment,
+            "docs/map_outputs.md": with_tiny_experiment, "docs/maps.md": for_maps,
             "docs/export.md": with_tiny_experiment, "docs/tracking.md": with_tiny_experiment,
-            "docs/map_outputs.md": with_tiny_experiment,
             "docs/report.md": with_tiny_experiment,
             "docs/running.md": for_running, "docs/tools.md": for_tools,
             "docs/kaggle.md": for_kaggle}  # fmt: skip

@@ -37,7 +37,8 @@ def size(scene: Scene) -> tuple[int, int] | tuple[None, None]:
     return Competition.size(SimpleNamespace(own_images=tuple(scene.files)), scene)
 
 
-COMPETITION = SimpleNamespace(tasks={"loc": BinaryMask(("x",)), "cls": Label(("p", "q", "r"))}, size=size)
+COMPETITION = SimpleNamespace(tasks={"loc": BinaryMask(("x",)), "cls": Label(("p", "q", "r"))}, size=size,
+                              georeference=lambda scene: None)  # fmt: skip
 
 
 def test_a_scene_without_a_size_has_the_commonest_of_the_others(scenes):
@@ -63,7 +64,8 @@ class Small(nn.Module):
 
 def networks(predictor: Predictor, **predict) -> Networks:
     found = Networks(torch.device("cpu"))
-    competition = SimpleNamespace(read=lambda scene, image: read(scene), incomplete=lambda scene: "")
+    competition = SimpleNamespace(read=lambda scene, image: read(scene), incomplete=lambda scene: "",
+                                  georeference=lambda scene: None)  # fmt: skip
     found.run = SimpleNamespace(competition=competition, config=SimpleNamespace(predict=Predict(tta="none", **predict)))
     found.predictor, found.description = predictor, {"images": ["image"], "classes": ["x"]}
     return found

@@ -86,8 +86,10 @@ ELSEWHERE = {
                                          "_predicts_damage",
     "models.*.train.compile": "test_compile.py::test_a_compiled_network_learns_the_same_under_the_same_names_through_a"
                                "_thaw",
-    "models.*.train.init_from.experiment": "test_graph.py::test_a_model_that_starts_from_another_experiment_follows_"
-                                           "that_network",
+    **dict.fromkeys(
+        [f"models.*.train.init_from.{field}" for field in ("experiment", "model", "fold")],
+        "test_graph.py::test_a_model_that_starts_from_another_experiment_follows_that_network",
+    ),
     "models.*.train.distill.models": "test_graph.py::test_a_student_follows_its_teachers_logits_and_refuses_old_ones",
     "models.*.train.pseudo.experiment": "test_sisters.py::test_a_round_of_pseudo_labels_uses_for_each_fold_the_networks"
                                         "_that_have_not_seen_it",

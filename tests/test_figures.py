@@ -161,3 +161,23 @@ def test_the_scenes_that_drag_the_score_down_come_first_and_none_twice(tmp_path,
     assert [(one.id, one.why) for one in pictures.wanted(run)] == [("b", "worst"), ("a", "best"), ("c", "best")]
     (tmp_path / "figures.json").unlink()
     assert [(one.id, one.why) for one in pictures.wanted(run)] == [(name, "fullest") for name in "acb"]
+
+
+@pytest.mark.parametrize(("name", "options"), [("voc", {"classes": ["none", "a", "b b"]}), ("xview2", {}),
+                                               ("multiclass_rle", {"classes": ["a", "b"]})])  # fmt: skip
+def test_a_legend_has_the_colours_that_are_painted(tmp_path, name, options):
+    competition = open_competition(name, tmp_path, options)
+    for number, (kind, colour) in enumerate(competition.legend().items(), 1):
+        answer = np.full((1, 1), number, np.uint8)
+        if name == "xview2":
+            answer = {"localization": np.ones((1, 1)), "damage": answer % 5}
+        if name == "multiclass_rle":
+            answer = np.arange(1, 3)[:, None, None] == number
+        wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+        painted = competition.paint(np.zeros((1, 1, 3), np.uint8), answer)[0, 0]
+        assert (painted == (wanted if name == "xview2" else wanted // 2)).all(), kind
+
+
+def test_one_class_or_a_label_needs_no_legend(tmp_path):
+    assert open_competition("binary_rle", tmp_path, {}).legend() == {}
+    assert open_competition("labels", tmp_path, {"classes": ["a", "b"]}).legend() == {}

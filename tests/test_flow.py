@@ -4,6 +4,7 @@ Each fake takes a millisecond or two. The real stages run through it in ``test_m
 """
 
 import argparse
+import dataclasses
 import itertools
 import os
 import subprocess
@@ -461,6 +462,26 @@ def test_the_experiment_says_how_units_are_started(opened):
     assert (how.retries, how.part) == (5, 10)
     assert how.environment == {"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": None, "OPENBLAS_NUM_THREADS": None}
     assert command.setting(opened(), Local(1, gpus=[])).environment == {}  # as a stage that is started by hand
+
+
+@pytest.mark.parametrize(("part", "shares"), [(64, ["05_ensemble/decode"]), (0, [])])
+def test_what_counts_scenes_is_told_of_the_scheduler_unless_nobody_may_help(opened, tmp_path, part, shares):
+    plan = opened(f"cluster.part={part}")
+    flow = Flow(plan, Local(1, gpus=[]), Rules(tmp_path, tmp_path, tmp_path, part=part), lambda line: None)
+    assert [name for name, job in plan.jobs.items() if flow._task(job, name).shares] == shares
+
+
+def test_a_dask_worker_adds_the_address_that_it_uses_itself(tmp_path, monkeypatch):
+    class Worker:
+        class scheduler:
+            address = "tcp://10.0.0.1:8786"
+
+    monkeypatch.setitem(sys.modules, "distributed", argparse.Namespace(get_worker=lambda: Worker))
+    monkeypatch.setattr(launch, "run", lambda call: call.command)
+    call = Call(("05_ensemble.py", "--split", "oof"), str(tmp_path), "log", "stop")
+    assert launch.on_worker(call) == call.command
+    told = launch.on_worker(dataclasses.replace(call, shares=True))
+    assert told == (*call.command, "--scheduler", "tcp://10.0.0.1:8786")
 
 
 def test_nothing_makes_a_result_stale_that_only_says_how_units_run(opened):

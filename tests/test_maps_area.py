@@ -28,7 +28,7 @@ from lib.scenes.probs import quantise
 ONE = {"loc": ("loc", "pre"), "cls": ("cls", "pre", "post")}
 
 
-def planned(flags, folder: Path, **asked) -> plan.Plan:
+def planned(flags, folder: Path, **asked) -> plan.AreaPlan:
     """Return the plan of an area whose images lie in a folder as pre.tif and post.tif."""
     images = {"pre": [str(folder / "pre.tif")], "post": [str(folder / "post.tif")]}
     run = cli.open_run(parser().parse_args([*flags, "--out", "x"]), brings_scenes=True)
@@ -40,15 +40,14 @@ def read(folder: Path, name: str) -> np.ndarray:
         return page.read(1)
 
 
-def as_one_scene(made: plan.Plan, images: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def as_one_scene(made: plan.AreaPlan, images: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Return the levels and class numbers that the functions of stages 04 to 06 give an area that is one scene."""
     run, held = made.run, {}
     for member in made.job.members:
         folder = run.store.require(run.graph.checkpoint(member.model, member.fold))
         network, task = checkpoint.load_network(folder), run.competition.tasks[member.task]
-        predictor = Predictor(
-            network, task.activate, run.predict_of(member.model), pad=run.config.models[member.model].pad
-        )
+        model = run.config.models[member.model]
+        predictor = Predictor(network, task.activate, run.predict_of(member.model), model.view, pad=model.pad)
         stack = np.concatenate([images[name] for name in checkpoint.read_description(folder)["images"]])
         levels = quantise(predictor(stack), run.config.predict.truncate)
         held.setdefault(member.task, []).append((member.model, member.folds, levels))
@@ -76,8 +75,10 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("changes", [{}, pytest.param({"folds": (0, 1), "decode": SETTINGS}, marks=pytest.mark.slow),
-                                     pytest.param({"predict": VIEWS}, marks=pytest.mark.slow)])  # fmt: skip
+CASES = [{"folds": (0, 1), "decode": SETTINGS}, {"predict": VIEWS}, {"view": {"scale": 0.5}, "pad": 16}]
+
+
+@pytest.mark.parametrize("changes", [{}, *(pytest.param(case, marks=pytest.mark.slow) for case in CASES)])
 def test_an_area_is_what_one_scene_would_be_for_every_size_of_windows(tmp_path, pair, changes):
     folder, images = pair
     flags = areas.experiment(tmp_path, **changes)
@@ -240,6 +241,7 @@ def test_an_image_that_networks_need_is_asked_for(tmp_path, pair, flags):
         planned(flags, folder, window=300)
 
 
+@pytest.mark.slow
 def test_several_networks_of_a_task_disagree(tmp_path, pair):
     folder, images = pair
     made = planned(areas.experiment(tmp_path, (0, 1)), folder, out=tmp_path / "a", window=512)
@@ -288,6 +290,23 @@ def test_settings_that_are_told_from_a_scene_are_refused():
     competition = open_competition("binary_rle", Path("none"), {})
     with pytest.raises(ConfigError, match="decode.threshold: expected a number for an area, got 'otsu'"):
         decode.refuse_scene_settings(competition, {"threshold": "otsu"})
+
+
+def test_answers_of_every_kind_become_class_numbers():
+    held = {name: open_competition(name, Path("none"), options) for name, options in (
+        ("voc", {"classes": ["ground", "roof", "road"]}), ("binary_rle", {}),
+        ("multiclass_rle", {"classes": ["a", "b"], "train": "a", "test": "b", "id": "(c)"}),
+    )}  # fmt: skip
+    indices = np.array([[0, 1], [2, 0]], np.uint8)
+    assert [*held["voc"].raster_classes()] == ["roof", "road"]
+    np.testing.assert_array_equal(held["voc"].class_raster(indices), indices)
+    assert len(held["binary_rle"].raster_classes()) == 1
+    np.testing.assert_array_equal(held["binary_rle"].class_raster(indices.astype(np.int32)), indices > 0)
+    masks = np.stack([indices > 0, indices == 2]).astype(np.uint8)  # b lies over a
+    np.testing.assert_array_equal(held["multiclass_rle"].class_raster(masks), indices)
+    both = {"localization": np.array([[0, 1], [1, 1]], np.uint8), "damage": np.array([[3, 3], [0, 4]], np.uint8)}
+    xview2 = open_competition("xview2", Path("none"), {})
+    assert xview2.class_raster(both).tolist() == [[0, 3], [5, 4]] and [*xview2.raster_classes()][4] == "un-classified"
 
 
 def test_a_competition_of_labels_has_no_map():

@@ -1,8 +1,11 @@
 """The page of an area: all of it in one file, nothing of it from elsewhere, and what it says is what was found."""
 
 import base64
+import html
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import cv2
@@ -17,7 +20,7 @@ for needed in ("geopandas", "pyogrio", "pyproj"):
 
 from lib.maps import page, vectors
 from lib.maps.grid import Grid
-from lib.maps.page import Shown
+from lib.maps.page import Gathered
 from lib.maps.polygons import Finder, Layers
 from lib.maps.vectors import Legend
 
@@ -52,7 +55,7 @@ def made(tmp_path, pictures=None, most=page.MOST, notes=()) -> tuple[str, Reader
     answer = np.zeros((30, 40), np.uint8)
     answer[2:8, 3:9], answer[4, 5] = 1, 0
     answer[20:22, 30:35] = 2
-    shown = Shown(most)
+    shown = Gathered(most)
     for batch in Finder(Layers.of_arrays(answer, {"one": np.full((30, 40), 128, np.uint8)}), 2, block=8):
         frame = vectors.table(batch, GRID, LEGEND)
         shown.add(frame, batch.outlines, (frame["class"] == "</script>").to_numpy(np.int64))
@@ -125,7 +128,7 @@ def test_points_do_not_depend_on_how_objects_came():
     frame = pd.DataFrame({"confidence": [0.5] * 6, "area_m2": 4.0, "lon": 0.0, "lat": 0.0})
     found = []
     for batch in (1, 2, 6):
-        shown = Shown(most=3)
+        shown = Gathered(most=3)
         for at in range(0, 6, batch):
             shown.add(frame.iloc[at : at + batch], outlines[at : at + batch], np.zeros(batch, np.int64))
         found.append(shown.objects())
@@ -145,3 +148,41 @@ def test_every_control_has_a_name_and_ids_are_there_once(tmp_path):
     used = set(re.findall(r'by\("([a-z]+)"\)', text))
     assert used <= set(ids), used - set(ids)
     assert dict(reader.tags[0][1]) == {"lang": "en"} or ("html", {"lang": "en"}) in reader.tags
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+TYPED = """<script>setTimeout(() => {
+  const type = (target, key) => target.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+  const said = () => [by("shown").textContent, by("count").textContent, by("area").textContent].join(" ");
+  const told = [said()];
+  type(canvas, "n");
+  told.push(by("about").textContent);
+  by("least").value = 60;
+  by("least").dispatchEvent(new Event("input"));
+  told.push(said(), by("percent").textContent, by("about").textContent);
+  by("least").value = 0;
+  by("least").dispatchEvent(new Event("input"));
+  document.querySelector("#legend input").click();
+  told.push(said());
+  type(swipe, "End");
+  told.push(swipe.getAttribute("aria-valuenow"), by("legend").textContent);
+  document.title = JSON.stringify(told);
+}, 200);</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium at hand")
+def test_a_browser_counts_filters_and_tells_as_the_page_promises(tmp_path):
+    picture = np.zeros((30, 40, 3), np.uint8)
+    text, *_ = made(tmp_path, {"pre": picture, "post": picture})
+    text = text.replace("[1, -1, ", "[-1, -1, ")  # an object of no class, as a footprint where nothing is known
+    (tmp_path / "typed.html").write_text(text.replace("</body>", f"{TYPED}</body>"))
+    asked = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+             "--virtual-time-budget=3000", "--dump-dom", (tmp_path / "typed.html").as_uri()]  # fmt: skip
+    seen = subprocess.run(asked, capture_output=True, text=True, timeout=120).stdout
+    told = json.loads(html.unescape(re.search("<title>(.*)</title>", seen)[1]))
+    assert told[0] == "2 of 2 objects are shown 2 11 m²"  # 35 + 10 pixels of a quarter of a square metre
+    assert told[1].startswith("classoneconfidence50 %area9 m²latitude, longitude37.08")
+    assert told[2] == "0 of 2 objects are shown 0 0 m²" and told[3] == "60 %" and told[4].startswith("Tap an object")
+    assert told[5] == "1 of 2 objects are shown 1 3 m²" and told[6] == "100"
+    assert told[7] == "one19 m²</script>00 m²not known13 m²"

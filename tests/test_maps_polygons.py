@@ -57,12 +57,12 @@ def test_objects_are_those_of_another_library():
 
 @pytest.mark.parametrize("options", [{}, {"apart": True}, {"parting": ("a", 200)}], ids=["whole", "apart", "parted"])
 def test_the_size_of_a_block_changes_nothing(options):
-    answer, levels = noise(43, 58, seed=1)
+    answer, levels = noise(33, 48, seed=1)
     levels["a"] = np.rint(255 * ndimage.gaussian_filter(levels["a"] / 255, 1)).astype(np.uint8)
     levels["a"] = np.where(levels["a"] > 130, 230, levels["a"]).astype(np.uint8)
     whole = found(answer, levels, block=1000, **options)
-    assert len(whole) > 10
-    for block in (1, 5, 16, 29):
+    assert len(whole) >= 5
+    for block in (4, 9, 16, 29):
         assert found(answer, levels, block=block, **options) == whole, block
 
 

@@ -1,5 +1,6 @@
 """Files of any kind, place and size of pixels become one side of an area on its grid."""
 
+import json
 import re
 import subprocess
 import sys
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
+import shapely
 from rasterio import warp
 from rasterio.crs import CRS
 from rasterio.windows import Window
 
-from lib.errors import DataError
-from lib.maps import layout, sides, sources
+from lib.errors import ConfigError, DataError
+from lib.maps import layout, register, sides, sources
 from lib.maps.grid import Grid
 from lib.scenes import raster
 
@@ -220,7 +222,130 @@ def test_a_vrt_is_read_like_any_file(tmp_path):
 def laid(folder: Path, **asked) -> layout.Layout:
     """Choose the grid of two images of 100 m (UTM, 0.5 m) and 120 m (degrees) that overlap in part."""
     pre = areas.write(folder / "pre.tif", areas.image(200, 200))
-    degrees = rasterio.Affine(5e-6, 0, -94.5995, 0, -5e-6, 37.0375)
+    degrees = rasterio.Affine(5e-6, 0, -94.5735, 0, -5e-6, 37.0360)
     post = areas.write(folder / "post.tif", areas.image(200, 300), CRS.from_epsg(4326), degrees)
     held = {"pre": [sources.describe(str(pre))], "post": [sources.describe(str(post))]}
     return layout.choose(held, asked.get("crs"), asked.get("pixel_size"), asked.get("trained"), asked.get("limit"))
+
+
+def test_the_grid_is_that_of_the_images_in_metres_and_says_what_lies_outside(tmp_path):
+    found = laid(tmp_path)
+    assert found.grid.crs == UTM and tuple(found.grid.transform)[:2] == (0.5, 0.0)
+    assert (found.grid.transform.c - 360000) % 0.5 == 0  # the pixels of pre
+    said = " ".join(found.notes)
+    for part in (
+        "km2 that pre shows lie outside of what post shows",
+        "km2 that post shows lie outside",
+        "pre 0.50 x 0.50 m",
+    ):
+        assert part in said
+    west, south, east, north = found.asked.bounds
+    assert 360000 <= west < east <= 360100.01 and 4099899.9 <= south < north <= 4100000.01
+    assert abs(layout.square_kilometres(shapely.box(360000, 4099900, 360100, 4100000), UTM) - 0.01) < 1e-5
+
+
+@pytest.mark.parametrize(("asked", "crs", "side"), [
+    ({"pixel_size": 0.3}, UTM, 0.3),
+    ({"trained": 0.45}, UTM, 0.45),
+    ({"trained": 0.49}, UTM, 0.5),  # near enough to the images' own to leave their pixels where they are
+    ({"crs": CRS.from_epsg(4326), "pixel_size": 0.5}, CRS.from_epsg(4326), None),
+])  # fmt: skip
+def test_pixels_are_as_given_or_as_those_that_networks_were_trained_on(tmp_path, asked, crs, side):
+    grid = laid(tmp_path, **asked).grid
+    assert grid.crs == crs
+    if side is not None:
+        assert (grid.transform.a, grid.transform.e) == (side, -side)
+    else:
+        assert grid.pixel == pytest.approx((0.5, 0.5), rel=1e-3)
+
+
+def test_images_in_degrees_get_the_utm_zone_of_their_middle(tmp_path):
+    transform = rasterio.Affine(5e-6, 0, 151.2, 0, -5e-6, -33.8)
+    path = areas.write(tmp_path / "a.tif", areas.image(100, 100), CRS.from_epsg(4326), transform)
+    found = layout.choose({"post": [sources.describe(str(path))]}, None, None, None)
+    assert found.grid.crs.to_epsg() == 32756 and found.grid.pixel_area**0.5 == pytest.approx(0.506, abs=0.003)
+
+
+def test_images_of_two_places_are_refused(tmp_path):
+    held = {}
+    for name, west in (("pre", 360000), ("post", 365000)):
+        path = areas.write(
+            tmp_path / f"{name}.tif", areas.image(50, 50), transform=rasterio.Affine(1, 0, west, 0, -1, 4e6)
+        )
+        held[name] = [sources.describe(str(path))]
+    with pytest.raises(DataError, match="pre and post: expected images of one place"):
+        layout.choose(held, None, None, None)
+
+
+CIRCLE = shapely.Point(360050, 4099950).buffer(20)
+
+
+@pytest.mark.parametrize("form", ["wkt", "ewkt", "geojson", "gpkg"])
+def test_an_aoi_is_read_in_every_form(tmp_path, form):
+    degrees = layout._moved(CIRCLE, UTM, layout.DEGREES)
+    text = {"wkt": shapely.to_wkt(degrees, -1), "ewkt": f"SRID=32615;{shapely.to_wkt(CIRCLE, -1)}"}.get(form)
+    if form == "geojson":
+        text = str(tmp_path / "aoi.geojson")
+        feature = {"type": "Feature", "properties": {}, "geometry": shapely.geometry.mapping(degrees)}
+        Path(text).write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    elif form == "gpkg":
+        geopandas = pytest.importorskip("geopandas")
+        text = str(tmp_path / "aoi.gpkg")
+        geopandas.GeoDataFrame(geometry=[CIRCLE], crs=32615).to_file(text)
+    polygon, crs = layout.read_limit(text)
+    assert layout._moved(polygon, crs, UTM).symmetric_difference(CIRCLE).area < 0.01
+
+
+WRONG = [("POINT (1 2)", "expected polygons, found none"), ("POLYGON ((1", "expected a file"), ("none.json", "No such")]
+
+
+@pytest.mark.parametrize(("text", "said"), WRONG)
+def test_an_aoi_without_polygons_is_refused(text, said):
+    with pytest.raises(ConfigError, match=f"--aoi .*{said}"):
+        layout.read_limit(text)
+
+
+def test_an_aoi_beside_the_images_is_refused(tmp_path):
+    with pytest.raises(DataError, match="--aoi: expected a polygon where the images overlap \\(around -94.57"):
+        laid(tmp_path, limit=(shapely.box(10, 50, 11, 51), layout.DEGREES))
+
+
+# ---- registration -------------------------------------------------------------------------------------
+def shifted(folder: Path, right: int, down: int, noise: float = 0.0) -> list[sides.Side]:
+    """Return two sides of which the later one shows things so many pixels too far right and down."""
+    large = areas.image(700, 700, 5)
+    rng = np.random.default_rng(6)
+    after = large[:, 50 - down : 650 - down, 50 - right : 650 - right] + rng.normal(0, 1 + 250 * noise, (3, 600, 600))
+    areas.write(folder / "pre.tif", large[:, 50:650, 50:650])
+    areas.write(folder / "post.tif", after.clip(1, 255).astype(np.uint8))
+    return [side_of(folder / f"{name}.tif") for name in ("pre", "post")]
+
+
+def test_a_shift_is_measured_written_and_taken_back(tmp_path):
+    first, later = shifted(tmp_path, 12, -7)
+    asked = shapely.box(*first.grid.bounds)
+    field = register.measure(first, later, asked)
+    assert field.shift == pytest.approx((12, -7), abs=0.3)
+    told = re.search(r"post lies (\S+) m beside the first image \((\S+) m to the east, (\S+) m to the north\)",
+                     field.sentence("post"))  # fmt: skip
+    assert [float(number) for number in told.groups()] == pytest.approx([6.95, 6.0, 3.5], abs=0.1)
+    field.write(tmp_path / "field.geojson")
+    arrows = json.loads((tmp_path / "field.geojson").read_text())["features"]
+    told = [arrow["properties"] for arrow in arrows if arrow["properties"]["agrees"]]
+    assert len(told) >= 3 and np.median([one["east_m"] for one in told]) == pytest.approx(6, abs=0.2)
+    (west, south), (east, north) = arrows[0]["geometry"]["coordinates"]
+    assert east > west and north > south
+    taken = later.on(first.grid, (12.0, -7.0))
+    assert register.measure(first, taken, asked).shift == pytest.approx((0, 0), abs=0.2)
+    expected, _ = whole(first)
+    pixels, valid = whole(taken)
+    inside = np.s_[20:-20, 20:-20]
+    assert valid[inside].all() and np.abs(pixels[inside].astype(int) - expected[inside]).mean() < 2
+
+
+def test_images_that_have_nothing_in_common_tell_no_shift(tmp_path):
+    areas.write(tmp_path / "pre.tif", areas.image(400, 400, 1))
+    areas.write(tmp_path / "post.tif", areas.image(400, 400, 2))
+    first, later = (side_of(tmp_path / f"{name}.tif") for name in ("pre", "post"))
+    field = register.measure(first, later, shapely.box(*first.grid.bounds))
+    assert field.shift is None and "registration: not told" in field.sentence("post")

@@ -17,10 +17,10 @@ for needed in ("geopandas", "pyogrio", "pyproj"):
     pytest.importorskip(needed, reason="requirements-maps.txt")
 
 from lib.errors import ArtifactError, ConfigError, DataError
-from lib.maps import footprints, vectors
+from lib.maps import footprints, outputs, vectors
 from lib.maps.area_file import Area
 from lib.maps.grid import Grid
-from lib.maps.outputs import Options, write_all
+from lib.maps.outputs import OutputOptions, write_all
 from lib.maps.polygons import Finder, Layers
 from lib.maps.vectors import Legend, table
 
@@ -151,7 +151,7 @@ def test_an_area_without_objects_has_files_with_their_columns(tmp_path):
 
 def test_everything_of_an_area_is_written_and_agrees(tmp_path):
     area(tmp_path, disagreement=True)
-    said = write_all(tmp_path, pictures={}, options=Options(cell=10, block=16))
+    said = write_all(tmp_path, pictures={}, options=OutputOptions(cell=10, block=16))
     assert "3 objects (whole 1, light-harm 0, ruin 2)" in said[0]
     import geopandas
 
@@ -168,6 +168,13 @@ def test_everything_of_an_area_is_written_and_agrees(tmp_path):
     seen = geopandas.read_file(tmp_path / "objects.gpkg", layer="area")
     assert seen.geometry[0].bounds == (365001.5, 4104976, 365032, 4105000)  # without the rim
     assert seen["notes"][0] == "The left rim has no data."
+
+
+def test_small_objects_are_left_out_and_counted(tmp_path):
+    area(tmp_path)
+    said = write_all(tmp_path, options=OutputOptions(least_area=3.9))  # 16 pixels are 4 m2
+    assert "2 objects (whole 1, light-harm 0, ruin 1)" in said[0]
+    assert said[-1] == "1 objects of less than 3.9 m2 were left out"
 
 
 def test_qgis_finds_colours_in_the_package_and_beside_the_files(tmp_path):
@@ -191,18 +198,39 @@ def test_qgis_finds_colours_in_the_package_and_beside_the_files(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (Options(outlines="round"), "outlines: "),
-        (Options(part=1.5), "part: expected a probability above 0, at most 1, got 1.5"),
-        (Options(part=0.8, apart=True), "it does not go with apart"),
-        (Options(part_by="house"), "part_by: says by which levels"),
-        (Options(part=0.8, part_by="roof"), "part_by: "),
-        (Options(cell=0), "cell: expected metres above 0, got 0"),
+        (OutputOptions(outlines="round"), "outlines: "),
+        (OutputOptions(part=1.5), "part: expected a probability above 0, at most 1, got 1.5"),
+        (OutputOptions(part=0.8, apart=True), "it does not go with apart"),
+        (OutputOptions(part_by="house"), "part_by: says by which levels"),
+        (OutputOptions(part=0.8, part_by="roof"), "part_by: "),
+        (OutputOptions(cell=0), "cell: expected metres above 0, got 0"),
+        (OutputOptions(least_area=-1), "least_area: expected square metres, 0 or more, got -1"),
     ],
 )
 def test_options_that_are_wrong_are_refused(tmp_path, options, words):
     area(tmp_path)
     with pytest.raises(ConfigError, match=words):
         write_all(tmp_path, options=options)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "classes", "by"),
+    [
+        ({"cls": ["background", "whole", "ruin"], "loc": ["house"]}, ["whole", "ruin"], "house"),
+        ({"loc": ["nucleus"]}, ["nucleus"], "nucleus"),
+        ({"loc": ["background", "cat", "dog"]}, ["cat", "dog"], None),
+        ({}, ["whole"], None),
+    ],
+)
+def test_objects_are_parted_by_the_task_that_finds_them(tasks, classes, by):
+    assert outputs.seeding(tasks, classes) == by
+    nothing = np.zeros((2, 2), np.uint8)
+    layers = Layers.of_arrays(nothing, {name: nothing for names in tasks.values() for name in names})
+    if by is None:
+        with pytest.raises(ConfigError, match="part_by: expected one of"):
+            OutputOptions(part=0.8).finder(layers, classes, tasks)
+    else:
+        assert OutputOptions(part=0.8).finder(layers, classes, tasks).parting == (by, 204)
 
 
 def test_an_area_that_is_not_whole_is_refused(tmp_path):

@@ -239,7 +239,8 @@ def test_charts_speak_and_take_the_colours_of_the_page(text):
     charts = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
     assert len(charts) == 6, "scores, curves, reliability of a model and of a task, profiles, a map"
     for chart in charts:
-        assert re.match(r'<svg class="chart" role="img" [^>]*aria-labelledby="(\S+) (\S+)"><title id="\1">\w', chart)
+        assert re.match(r'<svg class="chart" role="img" [^>]*aria-labelledby="(\S+)" aria-describedby="(\S+)">'
+                        r'<title id="\1">\w.*?</title><desc id="\2">\w', chart)  # fmt: skip
         assert "var(--ink)" in chart or "var(--soft)" in chart
         assert not re.findall(r"#(?:101010|202020|303030|4000..)", chart) and "<style" not in chart
         assert "font-family" not in chart
@@ -382,7 +383,7 @@ def test_few_epochs_have_few_phases(epochs, spans):
 def server(tmp_path, undrawn):
     finish(tmp_path / "work dir", "a.b-c")
     with serve.open_server(tmp_path / "work dir", 0) as found:
-        threading.Thread(target=found.serve_forever, daemon=True).start()
+        threading.Thread(target=found.serve_forever, args=(0.02,), daemon=True).start()
         yield found
         found.shutdown()
 
@@ -402,8 +403,8 @@ def test_a_workdir_is_served_without_a_write_into_it(server, tmp_path):
     workdir = tmp_path / "work dir"
     before = tree(workdir)
     front, own = Reader(get(server, "/")), get(server, "/a.b-c/")
-    assert front.tables["Experiments"][1][:2] == ["a.b-c", "finished"]
-    assert front.tables["Experiments"][1][4:] == [str(SCORES["score"]), "0.7576"]
+    assert front.tables["How far each is"][1][:2] == ["a.b-c", "finished"]
+    assert front.tables["How far each is"][1][4:] == [str(SCORES["score"]), "0.7576"]
     assert "/a.b-c" in front.all("href") and "By class, over all scenes" in Reader(own).tables
     assert not outside(own) and "connect-src 'self'" in own and "refresh" not in own
     assert tree(workdir) == before
@@ -437,3 +438,40 @@ def test_a_server_is_refused_where_there_is_no_workdir_or_no_port(server, tmp_pa
 def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
     assert command.main([str(tmp_path)]) == 2 and command.main([str(tmp_path / "none")]) == 2
     assert "found one without any stage" in (error := capsys.readouterr().err) and "found no such folder" in error
+
+
+# ---- colours ------------------------------------------------------------------------------------------
+def luminance(colour: str) -> float:
+    """Return the relative luminance of "#rrggbb" (WCAG 2.2)."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def mixed(share: float, one: str, other: str) -> str:
+    parts = [(int(one[i : i + 2], 16) * share + int(other[i : i + 2], 16) * (1 - share)) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(part):02x}" for part in parts)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_and_lines_stand_out_from_what_they_are_on(theme):
+    """Of charts and shaded cells axe cannot tell: text wants 4.5 to 1, lines and marks 3 to 1."""
+    style = (page.TEMPLATES / "style.css").read_text()
+    found = re.findall(r"--([\w-]+): (#[0-9a-f]{6})", style[: style.index("* {")])
+    half = len(found) // 2
+    light, dark = dict(found[:half]), dict(found[half:])
+    assert light.keys() == dark.keys() and "s7" in light
+    own = light if theme == "light" else dark
+    deepest = float(re.search(r"var\(--shade\) \* \.(\d+)", style)[1]) / 100
+    for ink in ("ink", "soft", "accent"):
+        for paper in ("paper", "panel"):
+            assert contrast(own[ink], own[paper]) >= 4.5, (ink, paper)
+    assert contrast(own["warn"], own["warn-paper"]) >= 4.5
+    assert contrast(own["ink"], mixed(deepest, own["accent"], own["paper"])) >= 4.5
+    for number in range(charts.SERIES):
+        assert contrast(own[f"s{number}"], own["paper"]) >= 3, number

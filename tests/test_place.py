@@ -8,7 +8,6 @@ import foretold
 import numpy as np
 import pytest
 import rasterio
-import shapely
 import torch
 from conftest import TINY
 from rasterio.transform import Affine
@@ -16,14 +15,14 @@ from rasterio.transform import Affine
 from lib.choose import fit
 from lib.competitions import open_competition
 from lib.competitions.contract import Scene
-from lib.errors import ArtifactError, DataError
+from lib.errors import ArtifactError
 from lib.scenes import cog, georeference
-from lib.scenes.georeference import Place
+from lib.scenes.georeference import Location
 from lib.scenes.probs import levels_path, read_levels, write_levels
 from lib.stages import ensemble, folds, submit
 from lib.stages.predict import Networks, Passing
 
-UTM = Place("EPSG:32615", (0.5, 0.0, 365000.0, 0.0, -0.5, 4105000.0), (24, 16))
+UTM = Location("EPSG:32615", (0.5, 0.0, 365000.0, 0.0, -0.5, 4105000.0), (24, 16))
 CONFIG = {
     **TINY,
     "data": {"synthetic": {"scenes": 4, "test_scenes": 3, "size": 128, "seed": 1}},
@@ -42,9 +41,9 @@ def read(path) -> tuple:
 # ---- what tells a place ---------------------------------------------------------------------------------
 def test_a_place_goes_to_json_and_back():
     place = replace(UTM, told_by="label", residual=0.25)
-    assert Place.from_json(json.loads(json.dumps(place.to_json()))) == place
+    assert Location.from_json(json.loads(json.dumps(place.to_json()))) == place
     with pytest.raises((KeyError, ValueError, TypeError)):
-        Place.from_json({**place.to_json(), "transform": [1, 2, 3]})
+        Location.from_json({**place.to_json(), "transform": [1, 2, 3]})
 
 
 def test_an_image_tells_its_place_and_others_tell_none(tmp_path):
@@ -152,6 +151,7 @@ def georeferenced(run, split: str) -> list[Scene]:
     return found
 
 
+@pytest.mark.slow
 def test_averages_and_answers_of_geotiff_scenes_carry_their_place(run):
     for split, scenes in (("oof", "train"), ("test", "test")):
         averages, answers = (run.store.folder(unit) for unit in (run.graph.blend(split), run.graph.submission(split)))
@@ -169,6 +169,7 @@ def test_averages_and_answers_of_geotiff_scenes_carry_their_place(run):
                 assert np.array_equal(file.read(1), run.competition.class_raster(answer))
 
 
+@pytest.mark.slow
 def test_stage_01_records_places_and_nothing_depends_on_them(run, tmp_path):
     (line,) = folds.places(run.competition, tmp_path)
     recorded = folds.recorded_places(tmp_path)
@@ -185,6 +186,7 @@ def test_stage_01_records_places_and_nothing_depends_on_them(run, tmp_path):
         folds.recorded_places(tmp_path)
 
 
+@pytest.mark.slow
 def test_facts_of_earlier_versions_tell_the_place_too(run, tmp_path):
     root, options = run.competition.root, run.config.data.options
     names = {scene.id: run.competition.place(scene) for scene in run.competition.scenes("train")}
@@ -199,62 +201,3 @@ def test_facts_of_earlier_versions_tell_the_place_too(run, tmp_path):
     (tmp_path / "facts.json").write_text(json.dumps(held))
     old = open_competition("xview2", root, options, tmp_path / "facts.json")
     assert {scene.id: old.place(scene) for scene in old.scenes("train")} == names
-
-
-def test_an_exported_submission_lies_where_the_labels_say(run, tmp_path):
-    for needed in ("geopandas", "pyogrio", "pyproj"):
-        pytest.importorskip(needed, reason="requirements-maps.txt")
-    from lib.maps.export import export
-    from lib.maps.outputs import Options
-
-    said = export(run, "oof", tmp_path, None, Options())
-    held = json.loads((tmp_path / "oof.geojson").read_text())["features"]
-    shapes = {}
-    for feature in held:
-        shapes.setdefault(feature["properties"]["scene"], []).append(shapely.geometry.shape(feature["geometry"]))
-    compared = 0
-    for scene in run.competition.scenes("train"):
-        label = json.loads(scene.files["pre_label"].read_text())["features"]["lng_lat"]
-        outlines = shapely.from_wkt([feature["wkt"] for feature in label])
-        if not len(outlines):
-            continue
-        back = ~run.competition.place(scene).affine
-        flat = (back.a, back.b, back.d, back.e, back.c, back.f)
-        tile = shapely.box(0, 0, *reversed(run.competition.size(scene)))
-        theirs = shapely.union_all([shapely.affinity.affine_transform(one, flat) for one in outlines]).intersection(
-            tile
-        )
-        ours = shapely.union_all([shapely.affinity.affine_transform(one, flat) for one in shapes[scene.id]])
-        assert ours.centroid.distance(theirs.centroid) < 1
-        # the official drawing rounds corners to whole pixels and takes in the pixels of the outline: 1.5 to each side
-        reach = 1.5 * 2**0.5 + 0.05
-        assert ours.difference(theirs.buffer(reach)).is_empty and theirs.difference(ours.buffer(reach)).is_empty
-        compared += 1
-    assert compared >= 3
-    by_image = {scene.id for scene in georeferenced(run, "train")}
-    for feature in held:
-        properties = feature["properties"]
-        assert properties["confidence"] == properties["p_" + properties["class"].replace("-", "_")] > 0.2
-        assert properties["place"] == ("image" if properties["scene"] in by_image else "label")
-    sure = [feature["properties"]["confidence"] == 1 for feature in held]
-    assert np.mean(sure) > 0.6  # others are row houses of several grades
-    assert said[0].startswith(f"{tmp_path / 'oof.gpkg'}: {len(held)} objects (")
-
-
-def test_scenes_without_a_place_are_named(run, tmp_path, monkeypatch):
-    for needed in ("geopandas", "pyogrio", "pyproj"):
-        pytest.importorskip(needed, reason="requirements-maps.txt")
-    from lib.maps.export import export
-    from lib.maps.outputs import Options
-
-    said = export(run, "test", tmp_path, None, Options(outlines="regular"))
-    assert any("the place of 2 scenes is not known, so they are left out: " in line for line in said)
-    features = json.loads((tmp_path / "test.geojson").read_text())["features"]
-    assert {feature["properties"]["outline"] for feature in features} == {"rectangle"}
-    theirs = export(run, "test", tmp_path / "other", run.store.folder(run.graph.submission("test")), Options())
-    assert theirs[0].partition(": ")[2].partition("; ")[0] == said[0].partition(": ")[2].partition("; ")[0]
-    monkeypatch.setattr(run.competition, "place", lambda scene: None)
-    with pytest.raises(DataError, match="test: expected scenes with a place on Earth, found none among 3"):
-        export(run, "test", tmp_path, None, Options())
-    with pytest.raises(DataError, match="expected a folder in which a submission.csv lies"):
-        export(run, "test", tmp_path, tmp_path, Options())

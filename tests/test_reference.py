@@ -149,6 +149,7 @@ def test_an_experiment_is_compared_with_its_source(tmp_path, capsys):
     (line,) = [line for line in lines if line.startswith("score ")]
     assert line.split() == ["score", "0.7000", "0.3500", "-50.0", "%"]
     assert "Animal Segmentation" in lines[-1] and "validation split" in lines[-1]
+    assert "Figures of the source: " in (root / "report/beside.html").read_text()
 
 
 def test_a_range_is_shown_and_has_no_gain(tmp_path):

@@ -6,6 +6,7 @@ are the same in any order.
 """
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -33,10 +34,13 @@ from lib.run.clock import Clock
 from lib.scenes.probs import levels_path, read_levels
 
 if TYPE_CHECKING:
-    from lib.run.executor import Pool
+    from lib.run.executor import Sharing
 
 AT_ONCE = 16
 """At most so many scenes are counted by a process before it hands over its tables, which may have 60 MB each."""
+
+SAMPLED = 1 << 17
+"""Most pixels of a scene by which it is told how sure averages are: of 1024 x 1024 every third in both directions."""
 
 Look = Callable[..., Any]
 """A function (scene, further arguments) -> what a pass wants to know of it; processes import it by its name."""
@@ -211,7 +215,7 @@ class OutOfFold:
         fold_of: Mapping[str, int],
         scenes: Sequence[Scene],
         members: Callable[[Scene], Members],
-        pool: "Pool | None" = None,
+        pool: "Sharing | None" = None,
     ):
         if not scenes:
             raise DataError("no out-of-fold scene has been predicted; run stage 04 with --split oof")
@@ -268,7 +272,8 @@ class OutOfFold:
 
     def sureness(self, choice: Choice) -> dict[str, np.ndarray]:
         """Return task -> (256, 2) as ``calibration.stated`` counts, of the averages of a choice that was judged."""
-        end, sums = _average_key(choice), {}
+        end = _average_key(choice)
+        sums: dict[str, np.ndarray] = {}
         for _, details in self._known:
             for key, table in details.items():
                 task, found, average = key.rpartition(" ")
@@ -425,14 +430,18 @@ class OutOfFoldScene:
         return self.details[key]
 
     def _count_sureness(self, choice: Choice) -> None:
-        """Count among the details how often what the average of a choice states is found, once per average."""
+        """Count among the details how often what the average of a choice states is found, once per average.
+
+        Of a large scene pixels on a regular grid are counted, at most SAMPLED of them.
+        """
         for task, levels in self.average(choice.weights, choice.variant).items():
             if (key := f"{task} {_average_key(choice)}") not in self.details:
-                target = self.competition.training_target(self.scene, task)
-                self.details[key] = calibration.stated(self.competition.tasks[task], levels, target)
+                step = math.ceil(math.sqrt(levels[0].size / SAMPLED))
+                target = self.competition.training_target(self.scene, task)[::step, ::step]
+                self.details[key] = calibration.stated(self.competition.tasks[task], levels[:, ::step, ::step], target)
 
 
-def out_of_fold(run: Run, temperatures: Mapping[str, float] | None = None, pool: "Pool | None" = None) -> OutOfFold:
+def out_of_fold(run: Run, temperatures: Mapping[str, float] | None = None, pool: "Sharing | None" = None) -> OutOfFold:
     """Open the out-of-fold scenes of an experiment; ``temperatures``: of its models; ``pool``: who shares a pass."""
     table = run.folds()
     fold_of = {scene: int(fold) for scene, fold in zip(table["id"], table["fold"], strict=True)}

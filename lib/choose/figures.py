@@ -79,6 +79,7 @@ class Sure(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     pixels: int
+    """How many were counted; of a large scene those on a regular grid."""
     error: float
     """Expected calibration error, as ``Reliability.error``."""
     bins: Bins

@@ -7,7 +7,7 @@ made without its fold, which gives the score to expect on unseen scenes.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,13 +26,15 @@ from lib.config.sections import Experiment
 from lib.ensemble.search import bootstrap, total
 from lib.run.cli import Run
 from lib.run.clock import Clock
-from lib.run.executor import Pool
+
+if TYPE_CHECKING:
+    from lib.run.executor import Sharing
 
 Step = Callable[[OutOfFold, Chosen], Chosen]
 """Takes what is chosen so far and returns what is chosen after it."""
 
 
-def choose(run: Run, folder: Path, pool: Pool | None = None) -> tuple[Decision, dict[str, float]]:
+def choose(run: Run, folder: Path, pool: "Sharing | None" = None) -> tuple[Decision, dict[str, float]]:
     """Choose on the out-of-fold scenes of an experiment, which ``pool`` shares; write decode.json into ``folder``.
 
     Beside it figures.json has what a report draws. Returns what was decided and the seconds of all processes by what

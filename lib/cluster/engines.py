@@ -13,14 +13,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from math import inf
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Any, Protocol, TypeVar
 
 from lib.cluster import launch
 from lib.cluster.launch import Call
 from lib.config.sections import Asks, UnitKind
 from lib.errors import ArtifactError, ConfigError
 
+T = TypeVar("T")
 Result = dict[str, Any]
 """What ``launch.run`` returns."""
 ATTEMPTS = 20.0
@@ -147,6 +150,30 @@ class Local:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
 
+def connect(address: str, name: str) -> Any:
+    """Return a client of the Dask scheduler at an address, under a name that its logs show.
+
+    Raises ConfigError without the package and for what is no address, OSError where no scheduler answers; the error's
+    words say what to do.
+    """
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ConfigError("--scheduler: needs the package dask.distributed, which is not installed here; pip "
+                          "install -r requirements-cluster.txt, or use --local N") from error  # fmt: skip
+    for logger in ("distributed", "distributed.client", "distributed.comm", "tornado", "asyncio"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)  # what a user can do is said here
+    try:
+        return Client(address, timeout=ATTEMPTS, set_as_default=False, name=name)
+    except (OSError, ValueError, TypeError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        said = (f"expected a Dask scheduler there, found none ({said}); start it with `dask scheduler` and name the "
+                "address that it prints")  # fmt: skip
+        if isinstance(error, OSError):
+            raise OSError(said) from error
+        raise ConfigError(f"--scheduler {address}: {said}") from error
+
+
 class Dask:
     """The workers that have joined a scheduler, each of which runs as many calls at once as it has threads."""
 
@@ -155,20 +182,11 @@ class Dask:
 
     def __init__(self, address: str):
         """Raises ConfigError without the package, and where no scheduler answers at the address."""
-        try:
-            from distributed import Client
-        except ImportError as error:
-            raise ConfigError("--scheduler: needs the package dask.distributed, which is not installed here; pip "
-                              "install -r requirements-cluster.txt, or use --local N") from error  # fmt: skip
-        for name in ("distributed", "distributed.client", "distributed.comm", "tornado", "asyncio"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # what a user can do is said here
         self.address = address
         try:
-            self.client: Any = Client(address, timeout=ATTEMPTS, set_as_default=False, name="lib.cluster")
-        except (OSError, ValueError, TypeError) as error:
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ConfigError(f"--scheduler {address}: expected a Dask scheduler there, found none ({said}); start it "
-                              "with `dask scheduler` and name the address that it prints") from error  # fmt: skip
+            self.client: Any = connect(address, "lib.cluster")
+        except OSError as error:
+            raise ConfigError(f"--scheduler {address}: {error}") from error
         self.workers: dict[str, int] | None = None
         self.wanted: list[Asks] = []
         self._said = ""
@@ -183,7 +201,9 @@ class Dask:
         resources = {name: amount for name, amount in (("GPU", asks.gpus), ("MEMORY", asks.memory)) if amount}
         if resources and asks not in self.wanted:
             self.wanted.append(asks)
-        return self.client.submit(_by_value(call), key=key, resources=resources, pure=False, retries=0)
+        return self.client.submit(
+            by_value(partial(launch.on_worker, call), launch), key=key, resources=resources, pure=False, retries=0
+        )
 
     def refuse(self, asks: Mapping[UnitKind, Asks]) -> None:
         """Refuse nothing: a worker that offers what is asked for may come later."""
@@ -203,16 +223,18 @@ class Dask:
             raise ArtifactError(f"--scheduler {self.address}: the scheduler no longer answers; what is finished is "
                                 "kept: start it and its workers and run the same command again")  # fmt: skip
         try:
+            now = {address: int(threads) for address, threads in self.client.nthreads().items()}
             known = self.client.scheduler_info(n_workers=-1)["workers"]
         except (OSError, TypeError):
             return []
-        now = {address: int(worker["nthreads"]) for address, worker in known.items()}
         before, self.workers = self.workers, now
         said = [f"workers: {len(now)}, {sum(now.values())} units at a time"] if before is None else []
         for address in sorted((before or {}).keys() - now.keys()):
             said.append(f"worker {address} is gone; what it ran goes to another one")
         said += [f"worker {address} has come" for address in sorted(now.keys() - before.keys())] if before else []
         line = "" if now else f"no worker has joined {self.address}; start one: dask worker {self.address} --nthreads 1"
+        if not now.keys() <= known.keys():  # which the client keeps, and meanwhile may have asked for without workers
+            return said
         for asks in self.wanted if now else ():
             offers = [worker.get("resources", {}) for worker in known.values()]
             if not any(o.get("GPU", 0) >= asks.gpus and o.get("MEMORY", 0) >= asks.memory for o in offers):
@@ -229,20 +251,20 @@ class Dask:
             self.client.close(timeout=5)
 
 
-def _by_value(call: Call) -> Callable[[], Result]:
-    """Return a function that runs a call wherever it is sent to: workers need Dask and no module of ours."""
+def by_value(function: Callable[..., T], module: ModuleType) -> Callable[..., T]:
+    """Return a function that can be sent to any worker with all that it uses of a module of ours: workers need Dask and
+    the standard library alone."""
     import cloudpickle
 
-    cloudpickle.register_pickle_by_value(launch)
+    cloudpickle.register_pickle_by_value(module)
     try:
-        work = cloudpickle.dumps((launch.run, call))
+        work = cloudpickle.dumps(function)
     finally:
-        cloudpickle.unregister_pickle_by_value(launch)
+        cloudpickle.unregister_pickle_by_value(module)
 
-    def run_call() -> Any:
+    def sent(*arguments: Any) -> Any:
         import pickle
 
-        run, given = pickle.loads(work)
-        return run(given)
+        return pickle.loads(work)(*arguments)
 
-    return run_call  # a function of a function is sent by value too
+    return sent  # a function of a function is sent by value too

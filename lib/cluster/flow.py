@@ -278,7 +278,7 @@ class Flow:
         log.parent.mkdir(parents=True, exist_ok=True)
         return Call((str(rules.scripts / job.command[0]), *job.command[1:], *extra), str(rules.folder), str(log),
                     str(log.with_name(f".stop-{digest(key)}")), self.plan.needs(job), rules.environment,
-                    self.rules.visible)  # fmt: skip
+                    self.rules.visible, shares=job.counts and rules.part > 0)  # fmt: skip
 
     def _help(self) -> None:
         """Let workers that nothing else waits for predict scenes of a unit that another worker builds."""

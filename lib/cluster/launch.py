@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class Call:
     """Changes of the worker's environment; None removes a variable."""
     visible: float = VISIBLE
     guard: str = GUARD
+    shares: bool = False
+    """Whether other workers may take scenes of it; then it is told where its scheduler is."""
 
 
 def run(call: Call, **more: str) -> dict[str, Any]:
@@ -75,6 +77,15 @@ def run(call: Call, **more: str) -> dict[str, Any]:
         child.stdin.close()
     return {"code": code, "host": host, "process": child.pid, "seconds": time.monotonic() - started,
             "said": last_words(call.log, begin)}  # fmt: skip
+
+
+def on_worker(call: Call) -> dict[str, Any]:
+    """Run a call as ``run`` does on a Dask worker; one that shares scenes gets the address that its worker uses."""
+    if call.shares:
+        from distributed import get_worker
+
+        call = replace(call, command=(*call.command, "--scheduler", get_worker().scheduler.address))
+    return run(call)
 
 
 def unseen(paths: Sequence[str], seconds: float) -> str:

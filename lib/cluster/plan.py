@@ -54,6 +54,11 @@ class StageJob:
         """Whether other workers may help with its scenes."""
         return self.stage == "04" and len(self.units) == 1
 
+    @property
+    def counts(self) -> bool:
+        """Whether it counts scenes, which its command gives to free workers by itself."""
+        return any(unit.name == "decode" for unit in self.units)
+
 
 class JobPlan:
     """The jobs of one run of an experiment, and what the disk says of them."""

@@ -188,6 +188,13 @@ class Answers(Dataset):
             painted[inside] = (painted[inside] // 2 + COLOURS[index % len(COLOURS)] // 2).astype(np.uint8)
         return painted
 
+    def legend(self) -> dict[str, str]:
+        """Return what the colours in ``panels`` mean, class -> "#rrggbb"; {} where they need no words.
+
+        By default those of ``raster_classes``, which ``paint`` lays half-transparent over an image.
+        """
+        return self.raster_classes() if next(iter(self.tasks.values())).dense else {}
+
     def errors(self, answer: Answer, truth: Answer) -> dict[str, np.ndarray]:
         """Return where an answer is wrong, by kind: MISSED, FALSE_ALARM and OTHER_CLASS -> (H, W) bool.
 

@@ -88,6 +88,13 @@ class ClassMaps(ClassRows):
         """Lay PASCAL's colours of the classes over an image; class 0 only dims it, ignored pixels are nearly white."""
         return image // 2 + palette()[answer] // 2
 
+    def legend(self) -> dict[str, str]:
+        """Return PASCAL's colours of the classes but the first."""
+        colours = palette(len(self.names))
+        return {
+            name: "#{:02x}{:02x}{:02x}".format(*colours[number]) for number, name in enumerate(self.names) if number
+        }
+
     # ---- submission -----------------------------------------------------------------------------------
     def rows(self, scene: Scene, answer: Answer) -> list[Row]:
         """Return a row of runs for each class but the first."""

@@ -15,7 +15,7 @@ from lib.competitions.sample import Sampled
 from lib.competitions.scene import SPLITS, Answer, Finding, Scene, is_text
 from lib.errors import DataError
 from lib.scenes import georeference, raster
-from lib.scenes.georeference import Place
+from lib.scenes.georeference import Location
 from lib.scenes.raster import Size
 from lib.settings import Limits, limits, set_limits
 from lib.tasks import Task, known, names_of
@@ -253,7 +253,7 @@ class Dataset(Sampled):
         paths = [scene.files[image] for image in self.own_images if image in scene.files]
         return next((size for path in paths if (size := raster.stated_size(path))[0] is not None), (None, None))
 
-    def georeference(self, scene: Scene) -> Place | None:
+    def georeference(self, scene: Scene) -> Location | None:
         """Return where the first of a scene's images says that it lies, from its header; None where it says nothing.
 
         All that is written of the scene pixel by pixel says the same.
@@ -262,7 +262,7 @@ class Dataset(Sampled):
         dense = next(iter(self.tasks.values())).dense
         return georeference.of_image(scene.files[first]) if dense and first in scene.files else None
 
-    def place(self, scene: Scene) -> Place | None:
+    def place(self, scene: Scene) -> Location | None:
         """Return where a scene lies on Earth, None where that is not known: its georeference, unless a competition
         knows it from elsewhere, too."""
         return self.georeference(scene)

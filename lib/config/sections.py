@@ -620,7 +620,7 @@ class Cluster(Section):
     """How often a unit is started again that ended by no fault of its user: a node that was lost, a process killed."""
     part: int = Field(64, ge=0)
     """A free worker helps with a prediction that has at least so many scenes left for each that works on it; 0: none
-    helps."""
+    helps, nor counts scenes for stage 05."""
     threads: int | None = Field(None, ge=1)
     """Threads that each unit computes with; none: as many as a stage that is started by hand where lib.cluster runs.
     Sums of convolutions on a CPU depend on it in their last digits."""

@@ -99,10 +99,10 @@ class Predictor:
             shape = (max(1, round(height * scale)), max(1, round(width * scale)))
             if image.ndim == 4:
                 rows, columns = self.view.centre(shape)
-                cut = np.stack([_resized(frame, shape)[:, rows, columns] for frame in image])
+                cut = np.stack([resized(frame, shape)[:, rows, columns] for frame in image])
                 high = wide = 0
             else:
-                cut, (high, wide) = _resized(image, shape), (min(self.pad, side - 1) for side in shape)
+                cut, (high, wide) = resized(image, shape), (min(self.pad, side - 1) for side in shape)
                 if high or wide:
                     cut = np.pad(cut, [(0, 0), (high, high), (wide, wide)], mode="reflect")
             # C: an image stacked from (H, W, 3) arrays has other strides, from which a batch of one comes out with a
@@ -140,7 +140,7 @@ class Predictor:
         (K, 1, F) of frames. Any thread may do it."""
         total: Any = None
         for (rows, columns), answer in zip(seen.inner, answers, strict=True):
-            probs = answer.numpy() if seen.frames else _resized(answer.numpy()[:, rows, columns], seen.native)
+            probs = answer.numpy() if seen.frames else resized(answer.numpy()[:, rows, columns], seen.native)
             total = probs if total is None else total + probs
         mean = total if len(answers) == 1 else total / len(answers)
         return dict(zip(self.sets, np.split(mean, len(self.sets))))
@@ -169,8 +169,8 @@ def compiled(network: nn.Module, device: torch.device) -> Callable[[Tensor], Ten
     return answer
 
 
-def _resized(planes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Resize (C, H, W) plane by plane."""
+def resized(planes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Resize (C, H, W), uint8 or float32, plane by plane."""
     if planes.shape[-2:] == shape:
         return planes
     return np.stack([resize(np.ascontiguousarray(plane), shape) for plane in planes])

@@ -31,7 +31,7 @@ CORE, MARGIN = 1024, 128
 
 
 @dataclass
-class Labelled:
+class LabelledObjects:
     """What a file of labels says of the objects of an area."""
 
     objects: np.ndarray
@@ -109,7 +109,7 @@ def _by_cell(cells: np.ndarray) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
         yield (int(ordered[start, 0]), int(ordered[start, 1])), order[start:stop]
 
 
-def read_labels(path: Path, column: str, objects: Any, names: Sequence[str]) -> Labelled:
+def read_labels(path: Path, column: str, objects: Any, names: Sequence[str]) -> LabelledObjects:
     """Read points or polygons with a class, from any file that GDAL reads, and find the objects that they mean.
 
     A point means the object that it lies in; a polygon the one that it shares most area with. Of several labels of one
@@ -148,10 +148,10 @@ def read_labels(path: Path, column: str, objects: Any, names: Sequence[str]) -> 
     if not meant:
         raise DataError(f"{path}: expected labels on the objects of the area, found none of {len(given)} there; is it "
                         "another place?")  # fmt: skip
-    return Labelled(np.array([*meant], int), np.array([*meant.values()], int), tuple(notes))
+    return LabelledObjects(np.array([*meant], int), np.array([*meant.values()], int), tuple(notes))
 
 
-def write(path: Path, objects: Any, probs: np.ndarray, names: Sequence[str], labelled: Labelled,
+def write(path: Path, objects: Any, probs: np.ndarray, names: Sequence[str], labelled: LabelledObjects,
           suggested: np.ndarray) -> None:  # fmt: skip
     """Write the objects with their new classes as a GeoPackage.
 
@@ -175,7 +175,7 @@ def write(path: Path, objects: Any, probs: np.ndarray, names: Sequence[str], lab
 
 
 def adapted(
-    seen: Described, names: Sequence[str], labelled: Labelled, count: int
+    seen: Described, names: Sequence[str], labelled: LabelledObjects, count: int
 ) -> tuple[Any, np.ndarray, np.ndarray]:
     """Learn from labelled objects; returns the head, (N, K) probabilities of all, and which to label next."""
     prior = np.maximum(seen.probs[:, -len(names) :], adapt.FLOOR)

@@ -23,8 +23,8 @@ from lib.inference.pipeline import through
 from lib.maps import decode, networks, rasters, sources
 from lib.maps.area_file import AREA, Area
 from lib.maps.networks import AreaNetworks
-from lib.maps.plan import PARTS, Plan
-from lib.maps.rasters import Part
+from lib.maps.plan import PARTS, AreaPlan
+from lib.maps.rasters import WindowFile
 from lib.maps.sides import Side
 from lib.run import cores, manifest
 from lib.run.cli import duration, say
@@ -36,7 +36,7 @@ EVERY = 30.0
 """Seconds between two lines of progress where there is no terminal."""
 
 
-def make(plan: Plan) -> Area:
+def make(plan: AreaPlan) -> Area:
     """Make the rasters of an area, or what is left of them to make, and area.json; returns what that says."""
     levels, done = _levels(plan), plan.out / FACTS
     there = _held(done) == plan.facts and all((plan.out / name).exists() for name in levels)
@@ -62,7 +62,7 @@ def _held(path: Path) -> str | None:
         return None
 
 
-def _begin(plan: Plan) -> None:
+def _begin(plan: AreaPlan) -> None:
     """Make the folder of the windows; what lies there of another run goes."""
     parts, old = plan.out / PARTS, plan.out / FACTS
     plan.out.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def _begin(plan: Plan) -> None:
 
 
 # ---- windows ------------------------------------------------------------------------------------------
-def predict(plan: Plan) -> None:
+def predict(plan: AreaPlan) -> None:
     """Ask the networks for every window that is not there, in workers of which each has a device of its own."""
     job = plan.job
     asked = job.windows()
@@ -90,7 +90,7 @@ def predict(plan: Plan) -> None:
     started, pixels, tiles = time.monotonic(), 0, 0
     with Pool(AreaNetworks, devices(plan.run.config.predict.workers, plan.run.device)) as pool:
         pool.each("open", job)
-        progress = Progress(len(left))
+        progress = Countdown(len(left))
         with closing(through(pool, in_bands(left, len(pool)))) as written:
             for one in progress.over(written):
                 pixels, tiles = pixels + one.pixels, tiles + one.tiles
@@ -110,7 +110,7 @@ def in_bands(places: Sequence[tuple[int, int]], workers: int) -> list[tuple[int,
     return [band[number] for number in range(size) for band in bands if number < len(band)]
 
 
-class Progress:
+class Countdown:
     """Say how far work has come and when it will end: a bar on a terminal, else a line now and then."""
 
     def __init__(self, total: int):
@@ -131,20 +131,20 @@ class Progress:
 
 
 # ---- rasters ------------------------------------------------------------------------------------------
-def _levels(plan: Plan) -> dict[str, tuple[str, str]]:
+def _levels(plan: AreaPlan) -> dict[str, tuple[str, str]]:
     """Return file -> (task, class) of the rasters of levels, in the order of a window's channels."""
     return {f"{task}_{re.sub(r'[^A-Za-z0-9-]+', '_', name)}.tif": (task, name) for task, name in plan.job.names}
 
 
-def _spread(plan: Plan) -> str | None:
+def _spread(plan: AreaPlan) -> str | None:
     """Return the file of the disagreement, None where no task has two networks."""
     tasks = [member.task for member in plan.job.members]
     return f"{networks.DISAGREEMENT}.tif" if len(set(tasks)) < len(tasks) else None
 
 
-def _write_levels(plan: Plan, levels: Mapping[str, tuple[str, str]]) -> None:
+def _write_levels(plan: AreaPlan, levels: Mapping[str, tuple[str, str]]) -> None:
     job = plan.job
-    parts = [Part(job.window(*place), job.path(*place)) for place in job.windows()]
+    parts = [WindowFile(job.window(*place), job.path(*place)) for place in job.windows()]
     wanted = dict(zip(levels, range(1, len(levels) + 1)))
     if (spread := _spread(plan)) is not None:
         wanted[spread] = len(levels) + 1
@@ -152,7 +152,7 @@ def _write_levels(plan: Plan, levels: Mapping[str, tuple[str, str]]) -> None:
         rasters.write(plan.out / name, rasters.mosaic(job.grid, parts, band, mask=len(levels) + 2), exact=False)
 
 
-def _decode(plan: Plan, levels: Mapping[str, tuple[str, str]]) -> Area:
+def _decode(plan: AreaPlan, levels: Mapping[str, tuple[str, str]]) -> Area:
     """Write the raster of class numbers; returns what area.json says."""
     run, request, job = plan.run, plan.request, plan.job
     by_task: dict[str, list[Path]] = {}

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from lib.competitions.contract import Competition
 from lib.errors import ConfigError
 from lib.maps.grid import Grid
-from lib.maps.rasters import NODATA, Part
+from lib.maps.rasters import NODATA, WindowFile
 from lib.maps.sources import environment
 from lib.run import cores
 from lib.scenes.probs import write_levels
@@ -46,13 +46,13 @@ class Decoding:
     """Task -> the raster of each of its classes."""
     folder: Path
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[WindowFile]:
         """Return the blocks of the area; a rest that is no wider than HALO belongs to the block before it."""
         found = []
         for top, bottom in _cut(self.grid.height):
             for left, right in _cut(self.grid.width):
-                window = Window(left, top, right - left, bottom - top)  # type: ignore[call-arg]
-                found.append(Part(window, self.folder / f"{top}_{left}.tif"))
+                window = Window(left, top, right - left, bottom - top)
+                found.append(WindowFile(window, self.folder / f"{top}_{left}.tif"))
         return found
 
     @property
@@ -60,13 +60,13 @@ class Decoding:
         """Pixels around a block that are decoded with it."""
         return 0 if self.competition.each_pixel_alone(self.settings) else HALO
 
-    def write(self, part: Part) -> None:
+    def write(self, part: WindowFile) -> None:
         """Decode one block and write its class numbers."""
         top, left = int(part.window.row_off), int(part.window.col_off)
         height, width = int(part.window.height), int(part.window.width)
         up, west = max(0, top - self.halo), max(0, left - self.halo)
         down, east = (min(self.grid.height, top + height + self.halo), min(self.grid.width, left + width + self.halo))
-        around = Window(west, up, east - west, down - up)  # type: ignore[call-arg]
+        around = Window(west, up, east - west, down - up)
         own = slice(top - up, top - up + height), slice(left - west, left - west + width)
         levels, valid = self._read(around)
         if valid[own].any():
@@ -96,7 +96,7 @@ def _cut(size: int) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], size]))
 
 
-def run(decoding: Decoding, pool: "Pool") -> list[Part]:
+def run(decoding: Decoding, pool: "Pool") -> list[WindowFile]:
     """Decode all blocks, which the pool shares; returns them."""
     decoding.folder.mkdir(parents=True, exist_ok=True)
     parts = decoding.parts()

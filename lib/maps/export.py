@@ -8,7 +8,7 @@ that has its outlines in pixels and in degrees.
     python -m lib.maps export --config configs/xview2_cpu.yaml --split test --submission theirs --out out
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,12 @@ from lib.competitions.contract import SUBMISSION, Competition, Scene
 from lib.errors import ArtifactError, DataError
 from lib.maps import outputs, styles, vectors
 from lib.maps.grid import Grid
-from lib.maps.outputs import Options
+from lib.maps.outputs import OutputOptions
 from lib.maps.polygons import Layers, Objects
 from lib.maps.vectors import Legend
 from lib.run import cli
 from lib.run.cli import Run
-from lib.scenes.georeference import Place
+from lib.scenes.georeference import Location
 from lib.scenes.probs import file_name, read_levels
 from lib.settings import some
 from lib.stages.folds import recorded_places
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def export(run: Run, split: str, out: Path, submission: Path | None, options: Options) -> list[str]:
+def export(run: Run, split: str, out: Path, submission: Path | None, options: OutputOptions) -> list[str]:
     """Write what a submission answers for the scenes of a split; returns sentences on it.
 
     Raises DataError where no scene of the split has a place, ArtifactError for a stage that has to be run first.
@@ -76,7 +76,7 @@ def export(run: Run, split: str, out: Path, submission: Path | None, options: Op
     else:
         folder, levels, model = _folder_of(submission), Averages({}, {}), str(submission)
     known = recorded_places(run.store.folder(run.graph.folds()))
-    places = {scene.id: place for scene in scenes if (place := known.get(scene.id) or competition.place(scene))}
+    places = {scene.id: place for scene in scenes if (place := competition.place(scene) or known.get(scene.id))}
     if not places:
         raise DataError(f"{split}: expected scenes with a place on Earth, found none among {len(scenes)}; images must "
                         "be georeferenced (GeoTIFF), or labels must have their outlines in degrees, too")  # fmt: skip
@@ -126,6 +126,8 @@ class Averages:
     """Task -> folder of its files."""
     classes: Mapping[str, tuple[str, ...]]
     """Task -> names of its channels."""
+    check: Callable[[Path], Path] = Path
+    """Returns the path of a file whose bytes are those that were written."""
 
     @classmethod
     def of(cls, run: Run, split: str) -> "Averages":
@@ -133,7 +135,7 @@ class Averages:
         folder = run.store.require(run.graph.blend(split))
         tasks = dict.fromkeys(model.task for model in run.config.models.values())
         return cls({task: folder / task for task in tasks},
-                   {task: run.competition.tasks[task].classes for task in tasks})  # fmt: skip
+                   {task: run.competition.tasks[task].classes for task in tasks}, run.store.check)  # fmt: skip
 
     @property
     def names(self) -> list[str]:
@@ -150,7 +152,8 @@ class Averages:
     def read(self, scene: Scene) -> dict[str, np.ndarray]:
         """Return the levels of a scene, (H, W) uint8 by name."""
         planes = [plane for task, folder in self.folders.items()
-                  for plane in read_levels(folder / file_name(scene.id), self.classes[task])[0]]  # fmt: skip
+                  for plane in read_levels(self.check(folder / file_name(scene.id)), self.classes[task])[0]
+                  ]  # fmt: skip
         return dict(zip(self.names, planes, strict=True))
 
 
@@ -162,7 +165,7 @@ class _Answered:
     folder: Path
     scene: Scene
 
-    def numbers(self, place: Place) -> np.ndarray:
+    def numbers(self, place: Location) -> np.ndarray:
         """Return the class numbers of the answer (H, W). Raises ArtifactError for an answer of another size."""
         found = self.competition.class_raster(self.competition.read_submission(self.folder, self.scene))
         if found.shape != place.size:
@@ -171,14 +174,18 @@ class _Answered:
         return found
 
 
-def scene_objects(answered: _Answered, place: Place, levels: Averages, legend: Legend, options: Options) -> Any:
+def scene_objects(
+    answered: _Answered, place: Location, levels: Averages, legend: Legend, options: OutputOptions
+) -> Any:
     """Return the objects of one scene as a GeoDataFrame in longitude and latitude: the columns of ``vectors.table``,
     ``scene`` first, and ``place``, which says who told it."""
     numbers = answered.numbers(place)
     layers = Layers.of_arrays(numbers, levels.read(answered.scene))
     grid = Grid(CRS.from_user_input(place.crs), place.affine, place.size[1], place.size[0])
-    found = [*options.finder(layers, len(legend.classes)), Objects.none(len(legend.classes), len(legend.levels))]
-    frame = pd.concat([vectors.table(one, grid, legend, options.outlines) for one in found[: max(1, len(found) - 1)]])
+    none = Objects.none(len(legend.classes), len(legend.levels))
+    found = [batch.only(batch.pixels * grid.pixel_area >= options.least_area)
+             for batch in options.finder(layers, legend.classes, levels.classes)] or [none]  # fmt: skip
+    frame = pd.concat([vectors.table(one, grid, legend, options.outlines) for one in found])
     frame.insert(0, "scene", answered.scene.id)
     frame.insert(len(frame.columns) - 1, "place", place.told_by)
     return frame.to_crs(vectors.WGS84)

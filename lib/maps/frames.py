@@ -103,16 +103,26 @@ class Frame:
             for column in columns:
                 yield row, column
 
-    def windows(self, row: int, column: int, size: int) -> Iterator[tuple[int, int]]:
-        """Yield (row, column) of the windows of ``size`` pixels into which a tile reaches."""
-        for down in _reached(self.rows, row, size):
-            for across in _reached(self.columns, column, size):
+    def windows(self, row: int, column: int, size: int, halo: int = 0) -> Iterator[tuple[int, int]]:
+        """Yield (row, column) of the windows of ``size`` pixels, with ``halo`` around, into which a tile reaches."""
+        for down in _reached(self.rows, row, size, halo):
+            for across in _reached(self.columns, column, size, halo):
                 yield down, across
 
+    def around(self, window: Window, ratio: int) -> Window:
+        """Return what a window of an area is on a network's smaller image of it, of which a pixel is ``ratio`` of the
+        area's to a side, with what bilinear interpolation looks at around it."""
+        (top, bottom), (left, right) = cuts(window)
+        halo = ratio > 1
+        up, west = max(0, top // ratio - halo), max(0, left // ratio - halo)
+        down, east = min(self.rows.size, bottom // ratio + halo), min(self.columns.size, right // ratio + halo)
+        return Window(west, up, east - west, down - up)
 
-def _reached(axis: Axis, number: int, size: int) -> range:
+
+def _reached(axis: Axis, number: int, size: int, halo: int) -> range:
     start = axis.starts[number] - axis.pad
-    return range(max(0, start) // size, (min(axis.size, start + axis.tile) - 1) // size + 1)
+    end = min(axis.size, start + axis.tile)
+    return range(max(0, start - halo) // size, (min(axis.size, end + halo) - 1) // size + 1)
 
 
 def cuts(window: Window) -> tuple[Cut, Cut]:

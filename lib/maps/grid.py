@@ -55,13 +55,25 @@ class Grid:
 
     def window(self, row: int, column: int, size: int) -> Window:
         """Return the window of ``size`` x ``size`` pixels that begins there; smaller where the grid ends."""
-        return Window(column, row, min(size, self.width - column), min(size, self.height - row))  # type: ignore[call-arg]
+        return Window(column, row, min(size, self.width - column), min(size, self.height - row))
 
     def windows(self, size: int) -> Iterator[Window]:
         """Yield the windows of ``size`` x ``size`` pixels that cover the grid, row by row from the upper left."""
         for row in range(0, self.height, size):
             for column in range(0, self.width, size):
                 yield self.window(row, column, size)
+
+    def cells(self, window: Window) -> Iterator[tuple[Window, tuple[slice, slice], tuple[slice, slice]]]:
+        """Yield the cells that a window reaches into: of each its pixels of the grid, which rows and columns of it lie
+        in the window, and which of the window they are. Cells are the same for every window."""
+        top, left, height, width = (int(one) for one in (window.row_off, window.col_off, window.height, window.width))
+        for row in range(top // BLOCK * BLOCK, top + height, BLOCK):
+            for column in range(left // BLOCK * BLOCK, left + width, BLOCK):
+                up, down = max(row, top), min(row + BLOCK, top + height)
+                west, east = max(column, left), min(column + BLOCK, left + width)
+                inside = slice(up - row, down - row), slice(west - column, east - column)
+                target = slice(up - top, down - top), slice(west - left, east - left)
+                yield self.window(row, column, BLOCK), inside, target
 
     def part(self, window: Window) -> "Grid":
         """Return the grid of a window of this one, which may reach beyond it."""

@@ -1,5 +1,6 @@
 """Which grid an area gets: its CRS, the size of its pixels, how far it reaches; and what lies outside of it."""
 
+import importlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from shapely import affinity
 
 from lib.errors import ConfigError, DataError
 from lib.maps.grid import Grid
-from lib.maps.sources import Source
+from lib.maps.sources import SourceFile
 from lib.scenes.place import metres
 
 DEGREES = CRS.from_epsg(4326)
@@ -42,14 +43,15 @@ class Layout:
     """How the grid was chosen, and what lies outside."""
 
 
-def choose(sides: Mapping[str, Sequence[Source]], crs: CRS | None, pixel_size: float | None,
+def choose(sides: Mapping[str, Sequence[SourceFile]], crs: CRS | None, pixel_size: float | None,
            trained: float | None, limit: tuple[Any, CRS] | None = None,
-           moves: Mapping[str, tuple[float, float]] = MappingProxyType({})) -> Layout:  # fmt: skip
+           moves: Mapping[str, tuple[float, float]] = MappingProxyType({}), whole: int = 1) -> Layout:  # fmt: skip
     """Choose the grid of an area.
 
     sides: name of an image -> its files. crs, pixel_size (metres): where they are given. trained: the side of a pixel
     in metres of the scenes that the networks were trained on, where it is known. limit: the user's area and its CRS.
-    moves: name of an image -> by how much it shows things too far to the east and north, in the CRS.
+    moves: name of an image -> by how much it shows things too far to the east and north, in the CRS. whole: number of
+    which the sides of the grid are multiples.
     DataError where the images have no place in common, or none in the user's area.
     """
     sources = [source for own in sides.values() for source in own]
@@ -78,10 +80,11 @@ def choose(sides: Mapping[str, Sequence[Source]], crs: CRS | None, pixel_size: f
     inside = "" if within is None else f", {square_kilometres(asked, crs):.4f} km2 of them within --aoi"
     notes.append(f"all images overlap on {square_kilometres(overlap, crs):.4f} km2{inside}")
     grid = _grid(sides, crs, asked, pixel_size, trained, notes)
-    return Layout(grid, asked, within, notes)
+    height, width = (-(-side // whole) * whole for side in grid.shape)
+    return Layout(Grid(crs, grid.transform, width, height), asked, within, notes)
 
 
-def _crs(sources: Sequence[Source], sides: Mapping[str, Sequence[Source]], notes: list[str]) -> CRS:
+def _crs(sources: Sequence[SourceFile], sides: Mapping[str, Sequence[SourceFile]], notes: list[str]) -> CRS:
     """Return the CRS of the files where one of them is in metres, else the UTM zone of the middle of their overlap."""
     metric = list(dict.fromkeys(source.crs for source in sources if _is_metric(source.crs)))
     if len(metric) == 1:
@@ -107,7 +110,7 @@ def _name(crs: CRS) -> str:
     return (title[1] if title else "unnamed") + (f" (EPSG:{code})" if code else "")
 
 
-def _grid(sides: Mapping[str, Sequence[Source]], crs: CRS, asked: Any, pixel_size: float | None,
+def _grid(sides: Mapping[str, Sequence[SourceFile]], crs: CRS, asked: Any, pixel_size: float | None,
           trained: float | None, notes: list[str]) -> Grid:  # fmt: skip
     """Choose the pixels of an area and lay them over what is asked for."""
     *_, last = sides.values()
@@ -146,11 +149,11 @@ def _grid(sides: Mapping[str, Sequence[Source]], crs: CRS, asked: Any, pixel_siz
     return grid
 
 
-def _straight(source: Source) -> bool:
+def _straight(source: SourceFile) -> bool:
     return source.transform.is_rectilinear and source.transform.a > 0 and source.transform.e < 0
 
 
-def _sizes(sources: Sequence[Source]) -> str:
+def _sizes(sources: Sequence[SourceFile]) -> str:
     found = sorted({f"{source.pixel[0]:.2f} x {source.pixel[1]:.2f} m" for source in sources})
     return " and ".join(found[:3]) + (", ..." if len(found) > 3 else "")
 
@@ -208,8 +211,8 @@ def _geojson(held: dict[str, Any]) -> tuple[list[Any], CRS]:
 
 def _by_pyogrio(path: Path) -> tuple[list[Any], CRS]:
     try:
-        import pyogrio
-    except ImportError as error:
+        pyogrio = importlib.import_module("pyogrio")
+    except ModuleNotFoundError as error:
         raise ConfigError(f"--aoi {path}: files other than GeoJSON are read by pyogrio, which is not installed; "
                           "pip install -r requirements-maps.txt, or give GeoJSON") from error  # fmt: skip
     try:

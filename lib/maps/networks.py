@@ -23,19 +23,22 @@ from lib.choose.evidence import weighted
 from lib.ensemble import calibration
 from lib.errors import ArtifactError, ConfigError
 from lib.inference.pipeline import Pipeline, Steps
-from lib.inference.predict import Predictor
+from lib.inference.predict import Predictor, resized
 from lib.maps.frames import Cut, Edges, Frame, cuts
-from lib.maps.grid import BLOCK, Grid
+from lib.maps.grid import Grid
 from lib.maps.sides import Side
 from lib.maps.sources import environment
 from lib.models import checkpoint
 from lib.run.cli import Run, quiet
 from lib.scenes.probs import quantise, refuse_other_classes, write_levels
 
-ROOM = 256 << 20
+ROOM = 192 << 20
 """Bytes of images that a worker reads ahead."""
 KEPT = 1 << 30
 """Bytes of weights that a worker keeps loaded on a CPU; networks beyond that are loaded again for each window."""
+RATIOS = (1, 2, 4, 8)
+"""How many of an area's pixels to a side may be one of a network's."""
+SEEN = "seen"
 DISAGREEMENT, VALID = "disagreement", "valid"
 """Bands of a window's file beside the classes."""
 
@@ -51,7 +54,7 @@ class Member(NamedTuple):
 
 
 @dataclass
-class Job:
+class AreaJob:
     """What all workers know of an area."""
 
     run: Run
@@ -98,18 +101,14 @@ class Job:
         inside = np.ones((int(window.height), int(window.width)), bool)
         if self.limit is None:
             return inside
-        (top, bottom), (left, right) = cuts(window)
-        for row in range(top, bottom, BLOCK):  # cell by cell, so that rounding is the same for windows of any size
-            for column in range(left, right, BLOCK):
-                cell = self.grid.window(row, column, BLOCK)
-                part = self.grid.part(cell)
-                drawn = features.geometry_mask([self.limit], part.shape, part.transform, invert=True)
-                inside[row - top : row - top + part.height, column - left : column - left + part.width] = drawn
+        for cell, own, target in self.grid.cells(window):  # so that rounding is the same for windows of any size
+            part = self.grid.part(cell)
+            inside[target] = features.geometry_mask([self.limit], part.shape, part.transform, invert=True)[own]
         return inside
 
 
 @dataclass
-class Reading:
+class AreaWindow:
     """A window on its way through the steps of a worker."""
 
     place: tuple[int, int]
@@ -124,6 +123,8 @@ class Reading:
     """What is written, (channels + 2, h, w) uint8."""
     tiles: int = 0
     """Tiles that networks were asked for."""
+    small: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
+    """(Name of an image, or SEEN; how many of the area's pixels make one, to a side) -> the same, smaller."""
 
 
 class Written(NamedTuple):
@@ -138,24 +139,24 @@ class Written(NamedTuple):
 class AreaNetworks:
     """What a worker predicts with: a device, and the networks that it has loaded."""
 
-    job: Job
+    job: AreaJob
 
     def __init__(self, device: torch.device):
         quiet()
         self.device = device
-        self.pipeline: Pipeline[Reading, Reading, Reading, Written] | None = None
+        self.pipeline: Pipeline[AreaWindow, AreaWindow, AreaWindow, Written] | None = None
         if device.type == "cuda":
             torch.cuda.set_device(device)
 
-    def open(self, job: Job) -> list[str]:
-        """Take an area on; returns what is to be said. ConfigError for networks that cannot look at an area."""
+    def open(self, job: AreaJob) -> None:
+        """Take an area on."""
         job.run = job.run.on(self.device)
         self.job, self.edges = job, Edges(job.folder / "edges")
         self.predictors: OrderedDict[int, Predictor] = OrderedDict()
         self.asked = set(job.windows())
         self.described = [checkpoint.read_description(self._folder(member)) for member in job.members]
+        self.ratios = [ratio_of(job.run, member) for member in job.members]
         self.frames = [self._frame(number) for number in range(len(job.members))]
-        return []
 
     # ---- many windows: read ahead, write behind -------------------------------------------------------
     def feed(self, row: int, column: int) -> list[Written]:
@@ -163,7 +164,7 @@ class AreaNetworks:
         if self.pipeline is None:
             steps = Steps(self.read, self.compute, self.write, lambda reading: None, self.weigh)
             self.pipeline = Pipeline(steps, ROOM)
-        return self.pipeline.feed(Reading((row, column), self.job.window(row, column)))
+        return self.pipeline.feed(AreaWindow((row, column), self.job.window(row, column)))
 
     def drain(self) -> list[Written] | None:
         """Compute one more window of those taken in; returns as ``feed``, None where none is left."""
@@ -185,17 +186,20 @@ class AreaNetworks:
         return peak_memory_mib(self.device)
 
     # ---- one window, step by step ---------------------------------------------------------------------
-    def weigh(self, reading: Reading) -> int:
+    def weigh(self, reading: AreaWindow) -> int:
         """Return about how many bytes a window holds that is read."""
         return sum(image.nbytes for image in reading.images.values())
 
-    def read(self, reading: Reading) -> Reading:
+    def read(self, reading: AreaWindow) -> AreaWindow:
         """Read what the tiles show that reach into a window, of all images; nothing where the window has no data."""
         job = self.job
-        spans = [frame.span(reading.window) for frame in self.frames]
+        spans = [frame.span(frame.around(reading.window, ratio)) for frame, ratio in zip(self.frames, self.ratios)]
+        ends, whole = list(zip(spans, self.ratios)), max(self.ratios)
         (top, bottom), (left, right) = (
-            (min(span[axis][0] for span in spans), max(span[axis][1] for span in spans)) for axis in (0, 1)
-        )
+            (min(span[axis][0] * ratio for span, ratio in ends) // whole * whole,
+             -(-max(span[axis][1] * ratio for span, ratio in ends) // whole) * whole)
+            for axis in (0, 1)
+        )  # fmt: skip
         hull = Window(left, top, right - left, bottom - top)  # type: ignore[call-arg]
         seen = job.within(hull) if job.limit is not None else np.ones((bottom - top, right - left), bool)
         reading.span, reading.seen = ((top, bottom), (left, right)), seen
@@ -209,13 +213,13 @@ class AreaNetworks:
                 reading.images[name] = np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
         return reading
 
-    def _own(self, reading: Reading, seen: np.ndarray) -> np.ndarray:
+    def _own(self, reading: AreaWindow, seen: np.ndarray) -> np.ndarray:
         """Return the part of an array over ``span`` that is the window's own."""
         (top, bottom), (left, right) = cuts(reading.window)
         (first, _), (west, _) = reading.span
         return seen[top - first : bottom - first, left - west : right - west]
 
-    def compute(self, reading: Reading) -> Reading:
+    def compute(self, reading: AreaWindow) -> AreaWindow:
         """Ask all networks and average what they say."""
         job, competition = self.job, self.job.run.competition
         assert reading.seen is not None
@@ -244,14 +248,16 @@ class AreaNetworks:
             planes[-1] = valid
         reading.planes, reading.seen = planes, None
         reading.images.clear()  # nobody needs them any more
+        reading.small.clear()
         return reading
 
-    def levels(self, number: int, reading: Reading) -> np.ndarray:
+    def levels(self, number: int, reading: AreaWindow) -> np.ndarray:
         """Return what one network says of a window, (C, h, w) uint8, rounded as stage 04 does."""
-        frame, size = self.frames[number], self.job.size
-        (top, bottom), (left, right) = cuts(reading.window)
+        frame, ratio, size = self.frames[number], self.ratios[number], self.job.size // self.ratios[number]
+        own = frame.around(reading.window, ratio)
+        (top, bottom), (left, right) = cuts(own)
         total: Any = None
-        for row, column in frame.tiles(reading.window):
+        for row, column in frame.tiles(own):
             rows, down = frame.rows.shared(row, top, bottom)
             columns, across = frame.columns.shared(column, left, right)
             path = self.edges.path(number, (row, column), reading.place)
@@ -262,27 +268,47 @@ class AreaNetworks:
                 continue
             else:
                 part = probs[:, rows, columns]
-                for other in frame.windows(row, column, size):
+                for other in frame.windows(row, column, size, halo=int(ratio > 1)):
                     if other != reading.place and other in self.asked and not self.job.path(*other).exists():
                         self._keep(number, (row, column), other, probs)
             if total is None:
                 total = part.new_zeros((part.shape[0], bottom - top, right - left))
             weights = torch.outer(frame.rows.weights[row][rows], frame.columns.weights[column][columns])
             total[:, down, across].addcmul_(part, weights.to(part.device))
+        height, width = int(reading.window.height), int(reading.window.width)
         if total is None:
-            classes = self.described[number]["classes"]
-            return np.zeros((len(classes), bottom - top, right - left), np.uint8)
-        return quantise(total.cpu().numpy(), self.job.run.config.predict.truncate)
+            return np.zeros((len(self.described[number]["classes"]), height, width), np.uint8)
+        probs = total.cpu().numpy()
+        if ratio > 1:
+            first, west = int(reading.window.row_off) - top * ratio, int(reading.window.col_off) - left * ratio
+            probs = resized(probs, (probs.shape[1] * ratio, probs.shape[2] * ratio))
+            probs = probs[:, first : first + height, west : west + width]
+        return quantise(probs, self.job.run.config.predict.truncate)
 
-    def _tile(self, number: int, row: int, column: int, reading: Reading) -> Tensor | None:
-        """Return what a network says of a tile, probs (C, h, w); None where nothing in it is asked for and has data."""
-        (first, _), (west, _) = reading.span
-        frame = self.frames[number]
-        down, across = frame.rows.shown(row) - first, frame.columns.shown(column) - west
+    def _small(self, reading: AreaWindow, name: str, ratio: int) -> np.ndarray:
+        """Return an image that was read, (3, h, w), or ``seen`` (h, w), in pixels of which each is ``ratio`` to a
+        side."""
         assert reading.seen is not None
-        if not reading.seen[np.ix_(down, across)].any():
+        if ratio == 1:
+            return reading.seen if name == SEEN else reading.images[name]
+        if (name, ratio) not in reading.small:
+            height, width = (side // ratio for side in reading.seen.shape)
+            if name == SEEN:
+                found = reading.seen.reshape(height, ratio, width, ratio).any(axis=(1, 3))
+            else:
+                found = resized(reading.images[name], (height, width))
+            reading.small[name, ratio] = found
+        return reading.small[name, ratio]
+
+    def _tile(self, number: int, row: int, column: int, reading: AreaWindow) -> Tensor | None:
+        """Return what a network says of a tile, probs (C, h, w); None where nothing in it is asked for and has data."""
+        frame, ratio = self.frames[number], self.ratios[number]
+        first, west = (cut[0] // ratio for cut in reading.span)
+        down, across = frame.rows.shown(row) - first, frame.columns.shown(column) - west
+        if not self._small(reading, SEEN, ratio)[np.ix_(down, across)].any():
             return None
-        stack = [reading.images[name][:, down[:, None], across] for name in self.described[number]["images"]]
+        images = [self._small(reading, name, ratio) for name in self.described[number]["images"]]
+        stack = [image[:, down[:, None], across] for image in images]
         reading.tiles += 1
         try:
             return self._predictor(number).window(np.concatenate(stack))
@@ -291,12 +317,13 @@ class AreaNetworks:
 
     def _keep(self, number: int, tile: tuple[int, int], other: tuple[int, int], probs: Tensor) -> None:
         """Keep what a tile says of another window."""
-        frame, ((top, bottom), (left, right)) = self.frames[number], cuts(self.job.window(*other))
+        frame = self.frames[number]
+        (top, bottom), (left, right) = cuts(frame.around(self.job.window(*other), self.ratios[number]))
         rows, _ = frame.rows.shared(tile[0], top, bottom)
         columns, _ = frame.columns.shared(tile[1], left, right)
         self.edges.put(self.edges.path(number, tile, other), probs[:, rows, columns].cpu().numpy())
 
-    def write(self, reading: Reading) -> Written:
+    def write(self, reading: AreaWindow) -> Written:
         """Write the file of a window, and forget what was kept for it."""
         assert reading.planes is not None
         path = self.job.path(*reading.place)
@@ -312,13 +339,10 @@ class AreaNetworks:
         return run.store.require(run.graph.checkpoint(member.model, member.fold))
 
     def _frame(self, number: int) -> Frame:
-        """Lay a network's tiles over the area. ConfigError where it is one that sees scenes at another size."""
-        job, member = self.job, self.job.members[number]
-        predictor, model = self._predictor(number), job.run.config.models[member.model]
-        if model.view.whole(job.grid.shape, 1.0) != job.grid.shape or predictor.scales != (1.0,):
-            raise ConfigError(f"models.{member.model}.view, predict.scales: expected networks that see an area at the "
-                              "size of its pixels, got others; choose the pixels by --pixel-size instead")  # fmt: skip
-        return Frame.of(job.grid.shape, predictor.tile, predictor.overlap, predictor.network.stride, predictor.pad)
+        """Lay a network's tiles over the area as it sees it."""
+        predictor, ratio = self._predictor(number), self.ratios[number]
+        height, width = (side // ratio for side in self.job.grid.shape)
+        return Frame.of((height, width), predictor.tile, predictor.overlap, predictor.network.stride, predictor.pad)
 
     def _predictor(self, number: int) -> Predictor:
         """Return a network that is ready to predict; as many are kept as fit."""
@@ -337,3 +361,17 @@ class AreaNetworks:
         network = checkpoint.load_network(folder)
         self.predictors[number] = Predictor(network, task.activate, looks, model.view, self.device, model.pad)
         return self.predictors[number]
+
+
+def ratio_of(run: Run, member: Member) -> int:
+    """Return how many pixels of an area to a side are one that a network sees: 1, or as its view shrinks scenes.
+
+    ConfigError for views that depend on the size of a scene, and others that windows could not tell to a pixel.
+    """
+    view, scales = run.config.models[member.model].view, run.config.predict.scales
+    ratio = 1 / view.scale
+    if view.size or view.pixel_size or tuple(scales) != (1.0,) or ratio not in RATIOS:
+        allowed = ", ".join(f"{1 / one:g}" for one in RATIOS)
+        raise ConfigError(f"models.{member.model}.view, predict.scales: expected a view.scale of {allowed} and no "
+                          "other size or scale for an area, got others; choose its pixels by --pixel-size")  # fmt: skip
+    return int(ratio)

@@ -1,7 +1,7 @@
 """What is made of the rasters of a finished area: objects in a GeoPackage and as GeoJSON, counts, styles, a page."""
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from rasterio.windows import Window
 from tqdm import tqdm
 
 from lib.errors import ArtifactError, ConfigError
-from lib.maps import footprints, outlines, page, styles, summary, vectors
+from lib.maps import footprints, outlines, page, sources, styles, summary, vectors
 from lib.maps.area_file import Area
 from lib.maps.polygons import BLOCK, NO_DATA, Finder, Layers, Objects
 from lib.maps.vectors import Legend
@@ -28,7 +28,7 @@ OVERVIEW = 1024
 
 
 @dataclass(frozen=True)
-class Options:
+class OutputOptions:
     """How objects are made and shown."""
 
     outlines: str = "pixels"
@@ -36,9 +36,11 @@ class Options:
     part: float | None = None
     """Objects that touch are parted, each part beginning where the probability is at least this; None: not parted."""
     part_by: str | None = None
-    """By which levels; None: by the first ones."""
+    """By which levels; None: by those of the task that finds objects without a class."""
     apart: bool = False
     """Whether touching pixels of different classes are different objects."""
+    least_area: float = 0.0
+    """Square metres of the smallest object that is kept, by its pixels."""
     cell: float = 250.0
     """Side of a cell in metres in which objects are counted."""
     block: int = BLOCK
@@ -55,40 +57,59 @@ class Options:
             found.append("part: parts objects that may have several classes, so it does not go with apart; remove one")
         if self.part is None and self.part_by is not None:
             found.append("part_by: says by which levels objects are parted, but part is not stated; state it")
+        if not self.least_area >= 0:
+            found.append(f"least_area: expected square metres, 0 or more, got {self.least_area}")
         if not self.cell > 0:
             found.append(f"cell: expected metres above 0, got {self.cell}")
         return found
 
-    def finder(self, layers: Layers, classes: int) -> Finder:
-        """Return what finds objects as asked. Raises ConfigError where there are no levels to part them by."""
+    def finder(self, layers: Layers, classes: Sequence[str], tasks: Mapping[str, Sequence[str]]) -> Finder:
+        """Return what finds objects as asked. tasks: task -> names of its levels. Raises ConfigError where it is not
+        known by which levels they are to be parted."""
         parting = None
         if self.part is not None:
-            by = self.part_by or next(iter(layers.levels), "")
+            by = self.part_by or seeding(tasks, classes)
+            if by is None:
+                raise ConfigError(f"part_by: expected one of {', '.join(layers.levels)}, got none; no task of "
+                                  "the experiment finds objects without a class, so state by whose levels")  # fmt: skip
             if by not in layers.levels:
                 raise ConfigError(one_of("part_by", by, [*layers.levels]))
             parting = by, int(np.ceil(self.part * 255))
-        return Finder(layers, classes, self.block, self.apart, parting)
+        return Finder(layers, len(classes), self.block, self.apart, parting)
+
+
+def seeding(tasks: Mapping[str, Sequence[str]], classes: Sequence[str]) -> str | None:
+    """Return the levels that tell objects from what is none: the first of a task that has no class of the answer, or
+    those of the only class; None where there are neither."""
+    others = [names for names in tasks.values() if not {*names} & {*classes}]
+    if others:
+        return others[0][0]
+    return classes[0] if len(classes) == 1 and any(classes[0] in names for names in tasks.values()) else None
 
 
 def add_flags(flags: argparse.ArgumentParser) -> None:
-    """Add the flags of ``Options`` to a command."""
+    """Add the flags of ``OutputOptions`` to a command."""
     said = {
         "outlines": "outlines on the edges of pixels (default), with fewer corners, or regular",
         "part": "part objects that touch: each part begins where the probability is at least this",
-        "part-by": "the class whose probability that is (default: the first)",
+        "part-by": "the class whose probability that is (default: that of the task that finds objects)",
         "apart": "touching pixels of different classes are different objects",
+        "least-area": "leave out objects of fewer square metres (default: none)",
         "cell": "side of the cells in which objects are counted (default: %(default)g)",
     }
-    flags.add_argument("--outlines", choices=outlines.KINDS, default=Options.outlines, help=said["outlines"])
+    flags.add_argument("--outlines", choices=outlines.KINDS, default=OutputOptions.outlines, help=said["outlines"])
     flags.add_argument("--part", type=float, metavar="PROBABILITY", help=said["part"])
     flags.add_argument("--part-by", metavar="CLASS", help=said["part-by"])
     flags.add_argument("--apart", action="store_true", help=said["apart"])
-    flags.add_argument("--cell", type=float, default=Options.cell, metavar="METRES", help=said["cell"])
+    flags.add_argument(
+        "--least-area", type=float, default=OutputOptions.least_area, metavar="M2", help=said["least-area"]
+    )
+    flags.add_argument("--cell", type=float, default=OutputOptions.cell, metavar="METRES", help=said["cell"])
 
 
-def options_of(args: argparse.Namespace) -> Options:
+def options_of(args: argparse.Namespace) -> OutputOptions:
     """Return the options that flags state. Raises ConfigError with all that is wrong with them."""
-    options = Options(args.outlines, args.part, args.part_by, args.apart, args.cell)
+    options = OutputOptions(args.outlines, args.part, args.part_by, args.apart, args.least_area, args.cell)
     if faults := options.faults():
         raise ConfigError("; ".join(faults))
     return options
@@ -101,7 +122,7 @@ def require_libraries() -> None:
 
 
 def write_all(folder: Path, given: Path | None = None, pictures: Mapping[str, np.ndarray] | None = None,
-              options: Options | None = None) -> list[str]:  # fmt: skip
+              options: OutputOptions | None = None) -> list[str]:  # fmt: skip
     """Write beside the rasters of an area what people and a GIS open; returns sentences on it.
 
     folder: has area.json and its rasters. given: a file of footprints, which get classes instead of the objects that
@@ -109,12 +130,12 @@ def write_all(folder: Path, given: Path | None = None, pictures: Mapping[str, np
     (``page.preview_size``), for the page. Raises ConfigError for options and missing libraries, ArtifactError for an
     area that is not whole, DataError for footprints.
     """
-    options = options or Options()
+    options = options or OutputOptions()
     if faults := options.faults():
         raise ConfigError("; ".join(faults))
     require_libraries()
     area = Area.read(Path(folder))
-    with opened(folder, area) as layers:
+    with sources.environment(), opened(folder, area) as layers:
         work = _Work(Path(folder), area, layers, options, Path(given) if given else None)
         return work.write(pictures or {})
 
@@ -146,14 +167,14 @@ class _Work:
     folder: Path
     area: Area
     layers: Layers
-    options: Options
+    options: OutputOptions
     given: Path | None
 
     def write(self, pictures: Mapping[str, np.ndarray]) -> list[str]:
         grid, legend = self.area.grid, Legend.of(self.area)
         self.notes: list[str] = []
         counted = summary.Summary(grid, legend.classes, self.options.cell)
-        shown, place = page.Shown(), {name: number for number, name in enumerate(legend.classes)}
+        shown, place = page.Gathered(), {name: number for number, name in enumerate(legend.classes)}
         with vectors.opened(self.folder / PACKAGE, self.folder / GEOJSON) as writer:
             for frame in self.frames(legend):
                 writer.add(frame)
@@ -179,10 +200,18 @@ class _Work:
                 self.notes.append(f"{unknown} of {len(frame)} footprints lie where nothing is known: without a class")
             yield frame
             return
-        finder = self.options.finder(self.layers, classes)
+        tasks: dict[str, list[str]] = {}
+        for name, file in self.area.levels.items():
+            tasks.setdefault(file.partition("_")[0], []).append(name)  # their files are called <task>_<class>
+        finder = self.options.finder(self.layers, legend.classes, tasks)
         yield vectors.table(Objects.none(classes, len(legend.levels)), grid, legend, self.options.outlines)
-        for found in tqdm(finder, "objects", leave=False, disable=None):
-            yield vectors.table(found, grid, legend, self.options.outlines)
+        small = 0
+        for batch in tqdm(finder, "objects", leave=False, disable=None):
+            large = batch.pixels * grid.pixel_area >= self.options.least_area
+            small += int((~large).sum())
+            yield vectors.table(batch.only(large), grid, legend, self.options.outlines)
+        if small:
+            self.notes.append(f"{small:,} objects of less than {self.options.least_area:g} m2 were left out")
         for box in finder.too_large:
             self.notes.append(
                 f"an object of {box.height} x {box.width} pixels at row {box.row_off}, column {box.col_off} was left "

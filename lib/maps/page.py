@@ -36,7 +36,7 @@ def preview_size(grid: Grid, most: int = PIXELS) -> tuple[int, int]:
 
 
 @dataclass
-class Shown:
+class Gathered:
     """The objects of a page, gathered batch by batch."""
 
     most: int = MOST
@@ -78,7 +78,7 @@ def _rings(shape: shapely.Geometry) -> list[list[int]]:
     return found
 
 
-def write(path: Path, grid: Grid, legend: Legend, shown: Shown, pictures: Mapping[str, np.ndarray],
+def write(path: Path, grid: Grid, legend: Legend, shown: Gathered, pictures: Mapping[str, np.ndarray],
           notes: Sequence[str] = ()) -> None:  # fmt: skip
     """Write the page. pictures: name ("pre", "post") -> (h, w, 3) uint8 RGB of the whole grid, at any size; the first
     two can be swiped. notes: sentences on what was left out, shown at its end."""

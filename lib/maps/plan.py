@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,7 +16,7 @@ from lib.errors import ConfigError, PipelineError
 from lib.files import digest
 from lib.maps import decode, layout, register, sources
 from lib.maps.grid import BLOCK
-from lib.maps.networks import Job, Member
+from lib.maps.networks import AreaJob, Member, ratio_of
 from lib.maps.sides import Side, learn
 from lib.models import checkpoint
 from lib.run import manifest
@@ -68,7 +69,7 @@ class Request:
 
 
 @dataclass
-class Plan:
+class AreaPlan:
     """An area before anything of it is predicted."""
 
     run: Run
@@ -78,7 +79,7 @@ class Plan:
     """Decode settings."""
     classes: dict[str, str]
     """Class -> colour."""
-    job: Job
+    job: AreaJob
     notes: list[str]
     facts: str
     """What the levels depend on."""
@@ -89,7 +90,7 @@ class Plan:
         return self.request.out
 
 
-def prepare(run: Run, request: Request) -> Plan:
+def prepare(run: Run, request: Request) -> AreaPlan:
     """Look at all that is given, and refuse what cannot be done."""
     if faults := request.faults():
         raise ConfigError("; ".join(faults))
@@ -112,13 +113,14 @@ def prepare(run: Run, request: Request) -> Plan:
         held = {name: [sources.describe(path, request.one_band) for path in sources.find(request.images[name], name)]
                 for name in needed}  # fmt: skip
         trained = None if request.pixel_size else _trained(run)
-        sides, asked, said = _sides(request, held, trained)
+        sides, asked, said = _sides(request, held, trained, max(ratio_of(run, member) for member in members))
     notes += said
     for name in request.images.keys() - {*needed}:
         notes.append(f"{name}: no network of this experiment looks at it, so it was not used")
-    job = Job(run, sides[needed[0]].grid, sides, request.window, members, dict(weights), variant, dict(temperatures),
-              asked[0], asked[1], request.out / PARTS)  # fmt: skip
-    return Plan(run, request, decision, settings, classes, job, notes, _facts(run, job))
+    grid = sides[needed[0]].grid
+    job = AreaJob(run, grid, sides, request.window, members, dict(weights), variant, dict(temperatures), *asked,
+                  request.out / PARTS)  # fmt: skip
+    return AreaPlan(run, request, decision, settings, classes, job, notes, _facts(run, job))
 
 
 def _members(run: Run, weights: Mapping[str, float]) -> list[Member]:
@@ -151,11 +153,12 @@ def _trained(run: Run) -> float | None:
 
 
 def _sides(
-    request: Request, held: Mapping[str, Sequence[sources.Source]], trained: float | None
+    request: Request, held: Mapping[str, Sequence[sources.SourceFile]], trained: float | None, whole: int
 ) -> tuple[dict[str, Side], tuple[Any, Any], list[str]]:
     """Lay out the grid and open the sides on it; beside them what is asked for, the user's area, and what is to be
     said. Where they are to be registered, twice: once to measure, and once where the moved images overlap."""
-    found = layout.choose(held, request.crs, request.pixel_size, trained, request.limit)
+    laid = partial(layout.choose, held, request.crs, request.pixel_size, trained, request.limit, whole=whole)
+    found = laid()
     sides = {name: Side(name, own, found.grid, request.resampling) for name, own in held.items()}
     notes = learn([*sides.values()])
     first, *later = sides
@@ -173,7 +176,7 @@ def _sides(
         moves[name] = sides[name].moved_by()
         notes[-1] += "; applied"
     if moves:
-        found = layout.choose(held, request.crs, request.pixel_size, trained, request.limit, moves)
+        found = laid(moves=moves)
         for name, side in sides.items():
             unit = found.grid.transform
             east, north = moves.get(name, (0.0, 0.0))
@@ -183,7 +186,7 @@ def _sides(
     return sides, (found.asked, found.limit), [*found.notes, *notes]
 
 
-def _facts(run: Run, job: Job) -> str:
+def _facts(run: Run, job: AreaJob) -> str:
     """Return what stands for all that the levels depend on."""
     made = [manifest.read(folder_of(run, member)) for member in job.members]
     predict = run.config.predict

@@ -9,8 +9,8 @@ Two pixels belong together where they share a side. Pixels that touch at a corne
 object is one polygon, whose holes are kept, and the polygons drawn on the raster again are the pixels they came from.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import shapely
@@ -25,6 +25,8 @@ NO_DATA = 255
 """Value of a class raster where nothing is known; 0 is where there is no object."""
 BLOCK = 1024
 """Rows and columns of a block, by default."""
+BATCH = 2000
+"""Objects that are given out together, at least, but for the last ones."""
 MOST = 1 << 26
 """Pixels of the largest bounding box of an object; a larger one is no object but a raster filled with one answer."""
 
@@ -70,6 +72,16 @@ class Objects:
         return cls(np.zeros(0, object), np.zeros(0, np.int64), np.zeros((0, classes + 1), np.int64),
                    np.zeros((0, levels), np.int64))  # fmt: skip
 
+    @classmethod
+    def joined(cls, parts: Sequence["Objects"]) -> "Objects":
+        """Return the objects of several of these, of one number of classes and levels, one after the other."""
+        names = [one.name for one in fields(cls)]
+        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+    def only(self, wanted: np.ndarray) -> "Objects":
+        """Return those that are wanted, (N,) bool."""
+        return Objects(self.outlines[wanted], self.first[wanted], self.votes[wanted], self.sums[wanted])
+
     @property
     def pixels(self) -> np.ndarray:
         """How many pixels each object has, (N,) int64."""
@@ -100,6 +112,16 @@ class Finder:
             raise ValueError("parting: goes with objects of several classes; got apart as well")
 
     def __iter__(self) -> Iterator[Objects]:
+        held: list[Objects] = []
+        for found in self._found():
+            held.append(found)
+            if sum(map(len, held)) >= BATCH:
+                yield Objects.joined(held)
+                held = []
+        if held:
+            yield Objects.joined(held)
+
+    def _found(self) -> Iterator[Objects]:
         height, width = self.layers.shape
         borders = _Borders(width)
         for top in range(0, height, self.block):

@@ -27,14 +27,14 @@ BLOCK = 512
 
 
 @dataclass(frozen=True)
-class Part:
+class WindowFile:
     """The file of a window."""
 
     window: Window
     path: Path
 
 
-def mosaic(grid: Grid, parts: Sequence[Part], band: int, mask: int | None = None,
+def mosaic(grid: Grid, parts: Sequence[WindowFile], band: int, mask: int | None = None,
            colours: Mapping[str, str] | None = None) -> str:  # fmt: skip
     """Return a VRT of one band of the parts, of which ``mask`` is the band that says what is valid.
 
@@ -53,7 +53,7 @@ def mosaic(grid: Grid, parts: Sequence[Part], band: int, mask: int | None = None
             f'<VRTRasterBand dataType="Byte" band="1">{inner}</VRTRasterBand>{masked}</VRTDataset>')  # fmt: skip
 
 
-def _sources(parts: Sequence[Part], band: int, scale: int = 1) -> str:
+def _sources(parts: Sequence[WindowFile], band: int, scale: int = 1) -> str:
     kind = "SimpleSource" if scale == 1 else "ComplexSource"
     found = []
     for part in parts:

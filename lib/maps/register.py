@@ -137,15 +137,15 @@ def measure(first: Side, later: Side, asked: Any) -> Field:
     arrows = []
     for row in rows:
         for column in columns:
-            block = Window(column, row, size, size)  # type: ignore[call-arg]
+            block = Window(column, row, size, size)
             (before, known), (after, seen) = first.read(block), later.read(block)
             both = known & seen
             if both.mean() < KNOWN:
                 continue
-            greys = [_grey(pixels, both) for pixels in (before, after)]
-            if min(float(grey.std()) for grey in greys) < 1.0:  # one colour all over
+            earlier, now = _grey(before, both), _grey(after, both)
+            if min(float(earlier.std()), float(now.std())) < 1.0:  # one colour all over
                 continue
-            (dx, dy), response = cv2.phaseCorrelate(*greys, window)
+            (dx, dy), response = cv2.phaseCorrelate(earlier, now, window)
             arrows.append(Arrow(row + size / 2, column + size / 2, dx, dy, float(response)))
     return Field(grid, arrows)
 

@@ -22,8 +22,8 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from lib.errors import DataError
-from lib.maps.grid import BLOCK, Grid
-from lib.maps.sources import Source, opened
+from lib.maps.grid import Grid
+from lib.maps.sources import SourceFile, opened
 from lib.scenes import bands
 from lib.scenes.place import applied
 
@@ -40,7 +40,7 @@ OPEN = 32
 
 
 @dataclass(frozen=True)
-class Look:
+class Glance:
     """What is known of a file from a reduced image of it."""
 
     samples: bands.Bands
@@ -48,7 +48,7 @@ class Look:
     """(h, w) bool over the whole file: where it is black from the border on; None where it has no rim."""
 
 
-def look(source: Source, most: int) -> Look:
+def look(source: SourceFile, most: int) -> Glance:
     """Read a reduced image of a file, of at most ``most`` pixels and at least a few thousand."""
     height, width = source.shape
     side = max(64, min(SAMPLE, int(most**0.5)))
@@ -63,8 +63,8 @@ def look(source: Source, most: int) -> Look:
     if planes.dtype.kind == "f":
         finite = np.isfinite(planes)
         known = finite if known is None else known & finite
-    rim = None if source.masked else _rim(~planes.any(axis=0))
-    return Look(bands.Bands(planes, known, ()), rim)
+    rim = None if source.masked else _rim(np.asarray(~planes.any(axis=0)))
+    return Glance(bands.Bands(planes, known, ()), rim)
 
 
 def _rim(black: np.ndarray) -> np.ndarray | None:
@@ -83,7 +83,7 @@ class Side:
     is taken. Threads may read at the same time."""
 
     name: str
-    sources: Sequence[Source]
+    sources: Sequence[SourceFile]
     grid: Grid
     resampling: str = "bilinear"
     shift: tuple[float, float] = (0.0, 0.0)
@@ -127,21 +127,15 @@ class Side:
 
         Raises DataError naming the file that cannot be read.
         """
-        top, left, height, width = map(int, (window.row_off, window.col_off, window.height, window.width))
-        pixels, valid = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), bool)
-        for row in range(top // BLOCK * BLOCK, top + height, BLOCK):
-            for column in range(left // BLOCK * BLOCK, left + width, BLOCK):
-                up, down = max(row, top), min(row + BLOCK, top + height)
-                west, east = max(column, left), min(column + BLOCK, left + width)
-                inside = slice(up - row, down - row), slice(west - column, east - column)
-                target = slice(up - top, down - top), slice(west - left, east - left)
-                own, known = self._cell(row // BLOCK, column // BLOCK)
-                pixels[target], valid[target] = own[inside], known[inside]
+        shape = int(window.height), int(window.width)
+        pixels, valid = np.zeros((*shape, 3), np.uint8), np.zeros(shape, bool)
+        for cell, inside, target in self.grid.cells(window):
+            own, known = self._cell(cell)
+            pixels[target], valid[target] = own[inside], known[inside]
         return pixels, valid
 
-    def _cell(self, row: int, column: int) -> tuple[np.ndarray, np.ndarray]:
+    def _cell(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """Read one cell of the grid, which the border of the grid may cut: (h, w, 3) uint8 and (h, w) bool."""
-        window = self.grid.window(row * BLOCK, column * BLOCK, BLOCK)
         shape = int(window.height), int(window.width)
         pixels, valid = np.zeros((*shape, 3), np.uint8), np.zeros(shape, bool)
         box = shapely.box(*self.target.part(window).bounds)
@@ -159,7 +153,7 @@ class Side:
             pixels[new], valid[new] = own[new], True
         return pixels, valid
 
-    def _read(self, source: Source, window: Window) -> tuple[np.ndarray, np.ndarray]:
+    def _read(self, source: SourceFile, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """Read what a file shows of a window: (h, w, 3) uint8, 0 where it is not valid, and (h, w) bool."""
         vrt, page = self._vrt(source)
         planes = vrt.read(list(source.bands), window=window)
@@ -183,7 +177,7 @@ class Side:
         pixels = np.moveaxis(planes[[0, len(planes) // 2, -1]], 0, -1)
         return np.where(valid[..., None], pixels, np.uint8(0)), valid
 
-    def _in_rim(self, source: Source, window: Window) -> np.ndarray:
+    def _in_rim(self, source: SourceFile, window: Window) -> np.ndarray:
         """Tell which pixels of a window lie where the reduced image of a file has its rim: (h, w) bool."""
         part, rim = self.target.part(window), self.rims[source.path]
         columns, rows = np.meshgrid(np.arange(part.width) + 0.5, np.arange(part.height) + 0.5)
@@ -194,7 +188,7 @@ class Side:
         down = np.clip(down * rim.shape[0] / source.shape[0], 0, rim.shape[0] - 1).astype(np.intp)
         return rim[down, across].reshape(part.shape)
 
-    def _vrt(self, source: Source) -> tuple[WarpedVRT, rasterio.DatasetReader]:
+    def _vrt(self, source: SourceFile) -> tuple[WarpedVRT, rasterio.DatasetReader]:
         """Return a file on the grid, and the file; a thread keeps some of them open."""
         held: OrderedDict[str, tuple[WarpedVRT, rasterio.DatasetReader]]
         held = self._held.__dict__.setdefault("open", OrderedDict())
@@ -208,7 +202,7 @@ class Side:
         held[source.path] = self._warped(source)
         return held[source.path]
 
-    def _warped(self, source: Source) -> tuple[WarpedVRT, rasterio.DatasetReader]:
+    def _warped(self, source: SourceFile) -> tuple[WarpedVRT, rasterio.DatasetReader]:
         grid = self.target
         scales = [own / wanted for own, wanted in zip(source.pixel, grid.pixel)]  # of the grid's pixels to the file's
         fits = [number for number, factor in enumerate(source.overviews) if factor * 1.01 <= 1 / max(scales)]

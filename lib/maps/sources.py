@@ -28,7 +28,7 @@ from lib.scenes.place import applied, metres
 SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img", ".png", ".jpg", ".jpeg")
 """Endings of the files of a folder that are taken."""
 SETTINGS: dict[str, Any] = {
-    "GDAL_CACHEMAX": 128,  # MB; by itself GDAL takes a twentieth of the machine's memory
+    "GDAL_CACHEMAX": 128 << 20,  # bytes; by itself GDAL takes a twentieth of the machine's memory
     "GDAL_HTTP_MAX_RETRY": 3,
     "GDAL_HTTP_RETRY_DELAY": 1,
     "GDAL_HTTP_CONNECTTIMEOUT": 20,
@@ -41,7 +41,7 @@ RESAMPLING = ("nearest", "bilinear", "cubic", "lanczos", "average")
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceFile:
     """One file, as its header describes it. ``path``: as GDAL opens it."""
 
     path: str
@@ -110,7 +110,7 @@ def find(given: Sequence[str], side: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def describe(path: str, one_band: bool = False) -> Source:
+def describe(path: str, one_band: bool = False) -> SourceFile:
     """Read the header of a file. DataError where it cannot be read, has no place on Earth or shows no colours.
 
     one_band: whether a single band is taken for grey.
@@ -123,7 +123,7 @@ def describe(path: str, one_band: bool = False) -> Source:
                         "again, or correct the path") from error  # fmt: skip
 
 
-def _described(path: str, page: rasterio.DatasetReader, one_band: bool) -> Source:
+def _described(path: str, page: rasterio.DatasetReader, one_band: bool) -> SourceFile:
     if not page.crs or page.transform.is_identity:
         raise DataError(f"{path}: expected a raster with a place on Earth, found "
                         + ("no coordinate system" if not page.crs else "no transform from pixels to coordinates")
@@ -144,7 +144,7 @@ def _described(path: str, page: rasterio.DatasetReader, one_band: bool) -> Sourc
                         "were trained on grey images")  # fmt: skip
     alpha = next((n for n in range(1, page.count + 1) if bands.is_alpha(page, n) and n not in numbers), 0)
     masked = bands.masked(page, numbers) or palette or np.dtype(page.dtypes[0]).kind == "f"
-    return Source(path, page.crs, page.transform, (page.height, page.width), tuple(numbers), alpha, page.dtypes[0],
+    return SourceFile(path, page.crs, page.transform, (page.height, page.width), tuple(numbers), alpha, page.dtypes[0],
                   palette, masked, tuple(page.overviews(numbers[0])), tuple(remarks))  # fmt: skip
 
 

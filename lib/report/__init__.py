@@ -1,4 +1,4 @@
-"""What a person reads at the end: tables for the terminal, and a page with pictures of out-of-fold scenes.
+"""What a person looks at: tables for the terminal, and a page per experiment, or of several, that opens offline.
 
-``python -m lib.report OLD NEW`` compares two experiment folders of a workdir, or one with the figures of its source.
+``python -m lib.report --help`` says what can be asked for.
 """

@@ -14,6 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from lib.config.load import load
 from lib.errors import ConfigError
 from lib.files import write_bytes
 from lib.report import page, serve
@@ -40,7 +41,9 @@ def main(argv=None):
     if folders:
         own = page.PAGE if len(args.experiments) == 1 else "beside.html"
         out = args.out or folders[-1] / REPORT / own
-        made = page.sealed(page.render([read(folder) for folder in folders]))
+        files = [path for path in args.experiments if path not in folders]
+        theirs = load(files[0]).reference if files else None
+        made = page.sealed(page.render([read(folder, reference=theirs) for folder in folders]))
         out.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(out, made)
         print(f"report: {out}")

@@ -1,6 +1,6 @@
 """What a section of the report is made of; the template knows how each kind looks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +88,14 @@ class Thumbnails:
 
 
 @dataclass(frozen=True)
+class ColourKey:
+    """What colours mean: name -> "#rrggbb"."""
+
+    colours: Mapping[str, str]
+    kind: str = "legend"
+
+
+@dataclass(frozen=True)
 class Lines:
     """Lines as they are typed or printed."""
 
@@ -96,7 +104,7 @@ class Lines:
     kind: str = "lines"
 
 
-Piece = Words | Tiles | DataTable | Chart | ScenePanels | Thumbnails | Lines
+Piece = Words | Tiles | DataTable | Chart | ScenePanels | Thumbnails | ColourKey | Lines
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ INK, SOFT, LINE = "#101010", "#202020", "#303030"
 """Stand for colours of the style sheet until the SVG is written."""
 _NAMES = {INK: "var(--ink)", SOFT: "var(--soft)", LINE: "var(--line)"}
 _NAMES |= {f"#4000{number:02x}": f"var(--s{number})" for number in range(SERIES)}
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 10, "text.color": INK, "axes.edgecolor": LINE,
     "axes.labelcolor": SOFT, "xtick.color": SOFT, "ytick.color": SOFT, "axes.spines.top": False,
     "axes.spines.right": False, "axes.grid": True, "grid.color": LINE, "grid.linewidth": 0.5, "lines.linewidth": 1.4,
@@ -59,7 +59,7 @@ def draw(key: str, title: str, says: str, height: int, paint: Callable[[Any], No
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(WIDTH / 72, height / 72), layout="none")
+        figure = Figure(figsize=(WIDTH / 72, height / 72))
         paint(figure)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", metadata={"Date": None}, transparent=True)
@@ -88,7 +88,8 @@ def _inline(svg: str, key: str, title: str, says: str) -> Markup:
     box = re.search(r'viewBox="([^"]+)"', svg)
     assert box is not None, "matplotlib writes a viewBox"
     return Markup(
-        f'<svg class="chart" role="img" viewBox="{box[1]}" aria-labelledby="{key}-title {key}-says">'
+        f'<svg class="chart" role="img" viewBox="{box[1]}" aria-labelledby="{key}-title" '
+        f'aria-describedby="{key}-says">'
         f'<title id="{key}-title">{escape(title)}</title><desc id="{key}-says">{escape(says)}</desc>{inside}</svg>'
     )
 

@@ -17,8 +17,10 @@ def _scores(experiments: Sequence[Contents], names: Sequence[str]) -> Piece:
     """Return every score of every experiment, with the gain over the first in percent."""
     found = []
     for one in experiments:
-        own = {} if one.decision is None else {**one.decision.scores, EXPECTED: one.decision.expected}
-        found.append({name: value for name, value in own.items() if value is not None})
+        scores: dict[str, float | None] = {}
+        if one.decision is not None:
+            scores = {**one.decision.scores, EXPECTED: one.decision.expected}
+        found.append({name: value for name, value in scores.items() if value is not None})
     rows: list[list[Cell]] = []
     for score in dict.fromkeys(score for own in found for score in own):
         first = found[0].get(score)

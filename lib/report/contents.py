@@ -71,7 +71,8 @@ def read(folder: Path, inputs: Sequence[Path] = (), reference: Reference | None 
 
     stage5 = "Stage 05 writes it: python 05_ensemble.py --split oof"
     recorded = found.get(CHOICE, {}).get("reference")
-    logs = part("logs", lambda: read_logs(folder), {}, "")
+    none: dict[str, Log] = {}
+    logs = part("logs", lambda: read_logs(folder), none, "")
     return Contents(
         name=folder.resolve().name,
         folder=folder,

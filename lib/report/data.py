@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from itertools import chain
 
 from lib.report import charts
-from lib.report.blocks import DataTable, Lines, Panel, Piece, ScenePanels, Thumbnails, Words
+from lib.report.blocks import ColourKey, DataTable, Lines, Panel, Piece, ScenePanels, Thumbnails, Words
 from lib.report.contents import Contents
 from lib.report.pictures import THIN, PictureFile, ShownScene
 
@@ -45,6 +45,8 @@ def scenes(one: Contents, key: str) -> Iterator[Piece]:
         yield Words("Scenes are ordered by what the score of all others is without them: one that drags the score down "
                     f"comes first, and a small one weighs little. Errors thinner than {THIN} pixels of the picture, "
                     "such as edges, have no outline.")  # fmt: skip
+    if one.seen.legend:
+        yield ColourKey(one.seen.legend)
     for number, scene in enumerate(one.seen.scenes):
         panels = _panels(one, scene.panels)
         if len(panels) < len(scene.panels):

@@ -39,7 +39,7 @@ COLOURS = {MISSED: (255, 70, 70), FALSE_ALARM: (70, 190, 255), OTHER_CLASS: (255
 IN_WORDS = {MISSED: "red: missed", FALSE_ALARM: "blue: false alarm", OTHER_CLASS: "yellow: another class"}
 THIN = 3
 """Errors that are thinner in a picture have no outline there."""
-FORM = 4
+FORM = 5
 """Goes up when the same scenes are drawn in another way."""
 
 
@@ -90,6 +90,8 @@ class SeenData(BaseModel):
     """Stands for what it was made from."""
     scenes: list[ShownScene] = []
     thumbs: list[Thumbs] = []
+    legend: dict[str, str] = {}
+    """Class -> its colour in pictures, "#rrggbb"."""
     positions: dict[str, tuple[float, float]] = {}
     """Scene -> longitude and latitude of its centre, of those that have a place."""
 
@@ -104,7 +106,9 @@ class SeenData(BaseModel):
 
     def files(self) -> list[PictureFile]:
         """Return all pictures."""
-        return [panel for own in (*self.scenes, *self.thumbs) for panel in own.panels]
+        return [panel for scene in self.scenes for panel in scene.panels] + [
+            panel for own in self.thumbs for panel in own.panels
+        ]
 
     def is_whole(self, folder: Path) -> bool:
         """Tell whether all pictures are there and have the bytes that were written."""
@@ -129,6 +133,7 @@ def seen(run: Run, folder: Path) -> SeenData:
         mark=mark,
         scenes=list(_scenes(run, folder)),
         thumbs=list(_thumbs(run, folder)),
+        legend=run.competition.legend(),
         positions={scene.id: scene.position for scene in scenes if scene.position is not None},
     )
     write_json(folder / SEEN, drawn.model_dump(mode="json"))

@@ -8,7 +8,7 @@ from lib.choose.figures import Surface
 from lib.competitions.contract import APART
 from lib.config.reference import difference, written
 from lib.report import charts, phases
-from lib.report.blocks import Cell, Chapter, DataTable, Piece, Tiles, Words
+from lib.report.blocks import Cell, Chapter, DataTable, Lines, Piece, Tiles, Words
 from lib.report.contents import Contents
 from lib.report.costs import costs, repeating
 from lib.report.data import audit, folds, scenes
@@ -16,6 +16,8 @@ from lib.report.logs import Log
 
 ROWS = 100
 """Most rows of a table of classes, domains or settings; there may be thousands."""
+
+UNDECIDED = "Nothing is decided or scored out of fold yet; the first section says why."
 
 Section = Callable[[Contents, str], Iterator[Piece]]
 """Yields what a section says of one experiment; the text begins the names of its charts."""
@@ -70,7 +72,7 @@ def _tiles(decision: Decision) -> Iterator[tuple[str, Cell, str]]:
 def by_part(one: Contents, key: str) -> Iterator[Piece]:
     """Every named score, and all of them by fold, domain and object."""
     if (decision := one.decision) is None or not decision.scores:
-        yield Words(one.absent.get("decision", "There are no scores."), absent=True)
+        yield Words(UNDECIDED, absent=True)
         return
     yield _table("By class, over all scenes", "score", {name: {"value": v} for name, v in decision.scores.items()})
     flat = {name: table for name, table in decision.tables.items() if not _is_matrix(table)}
@@ -116,7 +118,7 @@ def confusion(one: Contents, key: str) -> Iterator[Piece]:
 def search(one: Contents, key: str) -> Iterator[Piece]:
     """What was chosen, what it was chosen from, and what that is worth."""
     if (decision := one.decision) is None:
-        yield Words(one.absent["decision"], absent=True)
+        yield Words(UNDECIDED, absent=True)
         return
     worth = {
         "points that were compared": decision.points,
@@ -213,11 +215,13 @@ def training(one: Contents, key: str) -> Iterator[Piece]:
         yield Words(one.absent.get("logs", "There is no log of training."), absent=True)
     for number, (model, logs) in enumerate(by_model(one.logs).items()):
         yield charts.curves(f"{key}-curves{number}", model, logs)
+    bests = []
     for model, logs in by_model(one.logs).items():
         for fold, log in logs.items():
-            best = [f"{row['epoch']}: {row['score.select']:.4f}" for row in log if row["new_best"]]
-            if best:
-                yield Words(f"{model} {fold}, epoch: validation score of each new best: {', '.join(best)}")
+            if best := [f"{row['epoch']}: {row['score.select']:.4f}" for row in log if row["new_best"]]:
+                bests.append(f"{model} {fold}, epoch: validation score of each new best: {', '.join(best)}")
+    if bests:
+        yield Lines("New bests", bests)
 
 
 def history(one: Contents, key: str) -> Iterator[Piece]:

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from lib.errors import ArtifactError, ConfigError
 from lib.files import digest
-from lib.report.blocks import Chapter, DataTable, Words
+from lib.report.blocks import Cell, Chapter, DataTable, Words
 from lib.report.contents import read
 from lib.report.page import render, render_list
 from lib.report.units import experiments
@@ -63,7 +63,7 @@ class Pages:
             return self._kept[name][1]
 
     def _list(self, mark: str, now: str) -> str:
-        rows = []
+        rows: list[tuple[Cell, ...]] = []
         for folder in experiments(self.workdir):
             try:
                 one = read(folder)
@@ -73,7 +73,7 @@ class Pages:
                 rows.append((folder.name, one.standing, len(one.manifests), epochs, score, expected))
             except ArtifactError as error:
                 rows.append((folder.name, f"damaged: {error}", None, None, None, None))
-        found = [DataTable("Experiments", ("name", "how far", "units done", "epochs", "score", "expected"), rows)]
+        found = [DataTable("How far each is", ("name", "how far", "units done", "epochs", "score", "expected"), rows)]
         empty = [Words("There are no experiments yet.", absent=True)]
         return render_list(str(self.workdir), Chapter("experiments", "Experiments", [found if rows else empty]),
                            [row[0] for row in rows], mark, now)  # fmt: skip

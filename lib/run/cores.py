@@ -16,7 +16,7 @@ from lib.run import runtime
 if TYPE_CHECKING:  # imported where they are used: torch takes seconds, and a stage may have nothing to do
     import torch
 
-    from lib.run.executor import Pool
+    from lib.run.executor import Pool, Sharing
 
 ENOUGH = 32
 """Scenes for each process, from which on one more earns the seconds that it takes to begin."""
@@ -95,7 +95,7 @@ def open_pool(wanted: int | None, scenes: int) -> "Pool":
 class Hand:
     """Calls functions in a worker, with an object that all of them look at."""
 
-    def __init__(self, device: "torch.device"):
+    def __init__(self, device: "torch.device | None" = None):
         self.held: Any = None
 
     def hold(self, held: Any) -> None:
@@ -107,7 +107,7 @@ class Hand:
         return function(self.held, *arguments)
 
 
-def share(pool: "Pool", held: Any, function: Callable, calls: Iterable[tuple]) -> Generator[Any, None, None]:
+def share(pool: "Sharing", held: Any, function: Callable, calls: Iterable[tuple]) -> Generator[Any, None, None]:
     """Call ``function(held, *arguments)`` for each of many arguments by whoever is free; yields results as they come.
 
     Close the generator to give up. ArtifactError where a worker dies.

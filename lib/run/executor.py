@@ -14,7 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -37,6 +37,22 @@ def devices(wanted: int | None, own: torch.device) -> list[torch.device]:
         known = [torch.device("cuda", index) for index in range(torch.cuda.device_count())
                  if runtime.runs_on(torch.cuda.get_device_capability(index), built)]  # fmt: skip
     return [known[number % len(known)] for number in range(wanted or len(known))]
+
+
+class Sharing(Protocol):
+    """What a pass over scenes needs of the processes that share it; a ``Pool``, or one that others help."""
+
+    def __len__(self) -> int:
+        """Return the number of processes."""
+
+    def start(self) -> None:
+        """Start the processes, unless they are there."""
+
+    def each(self, method: str, *arguments: Any) -> list[Any]:
+        """Call a method in every process."""
+
+    def share(self, method: str, calls: Iterable[tuple]) -> Generator[Any, None, None]:
+        """Call a method with each of many lists of arguments, by whoever is free; yields results as they come."""
 
 
 class Pool:

@@ -8,7 +8,7 @@ import rasterio
 import rasterio.shutil
 
 from lib.files import write_bytes
-from lib.scenes.georeference import Place
+from lib.scenes.georeference import Location
 
 OPTIONS = {"driver": "COG", "compress": "DEFLATE", "bigtiff": "IF_SAFER"}
 
@@ -18,7 +18,7 @@ def colour_table(colours: Mapping[int, str]) -> dict[int, tuple[int, ...]]:
     return {0: (0, 0, 0, 0)} | {value: (*bytes.fromhex(colour[1:]), 255) for value, colour in colours.items()}
 
 
-def write_classes(path: Path, numbers: np.ndarray, place: Place, colours: Mapping[int, str]) -> None:
+def write_classes(path: Path, numbers: np.ndarray, place: Location, colours: Mapping[int, str]) -> None:
     """Write class numbers (H, W) uint8 that lie somewhere as a COG with its colours, whole or not at all.
 
     colours: number -> "#rrggbb". 0, where nothing is, is the file's nodata value, so that a GIS shows what lies below.

@@ -19,7 +19,7 @@ FURTHEST = 1.0
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where the pixels of a scene lie."""
 
     crs: str
@@ -45,7 +45,7 @@ class Place:
                 "residual": self.residual}  # fmt: skip
 
     @classmethod
-    def from_json(cls, held: Mapping[str, Any]) -> "Place":
+    def from_json(cls, held: Mapping[str, Any]) -> "Location":
         """Return what ``to_json`` told of. Raises KeyError, TypeError or ValueError for anything else."""
         transform, (height, width) = tuple(map(float, held["transform"])), held["size"]
         if len(transform) != 6:
@@ -55,7 +55,7 @@ class Place:
         )
 
 
-def of_image(path: str | Path) -> Place | None:
+def of_image(path: str | Path) -> Location | None:
     """Return the place of a georeferenced image from its header; None where it has none, or cannot be read (whoever
     reads its pixels says so)."""
     try:
@@ -66,10 +66,12 @@ def of_image(path: str | Path) -> Place | None:
         return None
     crs, transform, size = known
     code = crs.to_authority(confidence_threshold=100)
-    return Place(":".join(code) if code else crs.to_wkt(), tuple(transform)[:6], size)
+    return Location(":".join(code) if code else crs.to_wkt(), tuple(transform)[:6], size)
 
 
-def fitted(pixels: np.ndarray, degrees: np.ndarray, size: tuple[int, int], affine: np.ndarray | None) -> Place | None:
+def fitted(
+    pixels: np.ndarray, degrees: np.ndarray, size: tuple[int, int], affine: np.ndarray | None
+) -> Location | None:
     """Return the place that corners tell, (N, 2) in pixels and (N, 2) longitude and latitude, by an affine map (3, 2)
     from (x, y, 1) to degrees; None without a map, or where it leaves a corner further than FURTHEST pixels away."""
     if affine is None or len(pixels) != len(degrees) or not len(pixels) or not np.isfinite(degrees).all():
@@ -79,4 +81,4 @@ def fitted(pixels: np.ndarray, degrees: np.ndarray, size: tuple[int, int], affin
         return None
     back = (degrees - (c, f)) @ np.linalg.inv(affine[:2])
     residual = float(np.hypot(*(back - pixels).T).max())
-    return Place(DEGREES, (a, b, c, d, e, f), size, LABEL, round(residual, 4)) if residual <= FURTHEST else None
+    return Location(DEGREES, (a, b, c, d, e, f), size, LABEL, round(residual, 4)) if residual <= FURTHEST else None

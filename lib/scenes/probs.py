@@ -17,7 +17,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from lib.errors import ArtifactError, DataError, NonFiniteError
 from lib.files import parse_json, write_bytes
-from lib.scenes.georeference import Place
+from lib.scenes.georeference import Location
 from lib.settings import some
 
 CREATION = {
@@ -60,7 +60,7 @@ SHOWN = 20
 HALF = np.finfo(np.float16)
 
 
-def write_levels(path: str | Path, probs: np.ndarray, names: Sequence[str], place: Place | None = None) -> None:
+def write_levels(path: str | Path, probs: np.ndarray, names: Sequence[str], place: Location | None = None) -> None:
     """Write probs (C, H, W), float in [0, 1] or levels uint8, whole or not at all; ``names`` are the C channels.
 
     ``place``: where the pixels lie, which the file tells then; one of another size is left out.

@@ -15,7 +15,7 @@ from lib.run import cores, manifest
 from lib.run.artifacts import Unit
 from lib.run.cli import Run
 from lib.run.clock import Clock
-from lib.scenes.georeference import Place
+from lib.scenes.georeference import Location
 from lib.scenes.probs import file_name, read_levels, write_levels
 from lib.settings import some
 
@@ -66,7 +66,7 @@ class Averaging:
     weights: Weights
     variant: Variant
     folder: Path
-    georeference: Callable[[Scene], Place | None]
+    georeference: Callable[[Scene], Location | None]
     """Where a scene lies, as the file of its average says then."""
 
     def write(self, scene: Scene) -> dict[str, float]:

@@ -18,7 +18,7 @@ from lib.run import manifest
 from lib.run.cli import Run, say
 from lib.run.survey import Survey, frames_of
 from lib.scenes import audit, embed, folds, leaks
-from lib.scenes.georeference import LABEL, Place
+from lib.scenes.georeference import LABEL, Location
 from lib.scenes.matching import Matcher
 from lib.scenes.pairs import DUPLICATE_BITS, LOOK_ALIKE, look_alikes, near_duplicates
 from lib.settings import some
@@ -95,7 +95,7 @@ def split(competition: Competition, section: Folds, folder: Path, survey: Survey
 
 
 def places(competition: Competition, folder: Path) -> Iterator[str]:
-    """Write places.json, scene -> where it lies (``Place``), and yield a line of it; nothing where no scene has one."""
+    """Write places.json, scene -> its ``Location``, and yield a line of it; nothing where no scene has one."""
     scenes = {scene.id: scene for split in ("train", "test") for scene in competition.scenes(split)}
     found = {name: place for name, scene in sorted(scenes.items()) if (place := competition.place(scene)) is not None}
     if not found:
@@ -107,13 +107,13 @@ def places(competition: Competition, folder: Path) -> Iterator[str]:
     yield f"  place on Earth: known of {len(found)} of {len(scenes)} scenes, {told}{furthest}"
 
 
-def recorded_places(folder: Path) -> dict[str, Place]:
+def recorded_places(folder: Path) -> dict[str, Location]:
     """Return scene -> its place as stage 01 wrote it; {} where it wrote none, as earlier versions did."""
     path = folder / PLACES
     if not path.is_file():
         return {}
     try:
-        return {name: Place.from_json(held) for name, held in read_json(path).items()}
+        return {name: Location.from_json(held) for name, held in read_json(path).items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
             f"{path}: expected the places of scenes, got {error!r}; run stage 01 with --force"

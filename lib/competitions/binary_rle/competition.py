@@ -333,6 +333,15 @@ class BinaryRLE(RunsCompetition):
             found["threshold"] = of_scene(levels["loc"][0], objects.DEFAULTS["threshold"])
         return found
 
+    def raster_classes(self) -> dict[str, str]:
+        """Return the object alone: the border between touching ones is no class of an answer."""
+        name, colour = next(iter(super().raster_classes().items()))
+        return {name: colour}
+
+    def class_raster(self, answer: Answer) -> np.ndarray:
+        """Return where there is an object, (H, W) uint8 in {0, 1}."""
+        return (answer > 0).astype(np.uint8)
+
     def count(self, levels: Levels, truth: Answer, grid: Lattice) -> np.ndarray:
         """Count one scene for all points: (P, K) int64; where only the threshold matters, from one histogram."""
         points = [self._resolved(levels, {"postprocess": (), **self.complete(point)}) for point in grid]
@@ -386,6 +395,10 @@ class BinaryRLE(RunsCompetition):
         image = self.read(scene, "image")
         truth = [("truth", _outline(image, self.truth(scene), (60, 220, 90)))] if self.labelled(scene) else []
         return [("image", image), *truth, ("prediction", _outline(image, answer, (250, 200, 40)))]
+
+    def legend(self) -> dict[str, str]:
+        """Return nothing: one class is outlined in one colour, and the title says whose outlines they are."""
+        return {}
 
     def errors(self, answer: Answer, truth: Answer) -> dict[str, np.ndarray]:
         """Return pixels of objects that were missed, and those of none; which object it is does not matter."""

@@ -49,7 +49,7 @@ from lib.ensemble.search import Lattice
 from lib.errors import ConfigError, DataError
 from lib.files import read_json
 from lib.scenes import georeference, identical, place, polygons, raster, rle
-from lib.scenes.georeference import Place
+from lib.scenes.georeference import Location
 from lib.settings import Section, limits
 from lib.tasks import IGNORE, BinaryMask, MulticlassMask
 
@@ -188,7 +188,7 @@ class XView2(ClassRows):
         unclassified = IGNORE if self.options.unclassified == "ignore" else DAMAGE["no-damage"]
         return _buildings(scene) if task == "loc" else _damage(scene, unclassified)
 
-    def place(self, scene: Scene) -> Place | None:
+    def place(self, scene: Scene) -> Location | None:
         """Return where a scene lies: as its pre image says, or else as the pre-event label tells by its outlines, which
         are there in pixels and in degrees (exact to a hundredth of a pixel on real tiles)."""
         if (known := self.georeference(scene)) is not None or "pre_label" not in scene.files:
@@ -197,7 +197,7 @@ class XView2(ClassRows):
         if "place" not in held:  # remembered by an earlier version
             with suppress(DataError):
                 return _label_place(scene, _load(scene.files["pre_label"]))
-        return Place.from_json(held["place"]) if held.get("place") else None
+        return Location.from_json(held["place"]) if held.get("place") else None
 
     # ---- answers --------------------------------------------------------------------------------------
     def truth(self, scene: Scene) -> Answer:
@@ -573,7 +573,7 @@ def _position(outlines: np.ndarray, features: Mapping[str, Any], size: tuple[int
     return tuple(lng_lat.mean(axis=0).tolist()) if len(lng_lat) and np.isfinite(lng_lat).all() else None
 
 
-def _label_place(scene: Scene, pre: Mapping[str, Any]) -> Place | None:
+def _label_place(scene: Scene, pre: Mapping[str, Any]) -> Location | None:
     """Return the place that the outlines of a pre-event label tell. Raises DataError as ``_outlines``."""
     outlines = _outlines(scene.files["pre_label"], pre)
     degrees, pixels = _corners(outlines, pre)
