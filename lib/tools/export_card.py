@@ -81,7 +81,7 @@ def rows(card: Card) -> list[dict[str, Any]]:
         found.append({"network": member.name, "share": round(member.share, 6), "temperature": member.temperature,
                       "architecture": network.architecture, "encoder": network.encoder,
                       "began with": began_with(card, member.name.rpartition("/")[0]),
-                      "licence of the encoder's weights": licences.licence(network.encoder) or "not known"})  # fmt: skip
+                      "licence of the encoder's weights": licences.licence(network.encoder) or "unknown"})  # fmt: skip
     return found
 
 

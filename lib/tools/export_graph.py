@@ -4,6 +4,7 @@ A file is accepted where its levels (of 255) are at most ``ALLOWED`` away from t
 same pictures, at every size and batch of ``shapes``.
 """
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from lib.config.sections import Predict
@@ -56,7 +59,7 @@ class Averaged(nn.Module):
 
     def __init__(self, members: Sequence[Member], task: Task, largest: int, views: str = "none"):
         super().__init__()
-        self.networks = nn.ModuleList([member.network for member in members])
+        self.networks = nn.ModuleList([_of_fixed_padding(member.network) for member in members])
         self.shares = [member.share for member in members]
         self.temperatures = [member.temperature for member in members]
         self.factor, self.activate, self.views = 255 / largest, task.activate, VIEWS[views]
@@ -73,6 +76,30 @@ class Averaged(nn.Module):
             probs = tempered(probs, self.temperatures[number], self.exclusive) * share
             total = probs if total is None else total + probs
         return total
+
+
+class _FixedSame(Conv2dSame):
+    """A convolution with TensorFlow's padding for inputs whose sides are multiples of its stride: always the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        sides = []
+        for kernel, stride, dilation in zip(self.kernel_size[::-1], self.stride[::-1], self.dilation[::-1]):
+            pad = max(dilation * (kernel - 1) + 1 - stride, 0)
+            sides += [pad // 2, pad - pad // 2]
+        return F.conv2d(F.pad(x, sides), self.weight, self.bias, self.stride, (0, 0), self.dilation, self.groups)
+
+
+def _of_fixed_padding(network: nn.Module) -> nn.Module:
+    """Return a copy of a network in which no padding is told from the size of what comes in, as TensorFlow's is.
+
+    Following such sums for sides that are not known takes torch.export minutes; with sides in multiples of the
+    network's stride they come out the same. That they do is compared for every file.
+    """
+    copied = copy.deepcopy(network)
+    for layer in copied.modules():
+        if isinstance(layer, Conv2dSame):
+            layer.__class__ = _FixedSame
+    return copied
 
 
 def tempered(probs: Tensor, temperature: float, exclusive: bool) -> Tensor:
@@ -204,9 +231,8 @@ def onnx_model(program: torch.export.ExportedProgram, metadata: Mapping[str, str
     import io
 
     with contextlib.redirect_stdout(io.StringIO()):  # the exporter reports its progress
-        exported: Any = torch.onnx.export(
-            program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
-        )
+        exported: Any = torch.onnx.export(program, dynamo=True, verbose=False, input_names=[INPUT],
+                                          output_names=[OUTPUT])  # fmt: skip
     model = exported.model_proto
     for value, sides in ((model.graph.input[0], ("batch", None, "height", "width")),
                          (model.graph.output[0], ("batch", None, "height", "width"))):  # fmt: skip
