@@ -8,7 +8,7 @@ from lib.choose.choice import Decision
 from lib.config.sections import Experiment, Start, plain
 from lib.models import licences
 from lib.tasks import Task
-from lib.tools.export_graph import INPUT, OUTPUT, Asked, Member, stride_of
+from lib.tools.export_graph import INPUT, OUTPUT, Asked, GraphMember, stride_of
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Card:
     task: Task
     images: tuple[str, ...]
     """Images of a scene, in the order of the input's channels, three each."""
-    members: Sequence[Member]
+    members: Sequence[GraphMember]
     asked: Asked
     decision: Decision | None
     notes: Sequence[str]
@@ -81,7 +81,7 @@ def rows(card: Card) -> list[dict[str, Any]]:
         found.append({"network": member.name, "share": round(member.share, 6), "temperature": member.temperature,
                       "architecture": network.architecture, "encoder": network.encoder,
                       "began with": began_with(card, member.name.rpartition("/")[0]),
-                      "licence of the encoder's weights": licences.licence(network.encoder) or "not known"})  # fmt: skip
+                      "licence of the encoder's weights": licences.licence(network.encoder) or "unknown"})  # fmt: skip
     return found
 
 

@@ -4,6 +4,7 @@ A file is accepted where its levels (of 255) are at most ``ALLOWED`` away from t
 same pictures, at every size and batch of ``shapes``.
 """
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from lib.config.sections import Predict
@@ -34,7 +37,7 @@ Run = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Member:
+class GraphMember:
     """One network of an ensemble."""
 
     name: str
@@ -54,9 +57,9 @@ class Averaged(nn.Module):
     ``views``: a row of ``VIEWS``, the flips that are averaged.
     """
 
-    def __init__(self, members: Sequence[Member], task: Task, largest: int, views: str = "none"):
+    def __init__(self, members: Sequence[GraphMember], task: Task, largest: int, views: str = "none"):
         super().__init__()
-        self.networks = nn.ModuleList([member.network for member in members])
+        self.networks = nn.ModuleList([_of_fixed_padding(member.network) for member in members])
         self.shares = [member.share for member in members]
         self.temperatures = [member.temperature for member in members]
         self.factor, self.activate, self.views = 255 / largest, task.activate, VIEWS[views]
@@ -75,6 +78,30 @@ class Averaged(nn.Module):
         return total
 
 
+class _FixedSame(Conv2dSame):
+    """A convolution with TensorFlow's padding for inputs whose sides are multiples of its stride: always the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        sides = []
+        for kernel, stride, dilation in zip(self.kernel_size[::-1], self.stride[::-1], self.dilation[::-1]):
+            pad = max(dilation * (kernel - 1) + 1 - stride, 0)
+            sides += [pad // 2, pad - pad // 2]
+        return F.conv2d(F.pad(x, sides), self.weight, self.bias, self.stride, (0, 0), self.dilation, self.groups)
+
+
+def _of_fixed_padding(network: nn.Module) -> nn.Module:
+    """Return a copy of a network in which no padding is told from the size of what comes in, as TensorFlow's is.
+
+    Following such sums for sides that are not known takes torch.export minutes; with sides in multiples of the
+    network's stride they come out the same. That they do is compared for every file.
+    """
+    copied = copy.deepcopy(network)
+    for layer in copied.modules():
+        if isinstance(layer, Conv2dSame):
+            layer.__class__ = _FixedSame
+    return copied
+
+
 def tempered(probs: Tensor, temperature: float, exclusive: bool) -> Tensor:
     """Apply a temperature to probabilities (B, K, H, W), as ``calibration.apply`` does to levels."""
     if temperature == 1:
@@ -87,13 +114,13 @@ def tempered(probs: Tensor, temperature: float, exclusive: bool) -> Tensor:
     return (logits / temperature).sigmoid()
 
 
-def stride_of(members: Sequence[Member]) -> int:
+def stride_of(members: Sequence[GraphMember]) -> int:
     """Return what the sides of an image must be multiples of, for every network; 32 where a network takes any."""
     return int(np.lcm.reduce([32, *(member.network.stride for member in members)]))
 
 
 # ---- ours ---------------------------------------------------------------------------------------------
-def levels_of(members: Sequence[Member], task: Task, pictures: np.ndarray, views: str = "none") -> np.ndarray:
+def levels_of(members: Sequence[GraphMember], task: Task, pictures: np.ndarray, views: str = "none") -> np.ndarray:
     """Return the levels that stages 04 and 05 give for pictures (B, C, H, W) uint8: (B, K, H, W) uint8.
 
     Each network is asked by a ``Predictor`` in float32, its probabilities become levels, a temperature is applied to
@@ -132,7 +159,7 @@ def pictures_of(shape: tuple[int, int, int], channels: int, seed: int = 0) -> np
     return drawn.astype(np.uint8)
 
 
-def compare(run: Run, members: Sequence[Member], task: Task, asked: "Asked") -> dict[str, Any]:
+def compare(run: Run, members: Sequence[GraphMember], task: Task, asked: "Asked") -> dict[str, Any]:
     """Return by how many levels a file differs from ours: ``largest``, the share of levels that differ, the shapes.
 
     Raises ArtifactError where it is more than ``ALLOWED``. Where a member has a temperature, ours applies it to whole
@@ -175,7 +202,7 @@ class Asked:
     """The one side of square images that the files take; None: any multiple of the stride."""
 
 
-def trace(members: Sequence[Member], task: Task, asked: Asked) -> torch.export.ExportedProgram:
+def trace(members: Sequence[GraphMember], task: Task, asked: Asked) -> torch.export.ExportedProgram:
     """Return the exported program of an average; ConfigError where its networks take no images of any size."""
     channels = 1 + max(channel for member in members for channel in member.channels)
     stride = stride_of(members)
@@ -204,9 +231,8 @@ def onnx_model(program: torch.export.ExportedProgram, metadata: Mapping[str, str
     import io
 
     with contextlib.redirect_stdout(io.StringIO()):  # the exporter reports its progress
-        exported: Any = torch.onnx.export(
-            program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
-        )
+        exported: Any = torch.onnx.export(program, dynamo=True, verbose=False, input_names=[INPUT],
+                                          output_names=[OUTPUT])  # fmt: skip
     model = exported.model_proto
     for value, sides in ((model.graph.input[0], ("batch", None, "height", "width")),
                          (model.graph.output[0], ("batch", None, "height", "width"))):  # fmt: skip
