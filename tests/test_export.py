@@ -18,7 +18,7 @@ from lib.errors import ArtifactError, ConfigError
 from lib.models import build
 from lib.tasks import BinaryMask, Label, MulticlassMask, MultilabelMask
 from lib.tools import export, export_graph
-from lib.tools.export_graph import Asked, Averaged, Member, compare, levels_of, pictures_of, tempered
+from lib.tools.export_graph import Asked, Averaged, EnsembleMember, compare, levels_of, pictures_of, tempered
 
 onnx = pytest.importorskip("onnx", reason="needs requirements-export.txt")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs requirements-export.txt")
@@ -27,8 +27,8 @@ pytest.importorskip("onnxscript", reason="needs requirements-export.txt")
 CLASSES = MulticlassMask(("nothing", "whole", "broken"))
 
 
-def member(net, channels=range(3), share=1.0, temperature=1.0) -> Member:
-    return Member("net/fold0", net, tuple(channels), share, temperature)
+def member(net, channels=range(3), share=1.0, temperature=1.0) -> EnsembleMember:
+    return EnsembleMember("net/fold0", net, tuple(channels), share, temperature)
 
 
 ASKED = Asked()
@@ -259,7 +259,7 @@ def test_one_class_has_a_background_for_qgis_and_a_threshold():
     from lib.config.load import load
 
     config = load(ROOT / "configs/xview2_cpu.yaml")
-    own = [Member("loc_lite0/fold0", Constant(), (0, 1, 2), 1.0)]
+    own = [EnsembleMember("loc_lite0/fold0", Constant(), (0, 1, 2), 1.0)]
     card = export.Card(config, "loc", BinaryMask(("building",)), ("pre",), own, ASKED, None, [], "other", None)
     found = export.cards.metadata(card, 512, 0.25)
     assert found["class_names"] == {0: "background", 1: "building"} and found["seg_thresh"] == 0.5

@@ -8,7 +8,7 @@ from lib.choose.choice import Decision
 from lib.config.sections import Experiment, Start, plain
 from lib.models import licences
 from lib.tasks import Task
-from lib.tools.export_graph import INPUT, OUTPUT, Asked, Member, stride_of
+from lib.tools.export_graph import INPUT, OUTPUT, Asked, EnsembleMember, stride_of
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Card:
     task: Task
     images: tuple[str, ...]
     """Images of a scene, in the order of the input's channels, three each."""
-    members: Sequence[Member]
+    members: Sequence[EnsembleMember]
     asked: Asked
     decision: Decision | None
     notes: Sequence[str]
@@ -105,7 +105,7 @@ def text(card: Card, checked: Mapping[str, Mapping[str, Any]]) -> str:
     config, task = card.config, card.task
     average = f"the average of {len(card.members)} networks" if len(card.members) > 1 else "one network"
     side = (f"squares of {card.asked.size} pixels" if card.asked.size else
-            f"any batch and size whose sides are multiples of {stride_of(card.members)}")  # fmt: skip
+            f"any batch, sides in multiples of {stride_of(card.members)}, two at least")  # fmt: skip
     parts = [
         _head(card),
         f"# {config.name}, task {card.role}",
