@@ -19,6 +19,7 @@ OPTIONS: dict[str, dict] = {
     "xview2": {},
     "labels": {"classes": ["cat", "dog"]},
     "videos": {},
+    "bright": {},
 }
 HEADERS = {
     "binary_rle": "id,rle",
@@ -27,6 +28,7 @@ HEADERS = {
     "xview2": "ImageId_ClassId,EncodedPixels",
     "labels": "id,label",
     "videos": "fname,liveness_score",
+    "bright": "ImageId_ClassId,EncodedPixels",
 }
 FIELDS = {name: len(header.split(",")) for name, header in HEADERS.items()}
 
@@ -49,6 +51,14 @@ def make(name: str, root: Path, tests: Sequence[str] = IDS) -> Path:
         "videos": ("train/videos/{}/1.png", "test/videos/{}/1.png"),
     }
     for number, (scene, test) in enumerate([*((i, False) for i in train), *((i, True) for i in tests)]):
+        if name == "bright":
+            stem = f"t_{scene[1:]}" if test and scene in IDS else f"storm_{number:08d}"
+            for side, roles in enumerate(("pre", "post")):
+                picture(root / f"{roles}-event/{stem}_{roles}_disaster.png", number + 100 * side)
+            if not test:
+                (root / "target").mkdir(exist_ok=True)
+                write_png(root / f"target/{stem}_building_damage.png", np.full((SIZE, SIZE), number, np.uint8))
+            continue
         if name != "xview2":
             picture(root / places[name][test].format(scene), number)
             continue
@@ -81,7 +91,9 @@ def make(name: str, root: Path, tests: Sequence[str] = IDS) -> Path:
 
 def ids_of(name: str) -> list[str]:
     """Return the ids of the test scenes t1, t2, t3."""
-    return [f"test_{number:05d}" for number in (3, 4, 5)] if name == "xview2" else list(IDS)
+    if name == "xview2":
+        return [f"test_{number:05d}" for number in (3, 4, 5)]
+    return [f"t_{i[1:]}" for i in IDS] if name == "bright" else list(IDS)
 
 
 def rows_for(name: str, ids: Sequence[str]) -> list[str]:
@@ -93,6 +105,7 @@ def rows_for(name: str, ids: Sequence[str]) -> list[str]:
         "xview2": [f"{{}}_{part}," for part in range(5)],
         "labels": ["{},cat"],
         "videos": ["{},0.5"],
+        "bright": [f"{{}}_{part}," for part in (1, 2, 3)],
     }
     return [form.format(i) for i in ids for form in forms[name]]
 

@@ -150,7 +150,7 @@ LATE = {
     "models.loc.train.pseudo={experiment: tiny, models: [loc]}":
         "models.loc.train.pseudo.experiment: expected another experiment than this one, got 'tiny'",
     "models={}": "models: expected at least one network, got none",
-    "competition=xvew2": "competition: expected one of binary_rle, labels, ",
+    "competition=xvew2": "competition: expected one of binary_rle, bright, labels, ",
     "data.options.unclasified=ignore": "data.options.unclasified: unknown key; did you mean unclassified?",
     "data.options.unclassified=no": "data.options.unclassified: expected 'ignore' or 'no-damage', got ",
     "search.axes.loc_treshold=[0.3]": "search.axes.loc_treshold: ",

@@ -18,7 +18,7 @@ from lib.errors import ArtifactError, ConfigError
 from lib.models import build
 from lib.tasks import BinaryMask, Label, MulticlassMask, MultilabelMask
 from lib.tools import export, export_graph
-from lib.tools.export_graph import Asked, Averaged, EnsembleMember, compare, levels_of, pictures_of, tempered
+from lib.tools.export_graph import Asked, Averaged, GraphMember, compare, levels_of, pictures_of, tempered
 
 onnx = pytest.importorskip("onnx", reason="needs requirements-export.txt")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs requirements-export.txt")
@@ -27,8 +27,8 @@ pytest.importorskip("onnxscript", reason="needs requirements-export.txt")
 CLASSES = MulticlassMask(("nothing", "whole", "broken"))
 
 
-def member(net, channels=range(3), share=1.0, temperature=1.0) -> EnsembleMember:
-    return EnsembleMember("net/fold0", net, tuple(channels), share, temperature)
+def member(net, channels=range(3), share=1.0, temperature=1.0) -> GraphMember:
+    return GraphMember("net/fold0", net, tuple(channels), share, temperature)
 
 
 ASKED = Asked()
@@ -130,18 +130,6 @@ def test_a_temperature_is_that_of_the_levels(exclusive, temperature):
     wanted = calibration.apply(levels, temperature, exclusive)
     found = tempered(torch.from_numpy(levels[None] / np.float32(255)), temperature, exclusive)[0].numpy()
     assert np.abs(np.rint(found * 255) - wanted).max() <= 1
-
-
-@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(3, 1, 1), (3, 2, 1), (5, 2, 1), (5, 1, 2), (1, 2, 1)])
-def test_fixed_padding_is_that_of_tensorflow_for_multiples_of_the_stride(kernel, stride, dilation):
-    from timm.layers import Conv2dSame
-
-    own = torch.nn.Sequential(Conv2dSame(2, 3, kernel, stride=stride, dilation=dilation))
-    fixed = export_graph._of_fixed_padding(own)
-    for shape in ((1, 2, 32, 64), (2, 2, 96, 32)):
-        x = torch.rand(shape)
-        assert fixed(x).equal(own(x))
-    assert type(own[0]) is Conv2dSame, "the network itself stays as it is"
 
 
 # ---- what is refused ----------------------------------------------------------------------------------
@@ -259,7 +247,7 @@ def test_one_class_has_a_background_for_qgis_and_a_threshold():
     from lib.config.load import load
 
     config = load(ROOT / "configs/xview2_cpu.yaml")
-    own = [EnsembleMember("loc_lite0/fold0", Constant(), (0, 1, 2), 1.0)]
+    own = [GraphMember("loc_lite0/fold0", Constant(), (0, 1, 2), 1.0)]
     card = export.Card(config, "loc", BinaryMask(("building",)), ("pre",), own, ASKED, None, [], "other", None)
     found = export.cards.metadata(card, 512, 0.25)
     assert found["class_names"] == {0: "background", 1: "building"} and found["seg_thresh"] == 0.5

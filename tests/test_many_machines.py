@@ -1,7 +1,4 @@
-"""The engines of ``lib.cluster`` at work: the stages on this machine, and fakes on Dask workers that are killed.
-
-``python tests/cluster_kills.py`` kills workers, client and scheduler amid the real stages.
-"""
+"""The engines of ``lib.cluster`` at work: the stages on this machine, and fakes on Dask workers that are killed."""
 
 import os
 import signal

@@ -116,6 +116,18 @@ def test_a_pixel_does_not_depend_on_the_window_that_asks_for_it(tmp_path, resamp
     assert 0.3 < valid.mean() < 1
 
 
+@pytest.mark.parametrize("overviews", [False, True])
+def test_pixels_of_a_coarser_grid_are_means(tmp_path, overviews):
+    planes = np.random.default_rng(0).integers(1, 255, (3, 512, 512), np.uint8)
+    path = areas.write(tmp_path / "a.tif", planes, tiled=True)
+    if overviews:
+        with rasterio.open(path, "r+") as file:
+            file.build_overviews([2, 4], rasterio.enums.Resampling.average)
+    pixels, valid = whole(side_of(path, grid=grid_of(128, 128, rasterio.Affine(2, 0, 360000, 0, -2, 4100000))))
+    means = planes.reshape(3, 128, 4, 128, 4).mean((2, 4)).transpose(1, 2, 0)
+    assert valid.all() and np.corrcoef(pixels.ravel(), means.ravel())[0, 1] > 0.8  # of every fourth pixel it is 0.25
+
+
 def test_of_files_that_overlap_the_first_with_data_is_taken(tmp_path):
     first = np.full((3, 60, 60), 50, np.uint8)
     first[:, :30] = 0

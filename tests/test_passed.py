@@ -12,7 +12,7 @@ from lib.competitions.passed import passed_over
 from lib.scenes.raster import write_png
 
 PLACES = {"binary_rle": "test_images", "multiclass_rle": "test_images", "voc": "JPEGImages", "labels": "test",
-          "xview2": "test/images", "videos": "test/videos"}  # fmt: skip
+          "xview2": "test/images", "videos": "test/videos", "bright": "pre-event"}  # fmt: skip
 """Where the test scenes lie."""
 
 

@@ -23,7 +23,8 @@ FAKES = {
     "srun": 'echo "srun $*" >> said; shift; exec "$@"',
     "ssh": 'echo "ssh ${@:1:4} $5" >> said; exec sleep 60',
     "python": f'[ "$1" = -m ] || exec {sys.executable} "$@"; echo "python $*" >> said; '
-              'trap "echo saved >> said; kill %1; exit 130" TERM; while [ "$(wc -l < said)" -lt 4 ]; do sleep 0.02; done; '
+              'trap "echo saved >> said; kill %1; exit 130" TERM; '
+              'while [ "$(wc -l < said)" -lt 4 ]; do sleep 0.02; done; '
               '[ -e quick ] && exit 7; touch running; sleep 60 & wait',
 }  # fmt: skip
 

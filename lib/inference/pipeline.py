@@ -93,18 +93,20 @@ class Steps(Generic[Item, Read, Found, Result]):
 
 
 class Pipeline(Generic[Item, Read, Found, Result]):
-    """Pass items through ``steps``, as the head of this module says.
+    """Pass items through ``steps``, as the head of this module says; ``ahead`` and ``behind`` in place of its own.
 
     It begins by reading one item ahead, and twice as many each time that the computing thread had to wait for one: so a
     worker that shares items with others takes no more of them than it needs. ``busy``: seconds of computing;
     ``elapsed``: seconds from the first item's computing to the end of the last one's.
     """
 
-    def __init__(self, steps: Steps[Item, Read, Found, Result], room: int = ROOM):
+    def __init__(self, steps: Steps[Item, Read, Found, Result], room: int = ROOM, ahead: int = AHEAD,
+                 behind: int = BEHIND):  # fmt: skip
         self.steps, self.depth, self.busy, self.elapsed = steps, 1, 0.0, 0.0
+        self._ahead, self._behind = ahead, behind
         self._admission, self._count, self._began = Admission(room), 0, 0.0
-        self._readers = ThreadPoolExecutor(AHEAD, "read")
-        self._writers = ThreadPoolExecutor(BEHIND, "write")
+        self._readers = ThreadPoolExecutor(ahead, "read")
+        self._writers = ThreadPoolExecutor(behind, "write")
         self._taken: deque[tuple[int, Future[Read]]] = deque()
         self._leaving: deque[Future[Result]] = deque()
 
@@ -115,7 +117,7 @@ class Pipeline(Generic[Item, Read, Found, Result]):
         self._taken.append((turn, self._readers.submit(self._read, turn, item)))
         if len(self._taken) > self.depth:
             self._advance()
-        return self._results(BEHIND)
+        return self._results(self._behind)
 
     def drain(self) -> list[Result] | None:
         """Compute one more of those that were taken in, or wait for the last writers; returns the results that have
@@ -124,7 +126,7 @@ class Pipeline(Generic[Item, Read, Found, Result]):
             return None
         if self._taken:
             self._advance()
-        return self._results(BEHIND if self._taken else 0)
+        return self._results(self._behind if self._taken else 0)
 
     def close(self) -> None:
         """Give up what is not computed; what is, is written when this returns."""
@@ -148,7 +150,7 @@ class Pipeline(Generic[Item, Read, Found, Result]):
         waits = self._began > 0 and not future.done()  # nobody can spare it the wait for the first one
         read = future.result()
         if waits:
-            self.depth = min(2 * self.depth, AHEAD)
+            self.depth = min(2 * self.depth, self._ahead)
         started = time.perf_counter()
         self._began = self._began or started
         try:

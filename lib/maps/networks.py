@@ -162,9 +162,10 @@ class AreaNetworks:
     def feed(self, row: int, column: int) -> list[Written]:
         """Take a window in, behind those taken before; returns what has become of earlier ones."""
         if self.pipeline is None:
-            steps = Steps(self.read, self.compute, self.write, lambda reading: None, self.weigh)
-            self.pipeline = Pipeline(steps, ROOM)
-        return self.pipeline.feed(AreaWindow((row, column), self.job.window(row, column)))
+            steps = Steps(self.read, self.compute, self.write, self.expect, self.weigh)
+            self.pipeline = Pipeline(steps, ROOM, ahead=1, behind=1)  # what threads have freed, they keep
+        window = self.job.window(row, column)
+        return self.pipeline.feed(AreaWindow((row, column), window, span=self.span(window)))
 
     def drain(self) -> list[Written] | None:
         """Compute one more window of those taken in; returns as ``feed``, None where none is left."""
@@ -186,31 +187,41 @@ class AreaNetworks:
         return peak_memory_mib(self.device)
 
     # ---- one window, step by step ---------------------------------------------------------------------
+    def span(self, window: Window) -> tuple[Cut, Cut]:
+        """Return the rows and columns of the area that the tiles of all networks show which reach into a window."""
+        ends, whole = [], max(self.ratios)
+        for frame, ratio in zip(self.frames, self.ratios):
+            rows, columns = frame.span(frame.around(window, ratio))
+            ends.append((rows[0] * ratio, rows[1] * ratio, columns[0] * ratio, columns[1] * ratio))
+        low, high = np.min(ends, axis=0) // whole * whole, -(-np.max(ends, axis=0) // whole) * whole
+        return (int(low[0]), int(high[1])), (int(low[2]), int(high[3]))
+
+    def expect(self, reading: AreaWindow) -> int:
+        """Return about how many bytes a window will hold that has data."""
+        (top, bottom), (left, right) = reading.span
+        written = (len(self.job.names) + 2) * self.job.size**2
+        return (3 * len(self.job.sides) + 1) * (bottom - top) * (right - left) + written
+
     def weigh(self, reading: AreaWindow) -> int:
         """Return about how many bytes a window holds that is read."""
-        return sum(image.nbytes for image in reading.images.values())
+        return self.expect(reading) if reading.images else 0
 
     def read(self, reading: AreaWindow) -> AreaWindow:
         """Read what the tiles show that reach into a window, of all images; nothing where the window has no data."""
-        job = self.job
-        spans = [frame.span(frame.around(reading.window, ratio)) for frame, ratio in zip(self.frames, self.ratios)]
-        ends, whole = list(zip(spans, self.ratios)), max(self.ratios)
-        (top, bottom), (left, right) = (
-            (min(span[axis][0] * ratio for span, ratio in ends) // whole * whole,
-             -(-max(span[axis][1] * ratio for span, ratio in ends) // whole) * whole)
-            for axis in (0, 1)
-        )  # fmt: skip
+        job, ((top, bottom), (left, right)) = self.job, reading.span
         hull = Window(left, top, right - left, bottom - top)  # type: ignore[call-arg]
         seen = job.within(hull) if job.limit is not None else np.ones((bottom - top, right - left), bool)
-        reading.span, reading.seen = ((top, bottom), (left, right)), seen
+        reading.seen = seen
         with environment():
             for name, side in job.sides.items():
                 if not self._own(reading, seen).any():
-                    reading.images.clear()
                     break
                 pixels, valid = side.read(hull)
                 seen &= valid
                 reading.images[name] = np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
+        if not self._own(reading, seen).any():
+            reading.images.clear()
+            reading.seen = None
         return reading
 
     def _own(self, reading: AreaWindow, seen: np.ndarray) -> np.ndarray:
@@ -222,11 +233,9 @@ class AreaNetworks:
     def compute(self, reading: AreaWindow) -> AreaWindow:
         """Ask all networks and average what they say."""
         job, competition = self.job, self.job.run.competition
-        assert reading.seen is not None
-        valid = self._own(reading, reading.seen)
-        shape = valid.shape
-        planes = np.zeros((len(job.names) + 2, *shape), np.uint8)
-        if reading.images and valid.any():
+        planes = np.zeros((len(job.names) + 2, int(reading.window.height), int(reading.window.width)), np.uint8)
+        if reading.seen is not None:
+            valid = self._own(reading, reading.seen)
             spread, start = planes[-2], 0
             for task in dict.fromkeys(member.task for member in job.members):
                 known, found = competition.tasks[task], []
@@ -283,7 +292,8 @@ class AreaNetworks:
             first, west = int(reading.window.row_off) - top * ratio, int(reading.window.col_off) - left * ratio
             probs = resized(probs, (probs.shape[1] * ratio, probs.shape[2] * ratio))
             probs = probs[:, first : first + height, west : west + width]
-        return quantise(probs, self.job.run.config.predict.truncate)
+        truncate = self.job.run.config.predict.truncate
+        return np.stack([quantise(plane, truncate) for plane in probs])  # one by one: the product is as large as probs
 
     def _small(self, reading: AreaWindow, name: str, ratio: int) -> np.ndarray:
         """Return an image that was read, (3, h, w), or ``seen`` (h, w), in pixels of which each is ``ratio`` to a

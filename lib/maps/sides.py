@@ -36,7 +36,7 @@ SAMPLES = 16 << 20
 RIM = 0.002
 """Share of a file's pixels that must be black from its border on so as to be called a rim."""
 OPEN = 32
-"""Files that a thread keeps open."""
+"""Files of a side that are kept open."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +94,15 @@ class Side:
     """Path -> where a file is black from its border on, a reduced (h, w) bool over all of it."""
 
     def __post_init__(self) -> None:
-        self._held = threading.local()
+        self._open: OrderedDict[str, tuple[WarpedVRT, rasterio.DatasetReader]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_held" and key != "outlines"}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_open", "_lock", "outlines")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._held = threading.local()
+        self.__post_init__()
 
     def on(self, grid: Grid, shift: tuple[float, float] | None = None) -> "Side":
         """Return the same files on another grid, perhaps with another shift."""
@@ -129,9 +130,10 @@ class Side:
         """
         shape = int(window.height), int(window.width)
         pixels, valid = np.zeros((*shape, 3), np.uint8), np.zeros(shape, bool)
-        for cell, inside, target in self.grid.cells(window):
-            own, known = self._cell(cell)
-            pixels[target], valid[target] = own[inside], known[inside]
+        with self._lock:  # each thread's own handles would cost a hundred MiB
+            for cell, inside, target in self.grid.cells(window):
+                own, known = self._cell(cell)
+                pixels[target], valid[target] = own[inside], known[inside]
         return pixels, valid
 
     def _cell(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
@@ -189,18 +191,16 @@ class Side:
         return rim[down, across].reshape(part.shape)
 
     def _vrt(self, source: SourceFile) -> tuple[WarpedVRT, rasterio.DatasetReader]:
-        """Return a file on the grid, and the file; a thread keeps some of them open."""
-        held: OrderedDict[str, tuple[WarpedVRT, rasterio.DatasetReader]]
-        held = self._held.__dict__.setdefault("open", OrderedDict())
-        if source.path in held:
-            held.move_to_end(source.path)
-            return held[source.path]
-        if len(held) >= OPEN:
-            _, old = held.popitem(last=False)
+        """Return a file on the grid, and the file; some of them are kept open."""
+        if source.path in self._open:
+            self._open.move_to_end(source.path)
+            return self._open[source.path]
+        if len(self._open) >= OPEN:
+            _, old = self._open.popitem(last=False)
             for one in old:
                 one.close()
-        held[source.path] = self._warped(source)
-        return held[source.path]
+        self._open[source.path] = self._warped(source)
+        return self._open[source.path]
 
     def _warped(self, source: SourceFile) -> tuple[WarpedVRT, rasterio.DatasetReader]:
         grid = self.target

@@ -28,7 +28,7 @@ from lib.scenes.place import applied, metres
 SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img", ".png", ".jpg", ".jpeg")
 """Endings of the files of a folder that are taken."""
 SETTINGS: dict[str, Any] = {
-    "GDAL_CACHEMAX": 128 << 20,  # bytes; by itself GDAL takes a twentieth of the machine's memory
+    "GDAL_CACHEMAX": 64 << 20,  # bytes; by itself GDAL takes a twentieth of the machine's memory
     "GDAL_HTTP_MAX_RETRY": 3,
     "GDAL_HTTP_RETRY_DELAY": 1,
     "GDAL_HTTP_CONNECTTIMEOUT": 20,

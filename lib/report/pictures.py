@@ -128,7 +128,7 @@ def seen(run: Run, folder: Path) -> SeenData:
     if known is not None and known.mark == mark and known.is_whole(folder):
         return known
     folder.mkdir(parents=True, exist_ok=True)
-    scenes = run.competition.scenes("train")
+    scenes = _labelled(run)
     drawn = SeenData(
         mark=mark,
         scenes=list(_scenes(run, folder)),
@@ -142,6 +142,14 @@ def seen(run: Run, folder: Path) -> SeenData:
         if path.name not in kept:
             path.unlink()
     return drawn
+
+
+def _labelled(run: Run) -> list[Scene]:
+    """Return the labelled scenes; with checkpoints from ``--inputs`` there may be test scenes alone."""
+    try:
+        return run.competition.scenes("train")
+    except DataError:
+        return []
 
 
 def _made_from(run: Run) -> str:
@@ -218,7 +226,7 @@ def outline_errors(
 # ---- thumbnails ---------------------------------------------------------------------------------------
 def _thumbs(run: Run, folder: Path) -> Iterator[Thumbs]:
     """Draw the scenes that the audit gives as examples and that findings are of, a few of each kind."""
-    by_id = {scene.id: scene for split in ("test", "train") for scene in run.competition.scenes(split)}
+    by_id = {scene.id: scene for scene in (*run.competition.scenes("test"), *_labelled(run))}
     number = 0
     for caption, names in _spoken_of(run.store.folder(run.graph.folds())):
         files = []

@@ -36,7 +36,7 @@ from lib.settings import one_of
 from lib.tools import export_card as cards
 from lib.tools import export_graph as graphs
 from lib.tools.export_card import Card
-from lib.tools.export_graph import Asked, EnsembleMember
+from lib.tools.export_graph import Asked, GraphMember
 
 
 class Finished:
@@ -177,7 +177,7 @@ def networks(source: Finished, task: str, only: str | None, fold: int | None) ->
 
 def read_members(
     source: Finished, task: str, chosen: Sequence[tuple[str, int]], decision: Decision | None, notes: list[str]
-) -> tuple[list[EnsembleMember], tuple[str, ...], dict[str, Path]]:
+) -> tuple[list[GraphMember], tuple[str, ...], dict[str, Path]]:
     """Return the networks with their shares, the images of a file's input, and where each network lies.
 
     Shares are those of stage 05: the folds of a model share its weight. Without a decision all weights are as the
@@ -209,7 +209,7 @@ def read_members(
                                 f"has {', '.join(source.competition.tasks[task].classes)}")  # fmt: skip
         channels = tuple(3 * images.index(image) + colour for image in found[own]["images"] for colour in range(3))
         temperature = decision.temperatures.get(name, 1.0) if decision is not None else 1.0
-        members.append(EnsembleMember(own, checkpoint.load_network(folders[own]), channels, float(share / sum(shares)),
+        members.append(GraphMember(own, checkpoint.load_network(folders[own]), channels, float(share / sum(shares)),
                               temperature))  # fmt: skip
     return members, images, folders
 
@@ -245,7 +245,7 @@ def no_tile(dense: bool, asked: Asked, tile: int, stride: int) -> str:
     return ""
 
 
-def tile_by_tile(members: Sequence[EnsembleMember], task, asked: Asked, run: graphs.Run) -> dict:
+def tile_by_tile(members: Sequence[GraphMember], task, asked: Asked, run: graphs.Run) -> dict:
     """Compare a file that takes one image at a time."""
     import numpy as np
 

@@ -8,7 +8,7 @@ from lib.choose.choice import Decision
 from lib.config.sections import Experiment, Start, plain
 from lib.models import licences
 from lib.tasks import Task
-from lib.tools.export_graph import INPUT, OUTPUT, Asked, EnsembleMember, stride_of
+from lib.tools.export_graph import INPUT, OUTPUT, Asked, GraphMember, stride_of
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Card:
     task: Task
     images: tuple[str, ...]
     """Images of a scene, in the order of the input's channels, three each."""
-    members: Sequence[EnsembleMember]
+    members: Sequence[GraphMember]
     asked: Asked
     decision: Decision | None
     notes: Sequence[str]

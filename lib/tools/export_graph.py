@@ -37,7 +37,7 @@ Run = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
-class EnsembleMember:
+class GraphMember:
     """One network of an ensemble."""
 
     name: str
@@ -57,7 +57,7 @@ class Averaged(nn.Module):
     ``views``: a row of ``VIEWS``, the flips that are averaged.
     """
 
-    def __init__(self, members: Sequence[EnsembleMember], task: Task, largest: int, views: str = "none"):
+    def __init__(self, members: Sequence[GraphMember], task: Task, largest: int, views: str = "none"):
         super().__init__()
         self.networks = nn.ModuleList([_of_fixed_padding(member.network) for member in members])
         self.shares = [member.share for member in members]
@@ -114,13 +114,13 @@ def tempered(probs: Tensor, temperature: float, exclusive: bool) -> Tensor:
     return (logits / temperature).sigmoid()
 
 
-def stride_of(members: Sequence[EnsembleMember]) -> int:
+def stride_of(members: Sequence[GraphMember]) -> int:
     """Return what the sides of an image must be multiples of, for every network; 32 where a network takes any."""
     return int(np.lcm.reduce([32, *(member.network.stride for member in members)]))
 
 
 # ---- ours ---------------------------------------------------------------------------------------------
-def levels_of(members: Sequence[EnsembleMember], task: Task, pictures: np.ndarray, views: str = "none") -> np.ndarray:
+def levels_of(members: Sequence[GraphMember], task: Task, pictures: np.ndarray, views: str = "none") -> np.ndarray:
     """Return the levels that stages 04 and 05 give for pictures (B, C, H, W) uint8: (B, K, H, W) uint8.
 
     Each network is asked by a ``Predictor`` in float32, its probabilities become levels, a temperature is applied to
@@ -159,7 +159,7 @@ def pictures_of(shape: tuple[int, int, int], channels: int, seed: int = 0) -> np
     return drawn.astype(np.uint8)
 
 
-def compare(run: Run, members: Sequence[EnsembleMember], task: Task, asked: "Asked") -> dict[str, Any]:
+def compare(run: Run, members: Sequence[GraphMember], task: Task, asked: "Asked") -> dict[str, Any]:
     """Return by how many levels a file differs from ours: ``largest``, the share of levels that differ, the shapes.
 
     Raises ArtifactError where it is more than ``ALLOWED``. Where a member has a temperature, ours applies it to whole
@@ -202,7 +202,7 @@ class Asked:
     """The one side of square images that the files take; None: any multiple of the stride."""
 
 
-def trace(members: Sequence[EnsembleMember], task: Task, asked: Asked) -> torch.export.ExportedProgram:
+def trace(members: Sequence[GraphMember], task: Task, asked: Asked) -> torch.export.ExportedProgram:
     """Return the exported program of an average; ConfigError where its networks take no images of any size."""
     channels = 1 + max(channel for member in members for channel in member.channels)
     stride = stride_of(members)
