@@ -132,6 +132,18 @@ def test_a_temperature_is_that_of_the_levels(exclusive, temperature):
     assert np.abs(np.rint(found * 255) - wanted).max() <= 1
 
 
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(3, 1, 1), (3, 2, 1), (5, 2, 1), (5, 1, 2), (1, 2, 1)])
+def test_fixed_padding_is_that_of_tensorflow_for_multiples_of_the_stride(kernel, stride, dilation):
+    from timm.layers import Conv2dSame
+
+    own = torch.nn.Sequential(Conv2dSame(2, 3, kernel, stride=stride, dilation=dilation))
+    fixed = export_graph._of_fixed_padding(own)
+    for shape in ((1, 2, 32, 64), (2, 2, 96, 32)):
+        x = torch.rand(shape)
+        assert fixed(x).equal(own(x))
+    assert type(own[0]) is Conv2dSame, "the network itself stays as it is"
+
+
 # ---- what is refused ----------------------------------------------------------------------------------
 class Constant(torch.nn.Module):
     """A network that needs no weights: the classes are red, green and blue."""

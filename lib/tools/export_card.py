@@ -105,7 +105,7 @@ def text(card: Card, checked: Mapping[str, Mapping[str, Any]]) -> str:
     config, task = card.config, card.task
     average = f"the average of {len(card.members)} networks" if len(card.members) > 1 else "one network"
     side = (f"squares of {card.asked.size} pixels" if card.asked.size else
-            f"any batch and size whose sides are multiples of {stride_of(card.members)}")  # fmt: skip
+            f"any batch, sides in multiples of {stride_of(card.members)}, two at least")  # fmt: skip
     parts = [
         _head(card),
         f"# {config.name}, task {card.role}",
