@@ -75,7 +75,7 @@ def _networks(folder: Path, count: int, reading: float, writing: float) -> tuple
     own = SlowNetworks(torch.device("cpu"))
     own.reading, own.writing = reading, writing
     own.run = SimpleNamespace(config=SimpleNamespace(predict=Predict(tta="none", precision="float32")),
-                              competition=SimpleNamespace(incomplete=lambda scene: "",
+                              competition=SimpleNamespace(incomplete=lambda scene: "", georeference=lambda scene: None,
                                                           read=lambda scene, image: read_image(scene.files[image]),
                                                           size=lambda scene: stated_size(scene.files["image"])))  # type: ignore[assignment]  # fmt: skip
     own.kind, own.description = "multiclass", {"images": ["image"], "classes": list("abcde")}
