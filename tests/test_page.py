@@ -203,7 +203,7 @@ def test_the_sources_figures_stand_beside_ours(read):
 def test_folds_findings_and_commands_are_told(read):
     assert read.tables["Scenes of each event or domain by fold"][1] == ["flood <1>", "1", "1"]
     assert "1 pairs of them lie within 0.75 km of each other, 1 of these in different folds" in read.text
-    assert "1 lines join neighbours in different folds" in read.text
+    assert "lines join the 1 pairs of neighbours in different folds." in read.text
     assert read.tables["Findings"][1] == ["odd <kind>", "a", "a.png"]
     assert "git checkout 0123456789abcdef" in read.text and "python 05_ensemble.py" in read.text
     assert "changes that were not committed" in read.text

@@ -224,18 +224,26 @@ def _profile(axis: "Axes", surface: Surface, name: str, found: Sequence[float]) 
 
 
 # ---- folds --------------------------------------------------------------------------------------------
+LINES = 2000
+"""Lines of neighbours that a map of scenes has at most; the places of an archive have hundreds of thousands."""
+
+
 def place_map(key: str, title: str, scenes: Sequence[tuple[str, int, float, float]],
               pairs: Sequence[tuple[int, int]]) -> Chart:  # fmt: skip
     """Draw scenes by longitude and latitude, coloured by fold, a line between neighbours in different folds.
 
     scenes: (id, fold, longitude, latitude); pairs: places in ``scenes``.
     """
+    from matplotlib.collections import LineCollection  # here, as all of matplotlib: it takes a second
+
     middle = float(np.mean([latitude for *_, latitude in scenes]))
+    lines = [*dict.fromkeys((scenes[i][2:], scenes[j][2:]) for i, j in pairs)]
 
     def paint(figure: Any) -> None:
         axis = _fitted(figure, 60, 10, 56, 6).subplots()
-        for i, j in pairs:
-            axis.plot(*zip(scenes[i][2:], scenes[j][2:]), color=INK, linewidth=1.2, zorder=1)
+        axis.add_collection(
+            LineCollection(lines[:: max(1, -(-len(lines) // LINES))], colors=INK, linewidths=1.2, zorder=1)
+        )
         for fold in sorted({scene[1] for scene in scenes}):
             own = [scene[2:] for scene in scenes if scene[1] == fold]
             axis.plot(*zip(*own), MARKERS[fold % SERIES], color=colour(fold), label=f"fold {fold}", markersize=5)
@@ -245,10 +253,11 @@ def place_map(key: str, title: str, scenes: Sequence[tuple[str, int, float, floa
         axis.set_xlabel("longitude")
         axis.set_ylabel("latitude")
         axis.margins(0.1)
-        axis.legend(ncols=3)
+        axis.legend(ncols=3, loc="upper left")
 
-    says = (f"{len(scenes)} scenes at their place, one colour for each fold; {len(pairs)} lines join neighbours in "
-            "different folds.")  # fmt: skip
+    says = (f"{len(scenes)} scenes at their place, one colour for each fold; lines join the {len(pairs)} pairs of "
+            "neighbours in different folds" + (f", of which about {LINES} are drawn" if len(lines) > LINES else "")
+            + ".")  # fmt: skip
     return draw(key, title, says, 300, paint, scenes, ("scene", "fold", "longitude", "latitude"))
 
 
