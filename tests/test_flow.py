@@ -289,6 +289,17 @@ def test_each_thread_has_a_gpu_of_its_own_and_who_asks_for_two_gets_two():
     engine.close()
 
 
+@pytest.mark.parametrize(("slots", "own", "expected"), [(2, None, "passive"), (2, "active", "active"), (1, None, None)])
+def test_threads_of_units_side_by_side_give_their_core_away_while_they_wait(monkeypatch, slots, own, expected):
+    """Unless the user says otherwise; a unit that is alone is as one that is started by hand."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if own is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", own)
+    engine = Local(slots, gpus=[], memory=1.0, work=lambda call, **more: more.get("OMP_WAIT_POLICY"))
+    assert engine.submit(None, Asks(), "unit").result() == expected
+    engine.close()
+
+
 def test_memory_is_never_given_twice():
     used, most, lock = [0], [0], threading.Lock()
 

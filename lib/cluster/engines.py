@@ -110,7 +110,10 @@ class Local:
 
     def _run(self, call: Call, asks: Asks) -> Result:
         with self._taken(asks) as gpus:
-            return self.work(call, **({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}))
+            more = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
+            if self.slots > 1:  # threads that wait give their core to the units beside them
+                more["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "passive")
+            return self.work(call, **more)
 
     @contextmanager
     def _taken(self, asks: Asks) -> Iterator[list[str]]:
