@@ -17,6 +17,12 @@ from lib.tasks import IGNORE, Task
 COLOURS = np.array([[250, 200, 40], [60, 220, 90], [70, 150, 250], [240, 80, 80], [200, 90, 240], [60, 220, 220]])
 """RGB of the first classes in pictures."""
 
+
+def hex_of(colour: Sequence[int] | np.ndarray) -> str:
+    """Return a colour (3,) of 0..255 as "#rrggbb"."""
+    return "#{:02x}{:02x}{:02x}".format(*colour)
+
+
 MISSED, FALSE_ALARM, OTHER_CLASS = "missed", "false alarm", "other class"
 """Kinds of errors in pictures: truth without an answer, an answer without truth, both of different classes."""
 
@@ -104,9 +110,7 @@ class Answers(Dataset):
             raise ConfigError(f"competition {self.name}: expected answers that give every pixel a class, got one label "
                               "for each image, which no map shows")  # fmt: skip
         names = task.classes[task.kind == "multiclass" :]
-        return {
-            name: "#{:02x}{:02x}{:02x}".format(*COLOURS[number % len(COLOURS)]) for number, name in enumerate(names)
-        }
+        return {name: hex_of(COLOURS[number % len(COLOURS)]) for number, name in enumerate(names)}
 
     def class_raster(self, answer: Answer) -> np.ndarray:
         """Return an answer as numbers of classes, (H, W) uint8, 0 = nothing; ``raster_classes`` says which they are.

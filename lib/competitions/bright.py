@@ -30,6 +30,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from lib.competitions.answers import hex_of
 from lib.competitions.binary_rle import metric as objects
 from lib.competitions.class_maps import ClassMaps
 from lib.competitions.facts import Facts
@@ -193,7 +194,7 @@ class Bright(ClassMaps):
     # ---- rasters and pictures -------------------------------------------------------------------------
     def raster_classes(self) -> dict[str, str]:
         """Return the classes of houses with their colours."""
-        colours = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in COLOURS]
+        colours = [hex_of(colour) for colour in COLOURS]
         return dict(zip(CLASSES[1:], colours[1:], strict=True))
 
     def paint(self, image: np.ndarray, answer: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 
 from lib import metrics as scoring
 from lib.competitions import label_map, tables
+from lib.competitions.answers import hex_of
 from lib.competitions.class_rows import ClassRows
 from lib.competitions.decoding import Setting, gains, morphology
 from lib.competitions.scene import Answer, Finding, Levels, Params, Row, Scene, summarize
@@ -91,9 +92,7 @@ class ClassMaps(ClassRows):
     def legend(self) -> dict[str, str]:
         """Return PASCAL's colours of the classes but the first."""
         colours = palette(len(self.names))
-        return {
-            name: "#{:02x}{:02x}{:02x}".format(*colours[number]) for number, name in enumerate(self.names) if number
-        }
+        return {name: hex_of(colours[number]) for number, name in enumerate(self.names) if number}
 
     # ---- submission -----------------------------------------------------------------------------------
     def rows(self, scene: Scene, answer: Answer) -> list[Row]:

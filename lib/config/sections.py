@@ -348,6 +348,10 @@ class Start(Section):
     """The fold of its network; none: the fold that is trained here. A network that was trained on a validation scene
     of this experiment's fold is refused."""
 
+    def fold_for(self, fold: int) -> int:
+        """Return the fold of the network from which the training of a fold starts."""
+        return fold if self.fold is None else self.fold
+
 
 class Sampling(Section):
     """Which scenes and which places a network sees."""

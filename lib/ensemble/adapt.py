@@ -53,7 +53,7 @@ class Adapted:
         networks' probability, the less of it the more labels there are that are not of it (by Laplace's rule of
         succession, K / (n + K)).
         """
-        own = _normalised(prior)
+        own = normalised(prior)
         if self.model is None:
             return own
         found = np.zeros_like(own)
@@ -143,11 +143,12 @@ def _fitted(way: tuple[str, float | None], features: np.ndarray, prior: np.ndarr
 
 
 def _inputs(kind: str, features: np.ndarray, prior: np.ndarray) -> np.ndarray:
-    words = np.log(_normalised(prior))
+    words = np.log(normalised(prior))
     return words if kind == SCALED else np.concatenate([words, features], axis=1)
 
 
-def _normalised(prior: np.ndarray) -> np.ndarray:
+def normalised(prior: np.ndarray) -> np.ndarray:
+    """Return probabilities (N, K) of at least FLOOR whose rows sum to 1, float64."""
     kept = np.maximum(np.asarray(prior, np.float64), FLOOR)
     return kept / kept.sum(1, keepdims=True)
 

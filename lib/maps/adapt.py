@@ -178,8 +178,7 @@ def adapted(
     seen: Described, names: Sequence[str], labelled: LabelledObjects, count: int
 ) -> tuple[Any, np.ndarray, np.ndarray]:
     """Learn from labelled objects; returns the head, (N, K) probabilities of all, and which to label next."""
-    prior = np.maximum(seen.probs[:, -len(names) :], adapt.FLOOR)
-    prior = prior / prior.sum(1, keepdims=True)
+    prior = adapt.normalised(seen.probs[:, -len(names) :])
     head = adapt.fit(seen.features[labelled.objects], prior[labelled.objects], labelled.classes)
     probs = head.probabilities(seen.features, prior)
     others = np.setdiff1d(np.arange(len(prior)), labelled.objects)

@@ -63,8 +63,8 @@ def start_folder(workdir: Path, model: Model, fold: int) -> Path | None:
     """
     if not isinstance(start := model.train.init_from, Start):
         return None
-    number = fold if start.fold is None else start.fold
-    places = [workdir / start.experiment / stage / start.model / f"fold{number}" for stage, _ in STAGE_OF_TASK.values()]
+    place = f"{start.model}/fold{start.fold_for(fold)}"
+    places = [workdir / start.experiment / stage / place for stage, _ in STAGE_OF_TASK.values()]
     return next((place for place in places if (place / MANIFEST).exists()), places[0])
 
 
@@ -79,8 +79,7 @@ def lessons(config: Experiment) -> list[str]:
         for fold in config.folds_of(model):
             found += [folder.as_posix() for folder in pseudo_folders(Path(), model, fold)]
             if isinstance(start := model.train.init_from, Start):
-                number = fold if start.fold is None else start.fold
-                found += [f"{start.experiment}/*/{start.model}/fold{number}"]
+                found += [f"{start.experiment}/*/{start.model}/fold{start.fold_for(fold)}"]
             if distill is not None:
                 found += [f"{distill.experiment}/04_probs/{model.task}/{name}/fold{fold}/{LOGITS}"
                           for name in distill.models or "*"]  # fmt: skip

@@ -109,7 +109,7 @@ def first_weights(run: Run, start: str | Start, model: Model, fold: int) -> tupl
     folder = start_folder(run.store.root.parent, model, fold)
     assert folder is not None, "a start has a folder"
     manifest.check(folder / checkpoint.WEIGHTS)
-    number = int(folder.name.removeprefix("fold"))
+    number = start.fold_for(fold)
     theirs = read_folds(manifest.check(run.store.root.parent / start.experiment / "01_folds" / "folds.csv"))
     trained = {scene for scene, k in zip(theirs["id"], theirs["fold"], strict=True) if k != number}
     if known := [scene.id for scene in split(run, fold)[1] if scene.id in trained]:

@@ -141,6 +141,8 @@ def _joined(parts: Sequence[Described]) -> Described:
 def judged(held: LeftOut, names: Sequence[str], counts: Sequence[int], seeds: int) -> list[dict[str, Any]]:
     """Return a row for each number of labels and way: scores on the objects that have no label, mean over seeds."""
     rows = []
+    features, prior = held.trained.features, adapt.normalised(held.trained.probs[:, 1:])
+    coarse, even = held.plain.features[:, : held.plain.encoder], np.ones_like(prior)
     for count in counts:
         if count >= len(held):
             say(f"  {held.name}: {count} labels are not tried, it has {len(held)} objects")
@@ -150,12 +152,11 @@ def judged(held: LeftOut, names: Sequence[str], counts: Sequence[int], seeds: in
         for seed in range(seeds):
             labelled = adapt.drawn(held.classes, count, seed)
             others = np.setdiff1d(np.arange(len(held)), labelled)
-            answers = {NONE: _prior(held.trained)[others]}
+            answers = {NONE: prior[others]}
             if count:
-                head = _learnt(held.trained.features, _prior(held.trained), held.classes, labelled, seed)
+                head = _learnt(features, prior, held.classes, labelled, seed)
                 chosen[head.way] += 1
-                answers[ADAPTED] = head.probabilities(held.trained.features[others], _prior(held.trained)[others])
-                coarse, even = held.plain.features[:, : held.plain.encoder], np.ones_like(_prior(held.plain))
+                answers[ADAPTED] = head.probabilities(features[others], prior[others])
                 alone = _learnt(coarse, even, held.classes, labelled, seed)
                 answers[ALONE] = alone.probabilities(coarse[others], even[others])
             for way, probs in answers.items():
@@ -182,12 +183,6 @@ def scores(probs: np.ndarray, classes: np.ndarray, names: Sequence[str]) -> dict
     return {"f1": float(np.nanmean(each)), "accuracy": float((called == classes).mean()),
             "calibration": adapt.calibration_error(probs, classes), "log_loss": float(-np.log(right).mean()),
             **{f"f1 {name}": float(value) for name, value in zip(names, each, strict=True)}}  # fmt: skip
-
-
-def _prior(seen: Described) -> np.ndarray:
-    """Return what a network says of the classes of objects, given that they are objects: (N, K)."""
-    own = np.maximum(seen.probs[:, 1:], adapt.FLOOR)
-    return own / own.sum(1, keepdims=True)
 
 
 def _learnt(features: np.ndarray, prior: np.ndarray, classes: np.ndarray, labelled: np.ndarray,

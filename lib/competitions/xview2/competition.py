@@ -35,7 +35,7 @@ import shapely
 from pydantic import Field
 
 from lib.competitions import tables
-from lib.competitions.answers import FALSE_ALARM, MISSED, OTHER_CLASS
+from lib.competitions.answers import FALSE_ALARM, MISSED, OTHER_CLASS, hex_of
 from lib.competitions.class_rows import ClassRows
 from lib.competitions.facts import Facts
 from lib.competitions.scene import Answer, Axes, Chain, Finding, Levels, Params, Row, Scene
@@ -290,7 +290,7 @@ class XView2(ClassRows):
     def raster_classes(self) -> dict[str, str]:
         """Return the grades, and as the last class a building without a grade, which some steps may leave."""
         names = (*DAMAGE, UNCLASSIFIED)
-        return {name: "#{:02x}{:02x}{:02x}".format(*COLOURS[number % 5]) for number, name in enumerate(names, 1)}
+        return {name: hex_of(COLOURS[number % 5]) for number, name in enumerate(names, 1)}
 
     def class_raster(self, answer: Answer) -> np.ndarray:
         """Return the damage of buildings: (H, W) uint8, 0 where there is none, 1 .. 4 as DAMAGE, 5 without a grade."""
